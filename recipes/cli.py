@@ -1,0 +1,169 @@
+"""The ``vlora`` command. It only parses arguments; every stage is imported when it is asked for.
+
+Exit codes: 0 done, 1 an error of ours (one line on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlora.errors import VloraError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="vlora",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune a distribution instead of a point, merge adapters by what each is sure of, "
+    "and know when the model does not know.\n\n"
+    "A run is described by a YAML file; start from one of `vlora recipes ls`. "
+    "Any key can be changed on the command line: "
+    "`vlora train my.yaml optimizer.name=adamw training.num_train_epochs=1`.",
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="Configurations to start from: list, show, copy.")
+app.add_typer(recipes_app, name="recipes")
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file; see `vlora recipes ls`.", metavar="CONFIG.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to the file, e.g. optimizer.lr=1e-3.", metavar="[KEY=VALUE]..."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Fine-tune an adapter with IVON (or AdamW) and save its posterior beside it.
+
+    Keys: base_model, task, data, peft, optimizer, quantization, dtype, training, output.
+    A killed run goes on from its last checkpoint when the same command is given again.
+    """
+    from vlora.config import load_config
+    from vlora.training.config import TrainConfig
+    from vlora.training.train import run_training
+
+    run_training(load_config(TrainConfig, config, overrides or ()))
+
+
+@app.command()
+def merge(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Merge adapters into one: linear, task_arithmetic, or gradient_matching by what each is sure of.
+
+    Keys: method, base_model, adapters: [{path, weight}], rank: keep | lossless | a number, output.
+    """
+    from vlora.config import load_config
+    from vlora.merge.config import MergeConfig
+    from vlora.merge.run import run_merge
+
+    run_merge(load_config(MergeConfig, config, overrides or ()))
+
+
+@app.command(name="eval")
+def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Score posteriors and adapters on a task: accuracy, calibration, uncertainty, with intervals.
+
+    Keys: model (a folder or a list), base_model, task, data, num_samples, output.
+    Writes records.jsonl, results.json and report.html.
+    """
+    from vlora.config import load_config
+    from vlora.eval.config import EvalConfig
+    from vlora.recipes.evaluate import evaluate as run
+
+    run(load_config(EvalConfig, config, overrides or ()))
+
+
+@app.command()
+def inspect(
+    folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a posterior folder holds: size, settings, spread, health, lineage."""
+    from vlora.recipes.inspect import describe, render
+
+    facts = describe(folder)
+    print(json.dumps(facts, indent=2) if as_json else render(facts))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Seed of the people, the facts and the training.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Run the whole road on the closed world: train two adapters, merge, evaluate, write a report.
+
+    Needs no download and takes a few minutes on two CPU cores.
+    """
+    from vlora.recipes.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the configurations that ship with vlora."""
+    from vlora.recipes.library import list_recipes
+
+    for name, title in list_recipes():
+        print(f"{name:44} {title}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name as `vlora recipes ls` prints it.")]) -> None:
+    """Print a configuration."""
+    from vlora.recipes.library import read_recipe
+
+    print(read_recipe(name), end="")
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="Name as `vlora recipes ls` prints it.")],
+    target: Annotated[Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")] = None,
+) -> None:
+    """Copy a configuration to edit it."""
+    from vlora.recipes.library import copy_recipe
+
+    print(f"wrote {copy_recipe(name, target)}")
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        import vlora
+
+        print(f"vlora {vlora.__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run the command, turn our errors into one line and an exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app(args=arguments, prog_name="vlora")
+    except VloraError as error:
+        _stop(f"error: {' '.join(str(error).split())}", 1, debug)
+    except KeyboardInterrupt:
+        _stop(
+            "interrupted; outputs that existed before are as they were, give the same command to go on",
+            130,
+            debug,
+        )
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _stop(message: str, code: int, debug: bool) -> Any:
+    if debug:
+        raise  # called inside an except block only
+    print(f"vlora: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,47 @@
+"""``vlora inspect``: what a posterior folder holds, for a person or as JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlora.posterior import Posterior
+
+__all__ = ["describe", "render"]
+
+
+def describe(source: str) -> dict[str, Any]:
+    """Facts about a posterior or PEFT adapter, plain data.
+
+    Raises:
+        PosteriorFormatError: The folder cannot be read.
+    """
+    posterior = Posterior.from_pretrained(source)
+    facts = {"folder": source, **posterior.summary()}
+    if posterior.curvature:
+        facts["curvature_modules"] = len({key.rpartition(".")[0] for key in posterior.curvature})
+    if posterior.meta.sources:
+        facts["merged_from"] = posterior.meta.sources
+    if posterior.meta.notes:
+        facts["notes"] = posterior.meta.notes
+    facts["versions"] = posterior.meta.versions
+    return facts
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """The facts as an aligned two-column text."""
+    rows = [
+        (key.replace("_", " "), _words(value)) for key, value in facts.items() if value not in (None, {}, [])
+    ]
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return "  ".join(f"{key} {_words(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return "; ".join(_words(inner) for inner in value)
+    return str(value)

@@ -1,0 +1,148 @@
+"""Writing outputs so that a failed or killed run never damages what was there before.
+
+Everything is written to a temporary sibling, flushed to disk, and moved into place in one rename.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlora.errors import OutputError, OutputExistsError
+
+__all__ = ["atomic_folder", "atomic_write", "check_output_folder"]
+
+
+def check_output_folder(folder: str | os.PathLike, marker: str, *, overwrite: bool = True) -> Path:
+    """Refuse an output folder that holds something this program did not make.
+
+    Args:
+        folder: Where the output is to go; need not exist.
+        marker: File that a former output of the same kind would hold, e.g. ``adapter_config.json``.
+        overwrite: Whether a former output of the same kind may be replaced.
+
+    Raises:
+        OutputExistsError: The folder holds something else, or a former output and ``overwrite`` is false.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        entries = sorted(entry.name for entry in path.iterdir())
+        if not entries:
+            return path
+        if marker not in entries:
+            shown = ", ".join(entries[:3]) + (", …" if len(entries) > 3 else "")
+            raise OutputExistsError(
+                f"output folder {path} holds something else ({shown}) and no {marker}; choose another folder"
+            )
+        if not overwrite:
+            raise OutputExistsError(
+                f"output folder {path} already holds a result; set overwrite=true or move it"
+            )
+    elif path.exists():
+        raise OutputExistsError(f"output {path} is a file where a folder was expected; choose another name")
+    return path
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Fill a temporary folder; on success it takes the place of ``folder``, on failure nothing changes.
+
+    Raises:
+        OutputError: The place cannot be written (permission, space, read-only), with the old content intact.
+    """
+    target = Path(folder)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+        temporary.chmod(0o755)  # mkdtemp makes private folders, outputs are ordinary ones
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            _fsync(path)
+        _move_into_place(temporary, target)
+        _fsync(target.parent)
+    except OSError as error:
+        raise _as_output_error(error, target) from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
+    """Write one file whole or not at all.
+
+    Raises:
+        OutputError: The place cannot be written, with the old file intact.
+    """
+    target = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise _as_output_error(error, target) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _as_output_error(error: OSError, target: Path) -> OSError:
+    if isinstance(error, (OutputError, OutputExistsError)):
+        return error
+    cures = {
+        errno.ENOSPC: "free some space or choose another disk",
+        errno.EACCES: "choose a folder you may write to",
+        errno.EPERM: "choose a folder you may write to",
+        errno.EROFS: "choose a folder you may write to",
+    }
+    cure = cures.get(error.errno or 0, "check the path")
+    return OutputError(f"cannot write {target}: {error.strerror or error}; {cure} (nothing was changed)")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some file systems cannot sync a directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _move_into_place(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    if _exchange(new, target):  # the old content is now under the temporary name and is removed by the caller
+        return
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one system call (Linux ``renameat2``); False where that is not available."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    return renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0

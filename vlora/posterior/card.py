@@ -1,0 +1,24 @@
+"""Model card of a posterior folder."""
+
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader
+
+if TYPE_CHECKING:
+    from vlora.posterior.posterior import Posterior
+
+__all__ = ["render"]
+
+
+def render(posterior: "Posterior") -> str:
+    """README.md of the folder: lineage, settings, health, and how to load it with and without vlora."""
+    environment = Environment(
+        loader=PackageLoader("vlora.posterior", "."), trim_blocks=True, lstrip_blocks=True
+    )
+    summary = posterior.summary()
+    return environment.get_template("card.md.j2").render(
+        summary=summary,
+        meta=posterior.meta,
+        peft=posterior.adapter_config,
+        has_curvature=bool(posterior.curvature),
+    )

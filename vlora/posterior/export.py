@@ -1,0 +1,146 @@
+"""From a trained model and its IVON optimizer to the fields of a posterior.
+
+The adapter files are written by the PEFT model's own ``save_pretrained`` and read back, so that the mean is
+saved exactly as PEFT would save it, whatever the adapter type; h comes from the optimizer's state.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vlora.errors import TrainingError
+from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vlora.posterior.hashing import fingerprint_weights
+from vlora.posterior.health import measure_health
+from vlora.posterior.keys import adapter_tensors
+from vlora.posterior.meta import PosteriorMeta
+
+__all__ = ["collect", "gauge_id"]
+
+
+def collect(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    num_examples: int,
+    adapter_name: str = "default",
+    base_model: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **known: Any,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], PosteriorMeta, dict[str, Any]]:
+    """Mean, h, settings and adapter configuration of a model trained with IVON.
+
+    Args:
+        model: PEFT model; ``module`` and ``_orig_mod`` wrappers are looked through.
+        optimizer: IVON or a wrapper holding it as ``.optimizer``; is switched to hold the mean.
+        num_examples: N, training examples behind the mean loss.
+        adapter_name: Which adapter to save.
+        base_model: ``id``, ``revision``, ``fingerprint``; found from the model when not given.
+        seed: Seed of the numbered draws.
+        **known: Further fields of :class:`PosteriorMeta`, e.g. ``gauge``, ``loss_reduction``.
+
+    Raises:
+        TrainingError: No optimizer step was taken, or the trained values are not finite.
+    """
+    if num_examples < 1:
+        raise ValueError(f"num_examples must be the number of training examples (>= 1), got {num_examples}")
+    model, optimizer = _unwrap(model), _unwrap_optimizer(optimizer)
+    optimizer.eval()
+    mean, adapter_config = _saved_by_peft(model, adapter_name)
+    states = {}
+    for key, tensor in adapter_tensors(model, mean, adapter_name).items():
+        if isinstance(tensor, nn.Parameter) and tensor in optimizer.state:
+            states[key] = optimizer.posterior_state(tensor)
+    if not states:
+        raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
+    hess = {key: state["hess"].detach().float().cpu().clone() for key, state in states.items()}
+    _check_finite(mean, hess)
+    meta = PosteriorMeta(
+        num_examples=num_examples,
+        ess=_shared({key: state["ess"] for key, state in states.items()}),
+        weight_decay=_shared({key: state["weight_decay"] for key, state in states.items()}),
+        base_model=dict(base_model) if base_model else describe_base(model),
+        seed=seed,
+        **{**_run_facts(states, hess), **known},
+    )
+    return mean, hess, meta, adapter_config
+
+
+def gauge_id(model: nn.Module, adapter_name: str = "default") -> str:
+    """Hash of the adapter's ``lora_A`` factors; call before training. Equal ids mean an equal starting point."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(_unwrap(model).named_parameters()):
+        if f"lora_A.{adapter_name}" in name or f"lora_embedding_A.{adapter_name}" in name:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_base(model: nn.Module) -> dict[str, Any]:
+    """Id, revision and weights fingerprint of the frozen model under a PEFT model."""
+    config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", None) or None
+    revision = getattr(config, "_commit_hash", None)
+    return {
+        "id": name,
+        "revision": revision,
+        "fingerprint": fingerprint_weights(name, revision) if name else None,
+    }
+
+
+def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Steps, beta2, h_0 and health when all tensors share them."""
+    first = next(iter(states.values()))
+    facts = {"steps": max(int(state["step"]) for state in states.values())}
+    if len({(state["beta2"], state["hess_init"]) for state in states.values()}) > 1:
+        return facts
+    health = measure_health(hess, steps=facts["steps"], beta2=first["beta2"], hess_init=first["hess_init"])
+    return {**facts, "beta2": first["beta2"], "hess_init": first["hess_init"], "health": health}
+
+
+def _saved_by_peft(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save_pretrained(temporary, selected_adapters=[adapter_name])  # type: ignore[operator]
+        folder = Path(temporary) if adapter_name == "default" else Path(temporary) / adapter_name
+        mean = load_file(folder / ADAPTER_WEIGHTS)
+        return mean, json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+
+
+def _check_finite(mean: Mapping[str, Tensor], hess: Mapping[str, Tensor]) -> None:
+    for name, tensors in (("mean", mean), ("h", hess)):
+        for key, value in tensors.items():
+            if not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"the {name} of {key} holds NaN or infinity: the run diverged; lower the lr"
+                )
+
+
+def _shared(values: Mapping[str, float]) -> float | dict[str, float]:
+    distinct = set(values.values())
+    return distinct.pop() if len(distinct) == 1 else dict(values)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    for attribute in ("module", "_orig_mod"):
+        inner = model.__dict__.get("_modules", {}).get(attribute)
+        if inner is not None:
+            return _unwrap(inner)
+    return model
+
+
+def _unwrap_optimizer(optimizer: Any) -> Any:
+    while "posterior_state" not in dir(optimizer):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None:
+            raise TrainingError(
+                f"expected vlora.IVON or accelerate's wrapper of it, got {type(optimizer).__name__}"
+            )
+        optimizer = inner
+    return optimizer

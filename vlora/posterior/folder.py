@@ -1,0 +1,198 @@
+"""The posterior folder on disk: first of all a valid PEFT adapter, with the posterior beside it.
+
+    adapter_config.json        PEFT's own          posterior.safetensors   h per stochastic tensor, float32
+    adapter_model.safetensors  PEFT's own, mean    posterior.json          settings, lineage, hashes
+    README.md                  model card          curvature.safetensors, calibration.json   optional
+
+Only safetensors and JSON are read. Every load checks keys, shapes, finiteness and hashes.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlora.errors import PosteriorFormatError
+from vlora.files import atomic_folder, check_output_folder
+from vlora.posterior.hashing import tensors_sha256
+from vlora.posterior.meta import PosteriorMeta
+
+if TYPE_CHECKING:
+    from vlora.posterior.posterior import Posterior
+
+__all__ = ["read", "write"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+POSTERIOR_META = "posterior.json"
+POSTERIOR_HESS = "posterior.safetensors"
+CURVATURE = "curvature.safetensors"
+CALIBRATION = "calibration.json"
+
+
+def write(
+    posterior: "Posterior", target: str | os.PathLike, *, overwrite: bool, text_files: Mapping[str, str]
+) -> None:
+    """Write a posterior folder whole or not at all.
+
+    Raises:
+        OutputExistsError: The target holds something that is not an adapter, or ``overwrite`` is false.
+        OutputError: The place cannot be written.
+        PosteriorFormatError: A tensor is not finite, so that the folder could not be read back.
+    """
+    check_output_folder(target, ADAPTER_CONFIG, overwrite=overwrite)
+    meta = replace(
+        posterior.meta,
+        mean_sha256=tensors_sha256(posterior.mean),
+        hess_sha256=tensors_sha256(posterior.hess),
+        versions=_versions(),
+    )
+    _check_tensors(posterior.mean, posterior.hess, meta, "this posterior")
+    with atomic_folder(target) as folder:
+        _write_json(folder / ADAPTER_CONFIG, dict(posterior.adapter_config))
+        _write_tensors(folder / ADAPTER_WEIGHTS, posterior.mean)
+        if posterior.has_hess:
+            _write_tensors(folder / POSTERIOR_HESS, posterior.hess)
+            _write_json(folder / POSTERIOR_META, meta.to_json())
+        if posterior.curvature:
+            _write_tensors(folder / CURVATURE, posterior.curvature)
+        if posterior.calibration:
+            _write_json(folder / CALIBRATION, dict(posterior.calibration))
+        for name, text in text_files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read and check a posterior folder or a plain PEFT adapter.
+
+    Returns:
+        The fields of :class:`vlora.posterior.Posterior`.
+
+    Raises:
+        PosteriorFormatError: What is wrong, where, and the likely cure, in one line.
+    """
+    if not folder.is_dir():
+        raise PosteriorFormatError(
+            f"no folder {folder}; give a posterior or PEFT adapter folder, or a hub id"
+        )
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise PosteriorFormatError(f"{folder} is not an adapter folder: it has no {ADAPTER_CONFIG}")
+    adapter_config = _read_json(folder / ADAPTER_CONFIG)
+    mean = _read_mean(folder)
+    hess, meta = _read_posterior(folder, mean, adapter_config)
+    _check_tensors(mean, hess, meta, str(folder))
+    curvature = _read_tensors(folder / CURVATURE) if (folder / CURVATURE).is_file() else None
+    calibration = _read_json(folder / CALIBRATION) if (folder / CALIBRATION).is_file() else None
+    return {
+        "mean": mean,
+        "hess": hess,
+        "meta": meta,
+        "adapter_config": adapter_config,
+        "curvature": curvature,
+        "calibration": calibration,
+    }
+
+
+def _read_mean(folder: Path) -> dict[str, Tensor]:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise PosteriorFormatError(
+                f"{folder} holds pickled weights (adapter_model.bin), which vlora does not open; "
+                "save the adapter again with safe_serialization=True"
+            )
+        raise PosteriorFormatError(f"{folder} has no {ADAPTER_WEIGHTS}; is the download or copy complete?")
+    return _read_tensors(folder / ADAPTER_WEIGHTS)
+
+
+def _read_posterior(
+    folder: Path, mean: Mapping[str, Tensor], adapter_config: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], PosteriorMeta]:
+    has_meta, has_hess = (folder / POSTERIOR_META).is_file(), (folder / POSTERIOR_HESS).is_file()
+    if not has_meta and not has_hess:
+        base = {
+            "id": adapter_config.get("base_model_name_or_path"),
+            "revision": adapter_config.get("revision"),
+        }
+        return {}, PosteriorMeta(num_examples=0, ess=0.0, base_model=base)
+    if has_meta != has_hess:
+        lost = POSTERIOR_HESS if has_meta else POSTERIOR_META
+        raise PosteriorFormatError(f"{folder} has lost its {lost}; copy the whole folder again")
+    meta = PosteriorMeta.from_json(_read_json(folder / POSTERIOR_META), str(folder / POSTERIOR_META))
+    hess = _read_tensors(folder / POSTERIOR_HESS)
+    if tensors_sha256(mean) != meta.mean_sha256:
+        raise PosteriorFormatError(
+            f"{folder}: {ADAPTER_WEIGHTS} is not the mean this posterior was saved with (hash mismatch); "
+            f"restore it, or delete {POSTERIOR_META} and {POSTERIOR_HESS} to use it as a plain adapter"
+        )
+    if tensors_sha256(hess) != meta.hess_sha256:
+        raise PosteriorFormatError(
+            f"{folder}: {POSTERIOR_HESS} was changed after saving (hash mismatch); copy it again"
+        )
+    return hess, meta
+
+
+def _check_tensors(
+    mean: Mapping[str, Tensor], hess: Mapping[str, Tensor], meta: PosteriorMeta, where: str
+) -> None:
+    for key, value in mean.items():
+        if not torch.isfinite(value).all():
+            raise PosteriorFormatError(f"{where}: the mean of {key} holds NaN or infinity; the run diverged")
+    for key, value in hess.items():
+        if key not in mean:
+            raise PosteriorFormatError(f"{where}: h names {key}, which the adapter does not have")
+        if value.shape != mean[key].shape:
+            raise PosteriorFormatError(
+                f"{where}: h of {key} has shape {tuple(value.shape)}, the mean has {tuple(mean[key].shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise PosteriorFormatError(f"{where}: h of {key} holds NaN or infinity; the run diverged")
+        if value.numel() and not value.min() + meta.of("weight_decay", key) > 0:
+            raise PosteriorFormatError(
+                f"{where}: h + weight_decay of {key} falls to {value.min() + meta.of('weight_decay', key):.3g}; "
+                "a precision must be positive"
+            )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise PosteriorFormatError(
+            f"cannot read {path}: truncated or damaged ({reason}); copy it again"
+        ) from None
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    contiguous = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the Rust writer hides the operating system's error behind its own type
+        raise OSError(f"{error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PosteriorFormatError(f"cannot read {path}: not valid JSON ({error}); copy it again") from None
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "vlora": metadata.version("variational-lora"),
+        "torch": metadata.version("torch"),
+        "peft": metadata.version("peft"),
+    }

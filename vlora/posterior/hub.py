@@ -1,0 +1,54 @@
+"""Posterior folders on the Hugging Face hub."""
+
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora.errors import PosteriorFormatError
+
+if TYPE_CHECKING:
+    from vlora.posterior.posterior import Posterior
+
+__all__ = ["push", "resolve"]
+
+_FILES = ["*.json", "*.safetensors", "README.md"]
+
+
+def resolve(source: str | PathLike, revision: str | None = None) -> Path:
+    """Local folder of a posterior: the folder itself, or the downloaded snapshot of a hub id.
+
+    Raises:
+        PosteriorFormatError: There is neither such a folder nor such a repository.
+    """
+    path = Path(source)
+    if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=_FILES))
+    except Exception as error:  # the hub client raises a dozen kinds: offline, missing, gated, bad id
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PosteriorFormatError(
+            f"no folder {source} here, and the hub has nothing to give for it ({reason}); check the path or id"
+        ) from error
+
+
+def push(
+    posterior: "Posterior",
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    **kwargs: Any,
+) -> str:
+    """Create the repository if needed, upload the whole folder in one commit, return the commit's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        posterior.save_pretrained(Path(temporary) / "adapter")
+        kwargs.setdefault("commit_message", "Upload LoRA posterior")
+        return str(api.upload_folder(repo_id=repo.repo_id, folder_path=Path(temporary) / "adapter", **kwargs))
