@@ -3,17 +3,46 @@
 Exit codes: 0 done, 1 an error of ours (one line on stderr), 2 wrong usage, 130 interrupted.
 """
 
+import functools
 import json
-import os
+import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
 from vlora.errors import VloraError
 
 __all__ = ["app", "main"]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _plain(command: Command) -> Command:
+    """Turn our errors and Ctrl-C into one line and an exit code; ``--debug`` shows the traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)  # to stderr; stdout is for results
+        logging.getLogger("vlora").setLevel(logging.INFO)
+        try:
+            command(*args, debug=debug, **kwargs)
+        except (VloraError, KeyboardInterrupt) as error:
+            if debug:
+                raise
+            interrupted = isinstance(error, KeyboardInterrupt)
+            print(
+                f"vlora: {_INTERRUPTED if interrupted else 'error: ' + ' '.join(str(error).split())}",
+                file=sys.stderr,
+            )
+            raise typer.Exit(130 if interrupted else 1) from None
+
+    return cast(Command, run)
+
+
+_INTERRUPTED = "interrupted; what existed before is as it was, the same command goes on from here"
 
 app = typer.Typer(
     name="vlora",
@@ -39,6 +68,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 @app.command()
+@_plain
 def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune an adapter with IVON (or AdamW) and save its posterior beside it.
 
@@ -49,10 +79,11 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     from vlora.training.config import TrainConfig
     from vlora.training.train import run_training
 
-    run_training(load_config(TrainConfig, config, overrides or ()))
+    print(f"wrote {run_training(load_config(TrainConfig, config, overrides or ()))}")
 
 
 @app.command()
+@_plain
 def merge(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Merge adapters into one: linear, task_arithmetic, or gradient_matching by what each is sure of.
 
@@ -62,10 +93,11 @@ def merge(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     from vlora.merge.config import MergeConfig
     from vlora.merge.run import run_merge
 
-    run_merge(load_config(MergeConfig, config, overrides or ()))
+    print(f"wrote {run_merge(load_config(MergeConfig, config, overrides or ()))}")
 
 
 @app.command(name="eval")
+@_plain
 def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Score posteriors and adapters on a task: accuracy, calibration, uncertainty, with intervals.
 
@@ -74,12 +106,17 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
     """
     from vlora.config import load_config
     from vlora.eval.config import EvalConfig
+    from vlora.eval.results import read_results
     from vlora.recipes.evaluate import evaluate as run
+    from vlora.recipes.tables import results_table
 
-    run(load_config(EvalConfig, config, overrides or ()))
+    output = run(load_config(EvalConfig, config, overrides or ()))
+    print(results_table(read_results(output / "results.json")))
+    print(f"wrote {output / 'report.html'}")
 
 
 @app.command()
+@_plain
 def inspect(
     folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -93,9 +130,11 @@ def inspect(
 
 
 @app.command()
+@_plain
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Seed of the people, the facts and the training.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps per adapter.")] = 240,
     debug: Debug = False,
 ) -> None:
     """Run the whole road on the closed world: train two adapters, merge, evaluate, write a report.
@@ -104,11 +143,12 @@ def demo(
     """
     from vlora.recipes.demo import run_demo
 
-    run_demo(out, seed=seed)
+    run_demo(out, seed=seed, steps=steps)
 
 
 @recipes_app.command("ls")
-def recipes_ls() -> None:
+@_plain
+def recipes_ls(debug: Debug = False) -> None:
     """List the configurations that ship with vlora."""
     from vlora.recipes.library import list_recipes
 
@@ -117,7 +157,11 @@ def recipes_ls() -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="Name as `vlora recipes ls` prints it.")]) -> None:
+@_plain
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="Name as `vlora recipes ls` prints it.")],
+    debug: Debug = False,
+) -> None:
     """Print a configuration."""
     from vlora.recipes.library import read_recipe
 
@@ -125,9 +169,11 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name as `vlora recipe
 
 
 @recipes_app.command("copy")
+@_plain
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="Name as `vlora recipes ls` prints it.")],
     target: Annotated[Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")] = None,
+    debug: Debug = False,
 ) -> None:
     """Copy a configuration to edit it."""
     from vlora.recipes.library import copy_recipe
@@ -145,25 +191,5 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: run the command, turn our errors into one line and an exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
-    try:
-        app(args=arguments, prog_name="vlora")
-    except VloraError as error:
-        _stop(f"error: {' '.join(str(error).split())}", 1, debug)
-    except KeyboardInterrupt:
-        _stop(
-            "interrupted; outputs that existed before are as they were, give the same command to go on",
-            130,
-            debug,
-        )
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _stop(message: str, code: int, debug: bool) -> Any:
-    if debug:
-        raise  # called inside an except block only
-    print(f"vlora: {message}", file=sys.stderr)
-    raise SystemExit(code)
+    """Entry point: run one command and exit with its code."""
+    app(args=sys.argv[1:] if arguments is None else arguments, prog_name="vlora")

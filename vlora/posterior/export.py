@@ -56,7 +56,8 @@ def collect(
     mean, adapter_config = _saved_by_peft(model, adapter_name)
     states = {}
     for key, tensor in adapter_tensors(model, mean, adapter_name).items():
-        if isinstance(tensor, nn.Parameter) and tensor in optimizer.state:
+        # a tensor that never got a gradient has no step and stays deterministic
+        if isinstance(tensor, nn.Parameter) and int(optimizer.state.get(tensor, {}).get("step", 0)) > 0:
             states[key] = optimizer.posterior_state(tensor)
     if not states:
         raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")

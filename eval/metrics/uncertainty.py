@@ -1,0 +1,102 @@
+"""Predictive uncertainty of posterior draws and its split into aleatoric and epistemic parts, in nats.
+
+    H(p_bar)  =  (1/S) sum_s H(p_s)  +  (1/S) sum_s KL(p_s || p_bar),      p_bar = (1/S) sum_s p_s
+    total        expected (aleatoric)   mutual information (epistemic)
+
+Sources: Houlsby et al. 2011, arXiv:1112.5745 (mutual information); Depeweg et al. 2018, arXiv:1710.07283 (the split).
+Notation: ``sample_log_probs`` (S, N, K) is log p_s(k | x), ``mixture`` (N, K) is log p_bar.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from vlora.eval.metrics.arrays import Array, log_prob_array
+
+__all__ = ["entropy", "expected_entropy", "mixture_log_probs", "mutual_information"]
+
+
+def _plogp(log_probs: Array) -> Array:
+    """Elementwise p log p, with the limit 0 at p = 0."""
+    return np.exp(log_probs) * np.where(np.isneginf(log_probs), 0.0, log_probs)
+
+
+def mixture_log_probs(sample_log_probs: Any) -> Array:
+    """Log of the mean probability over draws, log (1/S) sum_s p_s(k), by a shifted log-sum-exp.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+
+    Returns:
+        Log-probabilities of shape ``(N, K)``; exactly those of a draw when all draws agree.
+
+    Raises:
+        DataError: Wrong shape or NaN.
+    """
+    samples = log_prob_array("sample_log_probs", sample_log_probs, 3)
+    top = samples.max(axis=0)
+    shift = np.where(np.isneginf(top), 0.0, top)
+    with np.errstate(divide="ignore"):
+        return shift + np.log(np.exp(samples - shift).mean(axis=0))
+
+
+def entropy(log_probs: Any) -> Array:
+    """Shannon entropy -sum_k p_k log p_k per item.
+
+    Args:
+        log_probs: Log-probabilities of shape ``(N, K)``.
+
+    Returns:
+        Nats in [0, log K], shape ``(N,)``; higher is less certain.
+
+    Raises:
+        DataError: Wrong shape or NaN.
+    """
+    return np.maximum(-_plogp(log_prob_array("log_probs", log_probs, 2)).sum(axis=-1), 0.0)
+
+
+def expected_entropy(sample_log_probs: Any) -> Array:
+    """Mean entropy of the draws, (1/S) sum_s H(p_s): the aleatoric part.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+
+    Returns:
+        Nats, shape ``(N,)``.
+
+    Raises:
+        DataError: Wrong shape or NaN.
+    """
+    samples = log_prob_array("sample_log_probs", sample_log_probs, 3)
+    return np.maximum(-_plogp(samples).sum(axis=-1), 0.0).mean(axis=0)
+
+
+def mutual_information(sample_log_probs: Any, *, antithetic: bool = False, corrected: bool = True) -> Array:
+    """Mutual information of answer and parameters, (1/S) sum_s KL(p_s || p_bar): the epistemic part.
+
+    The divergence form never goes below zero, which the difference of two entropies does. With S independent draws
+    the plug-in value is low by a factor of about (S-1)/S, so it is multiplied by S/(S-1); antithetic pairs cancel that
+    bias themselves and are left alone. The corrected value no longer adds up with ``expected_entropy`` to the total.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+        antithetic: Draws 2j and 2j+1 are mean + e_j and mean - e_j.
+        corrected: Apply S/(S-1) to independent draws; ``False`` gives the plug-in value.
+
+    Returns:
+        Nats >= 0, shape ``(N,)``; NaN for a single independent draw when corrected, which says nothing about it.
+
+    Raises:
+        DataError: Wrong shape or NaN.
+    """
+    samples = log_prob_array("sample_log_probs", sample_log_probs, 3)
+    num_samples = len(samples)
+    mixture = mixture_log_probs(samples)
+    with np.errstate(invalid="ignore"):  # -inf - -inf, masked below
+        log_ratio = np.where(np.isneginf(samples), 0.0, samples - mixture)
+    divergence = np.maximum((np.exp(samples) * log_ratio).sum(axis=-1), 0.0).mean(axis=0)
+    if not corrected or antithetic:
+        return divergence
+    if num_samples == 1:
+        return np.full_like(divergence, np.nan)
+    return divergence * (num_samples / (num_samples - 1))

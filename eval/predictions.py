@@ -1,0 +1,177 @@
+"""Classification and multiple choice: the records of one model as arrays, and the predictors made from them.
+
+Predictors: ``mean`` (the posterior mean), ``samples`` (the mixture of the draws), and both with a temperature fitted
+on the validation rows of the same model. The temperature of ``samples`` acts on the log of the mixture; entropies of
+single draws have no place in it, so the split of the entropy belongs to ``samples`` alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlora.errors import DataError
+from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.intervals import Interval
+from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
+from vlora.eval.metrics.temperature import temper, temperature_interval
+from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.records import Record
+from vlora.eval.summaries import summarise
+from vlora.eval.tables import PREDICTORS, Metrics, ModelTable, Ratio, Resampler
+
+__all__ = ["ChoiceTable", "Predictive"]
+
+CONFIDENT = 0.5
+"""An answer counts as confident above this probability."""
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """One predictor of one model: log-probabilities and what follows from them item by item."""
+
+    log_probs: Array
+    """Shape ``(N, K)``, padded with ``-inf``."""
+    columns: dict[str, Array]
+    """Per-item values by name, each ``(N,)``, NaN where an item has none."""
+    temperature: Interval | None = None
+    """The fitted temperature."""
+
+
+class ChoiceTable(ModelTable):
+    """Records with log-probabilities over K choices."""
+
+    def __init__(self, model: str, records: Sequence[Record], resampler: Resampler) -> None:
+        super().__init__(model, records)
+        self.label: IntArray = np.array([-1 if r.label is None else r.label for r in records], dtype=np.int64)
+        answers = [_choice_log_probs(record) for record in records]
+        width = max(len(answer) for answer in answers)
+        at_mean = np.full((len(records), width), -np.inf)
+        for row, answer in enumerate(answers):
+            at_mean[row, : len(answer)] = answer
+        samples = _stack_samples(model, records, width)
+        self.num_samples = 0 if samples is None else len(samples)
+        self._truth = _truth(records, width)
+        self._predictives = {"mean": self._predictive(at_mean)}
+        if samples is not None:
+            self._predictives["samples"] = self._from_samples(samples, records[0].antithetic)
+        held_out = np.flatnonzero((self.split == "validation") & self.labelled)
+        if len(held_out):
+            for name, predictive in list(self._predictives.items()):
+                self._predictives[f"{name}+temperature"] = self._tempered(predictive, held_out, resampler)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Whether each record has a right answer, shape ``(N,)``."""
+        return self.label >= 0
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """Predictors this model has."""
+        return tuple(name for name in PREDICTORS if name in self._predictives)
+
+    def predictive(self, predictor: str) -> Predictive:
+        """The predictor of that name."""
+        return self._predictives[predictor]
+
+    def summarise(self, predictor: str, rows: IntArray, resampler: Resampler) -> Metrics:
+        """Compute all metrics of ``rows`` with their intervals."""
+        predictive = self._predictives[predictor]
+        columns = {name: column[rows] for name, column in predictive.columns.items()}
+        return summarise(columns, self.labelled[rows], predictive.temperature, resampler)
+
+    def ratios(self, predictor: str) -> dict[str, Ratio]:
+        """Accuracy, NLL and the divergence to a known answer distribution, with every item counting one."""
+        columns = self._predictives[predictor].columns
+        names = {"accuracy": "correct", "nll": "nll", "kl_to_truth": "kl_to_truth"}
+        ones = np.ones(len(self.records))
+        return {name: (columns[column], ones) for name, column in names.items() if column in columns}
+
+    def scores(self, predictor: str) -> dict[str, Array]:
+        """Scores of uncertainty by name; confidence is ranked as -log p so that values near 1 do not tie."""
+        columns = self._predictives[predictor].columns
+        found = {"max_probability": -columns["log_confidence"], "entropy": columns["entropy"]}
+        split = {
+            name: columns[name] for name in ("expected_entropy", "mutual_information") if name in columns
+        }
+        return found | split
+
+    def reliability(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:
+        """Confidence and correctness of ``rows``."""
+        columns = self._predictives[predictor].columns
+        return columns["confidence"][rows], columns["correct"][rows]
+
+    def _predictive(self, log_probs: Array, temperature: Interval | None = None, **more: Array) -> Predictive:
+        """Per-item values of one set of log-probabilities."""
+        log_confidence = np.minimum(log_probs.max(axis=1), 0.0)
+        columns = {
+            "log_confidence": log_confidence,
+            "confidence": np.exp(log_confidence),
+            "confident_share": (log_confidence > np.log(CONFIDENT)).astype(np.float64),
+            "entropy": entropy(log_probs),
+            **more,
+        }
+        for name in ("correct", "nll", "brier"):
+            columns[name] = np.full(len(log_probs), np.nan)
+        rows = np.flatnonzero(self.labelled)
+        if len(rows):
+            answers, label = log_probs[rows], self.label[rows]
+            columns["correct"][rows] = correctness(answers, label)
+            columns["nll"][rows] = negative_log_likelihood(answers, label).per_item
+            columns["brier"][rows] = brier_score(answers, label)
+        known = np.flatnonzero(~np.isnan(self._truth[:, 0]))
+        if len(known):
+            columns["kl_to_truth"] = np.full(len(log_probs), np.nan)
+            columns["kl_to_truth"][known] = kl_to_truth(self._truth[known], log_probs[known])
+        return Predictive(log_probs, columns, temperature)
+
+    def _from_samples(self, samples: Array, antithetic: bool) -> Predictive:
+        """The mixture of the draws with the split of its entropy."""
+        split = {"expected_entropy": expected_entropy(samples)}
+        if len(samples) > 1:
+            split["mutual_information"] = mutual_information(samples, antithetic=antithetic)
+        return self._predictive(mixture_log_probs(samples), None, **split)
+
+    def _tempered(self, predictive: Predictive, held_out: IntArray, resampler: Resampler) -> Predictive:
+        """The same predictor at the temperature that its held-out rows ask for."""
+        counts = resampler.counts(len(held_out))
+        fitted = temperature_interval(predictive.log_probs[held_out], self.label[held_out], counts)
+        return self._predictive(temper(predictive.log_probs, fitted.value), fitted)
+
+
+def _choice_log_probs(record: Record) -> Array:
+    if record.log_probs is None:
+        raise DataError(
+            f"record {record.item!r} of {record.model!r} has no log_probs; are two tasks in one file?"
+        )
+    return record.log_probs
+
+
+def _stack_samples(model: str, records: Sequence[Record], width: int) -> Array | None:
+    """Draws of all records as ``(S, N, K)``, padded with impossible choices, or None where no record has any."""
+    drawn = [record.sample_log_probs for record in records]
+    sizes = {0 if draws is None else len(draws) for draws in drawn}
+    kinds = {record.antithetic for record in records}
+    if len(sizes) > 1 or len(kinds) > 1:
+        raise DataError(
+            f"all records of model {model!r} must have the same draws, got {sorted(sizes)} draws, "
+            f"antithetic {sorted(kinds)}; evaluate it again in one run"
+        )
+    if sizes == {0}:
+        return None
+    samples = np.full((sizes.pop(), len(records), width), -np.inf)
+    for row, draws in enumerate(drawn):
+        if draws is not None:
+            samples[:, row, : draws.shape[1]] = draws
+    return samples
+
+
+def _truth(records: Sequence[Record], width: int) -> Array:
+    """Known answer distributions ``(N, K)``, rows of NaN where there is none, rows summing to exactly one."""
+    truth = np.full((len(records), width), np.nan)
+    for row, record in enumerate(records):
+        if record.label_probs is not None:
+            truth[row] = 0.0
+            truth[row, : len(record.label_probs)] = record.label_probs / record.label_probs.sum()
+    return truth

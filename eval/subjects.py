@@ -1,0 +1,101 @@
+"""The models of an evaluation: the base model alone, plain adapters, posteriors."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlora.errors import ConfigError
+from vlora.eval.config import EvalConfig
+from vlora.eval.progress import content_key
+from vlora.posterior import Posterior
+from vlora.posterior.hashing import tensors_sha256
+
+__all__ = ["Subject", "base_model_of", "load_subjects"]
+
+logger = logging.getLogger(__name__)
+
+BASE = "base"
+"""What to write in place of a path for the base model without an adapter."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to evaluate, read but not yet on its base."""
+
+    name: str
+    path: str
+    posterior: Posterior | None
+    """The adapter; None for the base model."""
+
+    @property
+    def kind(self) -> str:
+        """``base``, ``adapter`` (no variances) or ``posterior``."""
+        if self.posterior is None:
+            return "base"
+        return "posterior" if self.posterior.has_hess else "adapter"
+
+    def describe(self) -> dict[str, Any]:
+        """The model's entry in ``results.json``."""
+        posterior = self.posterior
+        sampled = posterior is not None and posterior.has_hess
+        return {
+            "name": self.name,
+            "path": self.path,
+            "kind": self.kind,
+            "ess": posterior.meta.ess if posterior is not None and sampled else None,
+            "temperature": posterior.temperature if posterior is not None and sampled else None,
+            "sources": posterior.meta.sources if posterior is not None else [],
+            "summary": posterior.summary() if posterior is not None else {},
+        }
+
+    def content(self) -> dict[str, Any]:
+        """Everything about the model that its scores depend on, as JSON-able content."""
+        if self.posterior is None:
+            return {"kind": self.kind}
+        meta = self.posterior.meta
+        return {
+            "mean": tensors_sha256(self.posterior.mean),
+            "hess": tensors_sha256(self.posterior.hess),
+            "adapter_config": content_key(dict(self.posterior.adapter_config)),
+            "meta": [meta.ess, meta.weight_decay, meta.seed],
+        }
+
+
+def load_subjects(config: EvalConfig) -> list[Subject]:
+    """Read every model's folder, at the temperature that the configuration asks for.
+
+    Raises:
+        PosteriorFormatError: A folder is damaged, foreign or newer than this version.
+        ConfigError: A temperature is set but a posterior does not know its number of examples.
+    """
+    subjects = []
+    for entry in config.models:
+        posterior = None if entry.path == BASE else Posterior.from_pretrained(entry.path)
+        if posterior is not None and posterior.has_hess and config.temperature is not None:
+            if posterior.meta.num_examples < 1:
+                raise ConfigError(
+                    f"temperature is set but {entry.path} records no num_examples, so its ess is unknown; "
+                    "leave temperature out to take the posterior as trained"
+                )
+            posterior = posterior.at_temperature(config.temperature)
+        if posterior is not None and not posterior.has_hess:
+            logger.warning("%s has no posterior: it is evaluated at its weights, without draws", entry.path)
+        subjects.append(Subject(str(entry.name), entry.path, posterior))
+    return subjects
+
+
+def base_model_of(subjects: Sequence[Subject], config: EvalConfig) -> str:
+    """Base model to load: as configured, else the one that the first adapter names.
+
+    Raises:
+        ConfigError: Nobody names one.
+    """
+    if config.base_model is not None:
+        return config.base_model
+    for subject in subjects:
+        if subject.posterior is not None:
+            name = subject.posterior.adapter_config.get("base_model_name_or_path")
+            if name or (name := subject.posterior.meta.base_model.get("id")):
+                return str(name)
+    raise ConfigError("base_model is needed: no adapter in this evaluation names its base model")

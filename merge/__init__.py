@@ -1,0 +1,47 @@
+"""Merging LoRA posteriors: pure methods per module, and the programs that apply them to whole adapters.
+
+The names below load on first use, so that the pure methods (floor 0) stay importable with torch alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlora.merge.config import AdapterSource, MergeConfig
+    from vlora.merge.methods import METHODS, Method
+    from vlora.merge.remove import remove_adapter
+    from vlora.merge.run import MergeReport, merge_adapters, run_merge
+
+__all__ = [
+    "METHODS",
+    "AdapterSource",
+    "MergeConfig",
+    "MergeReport",
+    "Method",
+    "merge_adapters",
+    "remove_adapter",
+    "run_merge",
+]
+
+_HOME = {
+    "METHODS": "vlora.merge.methods",
+    "AdapterSource": "vlora.merge.config",
+    "MergeConfig": "vlora.merge.config",
+    "MergeReport": "vlora.merge.run",
+    "Method": "vlora.merge.methods",
+    "merge_adapters": "vlora.merge.run",
+    "remove_adapter": "vlora.merge.remove",
+    "run_merge": "vlora.merge.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it (PEP 562)."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'vlora.merge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted(__all__)

@@ -1,0 +1,145 @@
+"""What can be merged: every adapter, and all of them together, checked before any arithmetic."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.merge.peft_layout import module_rank, split_keys
+from vlora.posterior import Posterior
+
+__all__ = ["check_adapter", "check_together", "check_weights"]
+
+_VARIANTS = {
+    "use_dora": "DoRA rescales the whole weight, so its update is not s B A",
+    "lora_bias": "lora_bias adds a trained bias to B",
+    "use_qalora": "QALoRA pools its inputs",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "kasa_config": "KaSA changes the base weight",
+    "monteclora_config": "MonteCLoRA has further trained tensors",
+    "arrow_config": "Arrow routes between adapters",
+    "alora_invocation_tokens": "aLoRA is active on some tokens only",
+    "target_parameters": "adapted parameters of expert stacks have three-dimensional updates",
+    "layer_replication": "layer replication changes the base model",
+    "trainable_token_indices": "trainable tokens are no LoRA update",
+    "megatron_config": "Megatron layers are sharded",
+}
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+
+
+def check_adapter(posterior: Posterior, name: str) -> None:
+    """Refuse, by name, an adapter whose update is not the plain s B A of two matrices.
+
+    Raises:
+        IncompatibleAdaptersError: Which adapter, what about it, and the cure.
+    """
+    config = posterior.adapter_config
+    if config.get("peft_type") != "LORA":
+        raise IncompatibleAdaptersError(
+            f"{name!r} is a {config.get('peft_type')} adapter; only LORA adapters can be merged"
+        )
+    for option, reason in _VARIANTS.items():
+        if config.get(option):
+            raise IncompatibleAdaptersError(
+                f"{name!r} was trained with {option}: {reason}; leave it out, or merge it into the base model"
+            )
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(_BASE_CHANGING):
+        raise IncompatibleAdaptersError(
+            f"{name!r} was initialised with {start}, which also changes the base weights; convert it first with "
+            "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
+    _check_tensors(posterior, name)
+
+
+def check_together(
+    posteriors: Sequence[Posterior], names: Sequence[str], base_model: str | None = None
+) -> None:
+    """Refuse adapters that were not trained on one base model for one kind of task.
+
+    Args:
+        posteriors: The adapters.
+        names: Their names, for messages.
+        base_model: Id or folder that the user expects as the base of all of them.
+
+    Raises:
+        IncompatibleAdaptersError: Which two disagree, and in what.
+    """
+    for (first, first_name), (other, name) in combinations(zip(posteriors, names, strict=True), 2):
+        _same_base(_base(first), first_name, _base(other), name)
+        mine, theirs = (p.adapter_config.get("task_type") for p in (first, other))
+        if mine != theirs:
+            raise IncompatibleAdaptersError(
+                f"{first_name!r} was trained for task_type {mine} and {name!r} for {theirs}; "
+                "merge adapters of one task type"
+            )
+    expected = (base_model or "").rstrip("/")
+    known = [str(_base(posterior)["id"] or "").rstrip("/") for posterior in posteriors]
+    if expected and any(known) and expected not in known:
+        raise IncompatibleAdaptersError(
+            f"base_model is {base_model!r}, but {names[0]!r} was trained on {known[0]!r}; "
+            "correct base_model or leave it out"
+        )
+
+
+def check_weights(weights: Sequence[float], count: int) -> list[float]:
+    """One finite weight per adapter, none of them 0.
+
+    Raises:
+        ConfigError: What is wrong with which weight.
+    """
+    if count == 0:
+        raise ConfigError("nothing to merge: give at least one adapter")
+    if len(weights) != count:
+        raise ConfigError(f"expected one weight per adapter, got {len(weights)} weights for {count} adapters")
+    for number, weight in enumerate(weights):
+        if not math.isfinite(weight):
+            raise ConfigError(f"weight {number} is {weight}; give a finite number")
+        if weight == 0:
+            raise ConfigError(f"weight {number} is 0; leave that adapter out instead")
+    return [float(w) for w in weights]
+
+
+def _check_tensors(posterior: Posterior, name: str) -> None:
+    modules, rest = split_keys(posterior.mean)
+    for key in rest:
+        if ".lora_" in key:
+            raise IncompatibleAdaptersError(
+                f"{name!r} holds {key}, which is not part of a plain pair of LoRA factors; it cannot be merged"
+            )
+    for keys in modules.values():
+        a, b = posterior.mean[keys.a], posterior.mean[keys.b]
+        if a.ndim != 2 or b.ndim != 2:
+            raise IncompatibleAdaptersError(
+                f"{name!r} adapts {keys.module} with {a.ndim}-dimensional factors (a convolution); "
+                "only linear layers and embeddings can be merged"
+            )
+        rank = module_rank(posterior.adapter_config, keys.module)
+        if a.shape[0] != b.shape[1] or a.shape[0] != rank:
+            raise IncompatibleAdaptersError(
+                f"{name!r}: {keys.module} has factors {tuple(b.shape)} and {tuple(a.shape)}, but its configuration "
+                f"says r={rank}; restore the adapter_config.json that belongs to the weights"
+            )
+    for key, value in posterior.mean.items():
+        if not torch.isfinite(value).all():
+            raise IncompatibleAdaptersError(f"{name!r}: {key} holds NaN or infinity; leave this adapter out")
+
+
+def _base(posterior: Posterior) -> dict[str, Any]:
+    meta: Mapping[str, Any] = posterior.meta.base_model
+    name = meta.get("id") or posterior.adapter_config.get("base_model_name_or_path") or None
+    return {"id": name, "revision": meta.get("revision"), "fingerprint": meta.get("fingerprint")}
+
+
+def _same_base(first: Mapping[str, Any], first_name: str, second: Mapping[str, Any], name: str) -> None:
+    """Fingerprints of the weights decide where both are known, else ids."""
+    by = "fingerprint" if first["fingerprint"] and second["fingerprint"] else "id"
+    if first[by] and second[by] and first[by] != second[by]:
+        what = "weights" if by == "fingerprint" else "model"
+        raise IncompatibleAdaptersError(
+            f"{first_name!r} was trained on {first['id']!r} and {name!r} on {second['id']!r}, which is not the same "
+            f"{what}; an update of one model means nothing in another"
+        )

@@ -1,0 +1,52 @@
+"""Differences of precisions that must stay positive (negative merge weights, removal)."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["PRECISION_FLOOR", "add_clamped", "subtract_clamped"]
+
+PRECISION_FLOOR = 0.05
+"""Smallest share of the positive part that a difference of precisions may fall to."""
+
+
+def add_clamped(positive: Tensor, change: Tensor, floor: float = PRECISION_FLOOR) -> tuple[Tensor, float]:
+    """Add a signed change to a diagonal precision, never below ``floor`` times the positive part.
+
+    Args:
+        positive: Precision from the prior and all positive weights, any shape.
+        change: What negative weights add (entries <= 0), same shape.
+        floor: Share of ``positive`` that is kept at least.
+
+    Returns:
+        The precision, and the share of entries that had to be clamped (0 is best).
+    """
+    total = positive + change
+    low = floor * positive
+    clamped = (total < low) & (change < 0)
+    return torch.where(clamped, low, total), clamped.double().mean().item()
+
+
+def subtract_clamped(
+    positive: Tensor, negative: Tensor, floor: float = PRECISION_FLOOR
+) -> tuple[Tensor, float]:
+    """P - Q for precision matrices, kept at least ``floor`` P in the order of positive matrices.
+
+        P = L L^T,  K = I - L^-1 Q L^-T = U diag(k) U^T,  result = L U diag(max(k, floor)) U^T L^T
+
+    Args:
+        positive: P, positive definite. Shape ``(..., n, n)``.
+        negative: Q, positive semi-definite, same shape.
+        floor: Smallest relative eigenvalue.
+
+    Returns:
+        The difference, and the share of clamped directions (0 is best).
+    """
+    if not negative.any():
+        return positive, 0.0
+    root = torch.linalg.cholesky(positive)
+    half = torch.linalg.solve_triangular(root, negative, upper=False)
+    whitened = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    identity = torch.eye(positive.shape[-1], dtype=positive.dtype, device=positive.device)
+    values, vectors = torch.linalg.eigh(identity - 0.5 * (whitened + whitened.mT))
+    factor = root @ (vectors * values.clamp_min(floor).sqrt().unsqueeze(-2))
+    return factor @ factor.mT, (values < floor).double().mean().item()

@@ -1,0 +1,65 @@
+"""From a lossless merge to the wanted rank, with the posterior that belongs to the new factors."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from vlora.merge.lift import lift_update, pull_back
+from vlora.merge.low_rank import truncate
+from vlora.merge.update import LoraUpdate, MergedModule
+
+__all__ = ["pooled_precision", "recompress"]
+
+
+def recompress(
+    full: LoraUpdate,
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    rank: int | None,
+    *,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+) -> MergedModule:
+    """Truncate a lossless merge to a rank; at or below that rank it is returned as it is.
+
+    Args:
+        full: The merge, exact, of rank sum r_t.
+        updates: The inputs; their h gives the posterior of the new factors.
+        weights: w_t per input, with which its evidence is counted.
+        rank: Wanted rank; None keeps everything.
+        left: Cholesky factor of the output metric, see :func:`vlora.merge.low_rank.truncate`.
+        right: Cholesky factor of the input metric.
+
+    Returns:
+        The update and ``exact``, ``retained_energy`` in its report.
+    """
+    if rank is None or full.rank <= rank:
+        return MergedModule(full, {"exact": True, "retained_energy": 1.0})
+    b, a, retained = truncate(full.b, full.a, rank, left, right)
+    update = pooled_precision(
+        replace(full, b=b * full.scale, a=a, scale=1.0, precision_b=None, precision_a=None), updates, weights
+    )
+    return MergedModule(update, {"exact": retained > 1 - 1e-12, "retained_energy": retained})
+
+
+def pooled_precision(
+    merged: LoraUpdate, updates: Sequence[LoraUpdate], weights: Sequence[float]
+) -> LoraUpdate:
+    """Posterior of new factors: the inputs' curvatures, lifted to W, added, and pulled back.
+
+    This is the diagonal Laplace posterior of the pooled data at the merged mean, with the separable curvature
+    of each input. Adapters without h make the result deterministic; negative weights add no certainty.
+    """
+    curvatures = [lift_update(u) for u in updates]
+    known = [c for c in curvatures if c is not None]
+    if len(known) < len(curvatures):
+        return merged
+    counted = [max(0.0, w) for w in weights]
+    total = sum(abs(w) for w in weights)
+    priors = [max(u.prior_b, u.prior_a) for u in updates]
+    prior = sum(abs(w) / total * p for w, p in zip(weights, priors, strict=True))
+    curvature_b, curvature_a = pull_back(merged.b, merged.a, merged.scale, known, counted)
+    return replace(
+        merged, precision_b=curvature_b + prior, precision_a=curvature_a + prior, prior_b=prior, prior_a=prior
+    )

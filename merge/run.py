@@ -1,0 +1,205 @@
+"""Merge whole adapters: posteriors in, a posterior out; and the program behind ``vlora merge``."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from vlora.config import config_sha256, to_plain
+from vlora.errors import ConfigError
+from vlora.files import check_output_folder
+from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
+from vlora.merge.compatibility import check_adapter, check_together, check_weights
+from vlora.merge.config import AdapterSource, MergeConfig
+from vlora.merge.full_tensors import merge_full
+from vlora.merge.methods import Method, get_method
+from vlora.merge.reading import Inputs, read_inputs
+from vlora.merge.report import MergeReport, describe_module, merge_notes
+from vlora.merge.update import present
+from vlora.posterior import Posterior
+from vlora.posterior.hashing import tensors_sha256
+
+__all__ = ["MergeReport", "merge_adapters", "merge_with_report", "run_merge"]
+
+
+def merge_adapters(posteriors: Sequence[Posterior], **settings: Any) -> Posterior:
+    """Merge adapters into one; see :func:`merge_with_report` for the settings.
+
+    Returns:
+        A posterior that can be sampled, evaluated and merged again; a plain adapter if an input is one.
+    """
+    return merge_with_report(posteriors, **settings)[0]
+
+
+def merge_with_report(
+    posteriors: Sequence[Posterior],
+    *,
+    method: str = "gradient_matching",
+    weights: Sequence[float] | None = None,
+    rank: str | int = "keep",
+    names: Sequence[str] | None = None,
+    paths: Sequence[str] | None = None,
+    base_model: str | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> tuple[Posterior, MergeReport]:
+    """Merge adapters and say what happened to every module.
+
+    Args:
+        posteriors: Posteriors or plain PEFT LoRA adapters of one base model.
+        method: A name of :data:`vlora.merge.METHODS`.
+        weights: One per adapter, 1 if not given.
+        rank: ``keep``, ``lossless`` or a number.
+        names: Short names for messages.
+        paths: Where the adapters came from, for the lineage.
+        base_model: Base model they are expected to belong to.
+        progress: Show a progress bar on stderr.
+        **options: Options of the method, such as ``tau``, ``scale`` and ``curvature``.
+
+    Returns:
+        The merged posterior and the report.
+
+    Raises:
+        ConfigError: A weight, method or option is not usable.
+        IncompatibleAdaptersError: The adapters do not fit together; which, where, and the cure.
+    """
+    weights = check_weights([1.0] * len(posteriors) if weights is None else weights, len(posteriors))
+    names = _distinct(names or [f"adapter {number}" for number in range(len(posteriors))])
+    chosen = _checked_method(method, options)
+    for posterior, name in zip(posteriors, names, strict=True):
+        check_adapter(posterior, name)
+    check_together(posteriors, names, base_model)
+    sources = [_source(*row) for row in zip(posteriors, names, weights, paths or names, strict=True)]
+    report = MergeReport(method, rank, sources)
+    inputs = read_inputs(posteriors, names)
+    if _is_identity(chosen, weights, rank, options):
+        return _unchanged(posteriors[0], sources), report
+    return _merge(inputs, weights, chosen, report, progress, options), report
+
+
+def run_merge(config: MergeConfig) -> Path:
+    """Merge adapter folders into a new posterior folder.
+
+    Beside the posterior it holds ``merge.yaml`` (the resolved configuration) and ``merge_report.json``.
+
+    Args:
+        config: What to merge, how, and where to.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        VloraError: Anything that does not fit, in one line; nothing is written then.
+    """
+    start = time.perf_counter()
+    output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
+    sources = config.adapters
+    loaded = tqdm(sources, desc="read adapters", file=sys.stderr, disable=None)
+    posteriors = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
+    merged, report = merge_with_report(
+        posteriors,
+        method=config.method,
+        weights=[source.weight for source in sources],
+        rank=config.rank,
+        names=[_name(source) for source in sources],
+        paths=[source.path for source in sources],
+        base_model=config.base_model,
+        progress=True,
+        **config.options(),
+    )
+    merged = replace(merged, meta=replace(merged.meta, config_sha256=config_sha256(config)))
+    texts = {
+        "merge.yaml": yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True),
+        "merge_report.json": json.dumps(report.to_json(), indent=2) + "\n",
+    }
+    merged.save_pretrained(output, overwrite=config.overwrite, extra_files=texts)
+    _tell(report, output, time.perf_counter() - start)
+    return output
+
+
+def _merge(
+    inputs: Inputs,
+    weights: Sequence[float],
+    method: Method,
+    report: MergeReport,
+    progress: bool,
+    options: Mapping[str, Any],
+) -> Posterior:
+    merged = MergedTensors(sum(p.meta.num_examples for p in inputs.posteriors))
+    curvature = {}
+    bar = tqdm(inputs.modules, desc="merge modules", file=sys.stderr, disable=None if progress else True)
+    for module in bar:
+        updates = inputs.updates(module)
+        done = method.function(updates, weights, rank=report.rank, **options)
+        merged.add_module(inputs, module, done.update)
+        report.modules[module] = describe_module(updates, done)
+        curvature |= merged_curvature(*present(updates, weights), inputs.keys_of(module).stem)
+    for key in inputs.full_keys:
+        found = inputs.full_tensors(key)
+        value = merge_full([t for _, t in found], [weights[i] for i, _ in found], method.full_tensors)
+        merged.add_full(inputs, key, value)
+        report.full_tensors.append(key)
+    if not all(p.has_hess for p in inputs.posteriors):
+        merged.hess.clear()
+        merged.weight_decay.clear()
+    report.notes.extend(merge_notes(inputs, report, bool(merged.hess)))
+    return replace(assemble(inputs, merged, report.adapters, report.notes), curvature=curvature or None)
+
+
+def _checked_method(name: str, options: Mapping[str, Any]) -> Method:
+    method = get_method(name)
+    for option in options:
+        if option not in method.options:
+            known = ", ".join(method.options) or "none"
+            raise ConfigError(f"method {name} has no option {option!r}; its options: {known}")
+    return method
+
+
+def _is_identity(
+    method: Method, weights: Sequence[float], rank: str | int, options: Mapping[str, Any]
+) -> bool:
+    """Whether the merge is of one adapter and must give it back, bit for bit."""
+    if len(weights) != 1 or isinstance(rank, int):
+        return False
+    return weights[0] * options.get("scale", 1.0) == 1 if method.identity_scale else weights[0] > 0
+
+
+def _unchanged(posterior: Posterior, sources: Sequence[Mapping[str, Any]]) -> Posterior:
+    return replace(
+        posterior, meta=replace(posterior.meta, sources=[dict(s) for s in sources]), calibration=None
+    )
+
+
+def _source(posterior: Posterior, name: str, weight: float, path: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": str(path),
+        "weight": weight,
+        "mean_sha256": posterior.meta.mean_sha256 or tensors_sha256(posterior.mean),
+        "num_examples": posterior.meta.num_examples,
+        "sources": posterior.meta.sources,
+    }
+
+
+def _name(source: AdapterSource) -> str:
+    return source.name or Path(source.path).name or source.path
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number appended where two are the same."""
+    return [f"{name} #{i + 1}" if list(names).count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _tell(report: MergeReport, output: Path, seconds: float) -> None:
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(
+        f"merged {len(report.adapters)} adapters by {report.method} into {output} ({seconds:.1f} s)",
+        file=sys.stderr,
+    )

@@ -1,0 +1,93 @@
+"""The demo as configurations: exactly what ``vlora train``, ``merge`` and ``eval`` are given, nothing more."""
+
+from pathlib import Path
+from typing import Any
+
+from vlora.recipes.closed_world import model_folder
+
+__all__ = ["DETECT", "MERGES", "eval_config", "merge_config", "train_config"]
+
+MERGES = {
+    "merged_linear": ("linear", "ivon"),
+    "merged_sum": ("task_arithmetic", "ivon"),
+    "merged_matched": ("gradient_matching", "ivon"),
+    "adamw_merged_sum": ("task_arithmetic", "adamw"),
+    "adamw_merged_matched": ("gradient_matching", "adamw"),
+}
+"""Name of a merged adapter -> method and optimizer of the adapters that go in."""
+
+_SEEN = ["a_clean", "a_ambiguous", "b_clean", "b_ambiguous", "base"]
+DETECT = {
+    "unknown people vs taught facts": {"positive": ["unknown"], "negative": _SEEN},
+    "unknown people vs ambiguous facts": {
+        "positive": ["unknown"],
+        "negative": ["a_ambiguous", "b_ambiguous"],
+    },
+    "near-miss names vs taught facts": {"positive": ["near_miss"], "negative": _SEEN},
+}
+"""What uncertainty is asked to tell apart, for every model alike."""
+
+_PEFT = {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+
+
+def train_config(
+    out: Path, data: dict[str, Path], adapter: str, optimizer: str, *, seed: int, steps: int
+) -> dict[str, Any]:
+    """Settings that teach one adapter the facts of ``a`` or ``b``, alike for both optimizers but the optimizer."""
+    return {
+        "base_model": str(model_folder()),
+        "task": "causal_lm",
+        "data": {
+            "train": str(data[f"train_{adapter}"]),
+            "prompt": "prompt",
+            "response": "response",
+            "append_eos": False,
+            "max_length": 32,
+        },
+        "peft": _PEFT,
+        "optimizer": {"name": "ivon"} if optimizer == "ivon" else {"name": "adamw", "lr": 3e-3},
+        "training": {"per_device_train_batch_size": 64, "max_steps": steps, "use_cpu": True},
+        "curvature": True,
+        "seed": seed + (0 if adapter == "a" else 1),  # different starts: see docs/gotchas.md on a shared A
+        "output": str(out / f"{adapter}_{optimizer}"),
+    }
+
+
+def merge_config(out: Path, name: str) -> dict[str, Any]:
+    """Settings that merge the two adapters of one optimizer."""
+    method, optimizer = MERGES[name]
+    return {
+        "method": method,
+        "base_model": str(model_folder()),
+        "adapters": [
+            {"path": str(out / f"{adapter}_{optimizer}"), "name": adapter} for adapter in ("a", "b")
+        ],
+        "rank": "lossless",
+        "output": str(out / name),
+    }
+
+
+def eval_config(out: Path, data: dict[str, Path], *, num_samples: int) -> dict[str, Any]:
+    """Settings that ask every model about every group of people."""
+    adapters = ["a_ivon", "b_ivon", *MERGES, "a_adamw", "b_adamw"]
+    return {
+        "model": [
+            {"path": "base", "name": "base"},
+            *({"path": str(out / name), "name": name} for name in adapters),
+        ],
+        "base_model": str(model_folder()),
+        "task": "multiple_choice",
+        "data": {
+            "test": str(data["test"]),
+            "validation": str(data["val"]),
+            "prompt": "prompt",
+            "choices": "choices",
+            "answer": "answer",
+            "group": "group",
+            "label_probs": "answer_probs",
+            "max_length": 32,
+        },
+        "num_samples": num_samples,
+        "detect": DETECT,
+        "output": str(out / "report"),
+    }

@@ -1,0 +1,90 @@
+"""The split of predictive entropy: identities, signs, and the correction for few draws."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlora.errors import DataError
+from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+
+
+def log_softmax(z):
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def test_entropy_by_hand_and_with_impossible_choices():
+    with np.errstate(divide="ignore"):
+        rows = np.log([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0], [1, 0, 0, 0]])
+    assert entropy(rows) == pytest.approx([np.log(4), np.log(2), 0])
+
+
+def test_disagreeing_certain_draws_are_all_epistemic():
+    with np.errstate(divide="ignore"):
+        draws = np.log([[[1.0, 0.0]], [[0.0, 1.0]]])
+    assert expected_entropy(draws) == pytest.approx([0.0])
+    assert mutual_information(draws, corrected=False) == pytest.approx([np.log(2)])
+    assert mixture_log_probs(draws) == pytest.approx(np.log([[0.5, 0.5]]))
+
+
+def test_correction_only_for_independent_draws():
+    draws = log_softmax(np.random.default_rng(0).normal(size=(4, 10, 3)))
+    plain = mutual_information(draws, corrected=False)
+    assert mutual_information(draws) == pytest.approx(plain * 4 / 3)
+    assert mutual_information(draws, antithetic=True) == pytest.approx(plain)
+    assert np.isnan(mutual_information(draws[:1])).all()
+    assert (mutual_information(draws[:1], corrected=False) == 0).all()
+
+
+def test_correction_removes_the_bias_of_few_draws():
+    rng = np.random.default_rng(1)
+    base = rng.normal(size=(3000, 4))
+    reference = mutual_information(log_softmax(base + 0.5 * rng.normal(size=(256, 3000, 4)))).mean()
+    few = log_softmax(base + 0.5 * rng.normal(size=(4, 3000, 4)))
+    assert mutual_information(few).mean() == pytest.approx(reference, rel=0.05)
+    assert mutual_information(few, corrected=False).mean() < 0.8 * reference
+
+
+def test_mixture_is_exact_for_equal_draws_and_safe_when_tiny():
+    draws = np.tile(log_softmax(np.random.default_rng(2).normal(size=(1, 5, 3)) * 300), (7, 1, 1))
+    assert (mixture_log_probs(draws) == draws[0]).all()
+    assert mixture_log_probs([[[-2000.0, 0.0]], [[-2000.0, 0.0]]]) == pytest.approx(
+        np.array([[-2000.0, 0.0]])
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 1.0, 40.0]),
+)
+def test_properties(draws, items, choices, seed, spread):
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(1, items, choices))
+    log_probs = log_softmax(shared + spread * rng.normal(size=(draws, items, choices)))
+    total, aleatoric = entropy(mixture_log_probs(log_probs)), expected_entropy(log_probs)
+    epistemic = mutual_information(log_probs, corrected=False)
+    assert (epistemic >= 0).all()
+    assert total == pytest.approx(aleatoric + epistemic, abs=1e-12)
+    if spread == 0 or draws == 1:
+        assert (epistemic == 0).all()
+    for axis in (0, 2):
+        shuffled = np.take(log_probs, rng.permutation(log_probs.shape[axis]), axis)
+        assert mutual_information(shuffled, corrected=False) == pytest.approx(epistemic, abs=1e-12)
+    order = rng.permutation(items)
+    assert mutual_information(log_probs[:, order], corrected=False) == pytest.approx(
+        epistemic[order], abs=1e-12
+    )
+
+
+def test_bad_input_is_named():
+    with pytest.raises(DataError, match="must be a non-empty 3-D array"):
+        mutual_information([[0.0]])
+    with pytest.raises(DataError, match="were logits passed"):
+        entropy([[2.0, 1.0]])
+    with pytest.raises(DataError, match="holds NaN"):
+        entropy([[float("nan"), 0.0]])

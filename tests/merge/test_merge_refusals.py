@@ -1,0 +1,144 @@
+"""Bad input: one clear line that names the adapter, the thing, and the cure."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from merge_cases import add_posterior, make_adapter, tiny_bert
+
+from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.merge import merge_adapters, remove_adapter
+from vlora.posterior import Posterior
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pair")
+    return [Posterior.from_pretrained(make_adapter(root / name, seed)) for seed, name in enumerate("ab", 1)]
+
+
+def reconfigured(posterior, **changes):
+    return replace(posterior, adapter_config={**posterior.adapter_config, **changes})
+
+
+def retold(posterior, **base):
+    return replace(posterior, meta=replace(posterior.meta, base_model={"id": "tiny/base", **base}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_dora": True}, "'adapter 1' was trained with use_dora: DoRA rescales"),
+        ({"lora_bias": True}, "'adapter 1' was trained with lora_bias"),
+        ({"peft_type": "IA3"}, "'adapter 1' is a IA3 adapter; only LORA"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "initialised with pissa_niter_4, which also changes the base",
+        ),
+        (
+            {"task_type": "SEQ_CLS"},
+            "'adapter 0' was trained for task_type CAUSAL_LM and 'adapter 1' for SEQ_CLS",
+        ),
+        ({"r": 4}, r"layers.0.mlp.down_proj has factors .* says r=4; restore the adapter_config.json"),
+        ({"trainable_token_indices": [1]}, "trainable tokens are no LoRA update"),
+    ],
+)
+def test_adapters_that_are_not_plain_lora_are_refused_by_name(pair, changes, message):
+    with pytest.raises(IncompatibleAdaptersError, match=message):
+        merge_adapters([pair[0], reconfigured(pair[1], **changes)], method="linear")
+
+
+def test_another_base_model_is_refused(pair):
+    with pytest.raises(IncompatibleAdaptersError, match="on 'tiny/base' and 'adapter 1' on 'tiny/other'"):
+        merge_adapters([pair[0], retold(pair[1], id="tiny/other")])
+    with pytest.raises(IncompatibleAdaptersError, match="not the same weights"):
+        merge_adapters([retold(pair[0], fingerprint="1" * 64), retold(pair[1], fingerprint="2" * 64)])
+    with pytest.raises(
+        IncompatibleAdaptersError, match="'adapter 1' was trained on 'tiny/base' and 'adapter 2'"
+    ):
+        marked = [retold(pair[1], fingerprint="1" * 64), retold(pair[1], fingerprint="2" * 64)]
+        merge_adapters([pair[0], *marked])
+    with pytest.raises(IncompatibleAdaptersError, match="base_model is 'tiny/else', but 'adapter 0'"):
+        merge_adapters(pair, base_model="tiny/else")
+
+
+def test_equal_weights_under_two_paths_are_one_base_model(pair):
+    same = [retold(pair[0], fingerprint="1" * 64), retold(pair[1], id="copy/of/it", fingerprint="1" * 64)]
+    assert merge_adapters(same, method="linear").mean
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], "got 1 weights for 2 adapters"),
+        ([1.0, float("nan")], "weight 1 is nan; give a finite number"),
+        ([0.0, 1.0], "weight 0 is 0; leave that adapter out"),
+    ],
+)
+def test_bad_weights(pair, weights, message):
+    with pytest.raises(ConfigError, match=message):
+        merge_adapters(pair, weights=weights)
+
+
+def test_nothing_to_merge():
+    with pytest.raises(ConfigError, match="nothing to merge"):
+        merge_adapters([])
+
+
+def test_an_option_of_another_method_is_refused(pair):
+    with pytest.raises(ConfigError, match="linear has no option 'tau'; its options: none"):
+        merge_adapters(pair, method="linear", tau=0.3)
+
+
+def test_nan_is_named(pair):
+    mean = {k: v.clone() for k, v in pair[1].mean.items()}
+    key = next(iter(mean))
+    mean[key][0, 0] = float("nan")
+    with pytest.raises(IncompatibleAdaptersError, match=f"'adapter 1': {re.escape(key)} holds NaN"):
+        merge_adapters([pair[0], replace(pair[1], mean=mean)])
+
+
+def test_missing_curvature_is_named_when_asked_for(pair):
+    with pytest.raises(IncompatibleAdaptersError, match="'left' has none for model.layers.0.mlp.down_proj"):
+        merge_adapters(pair, curvature="kronecker", names=["left", "right"])
+
+
+def test_ranks_that_differ_need_a_decision(tmp_path, pair):
+    other = Posterior.from_pretrained(make_adapter(tmp_path / "c", 3, r=4))
+    with pytest.raises(
+        IncompatibleAdaptersError, match="'adapter 0' has r=2 and 'adapter 1' has r=4 on model.layers"
+    ):
+        merge_adapters([pair[0], other], method="linear")
+    assert merge_adapters([pair[0], other], method="linear", rank=3).adapter_config["r"] == 3
+
+
+def test_heads_of_different_shape_and_negative_weights_on_heads(tmp_path):
+    lora = {"target_modules": ["query"], "task_type": "SEQ_CLS"}
+    one, two = (
+        Posterior.from_pretrained(make_adapter(tmp_path / str(s), s, base=tiny_bert, **lora)) for s in (1, 2)
+    )
+    with pytest.raises(IncompatibleAdaptersError, match="was trained whole and .* negative weight"):
+        merge_adapters([one, two], method="task_arithmetic", weights=[1.0, -0.5])
+    key = "base_model.model.classifier.weight"
+    wider = replace(two, mean={**two.mean, key: torch.zeros(5, 12)})
+    with pytest.raises(
+        IncompatibleAdaptersError, match=r"shape \(3, 12\) in 'adapter 0' and \(5, 12\).*same labels"
+    ):
+        merge_adapters([one, wider], method="linear")
+
+
+def test_convolutions_are_refused(pair):
+    key = next(k for k in pair[1].mean if "lora_A" in k)
+    mean = {**pair[1].mean, key: pair[1].mean[key][..., None, None]}
+    with pytest.raises(IncompatibleAdaptersError, match="with 4-dimensional factors"):
+        merge_adapters([pair[0], replace(pair[1], mean=mean)])
+
+
+def test_removal_is_refused_where_it_is_not_exact(pair):
+    first, second = (add_posterior(p, s) for s, p in enumerate(pair, 1))
+    merged = merge_adapters([first, second], rank=2)
+    with pytest.raises(IncompatibleAdaptersError, match="only for adapters with one frozen A"):
+        remove_adapter(merged, second)
+    with pytest.raises(IncompatibleAdaptersError, match="cannot take 100 examples out of a merge of 100"):
+        remove_adapter(first, second)

@@ -1,0 +1,271 @@
+r"""Kronecker factors of the loss curvature at an adapter, for merging: one pass over data, any LoRA adapter.
+
+For an adapted linear module :math:`y = W x` and a token :math:`t` of example :math:`i`, let :math:`x_{it}` be
+the module's input and :math:`g_{it}` the gradient of the example's loss with respect to its output. The
+gradient of :math:`W` is :math:`\sum_t g_{it} x_{it}^\top`; K-FAC (Martens and Grosse, arXiv:1503.05671)
+approximates the curvature of :math:`W` by a Kronecker product of two small matrices. Here they are
+
+.. math::
+    G = \sum_i c_i \sum_t \|g_{it}\|^2 \, x_{it} x_{it}^\top, \qquad
+    S = \sum_i c_i \sum_t g_{it} g_{it}^\top, \qquad
+    c_i = 1 / \sum_t \|g_{it}\|^2 .
+
+Deviations from K-FAC, both chosen for merging: tokens enter :math:`G` weighted by their squared gradient
+(K-FAC counts them equally), and :math:`c_i`, taken per module, gives every example the same vote, so that one
+misfit example cannot dominate. The gradients are those of the labels in the data (the empirical Fisher).
+
+Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_gram`` is :math:`S`, shape
+[out_features, out_features].
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+
+from vlora.errors import ConfigError, DataError, IncompatibleAdaptersError, TrainingError
+
+__all__ = ["adapted_layers", "collect_curvature"]
+
+
+def collect_curvature(
+    model: PeftModel,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    adapter_name: str = "default",
+    max_examples: int | None = None,
+    normalise: bool = True,
+    progress: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    r"""Gather the input Gram G and the output Gram S of every module that a LoRA adapter changes.
+
+    The model runs as it is (for a variational adapter: at the mean) in eval mode, hence without dropout and
+    without gradient checkpointing. Rows of a batch do not interact in such a model, so the gradient of the
+    batch loss holds each row's own gradient up to one factor per row, which the normalisation removes: the
+    result depends neither on the batch size nor on the loss reduction. Padding has exactly zero gradient and
+    so adds nothing. Afterwards modes, ``requires_grad`` and every ``.grad`` are as they were.
+
+    Args:
+        model: a PEFT model whose active adapter is ``adapter_name``; the base layers may be plain or
+            bitsandbytes 8-bit or 4-bit linear layers.
+        batches: keyword arguments for the model, rows first, with ``labels``, so that there is a loss; rows
+            whose labels are all -100 are passed over.
+        adapter_name: the adapter whose modules are measured.
+        max_examples: stop after this many rows; None for all of them.
+        normalise: give each example the same vote (c_i above) and scale each matrix to mean eigenvalue 1
+            (trace = its size; a module without any gradient keeps zeros). False: c_i = 1, the plain sums of
+            the rows' own losses, computed one row at a time, which is slower.
+        progress: show a progress bar on stderr.
+        dtype: of the sums and the result, float32 or float64.
+
+    Returns:
+        ``{"<module>.input_gram": G, "<module>.output_gram": S}`` on the CPU, symmetric and positive
+        semi-definite; ``<module>`` is the adapter's key in the checkpoint without ``.lora_A.weight``.
+
+    Raises:
+        ConfigError: the adapter is unknown, inactive or disabled, or ``max_examples`` is not positive.
+        IncompatibleAdaptersError: an adapted layer is not a linear layer of torch or bitsandbytes.
+        DataError: no rows with labels, a loss without a path to the adapter, or rows that cannot be told apart.
+        TrainingError: a loss or a gradient is not finite.
+    """
+    if max_examples is not None and max_examples < 1:
+        raise ConfigError(f"max_examples must be at least 1 or None for all rows, got {max_examples}")
+    collector = _Collector(adapted_layers(model, adapter_name), normalise, dtype)
+    device = next(model.parameters()).device
+    with (
+        _restored(model),
+        collector.attached(),
+        torch.enable_grad(),
+        tqdm(total=max_examples, desc="curvature", unit="row", disable=not progress) as bar,
+    ):
+        for rows, batch in _pieces(batches, max_examples, one_by_one=not normalise):
+            bar.update(rows)
+            if _unlabelled(batch):
+                continue
+            collector.rows = rows
+            inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            _finite_loss(model(**inputs)).backward()
+    return collector.result()
+
+
+class _Collector:
+    """Running sums of G and S of all adapted layers, fed by hooks; ``rows`` is the current batch size."""
+
+    def __init__(self, layers: Mapping[str, LoraLayer], normalise: bool, dtype: torch.dtype):
+        self.layers, self.normalise, self.dtype, self.rows = layers, normalise, dtype, 0
+        self.sums: dict[str, Tensor] = {}
+        for name, layer in layers.items():
+            base: Any = layer.get_base_layer()
+            for gram, size in ("input_gram", base.in_features), ("output_gram", base.out_features):
+                self.sums[f"{name}.{gram}"] = torch.zeros(size, size, dtype=dtype, device=base.weight.device)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on every layer for the length of the block."""
+        handles: list[RemovableHandle] = []
+        try:
+            handles.extend(self._watch(name, layer) for name, layer in self.layers.items())
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, name: str, layer: Any) -> RemovableHandle:
+        def forward_hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return output
+            if not output.requires_grad:  # nothing below is trainable: the graph starts here
+                output = output.detach().requires_grad_().clone()
+            inputs = args[0].detach()
+            # The hook runs as backward passes by, so only one module's gradient is alive at a time.
+            output.register_hook(lambda gradient: self._add(name, inputs, gradient))
+            return output
+
+        return layer.register_forward_hook(forward_hook)
+
+    @torch.no_grad()
+    def _add(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
+        if self.rows != 1 and inputs.shape[0] != self.rows:
+            raise DataError(
+                f"{name} sees {inputs.shape[0]} rows in a batch of {self.rows}: its tokens cannot be told"
+                " apart by example (padding-free batches or expert layers); use batches of one row"
+            )
+        x = inputs.to(self.dtype).reshape(self.rows, -1, inputs.shape[-1])
+        g = gradient.to(self.dtype).reshape(self.rows, -1, gradient.shape[-1])
+        if self.normalise:
+            g = _unit_per_row(g)
+        used = g.any(dim=-1)
+        x, g = x[used], g[used]
+        weighted = x * g.norm(dim=-1, keepdim=True)
+        self.sums[f"{name}.input_gram"].addmm_(weighted.T, weighted)
+        self.sums[f"{name}.output_gram"].addmm_(g.T, g)
+
+    def result(self) -> dict[str, Tensor]:
+        """Symmetric, scaled matrices on the CPU."""
+        if self.rows == 0:
+            raise DataError(
+                "expected rows with labels to measure curvature on, got none: all may be -100 (masked)"
+            )
+        finished = {key: _finish(total, self.normalise) for key, total in self.sums.items()}
+        broken = next((key for key, gram in finished.items() if not gram.isfinite().all()), None)
+        if broken is not None:
+            raise TrainingError(f"{broken} is not finite: a gradient overflowed; load the base in float32")
+        return finished
+
+
+def _unit_per_row(g: Tensor) -> Tensor:
+    """Each row [tokens, features] of g divided by its norm, without underflow; zero rows stay zero."""
+    tiny = torch.finfo(g.dtype).tiny
+    g = g / g.abs().amax(dim=(1, 2), keepdim=True).clamp_min(tiny)
+    return g / g.norm(dim=(1, 2), keepdim=True).clamp_min(tiny)
+
+
+def _finish(total: Tensor, normalise: bool) -> Tensor:
+    gram = (total + total.T) / 2  # a matrix product is symmetric only up to rounding
+    trace = gram.trace()
+    if normalise and trace > 0:
+        gram = gram * (len(gram) / trace)
+    return gram.cpu()
+
+
+def adapted_layers(model: PeftModel, adapter_name: str = "default") -> dict[str, LoraLayer]:
+    """The layers whose curvature can be measured, by name; call it before a long run to fail early.
+
+    Args:
+        model: a PEFT model.
+        adapter_name: its active LoRA adapter.
+
+    Raises:
+        ConfigError: the adapter is unknown, inactive, disabled, or has no LoRA layer.
+        IncompatibleAdaptersError: an adapted layer is not a linear layer of torch or bitsandbytes.
+    """
+    if adapter_name not in model.active_adapters:
+        raise ConfigError(
+            f"adapter {adapter_name!r} is not active (active: {', '.join(model.active_adapters)}; loaded: "
+            f"{', '.join(model.peft_config)}): call model.set_adapter({adapter_name!r}) first"
+        )
+    layers: dict[str, LoraLayer] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or adapter_name not in {*layer.lora_A, *layer.lora_embedding_A}:
+            continue
+        base = layer.get_base_layer()
+        if not isinstance(base, nn.Linear):
+            raise IncompatibleAdaptersError(
+                f"{name} adapts a {type(base).__name__}, expected a linear layer (torch, or bitsandbytes"
+                " 8-bit or 4-bit): curvature needs an adapter whose target_modules leave it out"
+            )
+        if layer.disable_adapters:  # type: ignore[attr-defined]
+            raise ConfigError(f"adapter {adapter_name!r} is disabled: leave model.disable_adapter() first")
+        layers[name] = layer
+    if not layers:
+        raise ConfigError(f"adapter {adapter_name!r} has no LoRA layer; curvature is measured for LoRA only")
+    return layers
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Eval mode and frozen parameters inside; outside as it was, module by module."""
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _pieces(
+    batches: Iterable[Mapping[str, Any]], max_examples: int | None, one_by_one: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Batches, or their single rows, with their number of rows, up to ``max_examples`` rows in all."""
+    left = max_examples
+    for batch in batches:
+        rows = next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim()), 0)
+        if rows == 0:
+            raise DataError(f"expected a batch of tensors with at least one row, got keys {list(batch)}")
+        take = rows if left is None else min(rows, left)
+        step = 1 if one_by_one else take
+        for start in range(0, take, step):
+            yield min(step, take - start), _rows_of(batch, rows, start, start + step)
+        if left is not None:
+            left -= take
+            if left == 0:
+                return
+
+
+def _rows_of(batch: Mapping[str, Any], rows: int, start: int, stop: int) -> dict[str, Any]:
+    def cut(value: Any) -> Any:
+        per_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
+        return value[start:stop] if per_row else value
+
+    return {key: cut(value) for key, value in batch.items()}
+
+
+def _unlabelled(batch: Mapping[str, Any]) -> bool:
+    labels = batch.get("labels")
+    return isinstance(labels, Tensor) and bool((labels == -100).all())
+
+
+def _finite_loss(output: Any) -> Tensor:
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        raise DataError("the model returned no loss: expected a 'labels' entry in every batch")
+    if not loss.requires_grad:
+        raise DataError(
+            "the loss does not depend on any adapted module: expected an adapter that the task uses"
+        )
+    if not loss.isfinite():
+        raise TrainingError(f"the loss is {loss.item()}: the weights or inputs may not be finite")
+    return loss

@@ -1,0 +1,101 @@
+"""Hyper-parameters of one IVON parameter group: defaults, checks, and the prior given as a precision."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vlora.errors import ConfigError
+from vlora.ivon.step import effective_lr
+
+__all__ = ["prepare_group", "step_settings", "warn_if_overridden"]
+
+_RANGES = {
+    "lr": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "ess": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "hess_init": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "beta1": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "beta2": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "clip_radius": (lambda v: v > 0, "> 0"),
+    "mc_samples": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
+}
+
+
+def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Fill in ``weight_decay`` from ``prior_precision`` and refuse impossible values.
+
+    A ``prior_precision`` (the precision of the prior N(0, 1/prior_precision), in 1/parameter^2) wins over any
+    ``weight_decay``, because transformers' Trainer writes its own ``weight_decay`` into every group it builds.
+
+    Args:
+        group: Parameter group, completed in place.
+        defaults: Values for the keys that the group leaves out.
+
+    Raises:
+        ConfigError: If a value is out of range or two of them contradict each other.
+    """
+    values = {**defaults, **group}
+    prior_precision = values.get("prior_precision")
+    if prior_precision is not None:
+        _check("ess", values["ess"])
+        group["weight_decay"] = values["weight_decay"] = prior_precision / values["ess"]
+    for key in _RANGES:
+        _check(key, values[key])
+    if not values["hess_init"] + values["weight_decay"] > 0:
+        raise ConfigError(
+            "hess_init + weight_decay must be > 0, got 0: the first draw would be infinitely wide"
+        )
+    if values["hess_approx"] not in ("price", "gradsq"):
+        raise ConfigError(f"hess_approx must be 'price' or 'gradsq', got {values['hess_approx']!r}")
+    _check_grad_batch_size(values)
+
+
+def _check(key: str, value: Any) -> None:
+    in_range, words = _RANGES[key]
+    if not in_range(float(value)):
+        raise ConfigError(f"IVON's {key} must be {words}, got {value}")
+
+
+def _check_grad_batch_size(values: dict[str, Any]) -> None:
+    size = values["grad_batch_size"]
+    if size is not None and values["hess_approx"] != "gradsq":
+        raise ConfigError(
+            "grad_batch_size is the scale of hess_approx='gradsq'; it has no meaning for 'price'"
+        )
+    if size is not None and not 0 < size < math.inf:
+        raise ConfigError(f"IVON's grad_batch_size must be > 0 and finite, got {size}")
+
+
+def warn_if_overridden(weight_decay: float, groups: Sequence[dict[str, Any]]) -> None:
+    """Say so when an explicit ``weight_decay`` is lost because every non-empty group brings another one."""
+    own = [group["weight_decay"] for group in groups if group["params"]]
+    if own and weight_decay not in own:
+        warnings.warn(
+            f"weight_decay={weight_decay} has no effect: every parameter group brings its own ({own[0]}; Trainer "
+            "writes TrainingArguments.weight_decay there). Set it there, or give IVON prior_precision = ess * "
+            "weight_decay, which wins.",
+            stacklevel=3,
+        )
+
+
+def step_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of ``ivon_step`` and ``foreach_ivon_step_`` that are shared by a group."""
+    lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
+    names = (
+        "ess",
+        "weight_decay",
+        "beta1",
+        "beta2",
+        "clip_radius",
+        "debias",
+        "hess_approx",
+        "grad_batch_size",
+    )
+    settings = {name: group[name] for name in names}
+    settings["lr"] = effective_lr(
+        lr, hess_init=group["hess_init"], weight_decay=group["weight_decay"], rescale_lr=group["rescale_lr"]
+    )
+    return settings

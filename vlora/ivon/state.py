@@ -1,0 +1,114 @@
+"""State that IVON keeps for each parameter: ``step``, ``momentum``, ``hess`` and the exact ``mean``.
+
+Tensors are float32, or float64 for float64 parameters, and shaped like the parameter: 1 - beta2 is far below the
+resolution of bfloat16, where h would never move. ``mean`` is the master copy of a low-precision parameter.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlora.errors import ConfigError, TrainingError
+
+__all__ = [
+    "adopt_changed_params",
+    "by_device",
+    "describe_posterior",
+    "ensure_state",
+    "restore_loaded_state",
+    "state_dtype",
+]
+
+
+def state_dtype(param: Tensor) -> torch.dtype:
+    """Dtype of the state of ``param``: float64 for float64, else float32.
+
+    Raises:
+        ConfigError: If the parameter is not real floating point.
+    """
+    if not param.is_floating_point():
+        raise ConfigError(f"IVON needs real floating-point parameters, got one of dtype {param.dtype}")
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def ensure_state(state: dict[str, Any], param: Tensor, hess_init: float) -> None:
+    """Fill an empty ``state`` from the parameter, or follow a parameter that changed device or dtype.
+
+    Args:
+        state: ``optimizer.state[param]``, changed in place.
+        param: Parameter, holding the mean.
+        hess_init: Start value of h.
+    """
+    dtype = state_dtype(param)
+    if "mean" not in state:
+        mean = param.detach().to(dtype, copy=True)
+        state.update(step=torch.zeros(()), momentum=torch.zeros_like(mean), mean=mean)
+        state["hess"] = torch.full_like(mean, hess_init)
+    elif state["mean"].device != param.device or state["mean"].dtype != dtype:
+        for key in ("momentum", "hess", "mean"):
+            state[key] = state[key].to(param.device, dtype)
+
+
+def by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the tensors on each device, so that each device is waited for once."""
+    indices: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        indices.setdefault(tensor.device, []).append(i)
+    return list(indices.values())
+
+
+def adopt_changed_params(pairs: Sequence[tuple[Tensor, dict[str, Any]]]) -> None:
+    """Take the parameter as the new mean wherever it is not the rounded mean any more (other weights were loaded).
+
+    Args:
+        pairs: Parameters that should hold the mean, with their state.
+    """
+    for indices in by_device([param for param, _ in pairs]):
+        differs = [(pairs[i][0] != pairs[i][1]["mean"].to(pairs[i][0].dtype)).any() for i in indices]
+        for i, changed in zip(indices, torch.stack(differs).tolist(), strict=True):
+            if changed:
+                pairs[i][1]["mean"].copy_(pairs[i][0])
+
+
+def restore_loaded_state(
+    states: dict[Tensor, dict[str, Any]], params: Sequence[Tensor], saved: dict[str, Any]
+) -> None:
+    """Copy saved state again without the cast to the parameter's dtype that torch's ``load_state_dict`` makes.
+
+    Args:
+        states: ``optimizer.state`` after loading, corrected in place.
+        params: All parameters in order of their groups.
+        saved: The state dict that was loaded.
+
+    Raises:
+        TrainingError: If a saved tensor has another shape than its parameter.
+    """
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, param in zip(numbers, params, strict=True):
+        loaded = saved["state"].get(number, {})
+        for key in loaded.keys() & {"momentum", "hess", "mean"}:
+            if loaded[key].shape != param.shape:
+                raise TrainingError(
+                    f"expected IVON state of shape {tuple(param.shape)} for parameter {number}, the checkpoint has "
+                    f"{tuple(loaded[key].shape)}: it belongs to another model or adapter rank"
+                )
+            states[param][key] = loaded[key].detach().to(param.device, state_dtype(param), copy=True)
+        if "step" in loaded:
+            states[param]["step"] = torch.as_tensor(loaded["step"]).detach().to("cpu", copy=True)
+
+
+def describe_posterior(
+    param: Tensor, state: dict[str, Any], group: dict[str, Any], holds_draw: bool
+) -> dict[str, Any]:
+    """Copies of mean and hess with the numbers that turn them into a posterior; see ``IVON.posterior_state``."""
+    if not holds_draw:
+        adopt_changed_params([(param, state)])
+    numbers = {key: float(group[key]) for key in ("ess", "weight_decay", "hess_init", "beta2")}
+    return {
+        "mean": state["mean"].clone(),
+        "hess": state["hess"].clone(),
+        "step": int(state["step"]),
+        **numbers,
+    }

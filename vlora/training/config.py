@@ -1,0 +1,127 @@
+"""What a training run is: the configuration of ``vlora train``."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from vlora.data.config import DataConfig, Task
+from vlora.errors import ConfigError
+
+__all__ = ["OptimizerConfig", "TrainConfig"]
+
+_ABOVE_ZERO = (
+    "lr",
+    "ess",
+    "init_std",
+    "hess_init",
+    "clip_radius",
+    "max_std_ratio",
+    "max_step",
+    "grad_batch_size",
+    "eps",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer. None means: derived from the number of examples and steps (ivon), or its usual value.
+
+    ``name: adamw`` reads ``lr``, ``beta1``, ``beta2``, ``weight_decay`` and ``eps`` and ignores the rest, so one
+    file serves both optimizers.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["ivon", "adamw"] = "ivon"
+    """``ivon`` learns a posterior; ``adamw`` is the baseline and learns a point."""
+    lr: float | None = None
+    """Peak learning rate; the two optimizers want very different ones (adamw: 1e-3 if None)."""
+    ess: float | None = None
+    """IVON: effective sample size, in examples; larger is a narrower posterior."""
+    init_std: float | None = None
+    """IVON: standard deviation of the first draws; with ``ess`` it fixes ``hess_init``."""
+    hess_init: float | None = None
+    """IVON: start of h."""
+    max_std_ratio: float | None = None
+    """IVON: standard deviation of the prior in units of ``init_std``, where ``weight_decay`` is derived."""
+    max_step: float | None = None
+    """IVON: largest move of one entry in one step, where ``clip_radius`` is derived."""
+    beta1: float | None = None
+    """Decay of the gradient average."""
+    beta2: float | None = None
+    """Decay of the average of h (IVON) or of squared gradients (AdamW)."""
+    weight_decay: float | None = None
+    """IVON: prior precision / ess. AdamW: decoupled weight decay (0 if None)."""
+    clip_radius: float | None = None
+    """IVON: largest preconditioned step of an entry."""
+    hess_approx: Literal["price", "gradsq"] | None = None
+    """IVON: estimate h by reparameterisation or by squared gradients."""
+    grad_batch_size: float | None = None
+    """IVON with gradsq: examples averaged in one gradient."""
+    rescale_lr: bool | None = None
+    """IVON: multiply ``lr`` by ``hess_init + weight_decay``."""
+    debias: bool | None = None
+    """IVON: correct the gradient average for its start at zero."""
+    eps: float | None = None
+    """AdamW: added to the denominator."""
+
+    def __post_init__(self) -> None:
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"optimizer.{name} must be > 0, got {value}")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"optimizer.{name} must be in [0, 1), got {value}")
+        if self.weight_decay is not None and self.weight_decay < 0:
+            raise ConfigError(f"optimizer.weight_decay must be >= 0, got {self.weight_decay}")
+        if self.init_std is not None and self.hess_init is not None:
+            raise ConfigError("optimizer: give init_std or hess_init, not both; one fixes the other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run: base model, task, data, adapter, optimizer, output."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    base_model: str
+    """Hub id or folder of the frozen model."""
+    task: Task
+    """``sequence_classification``, ``causal_lm`` or ``multiple_choice`` (learns the right choice as response)."""
+    data: DataConfig
+    """What to learn from."""
+    output: str
+    """Folder of the posterior; ``<output>.work`` holds checkpoints while the run lasts."""
+    peft: dict[str, Any] = field(default_factory=lambda: {"type": "lora"})
+    """``type`` and the arguments of that PEFT configuration class; what is left out has PEFT's default."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and its settings."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Base weights in LLM.int8 or NF4 by bitsandbytes."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the base weights that are not quantised; the adapter is always float32."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``transformers.TrainingArguments`` that vlora does not own, such as ``num_train_epochs``."""
+    seed: int = 0
+    """Seed of the adapter's start, the order of the data, dropout and the noise."""
+    revision: str | None = None
+    """Revision of the base model on the hub."""
+    trust_remote_code: bool = False
+    """Let code from the model's repository run."""
+    curvature: bool = False
+    """After training, gather Kronecker factors for merging in one more pass over the training data."""
+    curvature_examples: int | None = 2048
+    """At most so many examples for that pass."""
+    overwrite: bool = False
+    """Replace a former result in ``output``, and the checkpoints of another configuration."""
+    resume: Literal["auto", "never"] = "auto"
+    """Go on from the last checkpoint of the same configuration and data, or start again."""
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ConfigError("output must name a folder")
+        if self.curvature_examples is not None and self.curvature_examples < 1:
+            raise ConfigError(f"curvature_examples must be at least 1, got {self.curvature_examples}")

@@ -1,0 +1,121 @@
+"""What a run needs before its first step: data as tokens, the base model, the adapter on it."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vlora.data import DataConfig, EncodedDataset, class_names, data_collator, encode_examples
+from vlora.data.encode import fitting_length
+from vlora.data.examples import examples_from_rows
+from vlora.data.sources import load_rows, take_rows
+from vlora.errors import ConfigError, VloraError
+from vlora.models import load_base_model, load_tokenizer
+from vlora.posterior.keys import adapter_tensors
+from vlora.training.adapters import add_adapter, peft_config
+from vlora.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Prepared", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training works on; ``config`` has the class names filled in."""
+
+    config: TrainConfig
+    tokenizer: "PreTrainedTokenizerBase"
+    model: "PeftModel"
+    train: EncodedDataset
+    validation: EncodedDataset | None
+    collate: Any
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Load and encode the data, load the base model, add the adapter; the cheap and fragile things first.
+
+    Raises:
+        ConfigError: a model or PEFT setting is not usable.
+        DataError: the data are not usable.
+    """
+    from transformers import AutoConfig, set_seed
+
+    tokenizer = load_tokenizer(
+        config.base_model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    base_config = AutoConfig.from_pretrained(
+        config.base_model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    adapter = peft_config(config.peft, task=config.task, model_type=base_config.model_type)
+    limit = fitting_length(config.data, tokenizer, base_config)
+    data, train, validation = _encode(config, tokenizer, limit)
+    config = replace(config, data=data)
+    set_seed(config.seed)  # a new classification head
+    base = load_base_model(
+        config.base_model,
+        task=config.task,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        id2label=data.labels,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if config.training.get("gradient_checkpointing"):
+        base.enable_input_require_grads()  # the embeddings are frozen, so nothing else would carry the graph
+    set_seed(config.seed)  # the adapter's start depends on the seed alone, not on what was drawn before
+    model = add_adapter(base, adapter)
+    if config.optimizer.name == "ivon":
+        _require_exportable(model)
+    return Prepared(config, tokenizer, model, train, validation, data_collator(config.task, tokenizer))
+
+
+def _encode(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", limit: int
+) -> tuple[DataConfig, EncodedDataset, EncodedDataset | None]:
+    """Training and validation rows as tokens, with one set of class names for both."""
+    data = config.data
+    rows = load_rows(data.train, split="train")
+    if config.task == "sequence_classification" and data.labels is None:
+        data = replace(data, labels=class_names(rows, data.label))
+    rows = take_rows(rows, data.max_rows, data.seed)
+    train = _encode_rows(config, data, rows, "train", tokenizer, limit)
+    if data.validation is None:
+        return data, train, None
+    rows = load_rows(data.validation, split="validation", max_rows=data.max_validation_rows, seed=data.seed)
+    return data, train, _encode_rows(config, data, rows, "validation", tokenizer, limit)
+
+
+def _encode_rows(
+    config: TrainConfig,
+    data: DataConfig,
+    rows: Any,
+    split: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    limit: int,
+) -> EncodedDataset:
+    """One split as tokens, with a line about it in the log."""
+    examples = examples_from_rows(config.task, rows, data, split=split)
+    encoded = encode_examples(config.task, examples, tokenizer, data, max_length=limit)
+    logger.info(
+        "%s: %d examples, %d rows, %d tokens (%d with a loss), %d truncated to %d tokens",
+        *(split, encoded.num_examples, len(encoded), encoded.num_tokens),
+        *(encoded.num_target_tokens, encoded.num_truncated, limit),
+    )
+    return encoded
+
+
+def _require_exportable(model: "PeftModel") -> None:
+    """Make sure before training that the posterior can be saved after it."""
+    from peft import get_peft_model_state_dict
+
+    try:
+        adapter_tensors(model, get_peft_model_state_dict(model))
+    except VloraError as error:
+        kind = str(getattr(model.peft_config["default"].peft_type, "value", "")).lower()
+        raise ConfigError(
+            f"optimizer ivon cannot save a posterior for peft.type {kind}: {error}; use optimizer.name=adamw"
+        ) from error

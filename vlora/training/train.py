@@ -1,0 +1,190 @@
+"""One training run, from a configuration to a posterior folder: an unmodified ``transformers.Trainer`` with IVON.
+
+IVON speaks the ``train()``/``eval()`` protocol that Trainer calls by itself: parameters hold a posterior draw
+during a step and the mean between steps, so evaluation and checkpoints see the mean without any hook.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from vlora.config import config_sha256, to_plain
+from vlora.errors import ConfigError
+from vlora.files import check_output_folder
+from vlora.posterior import Posterior
+from vlora.posterior.export import describe_base, gauge_id
+from vlora.training.arguments import planned_steps, training_arguments
+from vlora.training.config import TrainConfig
+from vlora.training.log import train_log
+from vlora.training.optimizers import build_optimizer
+from vlora.training.prepare import Prepared, prepare
+from vlora.training.work import open_work, run_sha256, work_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+__all__ = ["CONFIG_FILE", "LOG_FILE", "run_training"]
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "vlora_config.yaml"
+LOG_FILE = "train_log.json"
+
+
+def run_training(config: TrainConfig) -> Path:
+    """Train an adapter and write its posterior folder (IVON) or plain PEFT folder (AdamW).
+
+    The folder also gets the resolved configuration and the log of the run. A killed run goes on from its last
+    checkpoint when called again with the same configuration; a finished one is not repeated.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        ConfigError: A setting is not usable.
+        DataError: The data are not usable.
+        OutputExistsError: The output, or its work folder, holds something else.
+        TrainingError: The loss or the weights are no longer finite; nothing is written.
+    """
+    output = Path(config.output).expanduser()
+    work = work_folder(output)
+    args = training_arguments(config, work)
+    if _is_done(config, output):
+        logger.info("%s already holds the result of this configuration; overwrite=true trains again", output)
+        return output
+    check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)
+    if config.curvature and str(config.peft.get("type", "lora")).lower() != "lora":
+        raise ConfigError(f"curvature needs peft.type lora, got {config.peft['type']!r}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # among the libraries below, nothing for a user to do
+        _train_into(output, work, config, args)
+    return output
+
+
+def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingArguments") -> None:
+    """Train, and write the result."""
+    started = time.perf_counter()
+    run = prepare(config)
+    checkpoint = open_work(config, work, data_sha256=run.train.sha256(), main_process=args.process_index == 0)
+    gauge = gauge_id(run.model)
+    optimizer, settings = build_optimizer(
+        config.optimizer,
+        run.model,
+        num_examples=len(run.train),
+        num_steps=planned_steps(args, len(run.train)),
+        grad_batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        seed=config.seed,
+    )
+    trainer = _fit(run, args, optimizer, checkpoint)
+    if not trainer.is_world_process_zero():
+        return
+    posterior = _posterior(run, trainer, optimizer, gauge)
+    if config.curvature:
+        posterior = replace(posterior, curvature=_curvature(run, args))
+    log = train_log(run, trainer, settings, started=started, resumed_from=checkpoint)
+    posterior.save_pretrained(
+        output,
+        overwrite=config.overwrite,
+        extra_files={
+            CONFIG_FILE: yaml.safe_dump(to_plain(run.config), sort_keys=False, allow_unicode=True),
+            LOG_FILE: json.dumps({**log, "run_sha256": run_sha256(config)}, indent=1) + "\n",
+        },
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    logger.info("wrote %s: %d steps in %.1f s", output, trainer.state.global_step, log["seconds"])
+
+
+def _fit(
+    run: Prepared, args: "TrainingArguments", optimizer: "torch.optim.Optimizer", checkpoint: Path | None
+) -> "Trainer":
+    """Run Trainer to its end, from a checkpoint if there is one."""
+    from transformers import PrinterCallback, Trainer
+
+    from vlora.training.callbacks import FiniteLoss, ProgressBar
+
+    bar = ProgressBar()
+    trainer = Trainer(
+        model=run.model,
+        args=args,
+        data_collator=run.collate,
+        train_dataset=run.train,  # pyright: ignore[reportArgumentType]
+        eval_dataset=run.validation,  # pyright: ignore[reportArgumentType]
+        optimizers=(optimizer, None),
+        callbacks=[FiniteLoss(), bar],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, where results go
+    if checkpoint is not None:
+        logger.info("resuming from %s, left by a run of the same configuration", checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        logger.warning(
+            "interrupted; the same command goes on from the last checkpoint in %s", args.output_dir
+        )
+        raise
+    finally:
+        bar.close()
+    return trainer
+
+
+def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) -> Posterior:
+    """What training learnt: mean and h of IVON, or the point of AdamW."""
+    config = run.config
+    causal = config.task != "sequence_classification"
+    facts: dict[str, Any] = {
+        "num_examples": len(run.train),
+        "gauge": gauge,
+        "seed": config.seed,
+        "loss_reduction": "token_mean" if causal else "mean",
+        "tokens_per_example": run.train.num_target_tokens / len(run.train) if causal else None,
+        "config_sha256": config_sha256(config),
+    }
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if config.optimizer.name == "ivon":
+        return Posterior.from_optimizer(model, optimizer, **facts)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        plain = Posterior.from_pretrained(folder)
+    meta = replace(plain.meta, **facts, base_model=describe_base(model), steps=trainer.state.global_step)
+    return replace(plain, meta=meta)
+
+
+def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
+    """Kronecker factors at the mean, on training rows in a seeded order."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from vlora.curvature import collect_curvature
+
+    rows: Any = run.train
+    loader = DataLoader(
+        rows,
+        batch_size=args.per_device_train_batch_size,
+        shuffle=True,
+        collate_fn=run.collate,
+        generator=torch.Generator().manual_seed(run.config.seed),
+    )
+    return collect_curvature(run.model, loader, max_examples=run.config.curvature_examples)
+
+
+def _is_done(config: TrainConfig, output: Path) -> bool:
+    """Whether the output folder is the finished result of this very configuration."""
+    if config.overwrite or not (output / LOG_FILE).is_file():
+        return False
+    try:
+        log = json.loads((output / LOG_FILE).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return log.get("run_sha256") == run_sha256(config)

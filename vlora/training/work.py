@@ -1,0 +1,84 @@
+"""The work folder of a run: where Trainer keeps its checkpoints until the result is written.
+
+``<output>.work/run.json`` says which configuration and data the checkpoints belong to, so that a killed run goes
+on by itself and a changed one never does so by mistake.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from vlora.config import to_plain
+from vlora.errors import OutputExistsError
+from vlora.files import atomic_write
+from vlora.training.config import TrainConfig
+
+__all__ = ["last_checkpoint", "open_work", "run_sha256", "work_folder"]
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+_NOT_IDENTITY = ("output", "overwrite", "resume")
+
+
+def work_folder(output: Path) -> Path:
+    """Folder of the checkpoints of a run."""
+    return output.with_name(output.name + ".work")
+
+
+def run_sha256(config: TrainConfig) -> str:
+    """Hash of everything in the configuration that changes the result."""
+    plain = {name: value for name, value in to_plain(config).items() if name not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def open_work(config: TrainConfig, work: Path, *, data_sha256: str, main_process: bool = True) -> Path | None:
+    """Make the work folder ready and find the checkpoint to go on from.
+
+    Returns:
+        Checkpoint folder, or None to start at step 0.
+
+    Raises:
+        OutputExistsError: the folder is not a work folder, or holds the checkpoints of another run.
+    """
+    identity = {"run_sha256": run_sha256(config), "data_sha256": data_sha256}
+    checkpoint = last_checkpoint(work)
+    if work.exists() and any(work.iterdir()):
+        found = _read_identity(work)
+        if found == identity and config.resume == "auto" and checkpoint is not None:
+            return checkpoint
+        if found != identity and checkpoint is not None and not config.overwrite:
+            changed = "data" if found.get("run_sha256") == identity["run_sha256"] else "configuration"
+            raise OutputExistsError(
+                f"{work} holds checkpoints of a run with another {changed}; go back to it to resume, "
+                "or set overwrite=true to drop them"
+            )
+        if main_process:
+            shutil.rmtree(work)
+    if main_process:
+        atomic_write(work / RUN_FILE, json.dumps(identity, indent=2) + "\n")
+    return None
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; Trainer writes ``trainer_state.json`` last."""
+    found = []
+    for path in work.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            found.append((int(path.name.removeprefix("checkpoint-")), path))
+        except (OSError, ValueError):
+            logger.info("checkpoint %s is incomplete and is passed over", path)
+    return max(found)[1] if found else None
+
+
+def _read_identity(work: Path) -> dict[str, str]:
+    """What the checkpoints in a work folder belong to."""
+    try:
+        return dict(json.loads((work / RUN_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        raise OutputExistsError(
+            f"{work} exists but is not a work folder of vlora (no {RUN_FILE}); move it, or choose another output"
+        ) from None
