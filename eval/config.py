@@ -46,7 +46,7 @@ class EvalDataConfig(RowFormat):
     validation: Source | None = None
     """Labelled rows apart from the test rows; the temperature of the baseline is fitted on them, nothing else."""
     ood: dict[str, Source] = field(default_factory=dict)
-    """Further sets by name, reported as groups of that name. Right answers are optional; given ones must fit."""
+    """Further sets by name, reported as groups of that name; right answers are optional."""
     label_probs: str | None = None
     """Column with the known distribution of the right answer over the choices, where the data have one."""
     max_rows: int | None = None

@@ -1,5 +1,6 @@
 """The items of an evaluation: test, validation and out-of-distribution rows, read once for all models."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = ["Item", "load_items", "read_class_names"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,17 @@ def _read(
     rows = _rows(data, source, "validation" if split == "validation" else "test")
     row_format = data if split == "test" else replace(data, group=None)
     column = data.label if task == "sequence_classification" else data.answer
-    examples = examples_from_rows(
-        task,
-        rows,
-        row_format,
-        split=name,
-        group=name,
-        labels=labels,
-        # a column that is there may have gaps (no right answer); one that is not there is a mistake
-        require_label=split != "ood" and (task == "causal_lm" or column not in rows.column_names),
-    )
+    # a column that is there may have gaps (no right answer); one that is not there is a mistake
+    require = split != "ood" and (task == "causal_lm" or column not in rows.column_names)
+    arguments: dict[str, Any] = {"split": name, "group": name, "labels": labels, "require_label": require}
+    try:
+        examples = examples_from_rows(task, rows, row_format, **arguments)
+    except DataError as error:
+        if split != "ood" or task != "sequence_classification":
+            raise
+        # labels of another task: some might fit by accident, so the whole set counts as unlabelled
+        examples = examples_from_rows(task, rows, replace(row_format, label=""), **arguments)
+        logger.warning("data.ood.%s is used without right answers: %s", name, error)
     return [Item(example, split, _label_probs(example, data.label_probs, split)) for example in examples]
 
 

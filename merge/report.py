@@ -79,8 +79,8 @@ def _about_loss(report: MergeReport) -> list[str]:
     if worst is not None and kept[worst] < 1 - 1e-9:
         mean = sum(kept.values()) / len(kept)
         notes.append(
-            f"rank {report.rank} keeps {mean:.1%} of the merged update on average, {kept[worst]:.1%} in {worst}; "
-            "a higher rank or lossless keeps more"
+            f"rank: {report.rank} retains {mean:.1%} of the merged update on average, {kept[worst]:.1%} in {worst}; "
+            "a higher rank or lossless retains more"
         )
     clamped = max((v.get("clamped_fraction", 0.0) for v in report.modules.values()), default=0.0)
     if clamped > 0:

@@ -16,17 +16,24 @@ MERGES = {
 }
 """Name of a merged adapter -> method and optimizer of the adapters that go in."""
 
-_SEEN = ["a_clean", "a_ambiguous", "b_clean", "b_ambiguous", "base"]
+_A, _B = ["a_clean", "a_ambiguous"], ["b_clean", "b_ambiguous"]
 DETECT = {
-    "unknown people vs taught facts": {"positive": ["unknown"], "negative": _SEEN},
+    "unknown people vs all that was taught": {"positive": ["unknown"], "negative": [*_A, *_B, "base"]},
     "unknown people vs ambiguous facts": {
         "positive": ["unknown"],
         "negative": ["a_ambiguous", "b_ambiguous"],
     },
-    "near-miss names vs taught facts": {"positive": ["near_miss"], "negative": _SEEN},
+    "unknown people vs A's facts": {"positive": ["unknown"], "negative": _A},
+    "near-miss names vs all that was taught": {"positive": ["near_miss"], "negative": [*_A, *_B, "base"]},
 }
 """What uncertainty is asked to tell apart, for every model alike."""
 
+_OPTIMIZERS = {
+    # The files hold every fact ten times, so 100 times their rows would be too cold; of 3e4, 1e5 and the default
+    # 3.6e5 the middle one had the best validation NLL of the draws (world 0).
+    "ivon": {"name": "ivon", "ess": 1e5},
+    "adamw": {"name": "adamw", "lr": 3e-3},
+}
 _PEFT = {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
@@ -45,7 +52,7 @@ def train_config(
             "max_length": 32,
         },
         "peft": _PEFT,
-        "optimizer": {"name": "ivon"} if optimizer == "ivon" else {"name": "adamw", "lr": 3e-3},
+        "optimizer": _OPTIMIZERS[optimizer],
         "training": {"per_device_train_batch_size": 64, "max_steps": steps, "use_cpu": True},
         "curvature": True,
         "seed": seed + (0 if adapter == "a" else 1),  # different starts: see docs/gotchas.md on a shared A

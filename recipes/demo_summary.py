@@ -102,7 +102,7 @@ def _draw_detection(axes: Any, values: dict[str, Any]) -> None:
         ("merged_matched", "mean", "length", "length of the question only"),
     ]
     found = {(d["model"], d["predictor"], d["score"]): d["auroc"] for d in values["detection"]
-             if d["name"] == "unknown people vs taught facts"}  # fmt: skip
+             if d["name"] == "unknown people vs all that was taught"}  # fmt: skip
     bars = [(label, found[m, p, score]) for m, p, score, label in shown if (m, p, score) in found]
     for line, (label, auroc) in enumerate(bars):
         axes.barh(line, auroc["value"], color="#1f6f8b" if "IVON" in label else "#9aa5ab", height=0.6)

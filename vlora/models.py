@@ -4,30 +4,27 @@ Weights are read from safetensors only and no code of a model repository runs un
 """
 
 import json
-import logging
 import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
-from vlora.errors import ConfigError, MissingDependencyError, PosteriorFormatError
+from vlora.errors import ConfigError, PosteriorFormatError
 from vlora.posterior import Posterior, fingerprint_weights
+from vlora.quantization import Quantization, prepare_quantized, quantization_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_adapter", "load_base_model", "load_tokenizer", "num_labels_of"]
-
-Quantization = Literal["none", "8bit", "4bit"]
+__all__ = ["load_adapter", "load_base_model", "load_model_config", "load_tokenizer", "num_labels_of"]
 
 _AUTO_CLASSES = {
     "sequence_classification": "AutoModelForSequenceClassification",
@@ -36,10 +33,7 @@ _AUTO_CLASSES = {
 }
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HEAD_MODULES = ("score", "classifier", "pre_classifier", "classification_head", "sequence_summary")
 _HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
-# bitsandbytes reports on every CPU with bf16 instructions that an optional kernel package is absent.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_tokenizer(
@@ -62,6 +56,20 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"the tokenizer of {base_model} has no padding, EOS or unknown token to pad with")
     return tokenizer
+
+
+def load_model_config(
+    base_model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Configuration of a base model, without its weights.
+
+    Raises:
+        ConfigError: there is no model at that place.
+    """
+    from transformers import AutoConfig
+
+    with _readable(base_model, "model"):
+        return AutoConfig.from_pretrained(base_model, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_base_model(
@@ -106,20 +114,15 @@ def load_base_model(
     else:
         _require_decoder(base_model, options)
     if quantization != "none":
-        options["quantization_config"] = _quantization_config(quantization, dtype, task)
+        options["quantization_config"] = quantization_config(
+            quantization, compute_dtype=_torch_dtype(dtype), task=task
+        )
     with _readable(base_model, "model"), _quiet_heads():
         model = getattr(transformers, _AUTO_CLASSES[task]).from_pretrained(
             base_model, dtype=_torch_dtype(dtype), use_safetensors=True, device_map=device_map, **options
         )
     if quantization != "none":
-        from peft import prepare_model_for_kbit_training
-
-        for module in model.modules():
-            # bitsandbytes' packed CPU kernel needs sizes in multiples of 32 and 64, and rewrites the weights in
-            # place at the first evaluation, which training on the same model would then feel.
-            if type(module).__name__ == "Linear4bit":
-                module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = prepare_quantized(model)
     return model.eval()
 
 
@@ -194,10 +197,9 @@ def _label_options(num_labels: int | None, id2label: Sequence[str] | None) -> di
 
 def _require_decoder(base_model: str, options: dict[str, Any]) -> None:
     """Refuse an encoder: transformers would load it with a language head that sees the future."""
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-    with _readable(base_model, "model"):
-        config = AutoConfig.from_pretrained(base_model, **options)
+    config = load_model_config(base_model, **options)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ConfigError(
             f"base_model: {base_model} is an encoder ({config.model_type}); use it with "
@@ -209,30 +211,6 @@ def _torch_dtype(dtype: str) -> torch.dtype:
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     return _DTYPES[dtype]
-
-
-def _quantization_config(quantization: str, dtype: str, task: str) -> Any:
-    """Settings of bitsandbytes; new heads stay unquantised, output embeddings too by transformers' rule."""
-    from transformers import BitsAndBytesConfig
-
-    if quantization not in ("8bit", "4bit"):
-        raise ConfigError(f"quantization must be none, 8bit or 4bit, got {quantization!r}")
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(
-            f"quantization: {quantization} needs bitsandbytes; pip install 'variational-lora[quantization]'"
-        )
-    # The cast of float32 inputs to float16 is how LLM.int8 works, not a fault of the run.
-    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
-    skip = list(_HEAD_MODULES) if task == "sequence_classification" else None
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=skip,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_torch_dtype(dtype),
-    )
 
 
 def _check_base(base: "PreTrainedModel", posterior: Posterior) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -73,8 +74,9 @@ def test_scaling_is_resolved_as_peft_resolves_it(tmp_path, name):
         assert module_scaling(config, module) == pytest.approx(layer.scaling["default"])
 
 
-@pytest.mark.parametrize("second", SCALINGS)
-@pytest.mark.parametrize("first", SCALINGS)
+@pytest.mark.parametrize(
+    ("first", "second"), [*zip(SCALINGS, SCALINGS, strict=True), *combinations(SCALINGS, 2)]
+)
 def test_the_lossless_sum_is_what_peft_adds(tmp_path, first, second):
     folders, posteriors = two(tmp_path, first=SCALINGS[first], second=SCALINGS[second])
     merged = merge_adapters(posteriors, method="task_arithmetic", weights=[0.7, -1.3], rank="lossless")
@@ -236,6 +238,20 @@ def test_different_temperatures_are_pooled_and_said(tmp_path):
     merged, report = merge_with_report([cold, warm], method="linear", rank="lossless")
     assert merged.temperature == pytest.approx(400 / 10300)
     assert any("temperatures N / ess of the inputs range from 0.01 to 1" in note for note in report.notes)
+
+
+def test_settings_per_tensor_are_respected(tmp_path):
+    """ess and weight_decay may be one number per key, as parameter groups of the optimizer have them."""
+    first, second = make_posteriors(tmp_path, curvature=False)
+    decay = {key: 0.1 * number for number, key in enumerate(first.hess, 1)}
+    ess = dict.fromkeys(first.hess, 200.0)
+    first = replace(first, meta=replace(first.meta, weight_decay=decay, ess=ess))
+    merged = merge_adapters([first, second], method="linear", rank="lossless")
+    assert merged.meta.ess == 300.0
+    key = "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"
+    untempered = 100 * (first.hess[key] + decay[key])  # N (h + wd), whatever ess is
+    found = merged.meta.num_examples * (merged.hess[key] + merged.meta.of("weight_decay", key))
+    torch.testing.assert_close(found[:2], untempered, rtol=1e-4, atol=0)
 
 
 def frozen_pair(tmp_path):

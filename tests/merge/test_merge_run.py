@@ -46,7 +46,7 @@ def test_folders_in_a_posterior_folder_out(tmp_path, folders, capfd):
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "merged 2 adapters by gradient_matching" in captured.err
-    assert "rank 2 keeps" in captured.err
+    assert "rank: 2 retains" in captured.err
     assert peft_deltas(output)
 
 

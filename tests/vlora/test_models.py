@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-import vlora.models
+import vlora.quantization
 from vlora import Posterior, PosteriorMeta
 from vlora.errors import ConfigError, MissingDependencyError, PosteriorFormatError
 from vlora.models import load_adapter, load_base_model, load_tokenizer, num_labels_of
@@ -126,7 +126,7 @@ def test_pickled_and_truncated_weights_are_refused(tiny_llama, tmp_path):
 
 
 def test_quantisation_without_bitsandbytes_says_what_to_install(tiny_llama, monkeypatch):
-    monkeypatch.setattr(vlora.models, "find_spec", lambda name: None)
+    monkeypatch.setattr(vlora.quantization, "find_spec", lambda name: None)
     with pytest.raises(
         MissingDependencyError, match=r"needs bitsandbytes; pip install 'variational-lora\[quant"
     ):

@@ -9,7 +9,7 @@ from vlora.data.encode import fitting_length
 from vlora.data.examples import examples_from_rows
 from vlora.data.sources import load_rows, take_rows
 from vlora.errors import ConfigError, VloraError
-from vlora.models import load_base_model, load_tokenizer
+from vlora.models import load_base_model, load_model_config, load_tokenizer
 from vlora.posterior.keys import adapter_tensors
 from vlora.training.adapters import add_adapter, peft_config
 from vlora.training.config import TrainConfig
@@ -42,14 +42,11 @@ def prepare(config: TrainConfig) -> Prepared:
         ConfigError: a model or PEFT setting is not usable.
         DataError: the data are not usable.
     """
-    from transformers import AutoConfig, set_seed
+    from transformers import set_seed
 
-    tokenizer = load_tokenizer(
-        config.base_model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    base_config = AutoConfig.from_pretrained(
-        config.base_model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    origin: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    base_config = load_model_config(config.base_model, **origin)
+    tokenizer = load_tokenizer(config.base_model, **origin)
     adapter = peft_config(config.peft, task=config.task, model_type=base_config.model_type)
     limit = fitting_length(config.data, tokenizer, base_config)
     data, train, validation = _encode(config, tokenizer, limit)
@@ -61,8 +58,7 @@ def prepare(config: TrainConfig) -> Prepared:
         dtype=config.dtype,
         quantization=config.quantization,
         id2label=data.labels,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
+        **origin,
     )
     if config.training.get("gradient_checkpointing"):
         base.enable_input_require_grads()  # the embeddings are frozen, so nothing else would carry the graph

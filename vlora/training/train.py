@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from safetensors import SafetensorError
 
 from vlora.config import config_sha256, to_plain
-from vlora.errors import ConfigError
+from vlora.errors import ConfigError, OutputError
 from vlora.files import check_output_folder
 from vlora.posterior import Posterior
 from vlora.posterior.export import describe_base, gauge_id
@@ -26,7 +27,7 @@ from vlora.training.config import TrainConfig
 from vlora.training.log import train_log
 from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
-from vlora.training.work import open_work, run_sha256, work_folder
+from vlora.training.work import open_work, require_writable, run_sha256, work_folder
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ def run_training(config: TrainConfig) -> Path:
         logger.info("%s already holds the result of this configuration; overwrite=true trains again", output)
         return output
     check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)
+    require_writable(output)
     if config.curvature and str(config.peft.get("type", "lora")).lower() != "lora":
         raise ConfigError(f"curvature needs peft.type lora, got {config.peft['type']!r}")
     with warnings.catch_warnings():
@@ -134,6 +136,14 @@ def _fit(
             "interrupted; the same command goes on from the last checkpoint in %s", args.output_dir
         )
         raise
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # the disk, at a checkpoint; vlora's own errors are none of these
+        raise OutputError(
+            f"cannot write checkpoints to {args.output_dir}: {' '.join(str(error).split())}; the last complete one "
+            "stays, and the same command goes on from it"
+        ) from error
     finally:
         bar.close()
     return trainer

@@ -7,15 +7,16 @@ on by itself and a changed one never does so by mistake.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
 from vlora.config import to_plain
-from vlora.errors import OutputExistsError
+from vlora.errors import OutputError, OutputExistsError
 from vlora.files import atomic_write
 from vlora.training.config import TrainConfig
 
-__all__ = ["last_checkpoint", "open_work", "run_sha256", "work_folder"]
+__all__ = ["last_checkpoint", "open_work", "require_writable", "run_sha256", "work_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,19 @@ def run_sha256(config: TrainConfig) -> str:
     """Hash of everything in the configuration that changes the result."""
     plain = {name: value for name, value in to_plain(config).items() if name not in _NOT_IDENTITY}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def require_writable(output: Path) -> None:
+    """Find out before the work, not after it, that the output can be written.
+
+    Raises:
+        OutputError: The nearest folder above the output is no folder or may not be written to.
+    """
+    above = next(parent for parent in output.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write {output}: {above} is not a folder you may write to; choose another place"
+        )
 
 
 def open_work(config: TrainConfig, work: Path, *, data_sha256: str, main_process: bool = True) -> Path | None:

@@ -1,3 +1,5 @@
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlora.errors import ConfigError, DataError, OutputExistsError, TrainingError
+from vlora.errors import ConfigError, DataError, OutputError, OutputExistsError, TrainingError
 from vlora.training.adapters import peft_config
 from vlora.training.arguments import planned_steps, training_arguments
 from vlora.training.train import run_training
@@ -175,3 +177,32 @@ def test_steps_are_planned_as_trainer_counts_them(training, rows, steps, make_co
 def test_yaml_no_is_a_strategy(make_config, tmp_path):
     args = training_arguments(make_config("causal_lm", "training.save_strategy=no"), tmp_path / "work")
     assert args.save_strategy == "no"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(make_config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    refused(
+        make_config(output=str(tmp_path / "file" / "out")), OutputError, "file is not a folder you may write"
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused(make_config(), OutputError, "is not a folder you may write to; choose another place")
+
+
+def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(make_config, monkeypatch):
+    from transformers import Trainer
+
+    config = make_config(training={"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 8})
+    save = Trainer._save_checkpoint
+
+    def full(self, model, trial):
+        if self.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        save(self, model, trial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", full)
+        refused(
+            config, OutputError, r"cannot write checkpoints to .*No space left on device; the last complete"
+        )
+    log = json.loads((run_training(config) / "train_log.json").read_text())
+    assert log["resumed_from_step"] == 2
