@@ -117,7 +117,7 @@ def convert(row: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, An
 def plain(value: Any) -> Any:
     """JSON-able form of a field's value: arrays become lists, minus infinity becomes None."""
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return value.tolist() if np.isfinite(value).all() else plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
     return None if isinstance(value, float) and value == -np.inf else value

@@ -107,6 +107,14 @@ def make_adapter(folder: Path, seed: int, *, base=tiny_llama, **lora) -> Path:
     return folder
 
 
+def two(tmp_path, base=tiny_llama, first=None, second=None):
+    folders = [
+        make_adapter(tmp_path / "a", 1, base=base, **(first or {})),
+        make_adapter(tmp_path / "b", 2, base=base, **(second or {})),
+    ]
+    return folders, [Posterior.from_pretrained(f) for f in folders]
+
+
 def add_posterior(
     plain: Posterior, seed: int, *, num_examples: int = 100, ess: float = 100.0, frozen_a: bool = False
 ) -> Posterior:

@@ -5,7 +5,8 @@ import torch
 from merge_cases import make_update, positive, rand
 
 from vlora.merge.als import Precision, Target, weighted_als, weighted_objective
-from vlora.merge.lift import lift, pull_back
+from vlora.merge.lift import lift, lift_update, pull_back
+from vlora.merge.recompress import pooled_precision
 from vlora.merge.separable import separable_merge
 
 
@@ -161,3 +162,15 @@ def test_a_certain_adapter_wins_where_it_is_certain():
     merged = separable_merge(rows, [1.0, 1.0], 4, 1e-4).update.delta()
     torch.testing.assert_close(merged[:3], first.delta()[:3], rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(merged[3:], second.delta()[3:], rtol=1e-2, atol=1e-2)
+
+
+def test_new_factors_get_the_pooled_curvature_and_a_negative_weight_adds_no_certainty():
+    updates = [make_update(1), make_update(20)]
+    merged = pooled_precision(make_update(40), updates, [1.0, -0.5])
+    first = lift_update(updates[0])
+    expected = pull_back(merged.b, merged.a, merged.scale, [first], [1.0])
+    torch.testing.assert_close(merged.curvature_b, expected[0])
+    torch.testing.assert_close(merged.curvature_a, expected[1])
+    assert merged.prior_b == pytest.approx(0.01)
+    both = pooled_precision(make_update(40), updates, [1.0, 0.5])
+    assert (both.precision_b > merged.precision_b).all()

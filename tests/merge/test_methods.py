@@ -127,6 +127,17 @@ def test_a_common_frozen_a_is_kept_by_plain_sums_too():
     torch.testing.assert_close(1 / merged.precision_b, variance)
 
 
+@pytest.mark.parametrize("curvature", ["sites", "isotropic"])
+def test_a_common_frozen_a_can_still_be_truncated(curvature):
+    a = rand(2, 9, seed=5)
+    updates = [make_update(1, scale=3.0, a=a), make_update(20, scale=3.0, a=a)]
+    full = gradient_matching(updates, [1.0, 1.0], curvature=curvature).update
+    merged = gradient_matching(updates, [1.0, 1.0], curvature=curvature, rank=1)
+    u, s, vh = torch.linalg.svd(full.delta())
+    torch.testing.assert_close(merged.update.delta(), s[0] * torch.outer(u[:, 0], vh[0]))
+    assert merged.report["exact"] is False
+
+
 def test_gradient_matching_without_knowledge_is_the_sum():
     updates = [make_update(s, hess=False, grams=False) for s in (1, 20)]
     merged = gradient_matching(updates, [1.0, 0.5], rank="lossless", scale=2.0)
