@@ -1,4 +1,4 @@
-"""IVON hyper-parameters for short fine-tuning runs, from the number of examples N and of steps T.
+"""IVON hyper-parameters for short fine-tuning runs, from the number of examples N and of steps T, and a probe.
 
 Provisional: the published settings (ess 1e6 to 1e8, beta2 0.99999) assume tens of thousands of steps, and leave h at
 its start when a run has a few hundred. The values here are what one small study of LoRA fine-tuning found to work;
@@ -16,7 +16,7 @@ from typing import Any
 
 from vlora.errors import ConfigError
 
-__all__ = ["IvonSettings", "short_run_defaults"]
+__all__ = ["IvonSettings", "probed_defaults", "short_run_defaults"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,62 @@ def short_run_defaults(
     return IvonSettings(
         lr=lr, ess=ess, hess_init=hess_init, beta1=beta1, beta2=beta2, weight_decay=weight_decay,
         clip_radius=clip_radius,
+    )  # fmt: skip
+
+
+def probed_defaults(
+    num_steps: int, *, second_moment: float, grad_batch_size: float, init_std: float = 0.02,
+    max_std_ratio: float = 3**0.5, max_step: float = 2e-3, lr: float | None = None, ess: float | None = None, hess_init: float | None = None,
+    beta1: float = 0.9, beta2: float | None = None, weight_decay: float | None = None, clip_radius: float | None = None,
+) -> IvonSettings:  # fmt: skip
+    """Hyper-parameters on the scale of the loss at hand, for the squared-gradient estimate of h.
+
+        hess_init    = second_moment                              the mean of h when training starts
+        weight_decay = hess_init / (max_std_ratio^2 - 1)          so that no draw is wider than max_std_ratio init_std
+        ess          = 1 / (init_std^2 (hess_init + weight_decay))
+        lr           = max_step / g,   g = 0.25 sqrt(second_moment / grad_batch_size)
+        clip_radius  = max_step / (lr (hess_init + weight_decay))
+
+    An entry whose averaged gradient reaches a quarter of the typical mini-batch gradient moves by ``max_step``, if its
+    h is average. Source: our own short-run study, see the module's caveat.
+
+    Args:
+        num_steps: T, optimizer steps of the run.
+        second_moment: Mean over entries of the squared per-example gradient, measured on a few real batches at the
+            start plus noise of ``init_std`` (without the noise, LoRA's zero B makes the gradient of A zero).
+        grad_batch_size: Examples averaged in one final gradient.
+        init_std: Standard deviation of the first draw, in parameter units.
+        max_std_ratio: Widest standard deviation in units of ``init_std``, > 1.
+        max_step: Largest move of one entry in one step, in parameter units.
+        lr: Rescaled learning rate instead of the rule.
+        ess: Effective sample size instead of the rule.
+        hess_init: Start of h instead of the probe.
+        beta1: Decay rate of the gradient average.
+        beta2: Decay rate of h instead of ``max(1 - 5 / T, 0.5)``.
+        weight_decay: Prior precision over ``ess`` instead of the rule.
+        clip_radius: Trust region instead of the rule.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+    _require(num_steps >= 1, f"num_steps must be >= 1, got {num_steps}")
+    _require(
+        0 < second_moment < math.inf,
+        f"the probe measured a mean squared gradient of {second_moment:g}, expected a positive number; "
+        "is any parameter connected to the loss?",
+    )
+    _require(
+        init_std > 0 and max_step > 0, f"init_std and max_step must be > 0, got {init_std} and {max_step}"
+    )
+    _require(max_std_ratio > 1, f"max_std_ratio must be > 1, got {max_std_ratio}")
+    hess_init = second_moment if hess_init is None else hess_init
+    weight_decay = hess_init / (max_std_ratio**2 - 1) if weight_decay is None else weight_decay
+    precision = hess_init + weight_decay
+    ess = 1 / (init_std**2 * precision) if ess is None else ess
+    lr = max_step / (0.25 * math.sqrt(second_moment / grad_batch_size)) if lr is None else lr
+    return IvonSettings(
+        lr=lr, ess=ess, hess_init=hess_init, beta1=beta1, beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2,
+        weight_decay=weight_decay, clip_radius=max_step / (lr * precision) if clip_radius is None else clip_radius,
     )  # fmt: skip
 
 

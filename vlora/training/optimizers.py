@@ -1,11 +1,12 @@
 """The ``optimizer:`` block: IVON or AdamW over the same parameters, with every setting resolved to a number."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlora.ivon.defaults import short_run_defaults
+from vlora.ivon.defaults import probed_defaults, short_run_defaults
 from vlora.ivon.optimizer import IVON
 from vlora.training.config import OptimizerConfig
 
@@ -15,6 +16,7 @@ _DERIVED = (
     "lr", "ess", "init_std", "hess_init", "max_std_ratio", "max_step", "beta1", "beta2", "weight_decay", "clip_radius",
 )  # fmt: skip
 _ADAMW_LR = 1e-3
+INIT_STD = 0.02
 
 
 def build_optimizer(
@@ -25,6 +27,7 @@ def build_optimizer(
     num_steps: int,
     grad_batch_size: int,
     seed: int,
+    probe: Callable[[float], float],
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
     """Optimizer over all trainable parameters in one group.
 
@@ -35,6 +38,8 @@ def build_optimizer(
         num_steps: T, optimizer steps of the run.
         grad_batch_size: Examples averaged in one final gradient (batch size x accumulation x processes).
         seed: Seed of IVON's noise.
+        probe: Measures the mean squared per-example gradient under noise of a given standard deviation; called
+            only where a setting is derived from it.
 
     Returns:
         The optimizer, and its settings as plain numbers for the log.
@@ -46,7 +51,7 @@ def build_optimizer(
     if config.name == "adamw":
         adamw = _adamw_settings(config)
         return torch.optim.AdamW(parameters, **adamw), {"name": "adamw", **adamw}
-    ivon = _ivon_settings(config, num_examples, num_steps, grad_batch_size)
+    ivon = _ivon_settings(config, num_examples, num_steps, grad_batch_size, probe)
     return IVON(parameters, seed=seed, **ivon), {"name": "ivon", "seed": seed, **ivon}
 
 
@@ -61,21 +66,28 @@ def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def _ivon_settings(
-    config: OptimizerConfig, num_examples: int, num_steps: int, grad_batch_size: int
+    config: OptimizerConfig,
+    num_examples: int,
+    num_steps: int,
+    grad_batch_size: int,
+    probe: Callable[[float], float],
 ) -> dict[str, Any]:
     """Keyword arguments of :class:`vlora.IVON`: what is given, and for the rest the short-run rules."""
     given = {name: getattr(config, name) for name in _DERIVED if getattr(config, name) is not None}
-    derived = short_run_defaults(num_examples, num_steps, **given)
-    settings = derived.optimizer_kwargs()
+    batch = _or(config.grad_batch_size, float(grad_batch_size))
+    if config.hess_approx == "price":
+        derived = short_run_defaults(num_examples, num_steps, **given)
+        settings = {**derived.optimizer_kwargs(), "hess_approx": "price"}
+    else:
+        moment = probe(_or(config.init_std, INIT_STD))
+        derived = probed_defaults(num_steps, second_moment=moment, grad_batch_size=batch, **given)
+        settings = {**derived.optimizer_kwargs(), "hess_approx": "gradsq", "grad_batch_size": batch}
     if config.rescale_lr is False:
         settings["rescale_lr"] = False
         if config.clip_radius is None:  # keep the largest move of an entry, whichever scale the lr is on
-            settings["clip_radius"] = _or(config.max_step, 5e-3) / derived.lr
-    for name in ("debias", "hess_approx"):
-        if getattr(config, name) is not None:
-            settings[name] = getattr(config, name)
-    if config.hess_approx == "gradsq":
-        settings["grad_batch_size"] = _or(config.grad_batch_size, float(grad_batch_size))
+            settings["clip_radius"] = derived.max_step / derived.lr
+    if config.debias is not None:
+        settings["debias"] = config.debias
     return settings
 
 

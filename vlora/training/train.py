@@ -27,6 +27,7 @@ from vlora.training.config import TrainConfig
 from vlora.training.log import train_log
 from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
+from vlora.training.probe import probe_second_moment
 from vlora.training.work import open_work, require_writable, run_sha256, work_folder
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         num_steps=planned_steps(args, len(run.train)),
         grad_batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         seed=config.seed,
+        probe=lambda std: probe_second_moment(run.model, _loader(run, args), init_std=std, seed=config.seed),
     )
     trainer = _fit(run, args, optimizer, checkpoint)
     if not trainer.is_world_process_zero():
@@ -173,20 +175,24 @@ def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) ->
 
 def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
     """Kronecker factors at the mean, on training rows in a seeded order."""
+    from vlora.curvature import collect_curvature
+
+    return collect_curvature(run.model, _loader(run, args), max_examples=run.config.curvature_examples)
+
+
+def _loader(run: Prepared, args: "TrainingArguments") -> Any:
+    """Training batches in a seeded order of their own, for passes beside training."""
     import torch
     from torch.utils.data import DataLoader
 
-    from vlora.curvature import collect_curvature
-
     rows: Any = run.train
-    loader = DataLoader(
+    return DataLoader(
         rows,
         batch_size=args.per_device_train_batch_size,
         shuffle=True,
         collate_fn=run.collate,
         generator=torch.Generator().manual_seed(run.config.seed),
     )
-    return collect_curvature(run.model, loader, max_examples=run.config.curvature_examples)
 
 
 def _is_done(config: TrainConfig, output: Path) -> bool:
