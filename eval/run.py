@@ -7,8 +7,8 @@ Written are ``records.jsonl`` (what every model said about every item), ``result
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from vlora.eval.subjects import Subject, base_model_of, load_subjects
 from vlora.eval.tables import ALL
 from vlora.files import atomic_folder, check_output_folder
 from vlora.models import num_labels_of
-from vlora.posterior import fingerprint_weights
+from vlora.posterior import Posterior, fingerprint_weights
 
 __all__ = ["RECORDS", "RESULTS", "run_eval"]
 
@@ -159,10 +159,17 @@ def _prepare(config: EvalConfig) -> _Evaluation:
             raise ConfigError(
                 f"the adapters' heads differ in their number of classes ({shown}); evaluate them apart"
             )
-        classes = read_class_names(config.data, next(iter(sizes.values()), None))
+        data = replace(config.data, labels=config.data.labels or _recorded_labels(posteriors))
+        classes = read_class_names(data, next(iter(sizes.values()), None))
     items = load_items(config.task, config.data, classes)
     _check_groups(config, items)
     return _Evaluation(config, base_model, subjects, items, classes)
+
+
+def _recorded_labels(posteriors: Mapping[str, Posterior]) -> list[str] | None:
+    """Class names that training recorded, when the adapters agree on them."""
+    names = [posterior.meta.labels for posterior in posteriors.values() if posterior.meta.labels]
+    return names[0] if names and all(name == names[0] for name in names) else None
 
 
 def _check_groups(config: EvalConfig, items: Sequence[Item]) -> None:

@@ -71,6 +71,7 @@ def assemble(
         tokens_per_example=_common([m.tokens_per_example for m in metas], None),
         base_model=_base_model(inputs),
         gauge=_gauge(inputs, merged),
+        labels=_common([m.labels for m in metas], None),
         seed=min(m.seed for m in metas),
         sources=[dict(s) for s in sources],
         notes=list(notes),

@@ -30,7 +30,8 @@ DOMAINS = (
     *TRAINED, "MR", "camera_photo", "health_personal_care", "imdb", "music", "software", "sports_outdoors", "video",
 )  # fmt: skip
 METHODS = ("linear", "task_arithmetic", "gradient_matching")
-OPTIMIZERS: dict[str, dict[str, Any]] = {"ivon": {"name": "ivon"}, "adamw": {"name": "adamw", "lr": 1e-3}}
+# Chosen on validation rows (books, seed 0): adamw 3e-3 over 1e-3; ivon is the default of this version.
+OPTIMIZERS: dict[str, dict[str, Any]] = {"ivon": {"name": "ivon"}, "adamw": {"name": "adamw", "lr": 3e-3}}
 VALIDATION_ROWS = 200
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -97,7 +98,7 @@ def sentiment_train(
     return {
         "base_model": base,
         "task": "sequence_classification",
-        "data": {"train": files[f"train_{domain}"], "max_length": 64},
+        "data": {"train": files[f"train_{domain}"], "max_length": 48},
         "peft": {
             "type": "lora", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value", "dense"],
             "layers_to_transform": [4, 5], "layers_pattern": "layer",
@@ -112,12 +113,11 @@ def sentiment_train(
 
 def sentiment_merge(base: str, method: str, optimizer: str, seed: int, work: Path) -> dict:
     """Configuration of one merge of the four adapters, each counted equally."""
-    weight = 1.0 if method == "gradient_matching" else 0.5 if method == "task_arithmetic" else 0.25
     return {
         "method": method,
         "base_model": base,
         "adapters": [
-            {"path": str(work / f"{d}_{optimizer}_{seed}"), "weight": weight, "name": d} for d in TRAINED
+            {"path": str(work / f"{d}_{optimizer}_{seed}"), "weight": 1.0, "name": d} for d in TRAINED
         ],
         "rank": "lossless",
         "output": str(work / f"{method}_{optimizer}_{seed}"),
@@ -134,7 +134,7 @@ def sentiment_eval(
         "base_model": base,
         "task": "sequence_classification",
         "data": {
-            "test": files[f"test_{test}"], "validation": files[f"validation_{test}"], "max_length": 64,
+            "test": files[f"test_{test}"], "validation": files[f"validation_{test}"], "max_length": 48,
             **({"group": "domain"} if group else {}),
         },
         "num_samples": draws,

@@ -128,10 +128,21 @@ def short_run_defaults(
 
 
 def probed_defaults(
-    num_steps: int, *, second_moment: float, grad_batch_size: float, init_std: float = 0.02,
-    max_std_ratio: float = 3**0.5, max_step: float = 2e-3, lr: float | None = None, ess: float | None = None, hess_init: float | None = None,
-    beta1: float = 0.9, beta2: float | None = None, weight_decay: float | None = None, clip_radius: float | None = None,
-) -> IvonSettings:  # fmt: skip
+    num_steps: int,
+    *,
+    second_moment: float,
+    grad_batch_size: float,
+    init_std: float = 0.02,
+    max_std_ratio: float = 3**0.5,
+    max_step: float = 2e-3,
+    lr: float | None = None,
+    ess: float | None = None,
+    hess_init: float | None = None,
+    beta1: float = 0.9,
+    beta2: float | None = None,
+    weight_decay: float | None = None,
+    clip_radius: float | None = None,
+) -> IvonSettings:
     """Hyper-parameters on the scale of the loss at hand, for the squared-gradient estimate of h.
 
         hess_init    = second_moment                              the mean of h when training starts

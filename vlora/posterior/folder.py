@@ -61,6 +61,7 @@ def write(
         _write_tensors(folder / ADAPTER_WEIGHTS, posterior.mean)
         if posterior.has_hess:
             _write_tensors(folder / POSTERIOR_HESS, posterior.hess)
+        if posterior.has_hess or meta.num_examples or meta.sources:  # a plain adapter keeps its lineage
             _write_json(folder / POSTERIOR_META, meta.to_json())
         if posterior.curvature:
             _write_tensors(folder / CURVATURE, posterior.curvature)
@@ -122,11 +123,12 @@ def _read_posterior(
             "revision": adapter_config.get("revision"),
         }
         return {}, PosteriorMeta(num_examples=0, ess=0.0, base_model=base)
-    if has_meta != has_hess:
-        lost = POSTERIOR_HESS if has_meta else POSTERIOR_META
-        raise PosteriorFormatError(f"{folder} has lost its {lost}; copy the whole folder again")
+    if not has_meta:
+        raise PosteriorFormatError(f"{folder} has lost its {POSTERIOR_META}; copy the whole folder again")
     meta = PosteriorMeta.from_json(_read_json(folder / POSTERIOR_META), str(folder / POSTERIOR_META))
-    hess = _read_tensors(folder / POSTERIOR_HESS)
+    if not has_hess and meta.hess_sha256 != tensors_sha256({}):
+        raise PosteriorFormatError(f"{folder} has lost its {POSTERIOR_HESS}; copy the whole folder again")
+    hess = _read_tensors(folder / POSTERIOR_HESS) if has_hess else {}
     if tensors_sha256(mean) != meta.mean_sha256:
         raise PosteriorFormatError(
             f"{folder}: {ADAPTER_WEIGHTS} is not the mean this posterior was saved with (hash mismatch); "

@@ -17,6 +17,11 @@ __all__ = ["adapter_tensors", "saved_key"]
 def saved_key(name: str, adapter_name: str) -> str:
     """Key under which PEFT saves the parameter ``name`` of an adapter."""
     parts = [part for part in name.split(".") if part not in (adapter_name, "modules_to_save")]
+    if parts[-2:] == [
+        "lora_magnitude_vector",
+        "weight",
+    ]:  # DoRA's magnitude is a module in memory, a tensor on disk
+        parts.pop()
     return ".".join(parts)
 
 

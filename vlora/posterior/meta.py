@@ -45,6 +45,8 @@ class PosteriorMeta:
     """Decay of the Hessian average."""
     hess_init: float | None = None
     """Value every entry of h started from."""
+    labels: list[str] | None = None
+    """Class names in index order, for a classifier."""
     seed: int = 0
     """Seed of the numbered posterior draws."""
     health: dict[str, Any] = field(default_factory=dict)

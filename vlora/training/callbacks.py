@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vlora.errors import TrainingError
 
-__all__ = ["FiniteLoss", "ProgressBar"]
+__all__ = ["FiniteLoss", "NoFinalCheckpoint", "ProgressBar"]
 
 
 class FiniteLoss(TrainerCallback):
@@ -29,6 +29,26 @@ class FiniteLoss(TrainerCallback):
                     f"{name} is {value} at step {state.global_step}, expected a finite number; lower optimizer.lr, "
                     "or check the data and the base weights (nothing was written)"
                 )
+
+
+class NoFinalCheckpoint(TrainerCallback):
+    """Do not save at the last step: the result is about to be written.
+
+    Trainer resumed from a checkpoint of the last step would take one step too many.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take back the save that Trainer asks for at the end."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same for ``save_strategy: epoch``."""
+        self.on_step_end(args, state, control)
 
 
 class ProgressBar(TrainerCallback):

@@ -18,6 +18,7 @@ import yaml
 from safetensors import SafetensorError
 
 from vlora.config import config_sha256, to_plain
+from vlora.curvature import adapted_layers, collect_curvature
 from vlora.errors import ConfigError, OutputError
 from vlora.files import check_output_folder
 from vlora.posterior import Posterior
@@ -80,6 +81,8 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
     """Train, and write the result."""
     started = time.perf_counter()
     run = prepare(config)
+    if config.curvature:
+        adapted_layers(run.model)  # refuses what the pass after training could not take
     checkpoint = open_work(config, work, data_sha256=run.train.sha256(), main_process=args.process_index == 0)
     gauge = gauge_id(run.model)
     optimizer, settings = build_optimizer(
@@ -116,7 +119,7 @@ def _fit(
     """Run Trainer to its end, from a checkpoint if there is one."""
     from transformers import PrinterCallback, Trainer
 
-    from vlora.training.callbacks import FiniteLoss, ProgressBar
+    from vlora.training.callbacks import FiniteLoss, NoFinalCheckpoint, ProgressBar
 
     bar = ProgressBar()
     trainer = Trainer(
@@ -126,7 +129,7 @@ def _fit(
         train_dataset=run.train,  # pyright: ignore[reportArgumentType]
         eval_dataset=run.validation,  # pyright: ignore[reportArgumentType]
         optimizers=(optimizer, None),
-        callbacks=[FiniteLoss(), bar],
+        callbacks=[FiniteLoss(), NoFinalCheckpoint(), bar],
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, where results go
     if checkpoint is not None:
@@ -162,6 +165,7 @@ def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) ->
         "loss_reduction": "token_mean" if causal else "mean",
         "tokens_per_example": run.train.num_target_tokens / len(run.train) if causal else None,
         "config_sha256": config_sha256(config),
+        "labels": config.data.labels if config.task == "sequence_classification" else None,
     }
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.optimizer.name == "ivon":
@@ -175,8 +179,6 @@ def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) ->
 
 def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
     """Kronecker factors at the mean, on training rows in a seeded order."""
-    from vlora.curvature import collect_curvature
-
     return collect_curvature(run.model, _loader(run, args), max_examples=run.config.curvature_examples)
 
 

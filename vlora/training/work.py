@@ -14,6 +14,7 @@ from pathlib import Path
 from vlora.config import to_plain
 from vlora.errors import OutputError, OutputExistsError
 from vlora.files import atomic_write
+from vlora.posterior import fingerprint_weights
 from vlora.training.config import TrainConfig
 
 __all__ = ["last_checkpoint", "open_work", "require_writable", "run_sha256", "work_folder"]
@@ -57,14 +58,16 @@ def open_work(config: TrainConfig, work: Path, *, data_sha256: str, main_process
     Raises:
         OutputExistsError: the folder is not a work folder, or holds the checkpoints of another run.
     """
-    identity = {"run_sha256": run_sha256(config), "data_sha256": data_sha256}
+    base = fingerprint_weights(config.base_model, config.revision)
+    identity = {"run_sha256": run_sha256(config), "data_sha256": data_sha256, "base_sha256": base}
     checkpoint = last_checkpoint(work)
     if work.exists() and any(work.iterdir()):
         found = _read_identity(work)
         if found == identity and config.resume == "auto" and checkpoint is not None:
             return checkpoint
         if found != identity and checkpoint is not None and not config.overwrite:
-            changed = "data" if found.get("run_sha256") == identity["run_sha256"] else "configuration"
+            names = {"run_sha256": "configuration", "data_sha256": "data", "base_sha256": "base model"}
+            changed = next(words for key, words in names.items() if found.get(key) != identity[key])
             raise OutputExistsError(
                 f"{work} holds checkpoints of a run with another {changed}; go back to it to resume, "
                 "or set overwrite=true to drop them"
