@@ -205,6 +205,7 @@ def test_nan_weights_are_refused(world, capsys, tmp_path):
     first = sorted(tensors)[0]
     tensors[first][0, 0] = float("nan")
     save_file(tensors, tmp_path / "nan/adapter_model.safetensors")
+    (tmp_path / "nan/posterior.json").unlink()
     assert "NaN or infinity" in failure(
         capsys, "eval", world / "eval.yaml", f"model={tmp_path}/nan", f"output={tmp_path}/e"
     )

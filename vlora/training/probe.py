@@ -1,11 +1,14 @@
 """A short look at the gradients before training, from which IVON's settings take their scale."""
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vlora.errors import TrainingError
 
 __all__ = ["probe_second_moment"]
 
@@ -35,6 +38,9 @@ def probe_second_moment(
 
     Returns:
         The second moment, in units of loss^2 / parameter^2.
+
+    Raises:
+        TrainingError: A gradient is not finite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     former = [parameter.detach().clone() for parameter in parameters]
@@ -51,6 +57,10 @@ def probe_second_moment(
         for parameter, mean in zip(parameters, former, strict=True):
             parameter.data.copy_(mean)
         model.train(was_training)
+    if not math.isfinite(total):
+        raise TrainingError(
+            "the gradients at the start hold NaN or infinity; check the base weights and the data (nothing was written)"
+        )
     return total / max(count, 1)
 
 
