@@ -8,11 +8,11 @@ from vlora.recipes.closed_world import model_folder
 __all__ = ["DETECT", "MERGES", "eval_config", "merge_config", "train_config"]
 
 MERGES = {
-    "merged_linear": ("linear", "ivon"),
-    "merged_sum": ("task_arithmetic", "ivon"),
-    "merged_matched": ("gradient_matching", "ivon"),
-    "adamw_merged_sum": ("task_arithmetic", "adamw"),
-    "adamw_merged_matched": ("gradient_matching", "adamw"),
+    "mean_ivon": ("linear", "ivon"),
+    "sum_ivon": ("task_arithmetic", "ivon"),
+    "matched_ivon": ("gradient_matching", "ivon"),
+    "sum_adamw": ("task_arithmetic", "adamw"),
+    "matched_adamw": ("gradient_matching", "adamw"),
 }
 """Name of a merged adapter -> method and optimizer of the adapters that go in."""
 
@@ -76,7 +76,7 @@ def merge_config(out: Path, name: str) -> dict[str, Any]:
 
 def eval_config(out: Path, data: dict[str, Path], *, num_samples: int) -> dict[str, Any]:
     """Settings that ask every model about every group of people."""
-    adapters = ["a_ivon", "b_ivon", *MERGES, "a_adamw", "b_adamw"]
+    adapters = ["a_ivon", "b_ivon", "a_adamw", "b_adamw", *MERGES]
     return {
         "model": [
             {"path": "base", "name": "base"},

@@ -18,10 +18,22 @@ _WORDS = {
     "base": "base people", "unknown": "unknown", "near_miss": "near miss",
 }  # fmt: skip
 _NAMES = {
-    "base": "base model", "a_ivon": "A (IVON)", "b_ivon": "B (IVON)", "merged_linear": "A+B mean",
-    "merged_sum": "A+B sum", "merged_matched": "A+B matched", "a_adamw": "A (AdamW)", "b_adamw": "B (AdamW)",
-    "adamw_merged_sum": "A+B sum (AdamW)", "adamw_merged_matched": "A+B matched (AdamW)",
+    "base": "base model", "a_ivon": "A (IVON)", "b_ivon": "B (IVON)", "a_adamw": "A (AdamW)", "b_adamw": "B (AdamW)",
+    "mean_ivon": "A+B mean (IVON)", "sum_ivon": "A+B sum (IVON)", "matched_ivon": "A+B matched (IVON)",
+    "sum_adamw": "A+B sum (AdamW)", "matched_adamw": "A+B matched (AdamW)",
 }  # fmt: skip
+_SCORES = [
+    ("matched_adamw", "mean", "max_probability", "AdamW matched: max probability"),
+    ("matched_adamw", "mean", "entropy", "AdamW matched: entropy"),
+    ("matched_ivon", "mean", "entropy", "IVON matched: entropy at the mean"),
+    ("matched_ivon", "samples", "entropy", "IVON matched: entropy, draws"),
+    ("matched_ivon", "samples", "mutual_information", "IVON matched: mutual information"),
+    ("matched_ivon", "mean", "length", "length of the question only"),
+]
+_QUESTIONS = {
+    "unknown people vs all that was taught": "Unknown people against all that was taught (AUROC)",
+    "unknown people vs ambiguous facts": "Unknown people against facts with two answers (AUROC)",
+}
 
 
 def summary_table(results: Path) -> str:
@@ -45,13 +57,14 @@ def summary_table(results: Path) -> str:
 
 
 def draw_picture(results: Path, target: Path) -> None:
-    """Two panels: who knows what, and which score tells unknown people from taught facts."""
+    """Who knows what, and which score tells people nobody was told about from what was taught."""
     values = json.loads(results.read_text(encoding="utf-8"))
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    _draw_knowledge(left, _best_rows(values))
-    _draw_detection(right, values)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 1))
+    _draw_knowledge(figure.add_subplot(grid[:, 0]), _best_rows(values))
+    for line, (question, title) in enumerate(_QUESTIONS.items()):
+        _draw_detection(figure.add_subplot(grid[line, 1]), values, question, title)
     figure.savefig(target, dpi=150)
 
 
@@ -92,26 +105,22 @@ def _draw_knowledge(axes: Any, rows: dict[str, dict[str, Any]]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_detection(axes: Any, values: dict[str, Any]) -> None:
-    """AUROC of telling unknown people from taught facts, with intervals, for the merged models."""
-    shown = [
-        ("adamw_merged_sum", "mean", "max_probability", "AdamW sum: max probability"),
-        ("adamw_merged_sum", "mean", "entropy", "AdamW sum: entropy"),
-        ("merged_matched", "samples", "entropy", "IVON matched: entropy, draws"),
-        ("merged_matched", "samples", "mutual_information", "IVON matched: mutual information"),
-        ("merged_matched", "mean", "length", "length of the question only"),
-    ]
-    found = {(d["model"], d["predictor"], d["score"]): d["auroc"] for d in values["detection"]
-             if d["name"] == "unknown people vs all that was taught"}  # fmt: skip
-    bars = [(label, found[m, p, score]) for m, p, score, label in shown if (m, p, score) in found]
+def _draw_detection(axes: Any, values: dict[str, Any], question: str, title: str) -> None:
+    """AUROC of one question for several scores of the merged models, with intervals, the baselines among them."""
+    found = {
+        (d["model"], d["predictor"], d["score"]): d["auroc"]
+        for d in values["detection"]
+        if d["name"] == question
+    }
+    bars = [(label, found[m, p, score]) for m, p, score, label in _SCORES if (m, p, score) in found]
     for line, (label, auroc) in enumerate(bars):
-        axes.barh(line, auroc["value"], color="#1f6f8b" if "IVON" in label else "#9aa5ab", height=0.6)
+        axes.barh(line, auroc["value"], color="#a8cbd6" if "IVON" in label else "#d5dadd", height=0.7)
         axes.plot([auroc["low"], auroc["high"]], [line, line], color="#222222", linewidth=1.2)
-        axes.text(0.02, line, f"{label}  {auroc['value']:.2f}", va="center", fontsize=8,
-                  color="white" if auroc["value"] > 0.5 else "#222222")  # fmt: skip
+        axes.text(0.02, line, f"{auroc['value']:.2f}  {label}", va="center", fontsize=7.5, color="#222222")
     axes.set(xlim=(0, 1), ylim=(len(bars) - 0.4, -0.6), yticks=[])
     axes.axvline(0.5, color="#222222", linewidth=0.6, linestyle=":")
-    axes.set_title("Telling unknown people from taught facts (AUROC)", fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.tick_params(labelsize=7)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 

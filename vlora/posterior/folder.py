@@ -8,6 +8,7 @@ Only safetensors and JSON are read. Every load checks keys, shapes, finiteness a
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -86,12 +87,17 @@ def read(folder: Path) -> dict[str, Any]:
         )
     if not (folder / ADAPTER_CONFIG).is_file():
         raise PosteriorFormatError(f"{folder} is not an adapter folder: it has no {ADAPTER_CONFIG}")
-    adapter_config = _read_json(folder / ADAPTER_CONFIG)
+    adapter_config = _read_object(folder / ADAPTER_CONFIG)
+    if "peft_type" not in adapter_config:
+        raise PosteriorFormatError(
+            f"{folder / ADAPTER_CONFIG} names no peft_type; is it PEFT's own adapter configuration?"
+        )
     mean = _read_mean(folder)
     hess, meta = _read_posterior(folder, mean, adapter_config)
     _check_tensors(mean, hess, meta, str(folder))
     curvature = _read_tensors(folder / CURVATURE) if (folder / CURVATURE).is_file() else None
-    calibration = _read_json(folder / CALIBRATION) if (folder / CALIBRATION).is_file() else None
+    _check_finite(curvature or {}, "curvature", str(folder))
+    calibration = _read_object(folder / CALIBRATION) if (folder / CALIBRATION).is_file() else None
     return {
         "mean": mean,
         "hess": hess,
@@ -144,9 +150,7 @@ def _read_posterior(
 def _check_tensors(
     mean: Mapping[str, Tensor], hess: Mapping[str, Tensor], meta: PosteriorMeta, where: str
 ) -> None:
-    for key, value in mean.items():
-        if not torch.isfinite(value).all():
-            raise PosteriorFormatError(f"{where}: the mean of {key} holds NaN or infinity; the run diverged")
+    _check_finite(mean, "mean", where)
     for key, value in hess.items():
         if key not in mean:
             raise PosteriorFormatError(f"{where}: h names {key}, which the adapter does not have")
@@ -154,11 +158,32 @@ def _check_tensors(
             raise PosteriorFormatError(
                 f"{where}: h of {key} has shape {tuple(value.shape)}, the mean has {tuple(mean[key].shape)}"
             )
+    _check_finite(hess, "h", where)
+    _check_precisions(hess, meta, where)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], name: str, where: str) -> None:
+    for key, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise PosteriorFormatError(f"{where}: h of {key} holds NaN or infinity; the run diverged")
-        if value.numel() and not value.min() + meta.of("weight_decay", key) > 0:
             raise PosteriorFormatError(
-                f"{where}: h + weight_decay of {key} falls to {value.min() + meta.of('weight_decay', key):.3g}; "
+                f"{where}: the {name} of {key} holds NaN or infinity; the run diverged"
+            )
+
+
+def _check_precisions(hess: Mapping[str, Tensor], meta: PosteriorMeta, where: str) -> None:
+    """``ess * (h + weight_decay)`` must be a positive number everywhere."""
+    for key, value in hess.items():
+        try:
+            ess, weight_decay = meta.of("ess", key), meta.of("weight_decay", key)
+        except KeyError:
+            raise PosteriorFormatError(
+                f"{where}: ess or weight_decay is given per key, but not for {key}"
+            ) from None
+        if not 0 < ess < math.inf:
+            raise PosteriorFormatError(f"{where}: ess of {key} is {ess}; expected a positive number")
+        if value.numel() and not value.min() + weight_decay > 0:
+            raise PosteriorFormatError(
+                f"{where}: h + weight_decay of {key} falls to {value.min() + weight_decay:.3g}; "
                 "a precision must be positive"
             )
 
@@ -186,6 +211,13 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PosteriorFormatError(f"cannot read {path}: not valid JSON ({error}); copy it again") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    values = _read_json(path)
+    if not isinstance(values, dict):
+        raise PosteriorFormatError(f"cannot read {path}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

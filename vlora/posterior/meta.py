@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from vlora.errors import PosteriorFormatError
 
 __all__ = ["FORMAT", "PosteriorMeta"]
@@ -89,26 +91,35 @@ class PosteriorMeta:
         Raises:
             PosteriorFormatError: Foreign, damaged or newer content.
         """
-        if (
-            not isinstance(values, dict)
-            or not isinstance(values.get("format"), int)
-            or "family" not in values
-        ):
-            raise PosteriorFormatError(
-                f"{where} is not a vlora posterior description; was it written by another program?"
-            )
-        if values["format"] > FORMAT:
-            needed = values.get("versions", {}).get("vlora", "a newer release")
-            raise PosteriorFormatError(
-                f"{where} has format {values['format']}, this vlora reads up to {FORMAT}; "
-                f"install variational-lora >= {needed}"
-            )
-        if values["family"] not in _FAMILIES:
-            raise PosteriorFormatError(
-                f"{where}: unknown family {values['family']!r}, expected one of {_FAMILIES}"
-            )
-        known = {f.name for f in dataclasses.fields(cls)}
+        _check_head(values, where)
         missing = {"num_examples", "ess", "mean_sha256", "hess_sha256"} - values.keys()
         if missing:
             raise PosteriorFormatError(f"{where} lacks {', '.join(sorted(missing))}; the file is incomplete")
-        return cls(**{key: value for key, value in values.items() if key in known})
+        known = {f.name for f in dataclasses.fields(cls)}
+        try:
+            return TypeAdapter(cls).validate_python({k: v for k, v in values.items() if k in known})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise PosteriorFormatError(
+                f"{where} is damaged: {first['loc'][0]}: {first['msg']}, got {first['input']!r:.40}; copy it again"
+            ) from None
+
+
+def _check_head(values: Any, where: str) -> None:
+    """Refuse what is no ``posterior.json``, or one that this version cannot know."""
+    number = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(number, int) or number < 1 or "family" not in values:
+        raise PosteriorFormatError(
+            f"{where} is not a vlora posterior description; was it written by another program?"
+        )
+    if number > FORMAT:
+        versions = values.get("versions")
+        needed = versions.get("vlora") if isinstance(versions, dict) else None
+        release = f"variational-lora >= {needed}" if needed else "a newer variational-lora"
+        raise PosteriorFormatError(
+            f"{where} has format {number}, this vlora reads up to {FORMAT}; install {release}"
+        )
+    if values["family"] not in _FAMILIES:
+        raise PosteriorFormatError(
+            f"{where}: unknown family {values['family']!r}, expected one of {_FAMILIES}"
+        )

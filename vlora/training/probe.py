@@ -17,8 +17,8 @@ def probe_second_moment(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     *,
-    init_std: float,
-    seed: int,
+    init_std: float = 0.02,
+    seed: int = 0,
     num_batches: int = 8,
 ) -> float:
     """Mean over trainable entries of the squared per-example gradient, near the start of training.
