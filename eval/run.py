@@ -45,11 +45,13 @@ _Finished = tuple[list[Record], dict[str, Any]]
 """Records of a model, and seconds, tokens and memory that they took."""
 
 
-def run_eval(config: EvalConfig) -> Path:
+def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = None) -> Path:
     """Evaluate and write the output folder; a killed run continues with the models it had not finished.
 
     Args:
         config: What to evaluate.
+        finish: Called with the filled folder before it takes its place, to add to it; the report goes in this way,
+            so that no output is ever without one.
 
     Returns:
         The output folder, holding ``records.jsonl``, ``results.json`` and ``config.yaml``.
@@ -85,6 +87,8 @@ def run_eval(config: EvalConfig) -> Path:
                     shutil.copyfileobj(source, target)
         write_results(folder / RESULTS, results)
         save_config(config, folder / CONFIG)
+        if finish is not None:
+            finish(folder)
     work.remove()
     return output
 

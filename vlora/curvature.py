@@ -20,22 +20,24 @@ Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_g
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from vlora.errors import ConfigError, DataError, IncompatibleAdaptersError, TrainingError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
 __all__ = ["adapted_layers", "collect_curvature"]
 
 
 def collect_curvature(
-    model: PeftModel,
+    model: "PeftModel",
     batches: Iterable[Mapping[str, Any]],
     *,
     adapter_name: str = "default",
@@ -98,7 +100,7 @@ def collect_curvature(
 class _Collector:
     """Running sums of G and S of all adapted layers, fed by hooks; ``rows`` is the current batch size."""
 
-    def __init__(self, layers: Mapping[str, LoraLayer], normalise: bool, dtype: torch.dtype):
+    def __init__(self, layers: Mapping[str, "LoraLayer"], normalise: bool, dtype: torch.dtype):
         self.layers, self.normalise, self.dtype, self.rows = layers, normalise, dtype, 0
         self.sums: dict[str, Tensor] = {}
         for name, layer in layers.items():
@@ -175,7 +177,7 @@ def _finish(total: Tensor, normalise: bool) -> Tensor:
     return gram.cpu()
 
 
-def adapted_layers(model: PeftModel, adapter_name: str = "default") -> dict[str, LoraLayer]:
+def adapted_layers(model: "PeftModel", adapter_name: str = "default") -> dict[str, "LoraLayer"]:
     """The layers whose curvature can be measured, by name; call it before a long run to fail early.
 
     Args:
@@ -191,6 +193,8 @@ def adapted_layers(model: PeftModel, adapter_name: str = "default") -> dict[str,
             f"adapter {adapter_name!r} is not active (active: {', '.join(model.active_adapters)}; loaded: "
             f"{', '.join(model.peft_config)}): call model.set_adapter({adapter_name!r}) first"
         )
+    from peft.tuners.lora import LoraLayer
+
     layers: dict[str, LoraLayer] = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or adapter_name not in {*layer.lora_A, *layer.lora_embedding_A}:

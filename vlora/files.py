@@ -15,7 +15,21 @@ from pathlib import Path
 
 from vlora.errors import OutputError, OutputExistsError
 
-__all__ = ["atomic_folder", "atomic_write", "check_output_folder"]
+__all__ = ["atomic_folder", "atomic_write", "check_output_folder", "output_path"]
+
+
+def output_path(folder: str | os.PathLike) -> Path:
+    """The output folder with the home folder expanded; not the working directory, which cannot be exchanged.
+
+    Raises:
+        OutputError: The folder is the working directory or holds it.
+    """
+    path, here = Path(folder).expanduser(), Path.cwd()
+    if path.resolve() in (here, *here.parents):
+        raise OutputError(
+            f"output {path} is the folder you are in, or one above it, and cannot be replaced; name a new folder"
+        )
+    return path
 
 
 def check_output_folder(folder: str | os.PathLike, marker: str, *, overwrite: bool = True) -> Path:
@@ -28,8 +42,9 @@ def check_output_folder(folder: str | os.PathLike, marker: str, *, overwrite: bo
 
     Raises:
         OutputExistsError: The folder holds something else, or a former output and ``overwrite`` is false.
+        OutputError: The folder is the working directory.
     """
-    path = Path(folder)
+    path = output_path(folder)
     if path.is_dir():
         entries = sorted(entry.name for entry in path.iterdir())
         if not entries:
@@ -52,10 +67,12 @@ def check_output_folder(folder: str | os.PathLike, marker: str, *, overwrite: bo
 def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Fill a temporary folder; on success it takes the place of ``folder``, on failure nothing changes.
 
+    A link stays a link: the folder that it points to is replaced.
+
     Raises:
         OutputError: The place cannot be written (permission, space, read-only), with the old content intact.
     """
-    target = Path(folder)
+    target = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

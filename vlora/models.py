@@ -46,9 +46,9 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    with _readable(base_model, "tokenizer"):
+    with _readable(base_model, "tokenizer") as place:
         tokenizer = AutoTokenizer.from_pretrained(
-            base_model, revision=revision, trust_remote_code=trust_remote_code
+            place, revision=revision, trust_remote_code=trust_remote_code
         )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
@@ -68,8 +68,8 @@ def load_model_config(
     """
     from transformers import AutoConfig
 
-    with _readable(base_model, "model"):
-        return AutoConfig.from_pretrained(base_model, revision=revision, trust_remote_code=trust_remote_code)
+    with _readable(base_model, "model") as place:
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_base_model(
@@ -117,9 +117,9 @@ def load_base_model(
         options["quantization_config"] = quantization_config(
             quantization, compute_dtype=_torch_dtype(dtype), task=task
         )
-    with _readable(base_model, "model"), _quiet_heads():
+    with _readable(base_model, "model") as place, _quiet_heads():
         model = getattr(transformers, _AUTO_CLASSES[task]).from_pretrained(
-            base_model, dtype=_torch_dtype(dtype), use_safetensors=True, device_map=device_map, **options
+            place, dtype=_torch_dtype(dtype), use_safetensors=True, device_map=device_map, **options
         )
     if quantization != "none":
         model = prepare_quantized(model)
@@ -161,6 +161,8 @@ def load_adapter(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*missing adapter keys.*")
+                # PEFT asks transformers by a name that will go; nothing for a user to do
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
                 model = PeftModel.from_pretrained(base, folder, adapter_name=adapter_name)
         except (RuntimeError, ValueError, KeyError, UserWarning) as error:
             reason = " ".join(str(error).split())
@@ -232,13 +234,13 @@ def _name(base: "PreTrainedModel") -> str:
 
 
 @contextmanager
-def _readable(base_model: str, what: str) -> Iterator[None]:
-    """Turn the many ways in which ``from_pretrained`` says no into one line."""
+def _readable(base_model: str, what: str) -> Iterator[str]:
+    """Folder or hub id to load from; the many ways in which ``from_pretrained`` says no become one line."""
     path = Path(base_model).expanduser()
     if not path.is_dir() and not _HUB_ID.fullmatch(base_model):
         raise ConfigError(f"base_model: no folder {base_model}; give a model folder or a hub id")
     try:
-        yield
+        yield str(path) if path.is_dir() else base_model
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"base_model: cannot load a {what} from {base_model}: {reason}") from error

@@ -2,174 +2,189 @@
 
     python benchmarks/first_run/table.py [--results DIR] [--print]
 
-rewrites the block between the two markers in ``README.md``; ``--print`` shows it and leaves the file alone.
-
-Over seeds: mean ± s.e., s.e. = sd / sqrt(n) with n - 1 in sd. Of n pairs: mean difference with its 95 % interval
-mean ± t(.975, n - 1) s.e. Ratios: the same on logarithms. A run without a file is NaN and left out of the n that
-every row states; a row without any run shows dashes.
+rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
+Every row states from how many runs it is; one without any file shows dashes. How numbers are formed: ``cells.py``.
 """
 
 import argparse
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from cells import (
+    ADAMW,
+    DRAWS,
+    ECE,
+    MEAN,
+    MODELS,
+    OPTIMIZERS,
+    Array,
+    Results,
+    count,
+    difference_cell,
+    ece_cell,
+    known,
+    markdown,
+    mean_cell,
+    ratio_cell,
+)
+from sentiment_tables import TRAINED, individual_differences, individual_table, merge_differences, merge_table
 
 HERE = Path(__file__).parent
 START, END = "<!-- table:start -->", "<!-- table:end -->"
-DASH, NAN = "—", float("nan")
-TRAINED = ("books", "dvd", "electronics", "kitchen_housewares")
-UNSEEN = ("MR", "camera_photo", "health_personal_care", "imdb", "music", "software", "sports_outdoors", "video")
-METHODS = ("linear", "task_arithmetic", "gradient_matching")
-ECE = "ece_15_equal_width"
-PREDICTED = (("AdamW", "adamw", "mean"), ("IVON, mean", "ivon", "mean"), ("IVON, draws", "ivon", "samples"))
-NAMES = {"adamw": "AdamW", "ivon": "IVON"}
 TEXTS = ("tinystories", "gsm8k")
+UNTRAINED = "not trained"
 BASES = {"none": "float32", "8bit": "8-bit"}
-
-Array = NDArray[np.float64]
-
-
-class Results:
-    """Every JSON file under one folder, by its path without the ending: ``sentiment/train_books_ivon_0``."""
-
-    def __init__(self, root: Path) -> None:
-        self.records: dict[str, dict[str, Any]] = {
-            path.relative_to(root).with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(root.rglob("*.json"))
-        }
-
-    def seeds(self, part: str) -> list[int]:
-        """Seeds that any file of a part has, or those of the plan when there is none."""
-        names = [name for name in self.records if name.startswith(f"{part}/")]
-        return sorted({int(name.rsplit("_", 1)[1]) for name in names}) or [0, 1, 2]
-
-    def metric(
-        self, name: str, predictor: str, metric: str, *, group: str = "all", model: str = "", field: str = "value"
-    ) -> float:
-        """One number of an evaluation; NaN without it, infinity for a mean with infinite items.
-
-        Args:
-            name: ``part/model`` of the evaluation.
-            predictor: ``mean``, ``samples`` or one of them with ``+temperature``.
-            metric: Name in ``results.json``.
-            group: Test set; ``all`` is all of them.
-            model: Which model of the evaluation; its own name if empty.
-            field: ``value``, or ``floor`` of a calibration error.
-        """
-        part, own = name.split("/")
-        wanted = {"model": model or own, "predictor": predictor, "group": group}
-        for row in self.records.get(f"{part}/eval_{own}", {}).get("output", {}).get("rows", []):
-            if wanted.items() <= row.items() and metric in row["metrics"]:
-                entry = row["metrics"][metric]
-                empty = math.inf if entry.get("infinite") else NAN
-                return empty if entry[field] is None else float(entry[field])
-        return NAN
-
-    def cost(self, name: str, key: str) -> float:
-        """Seconds or bytes of one training run; ``train_seconds`` is the loop's own clock, inside the process."""
-        part, own = name.split("/")
-        record = self.records.get(f"{part}/train_{own}", {})
-        source = record.get("output", {}).get("train_log.json", {}) if key == "train_seconds" else record
-        return float(source.get(key) or NAN)
+COSTS = {
+    "wall, s": ("seconds", 1.0, 1), "CPU, s": ("cpu_seconds", 1.0, 1), "training loop, s": ("train_seconds", 1.0, 1),
+    "peak memory, MiB": ("peak_memory_bytes", 2.0**-20, 0),
+}  # fmt: skip
 
 
-def known(values: Any) -> Array:
-    """The values that are there, flat."""
-    flat = np.asarray(values, dtype=np.float64).ravel()
-    return flat[~np.isnan(flat)]
+def story(
+    results: Results, text: str, base: str, source: tuple[str, str], metric: str, field: str = "value", model: str = ""
+) -> Array:  # fmt: skip
+    """One number per seed of a stories260K run, ``(seeds,)``."""
+    names = [f"stories/{text}_{base}_{source[0]}_{s}" for s in results.seeds("stories")]
+    return np.array([results.metric(n, source[1], metric, field=field, model=model) for n in names])
 
 
-def mean_cell(values: Any, digits: int = 3, factor: float = 1.0) -> str:
-    """Mean ± standard error; a single value stands alone, none is a dash."""
-    flat = factor * known(values)
-    if not np.isfinite(flat).all():
-        return "∞"
-    if len(flat) < 2:
-        return f"{flat[0]:.{digits}f}" if len(flat) else DASH
-    return f"{flat.mean():.{digits}f} ± {flat.std(ddof=1) / math.sqrt(len(flat)):.{digits}f}"
-
-
-def interval(values: Any) -> tuple[float, float, float]:
-    """Mean and 95 % Student interval of independent values; NaN where fewer than two leave it undefined."""
-    flat = known(values)
-    if len(flat) < 2 or not np.isfinite(flat).all():
-        return (float(flat.mean()) if len(flat) else NAN), NAN, NAN
-    half = t_quantile(len(flat) - 1) * float(flat.std(ddof=1)) / math.sqrt(len(flat))
-    return float(flat.mean()), float(flat.mean()) - half, float(flat.mean()) + half
-
-
-def t_quantile(df: int) -> float:
-    """.975 quantile of Student's t: bisection on the integral of its density from 0."""
-    log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
-    low, high = 0.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        x = np.linspace(0.0, middle, 4001)
-        mass = math.exp(log_scale) * np.trapezoid((1 + x * x / df) ** (-(df + 1) / 2), x)
-        low, high = (middle, high) if mass < 0.475 else (low, middle)
-    return low
-
-
-def difference_cell(values: Any, digits: int = 3, factor: float = 1.0) -> str:
-    """Mean difference with its sign, and the interval."""
-    mean, low, high = (factor * number for number in interval(values))
-    if not math.isfinite(mean):
-        return DASH
-    text = [f"{number:+.{digits}f}".replace("-", "−") for number in (mean, low, high)]
-    return text[0] if math.isnan(low) else f"{text[0]} [{text[1]}, {text[2]}]"
-
-
-def ratio_cell(above: Any, below: Any) -> str:
-    """Geometric mean of paired ratios, and the interval."""
-    mean, low, high = (math.exp(number) for number in interval(np.log(above) - np.log(below)))
-    if math.isnan(mean):
-        return DASH
-    return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> str:
-    """Markdown table with its first ``labels`` columns to the left and numbers to the right."""
-    rule = ["---"] * labels + ["---:"] * (len(header) - labels)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
-
-
-def own(
-    results: Results, optimizer: str, predictor: str, metric: str, *, field: str = "value", domain: str = ""
-) -> Array:
-    """Adapters on their own domains, ``(seeds, 4)``; of one domain, ``(seeds, 1)``."""
-    domains = [domain] if domain in TRAINED else TRAINED
-    names = [[f"sentiment/{d}_{optimizer}_{s}" for d in domains] for s in results.seeds("sentiment")]
-    return np.array([[results.metric(n, predictor, metric, field=field) for n in row] for row in names])
-
-
-def merged(
-    results: Results, method: str, optimizer: str, predictor: str, metric: str, domains: Sequence[str]
-) -> Array:
-    """Mean over test sets of one merge per seed, ``(seeds,)``; of ``own`` where the four have their own adapter."""
-    if method == "own":
-        grid = own(results, optimizer, predictor, metric)
-        return grid.mean(axis=1) if domains == TRAINED else np.full(len(grid), NAN)
-    names = [f"sentiment/{method}_{optimizer}_{s}" for s in results.seeds("sentiment")]
-    grid = [[results.metric(n, predictor, metric, group=d) for d in domains] for n in names]
-    return np.array(grid).mean(axis=1)
-
-
-def individual_table(results: Results) -> str:
-    """Adapters on their own domains."""
-    header = ("test set", "model", "accuracy, %", "NLL", "NLL tempered", "temperature", "Brier", "ECE (floor)", "seeds")
+def stories_table(results: Results) -> str:
+    """stories260K before and after training; before does not depend on the seed, so one evaluation is shown."""
     rows = []
-    for domain in (*TRAINED, "mean of the four"):
-        for label, optimizer, predictor in INDIVIDUAL:
+    for text in TEXTS:
+        for base, name in BASES.items():
+            for label, source in {UNTRAINED: MEAN, **MODELS}.items():
+                model, last = ("base", 1) if label == UNTRAINED else ("", None)
+                nll, accuracy, ece, floor = (
+                    known(story(results, text, base, source, metric, field, model))[:last]
+                    for metric, field in zip(
+                        ("nll", "accuracy", ECE, ECE), (*["value"] * 3, "floor"), strict=True
+                    )
+                )
+                row = [mean_cell(nll), mean_cell(accuracy, 2, 100), ece_cell(ece, floor), count(nll)]
+                rows.append([text, name, label, *row])
+    return markdown("text | base | model | NLL per token | token accuracy, % | ECE (floor) | seeds", rows, 3)
 
-            def get(metric: str, after: str = "", field: str = "value", *, at=(domain, optimizer, predictor)) -> Array:
-                return own(results, at[1], at[2] + after, metric, field=field, domain=at[0]).mean(axis=1)
 
-            tempered = [mean_cell(get("nll", TEMPERED)), mean_cell(get("temperature", TEMPERED), 2)]
-            rows.append([domain, label, mean_cell(get("accuracy"), 1, 100), mean_cell(get("nll")), *tempered])
-            rows[-1] += [mean_cell(get("brier")), ece_cell(get(ECE), get(ECE, "", "floor")), count(get("nll"))]
-    return table(header, rows, 2)
+def stories_differences(results: Results) -> str:
+    """Paired differences: between optimizers over bases x seeds, between bases over optimizers x seeds."""
+    pairs = [("IVON mean − AdamW", [(b, MEAN, b, ADAMW) for b in BASES])]
+    pairs += [("IVON draws − AdamW", [(b, DRAWS, b, ADAMW) for b in BASES])]
+    pairs += [("8-bit − float32, mean", [("8bit", o, "none", o) for o in (ADAMW, MEAN)])]
+    rows = []
+    for text in TEXTS:
+        for label, terms in pairs:
+            nll, accuracy, ece = (
+                [story(results, text, b, o, m) - story(results, text, c, p, m) for b, o, c, p in terms]
+                for m in ("nll", "accuracy", ECE)
+            )
+            row = [
+                difference_cell(nll, 4),
+                difference_cell(accuracy, 2, 100),
+                difference_cell(ece, 4),
+                count(nll),
+            ]
+            rows.append([text, label, *row])
+    return markdown("text | difference | NLL per token | token accuracy, points | ECE | pairs", rows, 2)
+
+
+def cost_table(results: Results) -> str:
+    """Training runs: mean ± s.e. over runs, and IVON over AdamW paired by run."""
+    parts = {"sentiment": [f"sentiment/{d}_{{}}_{s}" for s in results.seeds("sentiment") for d in TRAINED]}
+    for base, name in BASES.items():
+        seeds = results.seeds("stories")
+        parts[f"stories, {name}"] = [f"stories/{t}_{base}_{{}}_{s}" for s in seeds for t in TEXTS]
+    rows = []
+    for part, names in parts.items():
+        costs = {
+            o: [[results.cost(n.format(o), c[0]) for n in names] for c in COSTS.values()] for o in OPTIMIZERS
+        }
+        for optimizer, label in OPTIMIZERS.items():
+            row = [mean_cell(v, c[2], c[1]) for v, c in zip(costs[optimizer], COSTS.values(), strict=True)]
+            rows.append([part, label, *row, count(costs[optimizer][0])])
+        ratios = [np.array(a) / np.array(b) for a, b in zip(costs["ivon"], costs["adamw"], strict=True)]
+        rows.append([part, "IVON / AdamW", *map(ratio_cell, ratios), count(ratios[0])])
+    return markdown(" | ".join(["training runs", "", *COSTS, "runs"]), rows, 2)
+
+
+def provenance(results: Results) -> str:
+    """What the tables were made from."""
+    found: dict[str, set[str]] = {"versions": set(), "hardware": set()}
+    for record in results.records.values():
+        for key, texts in found.items():
+            texts.add(", ".join(f"{name} {value}" for name, value in record.get(key, {}).items()))
+    said = "; ".join(" or ".join(sorted(filter(None, texts))) for texts in found.values())
+    return f"From {len(results.records)} result files; {said or 'none yet'}.\n"
+
+
+def block(results: Results) -> str:
+    """All tables with what must be known to read them."""
+    return f"""{provenance(results)}
+### 1. One adapter, its own domain
+
+Mean over seeds ± standard error over seeds; the last rows are of the mean over the four domains. *Tempered*: with the
+temperature that fits the validation rows best. *Floor*: the ECE that a perfectly calibrated model with these
+confidences would show on as many rows.
+
+{individual_table(results)}
+Paired by domain and seed: mean difference with a 95 % t-interval over seeds x domains (12 pairs when complete).
+Pairs of one domain share its training and test rows and so are not independent; the interval over the four *domain
+means* (3 degrees of freedom) takes that into account.
+
+{individual_differences(results)}
+### 2. The merge of the four
+
+At the mean, over seeds ± standard error. *Trained*: mean over the test sets of the four domains trained on; *unseen*:
+over the other eight; *all*: over the twelve. *No merge*: each of the four adapters on its own domain.
+
+{merge_table(results)}
+Paired by seed: mean difference with a 95 % t-interval over seeds (3 pairs when complete, 2 degrees of freedom).
+
+{merge_differences(results)}
+### 3. stories260K
+
+Per token, over seeds ± standard error; *not trained* is the base model alone, one evaluation.
+
+{stories_table(results)}
+Paired by base and seed (the last row of each text: by optimizer and seed), 95 % t-interval over the pairs.
+
+{stories_differences(results)}
+### 4. Cost of a training run
+
+Mean over runs ± standard error, and the geometric mean of the ratios of paired runs with a 95 % t-interval.
+
+{cost_table(results)}"""
+
+
+def replaced(text: str, new: str) -> str:
+    """The text with another block between its markers.
+
+    Raises:
+        SystemExit: The markers are missing, doubled or in the wrong order.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end) or text.count(START) > 1 or text.count(END) > 1:
+        raise SystemExit(f"expected one {START} and after it one {END}; put them where the tables belong")
+    return f"{before}{START}\n{new}{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the tables and put them into the README."""
+    parser = argparse.ArgumentParser(description="Tables of the first run from its JSON files.")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
+    parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the two markers")
+    parser.add_argument("--print", action="store_true", help="show the block, change nothing")
+    args = parser.parse_args(arguments)
+    if not args.results.is_dir():
+        raise SystemExit(f"{args.results} is not a folder; run run.py first or give --results")
+    new = block(Results(args.results))
+    if args.print:
+        print(new)
+    else:
+        args.readme.write_text(replaced(args.readme.read_text(encoding="utf-8"), new), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

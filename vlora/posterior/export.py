@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlora.errors import TrainingError
+from vlora.errors import OutputError, TrainingError
 from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora.posterior.hashing import fingerprint_weights
 from vlora.posterior.health import measure_health
 from vlora.posterior.keys import adapter_tensors
 from vlora.posterior.meta import PosteriorMeta
 
-__all__ = ["collect", "gauge_id"]
+__all__ = ["collect", "describe_base", "gauge_id", "saved_by_peft"]
 
 
 def collect(
@@ -53,7 +54,7 @@ def collect(
         raise ValueError(f"num_examples must be the number of training examples (>= 1), got {num_examples}")
     model, optimizer = _unwrap(model), _unwrap_optimizer(optimizer)
     optimizer.eval()
-    mean, adapter_config = _saved_by_peft(model, adapter_name)
+    mean, adapter_config = saved_by_peft(model, adapter_name)
     states = {}
     for key, tensor in adapter_tensors(model, mean, adapter_name).items():
         # a tensor that never got a gradient has no step and stays deterministic
@@ -96,6 +97,26 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def saved_by_peft(
+    model: nn.Module, adapter_name: str = "default"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of an adapter, as PEFT's own ``save_pretrained`` writes them.
+
+    Raises:
+        OutputError: The temporary folder that PEFT writes to is full or cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            model.save_pretrained(temporary, selected_adapters=[adapter_name])  # type: ignore[operator]
+            folder = Path(temporary) if adapter_name == "default" else Path(temporary) / adapter_name
+            mean = load_file(folder / ADAPTER_WEIGHTS)
+            return mean, json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write to the temporary folder {tempfile.gettempdir()}: {error}; free some space or set TMPDIR"
+        ) from error
+
+
 def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tensor]) -> dict[str, Any]:
     """Steps, beta2, h_0 and health when all tensors share them."""
     first = next(iter(states.values()))
@@ -104,14 +125,6 @@ def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tenso
         return facts
     health = measure_health(hess, steps=facts["steps"], beta2=first["beta2"], hess_init=first["hess_init"])
     return {**facts, "beta2": first["beta2"], "hess_init": first["hess_init"], "health": health}
-
-
-def _saved_by_peft(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as temporary:
-        model.save_pretrained(temporary, selected_adapters=[adapter_name])  # type: ignore[operator]
-        folder = Path(temporary) if adapter_name == "default" else Path(temporary) / adapter_name
-        mean = load_file(folder / ADAPTER_WEIGHTS)
-        return mean, json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
 def _check_finite(mean: Mapping[str, Tensor], hess: Mapping[str, Tensor]) -> None:

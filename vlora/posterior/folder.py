@@ -49,7 +49,7 @@ def write(
         OutputError: The place cannot be written.
         PosteriorFormatError: A tensor is not finite, so that the folder could not be read back.
     """
-    check_output_folder(target, ADAPTER_CONFIG, overwrite=overwrite)
+    path = check_output_folder(target, ADAPTER_CONFIG, overwrite=overwrite)
     meta = replace(
         posterior.meta,
         mean_sha256=tensors_sha256(posterior.mean),
@@ -57,7 +57,7 @@ def write(
         versions=_versions(),
     )
     _check_tensors(posterior.mean, posterior.hess, meta, "this posterior")
-    with atomic_folder(target) as folder:
+    with atomic_folder(path) as folder:
         _write_json(folder / ADAPTER_CONFIG, dict(posterior.adapter_config))
         _write_tensors(folder / ADAPTER_WEIGHTS, posterior.mean)
         if posterior.has_hess:

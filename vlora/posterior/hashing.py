@@ -52,8 +52,9 @@ def fingerprint_weights(model: str, revision: str | None = None) -> str | None:
 
 
 def _local_folder(model: str, revision: str | None) -> Path | None:
-    if Path(model).is_dir():
-        return Path(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -21,7 +21,7 @@ def resolve(source: str | PathLike, revision: str | None = None) -> Path:
     Raises:
         PosteriorFormatError: There is neither such a folder nor such a repository.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         return path
     from huggingface_hub import snapshot_download

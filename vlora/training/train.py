@@ -7,7 +7,6 @@ during a step and the mean between steps, so evaluation and checkpoints see the 
 import json
 import logging
 import shutil
-import tempfile
 import time
 import warnings
 from dataclasses import replace
@@ -20,9 +19,9 @@ from safetensors import SafetensorError
 from vlora.config import config_sha256, to_plain
 from vlora.curvature import adapted_layers, collect_curvature
 from vlora.errors import ConfigError, OutputError
-from vlora.files import check_output_folder
-from vlora.posterior import Posterior
-from vlora.posterior.export import describe_base, gauge_id
+from vlora.files import check_output_folder, output_path
+from vlora.posterior import Posterior, PosteriorMeta
+from vlora.posterior.export import describe_base, gauge_id, saved_by_peft
 from vlora.training.arguments import planned_steps, training_arguments
 from vlora.training.config import TrainConfig
 from vlora.training.log import train_log
@@ -35,12 +34,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer, TrainingArguments
 
+    from vlora.training.callbacks import ProgressBar
+
 __all__ = ["CONFIG_FILE", "LOG_FILE", "run_training"]
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "vlora_config.yaml"
 LOG_FILE = "train_log.json"
+TRACKED = "runs"
+"""Folder in which Trainer's TensorBoard callback writes."""
 
 
 def run_training(config: TrainConfig) -> Path:
@@ -61,7 +64,7 @@ def run_training(config: TrainConfig) -> Path:
         OutputExistsError: The output, or its work folder, holds something else.
         TrainingError: The loss or the weights are no longer finite; nothing is written.
     """
-    output = Path(config.output).expanduser()
+    output = output_path(config.output)
     work = work_folder(output)
     args = training_arguments(config, work)
     if _is_done(config, output):
@@ -109,6 +112,8 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
             LOG_FILE: json.dumps({**log, "run_sha256": run_sha256(config)}, indent=1) + "\n",
         },
     )
+    if (work / TRACKED).is_dir():
+        shutil.move(work / TRACKED, output / TRACKED)
     shutil.rmtree(work, ignore_errors=True)
     logger.info("wrote %s: %d steps in %.1f s", output, trainer.state.global_step, log["seconds"])
 
@@ -117,21 +122,10 @@ def _fit(
     run: Prepared, args: "TrainingArguments", optimizer: "torch.optim.Optimizer", checkpoint: Path | None
 ) -> "Trainer":
     """Run Trainer to its end, from a checkpoint if there is one."""
-    from transformers import PrinterCallback, Trainer
-
-    from vlora.training.callbacks import FiniteLoss, NoFinalCheckpoint, ProgressBar
+    from vlora.training.callbacks import ProgressBar
 
     bar = ProgressBar()
-    trainer = Trainer(
-        model=run.model,
-        args=args,
-        data_collator=run.collate,
-        train_dataset=run.train,  # pyright: ignore[reportArgumentType]
-        eval_dataset=run.validation,  # pyright: ignore[reportArgumentType]
-        optimizers=(optimizer, None),
-        callbacks=[FiniteLoss(), NoFinalCheckpoint(), bar],
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints to stdout, where results go
+    trainer = _trainer(run, args, optimizer, bar)
     if checkpoint is not None:
         logger.info("resuming from %s, left by a run of the same configuration", checkpoint)
     try:
@@ -154,6 +148,30 @@ def _fit(
     return trainer
 
 
+def _trainer(
+    run: Prepared, args: "TrainingArguments", optimizer: "torch.optim.Optimizer", bar: "ProgressBar"
+) -> "Trainer":
+    """The unmodified Trainer, with our callbacks."""
+    from transformers import PrinterCallback, Trainer
+
+    from vlora.training.callbacks import FiniteLoss, NoFinalCheckpoint
+
+    try:
+        trainer = Trainer(
+            model=run.model,
+            args=args,
+            data_collator=run.collate,
+            train_dataset=run.train,  # pyright: ignore[reportArgumentType]
+            eval_dataset=run.validation,  # pyright: ignore[reportArgumentType]
+            optimizers=(optimizer, None),
+            callbacks=[FiniteLoss(), NoFinalCheckpoint(), bar],
+        )
+    except (ImportError, RuntimeError, ValueError) as error:  # such as a tracker that is not installed
+        raise ConfigError(f"training: {' '.join(str(error).split())[:300]}") from error
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, where results go
+    return trainer
+
+
 def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) -> Posterior:
     """What training learnt: mean and h of IVON, or the point of AdamW."""
     config = run.config
@@ -170,11 +188,9 @@ def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) ->
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.optimizer.name == "ivon":
         return Posterior.from_optimizer(model, optimizer, **facts)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        plain = Posterior.from_pretrained(folder)
-    meta = replace(plain.meta, **facts, base_model=describe_base(model), steps=trainer.state.global_step)
-    return replace(plain, meta=meta)
+    mean, adapter_config = saved_by_peft(model)
+    facts |= {"base_model": describe_base(model), "steps": trainer.state.global_step}
+    return Posterior(mean, {}, PosteriorMeta(ess=0.0, **facts), adapter_config)
 
 
 def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
