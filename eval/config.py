@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from vlora.data import RowFormat, Source, Task
+from vlora.data.config import check_seed
 from vlora.errors import ConfigError
 
 __all__ = ["Detection", "EvalConfig", "EvalDataConfig", "ModelEntry"]
@@ -56,6 +57,7 @@ class EvalDataConfig(RowFormat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed("data.seed", self.seed)
         if self.max_rows is not None and self.max_rows < 1:
             raise ConfigError(f"data.max_rows must be at least 1, got {self.max_rows}")
         taken = sorted({"all", "test", "validation"} & self.ood.keys())
@@ -113,6 +115,7 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_seed("seed", self.seed)
         if self.num_samples < 0:
             raise ConfigError(f"num_samples must be 0 or more, got {self.num_samples}")
         if self.antithetic and self.num_samples % 2:

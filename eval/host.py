@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vlora.errors import PosteriorFormatError
+from vlora.errors import ConfigError, PosteriorFormatError
 from vlora.models import load_adapter, load_base_model, load_tokenizer
 from vlora.posterior import Posterior, fingerprint_weights
 
@@ -70,13 +70,24 @@ class Host:
 
 
 def _device_map(device: str | None) -> dict[str, str] | None:
-    """Placement on one device: the one asked for, else the accelerator; None leaves the model on the CPU."""
+    """Placement on one device: the one asked for, else the accelerator; None leaves the model on the CPU.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
     if device is None:
         device = (
             "cpu"
             if (found := torch.accelerator.current_accelerator(check_available=True)) is None
             else str(found)
         )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: {device!r} cannot be used here ({reason:.120}); leave it out, or give cpu"
+        ) from None
     return None if device == "cpu" else {"": device}
 
 

@@ -8,10 +8,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vlora.errors import DataError
+from vlora.errors import DataError, OutputError
 from vlora.eval.records import Record, read_records, write_records
 from vlora.files import atomic_write
 
@@ -50,9 +51,13 @@ class WorkFolder:
             OutputError: The place cannot be written.
         """
         records_path, facts_path = self._paths(name, key)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_records(records_path, records)
-        atomic_write(facts_path, json.dumps({**facts, "num_records": len(records)}))
+        try:
+            write_records(records_path, records)
+            atomic_write(facts_path, json.dumps({**facts, "num_records": len(records)}))
+        except OutputError:
+            with suppress(OSError):
+                self.path.rmdir()  # where it is empty: what was not there before is not there after
+            raise
 
     def remove(self) -> None:
         """Delete what :meth:`save` wrote, and the folder unless something else lies in it."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vlora.errors import DataError
 from vlora.eval.items import Item
 from vlora.eval.records import Record, TokenScores
 from vlora.eval.score import Scorer, Scores
@@ -34,8 +35,17 @@ def make_records(
         scores: What came out.
         antithetic: Whether draws 2j and 2j + 1 mirror each other.
         classes: Class names, for classification.
+
+    Raises:
+        DataError: The model gave NaN.
     """
     columns = _text_columns(scores) if scores.texts is not None else _choice_columns(scorer, scores)
+    for item, column in zip(items, columns, strict=True):
+        if _holds_nan(column):
+            raise DataError(
+                f"model {model!r} gives NaN instead of probabilities for {item.example.item}; check its weights and "
+                "those of the base model, and try dtype: float32"
+            )
     return [
         Record(
             model=model,
@@ -74,6 +84,13 @@ def _text_columns(scores: Scores) -> list[dict[str, Any]]:
     return [
         {"lm": TokenScores(**{name: _array(text[name]) for name in names})} for text in scores.texts or ()
     ]
+
+
+def _holds_nan(column: dict[str, Any]) -> bool:
+    """Whether any number of one item is NaN."""
+    scores = column.get("lm")
+    values = vars(scores).values() if scores is not None else column.values()
+    return any(np.isnan(np.asarray(value, dtype=np.float64)).any() for value in values if value is not None)
 
 
 def _array(value: Any) -> Any:

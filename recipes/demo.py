@@ -79,9 +79,9 @@ class _Road:
             print(f"{name:28} done already")
             return
         self.repeated = self.repeated or output.exists()
-        save_config(config, file)
         started = time.monotonic()
         run(config)
+        save_config(config, file)  # last: a stage that was stopped is not done
         print(f"{name:28} {time.monotonic() - started:6.1f} s   {output}")
 
 

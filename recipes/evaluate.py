@@ -24,6 +24,6 @@ def evaluate(config: EvalConfig) -> Path:
     Raises:
         VloraError: See :func:`vlora.eval.run.run_eval`.
     """
-    output = run_eval(config)
-    write_report(read_results(output / RESULTS), output / REPORT)
-    return output
+    return run_eval(
+        config, finish=lambda folder: write_report(read_results(folder / RESULTS), folder / REPORT)
+    )

@@ -173,6 +173,9 @@ def _explain(cls: type, error: Any) -> str:
         return (f"in {parents}: " if parents else "") + suggest_key(str(path[-1]), known)
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: this key is required"
+    if error["type"] == "dataclass_type":
+        keys = ", ".join(f.name for f in dataclasses.fields(_class_at(cls, path)))
+        return f"{key}: expected a section with keys of {keys}; got {error['input']!r}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     got = "" if error["type"] == "value_error" else f", got {error['input']!r}"
     return f"{key}: {message}{got}" if key else message

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vlora.errors import OutputError, OutputExistsError
 
-__all__ = ["atomic_folder", "atomic_write", "check_output_folder", "output_path"]
+__all__ = ["atomic_folder", "atomic_write", "check_output_folder", "output_path", "scratch_error"]
 
 
 def output_path(folder: str | os.PathLike) -> Path:
@@ -111,6 +111,13 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def scratch_error(error: Exception) -> OutputError:
+    """The error for a temporary folder that is full or cannot be written."""
+    return OutputError(
+        f"cannot write to the temporary folder {tempfile.gettempdir()}: {error}; free some space or set TMPDIR"
+    )
 
 
 def _as_output_error(error: OSError, target: Path) -> OSError:

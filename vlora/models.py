@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from vlora.errors import ConfigError, PosteriorFormatError
+from vlora.files import scratch_error
 from vlora.posterior import Posterior, fingerprint_weights
 from vlora.quantization import Quantization, prepare_quantized, quantization_config
 
@@ -146,6 +147,7 @@ def load_adapter(
 
     Raises:
         PosteriorFormatError: the adapter belongs to another base model or does not fit this one.
+        OutputError: the temporary folder, through which PEFT reads the adapter, cannot be written.
     """
     from peft import PeftModel
     from safetensors.torch import save_file
@@ -155,9 +157,12 @@ def load_adapter(
     if check_base:
         _check_base(base, posterior)
     with tempfile.TemporaryDirectory() as folder:  # PEFT's own reader decides what goes where
-        Path(folder, "adapter_config.json").write_text(json.dumps(dict(posterior.adapter_config)))
-        tensors = {key: value.detach().cpu().contiguous() for key, value in posterior.mean.items()}
-        save_file(tensors, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+        try:
+            Path(folder, "adapter_config.json").write_text(json.dumps(dict(posterior.adapter_config)))
+            tensors = {key: value.detach().cpu().contiguous() for key, value in posterior.mean.items()}
+            save_file(tensors, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise scratch_error(error) from error
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*missing adapter keys.*")

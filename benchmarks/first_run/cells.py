@@ -48,7 +48,7 @@ class Results:
             metric: As in ``results.json``.
             group: Test set; ``all`` is all of them.
             model: Another model of the same evaluation, such as its base.
-            field: ``value``, or the ``floor`` of a calibration error.
+            field: ``value``, ``low``, ``high``, or the ``floor`` of a calibration error.
 
         Raises:
             ValueError: The number is there and not defined, which no mean may pass over.

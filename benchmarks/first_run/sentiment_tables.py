@@ -3,6 +3,7 @@
 import numpy as np
 from cells import (
     ADAMW,
+    DASH,
     DRAWS,
     ECE,
     MEAN,
@@ -14,6 +15,7 @@ from cells import (
     count,
     difference_cell,
     ece_cell,
+    known,
     markdown,
     mean_cell,
 )
@@ -25,6 +27,7 @@ UNSEEN = (
 SETS = {"trained": TRAINED, "unseen": UNSEEN, "all": TRAINED + UNSEEN}
 METHODS = ("linear", "task_arithmetic", "gradient_matching")
 TEMPERED = "+temperature"
+CHANCE = 0.5
 MERGE_COLUMNS = (
     *((f"accuracy, {name}, %", "accuracy", "", name, 100, 1) for name in SETS),
     *((f"NLL, {name}", "nll", "", name, 1, 3) for name in SETS),
@@ -44,13 +47,19 @@ def own(
     )
 
 
+def at_chance(results: Results, source: tuple[str, str]) -> Array:
+    """1 for adapters whose interval of the accuracy reaches down to one half, 0 for others, ``(seeds, 4)``."""
+    low = own(results, source, "accuracy", field="low")
+    return np.where(np.isnan(low), NAN, low <= CHANCE)
+
+
 def individual_table(results: Results) -> str:
     """Adapters on their own domains, over seeds."""
     rows = []
     for column, domain in enumerate((*TRAINED, "mean of the four")):
         pick = slice(column, column + 1) if column < len(TRAINED) else slice(None)
         rows += [[domain, label, *individual_row(results, source, pick)] for label, source in MODELS.items()]
-    header = "test set | model | accuracy, % | NLL | NLL tempered | temperature | Brier | ECE (floor) | seeds"
+    header = "test set | model | accuracy, % | NLL | NLL tempered | Brier | ECE (floor) | at chance | seeds"
     return markdown(header, rows, 2)
 
 
@@ -60,13 +69,14 @@ def individual_row(results: Results, source: tuple[str, str], pick: slice) -> li
     def over(metric: str, after: str = "", field: str = "value") -> Array:
         return own(results, source, metric, after=after, field=field)[:, pick].mean(axis=1)
 
+    failed = known(at_chance(results, source)[:, pick])
     return [
         mean_cell(over("accuracy"), 1, 100),
         mean_cell(over("nll")),
         mean_cell(over("nll", TEMPERED)),
-        mean_cell(over("temperature", TEMPERED), 2),
         mean_cell(over("brier")),
         ece_cell(over(ECE), over(ECE, field="floor")),
+        f"{failed.sum():.0f} of {len(failed)}" if len(failed) else DASH,
         count(over("nll")),
     ]
 
@@ -79,16 +89,26 @@ def individual_differences(results: Results) -> str:
         ["IVON mean − AdamW, tempered", *difference_row(results, MEAN, ADAMW, TEMPERED)],
         ["IVON draws − AdamW, tempered", *difference_row(results, DRAWS, ADAMW, TEMPERED)],
         ["IVON draws − IVON mean", *difference_row(results, DRAWS, MEAN)],
+        ["IVON mean − AdamW, both learnt", *difference_row(results, MEAN, ADAMW, learnt=True)],
+        ["IVON draws − AdamW, both learnt", *difference_row(results, DRAWS, ADAMW, learnt=True)],
+        [
+            "IVON draws − AdamW, tempered, both learnt",
+            *difference_row(results, DRAWS, ADAMW, TEMPERED, learnt=True),
+        ],
     ]
     header = "difference | accuracy, points | NLL | Brier | ECE | NLL, domain means | NLL by seed | pairs"
     return markdown(header, rows, 1)
 
 
-def difference_row(results: Results, a: tuple[str, str], b: tuple[str, str], after: str = "") -> list[str]:
-    """Numbers of predictor a minus predictor b."""
+def difference_row(
+    results: Results, a: tuple[str, str], b: tuple[str, str], after: str = "", *, learnt: bool = False
+) -> list[str]:
+    """Numbers of predictor a minus predictor b; ``learnt`` leaves out pairs with one at chance."""
+    failed = (at_chance(results, a) + at_chance(results, b)) > 0
 
     def delta(metric: str) -> Array:
-        return own(results, a, metric, after=after) - own(results, b, metric, after=after)
+        difference = own(results, a, metric, after=after) - own(results, b, metric, after=after)
+        return np.where(failed, NAN, difference) if learnt else difference
 
     nll = delta("nll")
     return [
@@ -118,12 +138,20 @@ def merge_table(results: Results) -> str:
     """Merges of the four adapters beside the adapters themselves, over seeds."""
     rows = []
     for optimizer, name in OPTIMIZERS.items():
+        failed = at_chance(results, (optimizer, "mean")).sum(axis=1)
         for method in ("own", *METHODS):
             values = [merged(results, method, optimizer, column) for column in MERGE_COLUMNS]
             row = [mean_cell(v, c[5], c[4]) for v, c in zip(values, MERGE_COLUMNS, strict=True)]
             label = "no merge: own adapter" if method == "own" else method
-            rows.append([name, label, *row, count(values[0])])
-    return markdown(" | ".join(["optimizer", "model", *(c[0] for c in MERGE_COLUMNS), "seeds"]), rows, 2)
+            rows.append([name, label, *row, each(values[0], 1, 100), each(failed, 0), count(values[0])])
+    titles = [column[0] for column in MERGE_COLUMNS]
+    last = ["accuracy, trained, by seed", "adapters at chance, by seed", "seeds"]
+    return markdown(" | ".join(["optimizer", "model", *titles, *last]), rows, 2)
+
+
+def each(values: Array, digits: int, factor: float = 1) -> str:
+    """Every value, ``a / b / c``."""
+    return " / ".join(mean_cell([value], digits, factor) for value in values)
 
 
 def merge_differences(results: Results) -> str:
@@ -140,4 +168,5 @@ def merge_differences(results: Results) -> str:
         deltas = [merged(results, *a, column) - merged(results, *b, column) for column in MERGE_COLUMNS]
         row = [difference_cell(d, c[5], c[4]) for d, c in zip(deltas, MERGE_COLUMNS, strict=True)]
         rows.append([label, *row, count(deltas[0])])
-    return markdown(" | ".join(["difference", *(c[0] for c in MERGE_COLUMNS), "pairs"]), rows, 1)
+    titles = [column[0].replace("%", "points") for column in MERGE_COLUMNS]
+    return markdown(" | ".join(["difference", *titles, "pairs"]), rows, 1)

@@ -50,21 +50,26 @@ def story(
 
 
 def stories_table(results: Results) -> str:
-    """stories260K before and after training; before does not depend on the seed, so one evaluation is shown."""
+    """stories260K before and after training."""
     rows = []
     for text in TEXTS:
         for base, name in BASES.items():
-            for label, source in {UNTRAINED: MEAN, **MODELS}.items():
-                model, last = ("base", 1) if label == UNTRAINED else ("", None)
-                nll, accuracy, ece, floor = (
-                    known(story(results, text, base, source, metric, field, model))[:last]
-                    for metric, field in zip(
-                        ("nll", "accuracy", ECE, ECE), (*["value"] * 3, "floor"), strict=True
-                    )
-                )
-                row = [mean_cell(nll), mean_cell(accuracy, 2, 100), ece_cell(ece, floor), count(nll)]
-                rows.append([text, name, label, *row])
+            rows.append([text, name, "not trained", *stories_row(results, text, base, MEAN, "base")])
+            for label, source in MODELS.items():
+                rows.append([text, name, label, *stories_row(results, text, base, source)])
     return markdown("text | base | model | NLL per token | token accuracy, % | ECE (floor) | seeds", rows, 3)
+
+
+def stories_row(
+    results: Results, text: str, base: str, source: tuple[str, str], model: str = ""
+) -> list[str]:
+    """Numbers of one predictor; the model ``base`` does not depend on the seed, so its first evaluation is shown."""
+
+    def over(metric: str, field: str = "value") -> Array:
+        return known(story(results, text, base, source, metric, field, model))[: 1 if model else None]
+
+    accuracy, ece = mean_cell(over("accuracy"), 2, 100), ece_cell(over(ECE), over(ECE, "floor"))
+    return [mean_cell(over("nll")), accuracy, ece, count(over("nll"))]
 
 
 def stories_differences(results: Results) -> str:
@@ -79,13 +84,8 @@ def stories_differences(results: Results) -> str:
                 [story(results, text, b, o, m) - story(results, text, c, p, m) for b, o, c, p in terms]
                 for m in ("nll", "accuracy", ECE)
             )
-            row = [
-                difference_cell(nll, 4),
-                difference_cell(accuracy, 2, 100),
-                difference_cell(ece, 4),
-                count(nll),
-            ]
-            rows.append([text, label, *row])
+            row = [difference_cell(nll, 4), difference_cell(accuracy, 2, 100), difference_cell(ece, 4)]
+            rows.append([text, label, *row, count(nll)])
     return markdown("text | difference | NLL per token | token accuracy, points | ECE | pairs", rows, 2)
 
 
@@ -114,8 +114,8 @@ def provenance(results: Results) -> str:
     for record in results.records.values():
         for key, texts in found.items():
             texts.add(", ".join(f"{name} {value}" for name, value in record.get(key, {}).items()))
-    said = "; ".join(" or ".join(sorted(filter(None, texts))) for texts in found.values())
-    return f"From {len(results.records)} result files; {said or 'none yet'}.\n"
+    said = [f"; {key}: {' or: '.join(sorted(texts - {''}))}" for key, texts in found.items() if texts - {""}]
+    return f"From {len(results.records)} result files{''.join(said)}.\n"
 
 
 def block(results: Results) -> str:
@@ -125,18 +125,21 @@ def block(results: Results) -> str:
 
 Mean over seeds ± standard error over seeds; the last rows are of the mean over the four domains. *Tempered*: with the
 temperature that fits the validation rows best. *Floor*: the ECE that a perfectly calibrated model with these
-confidences would show on as many rows.
+confidences would show on as many rows. *At chance*: runs whose 95 % interval of the accuracy (bootstrap over the test
+rows) reaches down to 50 %: they have learnt nothing. They are in all means, and can make most of a standard error.
 
 {individual_table(results)}
 Paired by domain and seed: mean difference with a 95 % t-interval over seeds x domains (12 pairs when complete).
 Pairs of one domain share its training and test rows and so are not independent; the interval over the four *domain
-means* (3 degrees of freedom) takes that into account.
+means* (3 degrees of freedom) takes that into account. *Both learnt* leaves out pairs in which either run is at chance:
+it compares what the optimizers reach when they work, and says nothing of how often they do.
 
 {individual_differences(results)}
 ### 2. The merge of the four
 
 At the mean, over seeds ± standard error. *Trained*: mean over the test sets of the four domains trained on; *unseen*:
-over the other eight; *all*: over the twelve. *No merge*: each of the four adapters on its own domain.
+over the other eight; *all*: over the twelve. *No merge*: each of the four adapters on its own domain. The last columns
+show every seed: the accuracy, and how many of the four adapters that were merged are at chance (section 1).
 
 {merge_table(results)}
 Paired by seed: mean difference with a 95 % t-interval over seeds (3 pairs when complete, 2 degrees of freedom).
@@ -152,7 +155,11 @@ Paired by base and seed (the last row of each text: by optimizer and seed), 95 %
 {stories_differences(results)}
 ### 4. Cost of a training run
 
-Mean over runs ± standard error, and the geometric mean of the ratios of paired runs with a 95 % t-interval.
+Mean over runs ± standard error, and the geometric mean of the ratios of paired runs with a 95 % t-interval. *Wall*,
+*CPU* and *memory* are of the whole process, measured from outside: start, loading, tokenising, IVON's probe of the
+gradients, training, the pass for the Kronecker factors (sentiment only, the same for both) and saving. Their ratio is
+what a run costs, not what the optimizer costs; the *training loop* is closer to that. Wall seconds and the loop's
+hold the time that other programs took: where they exceed CPU seconds by much, compare CPU seconds.
 
 {cost_table(results)}"""
 

@@ -1,5 +1,6 @@
 import importlib.util
 import shutil
+import warnings
 from pathlib import Path
 
 import peft
@@ -155,6 +156,15 @@ def test_an_adapter_comes_back_with_its_head(saved_adapter, tiny_llama):
     assert not model.training
     again = load_base_model(str(tiny_llama), task="sequence_classification", num_labels=3)
     assert torch.equal(load_adapter(again, folder)(input_ids=tokens).logits, logits)
+
+
+def test_loading_an_adapter_warns_of_nothing(saved_adapter, tiny_llama):
+    """PEFT and transformers speak of each other's future here, which is nothing to a user of either."""
+    base = load_base_model(str(tiny_llama), task="sequence_classification", num_labels=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_adapter(base, saved_adapter[0])
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_an_adapter_of_another_base_or_task_is_refused(saved_adapter, tiny_llama, tmp_path):

@@ -11,9 +11,19 @@ from pydantic import ConfigDict
 
 from vlora.errors import ConfigError
 
-__all__ = ["DataConfig", "RowFormat", "Source", "SourceConfig", "Task"]
+__all__ = ["DataConfig", "RowFormat", "Source", "SourceConfig", "Task", "check_seed"]
 
 Task = Literal["sequence_classification", "causal_lm", "multiple_choice"]
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Refuse a seed that NumPy's generators do not take.
+
+    Raises:
+        ConfigError: The seed is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"{name} must be from 0 to 2**32 - 1, got {seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,7 @@ class DataConfig(RowFormat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed("data.seed", self.seed)
         for name in ("max_rows", "max_validation_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlora.errors import OutputError, TrainingError
+from vlora.errors import TrainingError
+from vlora.files import scratch_error
 from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora.posterior.hashing import fingerprint_weights
 from vlora.posterior.health import measure_health
@@ -112,9 +113,7 @@ def saved_by_peft(
             mean = load_file(folder / ADAPTER_WEIGHTS)
             return mean, json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write to the temporary folder {tempfile.gettempdir()}: {error}; free some space or set TMPDIR"
-        ) from error
+        raise scratch_error(error) from error
 
 
 def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -7,9 +7,11 @@
 Only safetensors and JSON are read. Every load checks keys, shapes, finiteness and hashes.
 """
 
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
@@ -203,7 +205,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file(contiguous, path, metadata={"format": "pt"})
     except SafetensorError as error:  # the Rust writer hides the operating system's error behind its own type
-        raise OSError(f"{error}") from error
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error)) from error
 
 
 def _read_json(path: Path) -> Any:

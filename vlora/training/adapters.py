@@ -56,7 +56,7 @@ def peft_config(settings: Mapping[str, Any], *, task: Task, model_type: str) -> 
     try:
         return cls(task_type=_TASK_TYPES[task], **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"peft: {' '.join(str(error).split())}") from error
+        raise _refused(error) from error
 
 
 def add_adapter(base: "PreTrainedModel", config: "PeftConfig") -> "PeftModel":
@@ -70,7 +70,7 @@ def add_adapter(base: "PreTrainedModel", config: "PeftConfig") -> "PeftModel":
     try:
         model = get_peft_model(base, config)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ConfigError(f"peft: {' '.join(str(error).split())[:300]}") from error
+        raise _refused(error) from error
     assert isinstance(model, PeftModel)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -80,6 +80,12 @@ def add_adapter(base: "PreTrainedModel", config: "PeftConfig") -> "PeftModel":
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("peft: this configuration leaves nothing to train on this model")
     return model
+
+
+def _refused(error: Exception) -> ConfigError:
+    """PEFT's objection in one line."""
+    what = "a value is of the wrong type: " if isinstance(error, TypeError) else ""
+    return ConfigError(f"peft: {what}{' '.join(str(error).split())[:300]}")
 
 
 def _check_arguments(arguments: Mapping[str, Any], cls: type) -> None:

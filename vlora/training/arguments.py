@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["OWNED", "planned_steps", "training_arguments"]
 
 _OPTIMIZER = "the optimizer block"
+_ABOVE_ZERO = (
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
 OWNED = {
     "output_dir": "output",
     "seed": "seed",
@@ -60,6 +67,7 @@ def training_arguments(config: TrainConfig, work: Path) -> "TrainingArguments":
     for key, value in values.items():
         if key.endswith("_strategy") and value is False:  # YAML reads an unquoted "no" as false
             values[key] = "no"
+    _check_numbers(values)
     try:
         return TrainingArguments(output_dir=str(work), seed=config.seed, data_seed=config.seed, **values)
     except (TypeError, ValueError, ImportError) as error:
@@ -102,6 +110,19 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
     if config.data.validation is None and config.training.get("eval_strategy") not in (None, False, "no"):
         raise ConfigError("training.eval_strategy needs data.validation; add it or leave the strategy out")
     return values
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Refuse what Trainer would divide by, or loop over, much later."""
+    for key in _ABOVE_ZERO:
+        value = values.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ConfigError(f"training.{key} must be a number above 0, got {value!r}")
+    steps = values.get("max_steps", -1)
+    if not isinstance(steps, int) or (steps < 1 and steps != -1):
+        raise ConfigError(
+            f"training.max_steps must be a whole number of 1 or more, or -1 for none, got {steps!r}"
+        )
 
 
 def _nearest(key: str, known: list[str]) -> str:

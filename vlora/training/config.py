@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from vlora.data.config import DataConfig, Task
+from vlora.data.config import DataConfig, Task, check_seed
 from vlora.errors import ConfigError
 
 __all__ = ["OptimizerConfig", "TrainConfig"]
@@ -123,5 +123,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.output:
             raise ConfigError("output must name a folder")
+        check_seed("seed", self.seed)
         if self.curvature_examples is not None and self.curvature_examples < 1:
             raise ConfigError(f"curvature_examples must be at least 1, got {self.curvature_examples}")

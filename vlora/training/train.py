@@ -28,7 +28,7 @@ from vlora.training.log import train_log
 from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
 from vlora.training.probe import probe_second_moment
-from vlora.training.work import open_work, require_writable, run_sha256, work_folder
+from vlora.training.work import drop_unused, open_work, require_writable, run_sha256, work_folder
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,11 @@ def run_training(config: TrainConfig) -> Path:
         raise ConfigError(f"curvature needs peft.type lora, got {config.peft['type']!r}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # among the libraries below, nothing for a user to do
-        _train_into(output, work, config, args)
+        try:
+            _train_into(output, work, config, args)
+        finally:
+            if args.process_index == 0:
+                drop_unused(work)
     return output
 
 

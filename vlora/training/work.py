@@ -17,7 +17,7 @@ from vlora.files import atomic_write
 from vlora.posterior import fingerprint_weights
 from vlora.training.config import TrainConfig
 
-__all__ = ["last_checkpoint", "open_work", "require_writable", "run_sha256", "work_folder"]
+__all__ = ["drop_unused", "last_checkpoint", "open_work", "require_writable", "run_sha256", "work_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,12 @@ def open_work(config: TrainConfig, work: Path, *, data_sha256: str, main_process
     if main_process:
         atomic_write(work / RUN_FILE, json.dumps(identity, indent=2) + "\n")
     return None
+
+
+def drop_unused(work: Path) -> None:
+    """Remove a work folder that a run left without a checkpoint, so that a refused run leaves nothing behind."""
+    if (work / RUN_FILE).is_file() and last_checkpoint(work) is None:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def last_checkpoint(work: Path) -> Path | None:

@@ -136,6 +136,19 @@ class TestTrainer:
         for p, q in zip(optimizer.state, other.state, strict=True):
             assert all(torch.equal(optimizer.state[p][k], other.state[q][k]) for k in optimizer.state[p])
 
+    def test_bf16_on_cpu_learns_what_float32_learns(self, tmp_path):
+        """Autocast around the forward pass: state stays float32 and updates are close. (fp16 does nothing on a CPU.)"""
+        full = trainables(train(tmp_path / "full")[0])
+        model, optimizer, _ = train(tmp_path / "mixed", bf16=True)
+        mixed, start = trainables(model), trainables(tiny_model())
+        assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {
+            torch.float32
+        }
+        assert all(int(s["step"]) == 6 for s in optimizer.state.values())
+        moved = torch.cat([(full[n] - start[n]).flatten() for n in full])
+        apart = torch.cat([(mixed[n] - full[n]).flatten() for n in full])
+        assert 0 < apart.norm() < 0.1 * moved.norm()
+
     def test_row_4_and_5_trainer_builds_the_groups(self, tmp_path):
         """ivon-opt crashes in Trainer with PEFT (empty group) and takes Trainer's weight_decay for its prior."""
 

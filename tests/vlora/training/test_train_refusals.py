@@ -28,6 +28,9 @@ def refused(config, error, message):
     [
         ("optimizer.learn_rate=1", "in optimizer: unknown key 'learn_rate'; .*keys here: name, lr"),
         ("data.trian=x", "in data: unknown key 'trian'; did you mean 'train'"),
+        ("seed=-1", r"seed must be from 0 to 2\*\*32 - 1, got -1"),
+        ("data.seed=-1", r"data\.seed must be from 0"),
+        ("data=3", "data: expected a section with keys of .*train.*; got 3"),
         ("optimizer.name=sgd", r"optimizer\.name: Input should be 'ivon' or 'adamw'"),
         ("optimizer.lr=-1", r"optimizer\.lr must be > 0, got -1"),
         ("optimizer.beta2=1", r"optimizer\.beta2 must be in \[0, 1\), got 1"),
@@ -51,6 +54,10 @@ def test_contradicting_widths_are_refused(make_config):
         ({"num_epochs": 3}, "in training: unknown key 'num_epochs'; did you mean 'num_train_epochs'"),
         ({"learning_rate": 1}, r"training\.learning_rate has its place elsewhere: use optimizer\.lr"),
         ({"output_dir": "x"}, "use output$"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be a number above 0, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be a number above 0, got 0"),
+        ({"num_train_epochs": "many"}, "num_train_epochs must be a number above 0, got 'many'"),
+        ({"max_steps": 0}, "max_steps must be a whole number of 1 or more, or -1 for none, got 0"),
         ({"lr_scheduler_type": "zigzag"}, "training: '?zigzag'? is not a valid SchedulerType"),
         ({"eval_strategy": "epoch"}, r"eval_strategy needs data\.validation"),
     ],
@@ -68,6 +75,7 @@ def test_training_arguments_are_checked(training, message, make_config):
         ({"task_type": "SEQ_CLS"}, r"peft\.task_type is set by vlora"),
         ({"target_modules": ["nothing"]}, "peft: .*nothing"),
         ({"r": 0}, "peft: .*r"),
+        ({"r": "four"}, "peft: a value is of the wrong type: .*'str' and 'int'"),
         ({"type": "prompt_tuning", "num_virtual_tokens": 3}, "optimizer ivon cannot save a posterior"),
     ],
 )

@@ -95,6 +95,8 @@ def test_adamw_starts_from_the_same_adapter_and_writes_a_plain_one(make_config, 
     ours, plain = Posterior.from_pretrained(ivon), Posterior.from_pretrained(adamw)
     assert not plain.has_hess
     assert ours.adapter_config == plain.adapter_config
+    for name in ("num_examples", "steps", "gauge", "base_model", "loss_reduction", "labels"):
+        assert getattr(ours.meta, name) == getattr(plain.meta, name)
     still = run_training(
         make_config(output=str(tmp_path / "still"), optimizer={"name": "adamw", "lr": 1e-30})
     )
@@ -123,7 +125,7 @@ def test_a_classifier_learns_and_records_its_classes(make_config, write_rows, ti
     posterior = Posterior.from_pretrained(folder)
     assert (posterior.meta.loss_reduction, posterior.meta.tokens_per_example) == ("mean", None)
     saved = load_config(TrainConfig, folder / "vlora_config.yaml")
-    assert saved.data.labels == ["bad", "good"]
+    assert saved.data.labels == posterior.meta.labels == ["bad", "good"]
     assert any("classifier" in key for key in posterior.hess)
 
 
@@ -141,11 +143,12 @@ def test_low_precision_bases_train_a_float32_posterior(make_config, dtype, quant
 def test_adapter_types_pass_through(make_config):
     config = make_config(
         "causal_lm",
-        peft={"type": "lora", "use_rslora": True, "target_modules": "all-linear"},
+        peft={"type": "lora", "use_rslora": True, "use_dora": True, "target_modules": "all-linear"},
     )
     posterior = Posterior.from_pretrained(run_training(config))
     assert posterior.adapter_config["use_rslora"]
     assert any("down_proj.lora_A" in key for key in posterior.hess)
+    assert any("down_proj.lora_magnitude_vector" in key for key in posterior.hess)
     ia3 = make_config("causal_lm", peft={"type": "ia3"}, overwrite=True)
     assert Posterior.from_pretrained(run_training(ia3)).adapter_config["peft_type"] == "IA3"
 
