@@ -114,8 +114,8 @@ def difference_row(
     return [
         difference_cell(delta("accuracy"), 1, 100),
         *(difference_cell(delta(metric)) for metric in ("nll", "brier", ECE)),
-        difference_cell(nll.mean(axis=0)),
-        " / ".join(difference_cell([value]) for value in nll.mean(axis=1)),
+        difference_cell([known(domain).mean() if len(known(domain)) else NAN for domain in nll.T]),
+        " / ".join(difference_cell(known(seed).mean() if len(known(seed)) else NAN) for seed in nll),
         count(nll),
     ]
 

@@ -37,6 +37,10 @@ class IvonSettings:
     """Prior precision divided by ``ess``."""
     clip_radius: float
     """Largest entry of a preconditioned step."""
+    hess_approx: str = "price"
+    """Estimate of h that the other numbers are meant for."""
+    grad_batch_size: float | None = None
+    """Examples averaged in one gradient, for ``gradsq``."""
 
     @property
     def init_std(self) -> float:
@@ -61,6 +65,7 @@ class IvonSettings:
         return {
             "lr": self.lr, "ess": self.ess, "hess_init": self.hess_init, "beta1": self.beta1, "beta2": self.beta2,
             "prior_precision": self.ess * self.weight_decay, "clip_radius": self.clip_radius, "rescale_lr": True,
+            "hess_approx": self.hess_approx, "grad_batch_size": self.grad_batch_size,
         }  # fmt: skip
 
 
@@ -189,9 +194,16 @@ def probed_defaults(
     ess = 1 / (init_std**2 * precision) if ess is None else ess
     lr = max_step / (0.25 * math.sqrt(second_moment / grad_batch_size)) if lr is None else lr
     return IvonSettings(
-        lr=lr, ess=ess, hess_init=hess_init, beta1=beta1, beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2,
-        weight_decay=weight_decay, clip_radius=max_step / (lr * precision) if clip_radius is None else clip_radius,
-    )  # fmt: skip
+        lr=lr,
+        ess=ess,
+        hess_init=hess_init,
+        beta1=beta1,
+        beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2,
+        weight_decay=weight_decay,
+        clip_radius=max_step / (lr * precision) if clip_radius is None else clip_radius,
+        hess_approx="gradsq",
+        grad_batch_size=grad_batch_size,
+    )
 
 
 def _require(condition: bool, message: str) -> None:

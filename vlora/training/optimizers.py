@@ -77,11 +77,10 @@ def _ivon_settings(
     batch = _or(config.grad_batch_size, float(grad_batch_size))
     if config.hess_approx == "price":
         derived = short_run_defaults(num_examples, num_steps, **given)
-        settings = {**derived.optimizer_kwargs(), "hess_approx": "price"}
     else:
         moment = probe(_or(config.init_std, INIT_STD))
         derived = probed_defaults(num_steps, second_moment=moment, grad_batch_size=batch, **given)
-        settings = {**derived.optimizer_kwargs(), "hess_approx": "gradsq", "grad_batch_size": batch}
+    settings = derived.optimizer_kwargs()
     if config.rescale_lr is False:
         settings["rescale_lr"] = False
         if config.clip_radius is None:  # keep the largest move of an entry, whichever scale the lr is on

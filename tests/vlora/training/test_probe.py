@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vlora import IVON
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.defaults import probed_defaults
 from vlora.training.probe import probe_second_moment
@@ -71,6 +72,13 @@ def test_settings_in_parameter_units_do_not_depend_on_the_scale_of_the_loss(scal
     typical = 0.25 * (3e-3 * scale**2 / 16) ** 0.5
     move = settings.lr * (settings.hess_init + settings.weight_decay)
     assert move * typical / (settings.hess_init + settings.weight_decay) == pytest.approx(2e-3)
+
+
+def test_the_optimizer_gets_the_estimate_that_the_settings_are_for():
+    arguments = probed_defaults(200, second_moment=1e-3, grad_batch_size=16).optimizer_kwargs()
+    optimizer = IVON([nn.Parameter(torch.zeros(3))], **arguments)
+    assert optimizer.defaults["hess_approx"] == "gradsq"
+    assert optimizer.defaults["grad_batch_size"] == 16
 
 
 def test_given_values_win_and_bad_ones_are_refused():
