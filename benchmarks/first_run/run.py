@@ -161,17 +161,17 @@ def stories(args: argparse.Namespace) -> None:
         common = {"base_model": str(args.stories), "task": "causal_lm", "quantization": quantization}
         trains[name] = {
             **common,
-            "data": {"train": files[f"train_{task}"], "text": "text", "max_length": 256},
+            "data": {"train": files[f"train_{task}"], "text": "text", "max_length": 128},
             "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
             "optimizer": OPTIMIZERS[optimizer],
-            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8},
+            "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
             "seed": seed,
             "output": str(work / name),
         }
         evals[name] = {
             **common,
             "model": [str(work / name)],
-            "data": {"test": files[f"test_{task}"], "text": "text", "max_length": 256},
+            "data": {"test": files[f"test_{task}"], "text": "text", "max_length": 128},
             "num_samples": 8,
             "output": str(work / f"eval_{name}"),
         }
