@@ -232,7 +232,7 @@ class Unit:
             "seconds": round(seconds, 2),
             "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
             "peak_memory_bytes": usage.ru_maxrss * 1024,
-            "output": self.outcome(command, Path(config["output"])),
+            "output": without_paths(self.outcome(command, Path(config["output"]))),
             "config": without_paths(config),
             "versions": {package: metadata.version(package) for package in PACKAGES},
             "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "runs_at_once": self.jobs},
@@ -252,12 +252,12 @@ class Unit:
             if (output / file).exists():
                 content = json.loads((output / file).read_text())
                 content.pop("sources", None)
-                found[file] = content
+                found[file] = without_paths(content)
         return found
 
 
 def without_paths(config: Any) -> Any:
-    """The configuration with every path cut to its last part, so that results carry no machine's folders."""
+    """The content with every path cut to its last part, so that results carry no machine's folders."""
     if isinstance(config, dict):
         return {key: without_paths(value) for key, value in config.items()}
     if isinstance(config, list):
