@@ -34,6 +34,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+def shape(line: str) -> str:
+    """A line of output without its numbers and widths: six steps give other numbers than the reader's run."""
+    return " ".join(re.sub(r"\d[\d.e+-]*", "#", line).split())
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert README.count("\n") <= 150
     for target in re.findall(r"\]\(((?!https?:)[^)]+)\)", README):
@@ -72,7 +77,7 @@ def test_the_console_commands(reader, monkeypatch, capsys):
                 assert stop.value.code == 0, command
                 printed = capsys.readouterr().out
             else:
-                assert line in printed, command
+                assert shape(line) in [shape(row) for row in printed.splitlines()], command
     assert (reader / "out/eval/report.html").stat().st_size > 50_000
     assert (reader / "my.yaml").read_text() == (ROOT / "recipes/configs/bert_sentiment_ivon.yaml").read_text()
 
