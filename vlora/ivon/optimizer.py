@@ -23,7 +23,7 @@ from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_group, warn_if_overridden
 from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
 from vlora.ivon.state import describe_posterior, restore_loaded_state
-from vlora.ivon.update import all_finite, apply_update, gather_entries
+from vlora.ivon.update import all_finite, apply_update, drawn_products, gather_entries
 
 __all__ = ["IVON"]
 
@@ -213,11 +213,10 @@ class IVON(torch.optim.Optimizer):
             if averages is not None:
                 averages.require_grads()
             if not getattr(self, "found_inf", 0):  # GradScaler sets it, and grad_scale
-                entries = gather_entries(
-                    self.param_groups, self.state, averages, getattr(self, "grad_scale", None)
-                )
+                scale = getattr(self, "grad_scale", None)
+                entries = gather_entries(self.param_groups, self.state, averages, scale)
                 if all_finite(entries, self.param_groups):
-                    apply_update(self.param_groups, entries)
+                    apply_update(self.param_groups, entries, scale)
         finally:
             if averages is None:
                 advance(self.param_groups, "train")
@@ -262,8 +261,7 @@ class IVON(torch.optim.Optimizer):
     @torch.no_grad()
     def _collect(self) -> None:
         """Add the gradients of the draw that the parameters hold to the averages, and show the mean gradient."""
-        entries = gather_entries(self.param_groups, self.state)
-        self._averages.add([(entry.param, entry.grad, entry.product) for entry in entries])
+        self._averages.add(drawn_products(gather_entries(self.param_groups, self.state)))
         self._averages.publish()
 
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
