@@ -67,7 +67,8 @@ class IVON(torch.optim.Optimizer):
         prior_precision: ``ess * weight_decay`` given directly, in 1/parameter^2. Wins over every ``weight_decay``,
             also over the one that Trainer writes into its groups.
         skip_nonfinite: Count and skip steps with a non-finite gradient instead of raising.
-        foreach: Use the multi-tensor path (default) or, if False, the reference functions tensor by tensor.
+        foreach: Work on many tensors at once (default) or, if False, the reference functions tensor by tensor.
+        compiled: Run the update through ``torch.compile``; the first step compiles. Needs a C++ compiler on a CPU.
 
     Raises:
         ConfigError: If a hyper-parameter is out of range.
@@ -82,6 +83,7 @@ class IVON(torch.optim.Optimizer):
         rescale_lr: bool = True, debias: bool = True, hess_approx: str = "price",
         grad_batch_size: float | None = None, mc_samples: int = 1, seed: int = 0,
         prior_precision: float | None = None, skip_nonfinite: bool = False, foreach: bool = True,
+        compiled: bool = False,
     ) -> None:  # fmt: skip
         if weight_decay is not None and prior_precision is not None:
             raise ConfigError("give IVON weight_decay or prior_precision = ess * weight_decay, not both")
@@ -92,6 +94,7 @@ class IVON(torch.optim.Optimizer):
             "rescale_lr": rescale_lr, "debias": debias, "hess_approx": hess_approx,
             "grad_batch_size": grad_batch_size, "mc_samples": mc_samples, "seed": seed,
             "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "foreach": foreach,
+            "compiled": compiled,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
         }  # fmt: skip
         super().__init__(params, defaults)

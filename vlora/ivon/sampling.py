@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vlora.errors import TrainingError
-from vlora.ivon.blocks import block_entries, blocks
+from vlora.ivon.blocks import block_entries, flat_blocks, row_groups
 from vlora.ivon.draws import fill_standard_normal_, noise_seed
-from vlora.ivon.foreach import foreach_draw_
+from vlora.ivon.kernels import draw_, make_scratch
 from vlora.ivon.state import adopt_changed_params, ensure_state
 from vlora.ivon.step import posterior_std
 
@@ -85,18 +85,20 @@ def _undrawn(groups: Groups) -> Iterator[tuple[int, dict[str, Any], int, Tensor]
 
 def _draw_foreach(bucket: list[_Draw], generator: torch.Generator, settings: dict[str, float]) -> None:
     """The noise is made in the parameters themselves where their dtype is that of the state."""
-    params = [draw.param.detach() for draw in bucket]
-    means, hesses = ([draw.state[key] for draw in bucket] for key in ("mean", "hess"))
-    in_place = params[0].dtype == means[0].dtype
-    limit = block_entries(params[0].device)
-    for rows, (some, theirs, curvatures) in blocks([params, means, hesses], limit, cut=False):
-        noises = some if in_place else [torch.empty_like(mean) for mean in theirs]
-        for row, noise in zip(rows, noises, strict=True):
-            fill_standard_normal_(noise, bucket[row].seed, generator)
-        for _, columns in blocks([noises, theirs, curvatures], limit):
-            foreach_draw_(*columns, **settings)
+    limit = block_entries(bucket[0].param.device)
+    scratch = make_scratch(bucket[0].state["mean"], limit)
+    for rows in row_groups([draw.param for draw in bucket], limit):
+        some = [bucket[row] for row in rows]
+        params = [draw.param for draw in some]
+        means, hesses = ([draw.state[key] for draw in some] for key in ("mean", "hess"))
+        in_place = params[0].dtype == means[0].dtype
+        noises = params if in_place else [torch.empty_like(mean) for mean in means]
+        for draw, noise in zip(some, noises, strict=True):
+            fill_standard_normal_(noise, draw.seed, generator)
+        for noise, mean, hess in flat_blocks([noises, means, hesses], limit, writes=1):
+            draw_(noise, mean, hess, scratch, **settings)
         if not in_place:
-            torch._foreach_copy_(some, noises)
+            torch._foreach_copy_(params, noises)
 
 
 def _draw_reference(bucket: list[_Draw], generator: torch.Generator, settings: dict[str, float]) -> None:

@@ -42,6 +42,8 @@ def ensure_state(state: dict[str, Any], param: Tensor, hess_init: float) -> None
         param: Parameter, holding the mean.
         hess_init: Start value of h.
     """
+    if "mean" in state and state["mean"].dtype == param.dtype and state["mean"].device == param.device:
+        return  # the usual case, in as little time as hundreds of parameters deserve
     dtype = state_dtype(param)
     if "mean" not in state:
         mean = param.detach().to(dtype, copy=True)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from vlora.errors import TrainingError
-from vlora.ivon.blocks import block_entries, blocks
+from vlora.ivon.blocks import block_entries, flat_blocks
+from vlora.ivon.compiled import COMPILED_BLOCK_ENTRIES, compiled_step_, step_numbers
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.foreach import all_norms_finite, foreach_ivon_step_, foreach_product
 from vlora.ivon.groups import step_settings
+from vlora.ivon.kernels import all_norms_finite, ivon_step_, make_scratch, product_of_draw
 from vlora.ivon.sampling import Groups, State, positions
 from vlora.ivon.state import by_device
 from vlora.ivon.step import ivon_step
@@ -62,7 +63,7 @@ def gather_entries(
             raise TrainingError(
                 f"IVON needs dense gradients, got a sparse one of shape {tuple(param.shape)}: use sparse=False"
             )
-        entry = Entry(param, state[param], group, position, grad.detach(), None)
+        entry = Entry(param, state[param], group, position, grad, None)
         if averages is not None:
             entry.product = _collected_product(entry, averages, grad_scale)
         entries.append(entry)
@@ -88,8 +89,7 @@ def drawn_products(entries: Sequence[Entry]) -> Iterator[tuple[Tensor, Tensor, T
     for entry in entries:
         mean = entry.state["mean"]
         grad = entry.grad.to(mean.dtype)
-        (product,) = foreach_product([entry.param.detach()], [mean], [grad], gradsq=_uses_squares(entry))
-        yield entry.param, grad, product
+        yield entry.param, grad, product_of_draw(entry.param, mean, grad, gradsq=_uses_squares(entry))
 
 
 def all_finite(entries: Sequence[Entry], groups: Groups) -> bool:
@@ -136,8 +136,10 @@ def apply_update(groups: Groups, entries: Sequence[Entry], grad_scale: Tensor | 
         own = [entry for entry in entries if entry.group is group]
         if not own:
             continue
-        torch._foreach_add_([entry.state["step"] for entry in own], 1)
+        torch._foreach_add_([entry.state["step"] for entry in own], torch.tensor(1.0))
         update_bucket = _apply_foreach if group["foreach"] else _apply_reference
+        if group["compiled"]:
+            update_bucket = _apply_compiled
         for bucket in _buckets(own):
             update_bucket(bucket, step_settings(group), grad_scale)
         updated = {entry.position for entry in own}
@@ -154,41 +156,58 @@ def _buckets(entries: Sequence[Entry]) -> list[list[Entry]]:
     return list(buckets.values())
 
 
-def _apply_foreach(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+def _columns(bucket: list[Entry]) -> list[list[Tensor]]:
+    """What a step writes (parameter, mean, momentum, h), the gradient, and the product if it was collected."""
     columns = [
-        [entry.param.detach() for entry in bucket],
-        [entry.grad for entry in bucket],
+        [entry.param for entry in bucket],
         *([entry.state[key] for entry in bucket] for key in ("mean", "momentum", "hess")),
+        [entry.grad for entry in bucket],
     ]
     if bucket[0].product is not None:
         columns.append([entry.product for entry in bucket if entry.product is not None])
-    step, gradsq = int(bucket[0].state["step"]), _uses_squares(bucket[0])
-    for _, block in blocks(columns, block_entries(columns[0][0].device)):
-        params, grads, means, momenta, hesses = block[:5]
-        grads = _unscaled(grads, means[0].dtype, grad_scale)
-        products = block[5] if len(block) > 5 else foreach_product(params, means, grads, gradsq=gradsq)
-        foreach_ivon_step_(means, momenta, hesses, grads, products, step=step, **settings)
-        torch._foreach_copy_(params, means)
+    return columns
 
 
-def _unscaled(grads: list[Tensor], dtype: torch.dtype, grad_scale: Tensor | None) -> list[Tensor]:
-    """Gradients in the dtype of the state and without the loss scale; never written to."""
-    if grads[0].dtype != dtype:
-        grads = [grad.to(dtype) for grad in grads]
-    if grad_scale is None:
-        return grads
-    return list(torch._foreach_div(grads, grad_scale.to(grads[0].device, dtype)))
+def _apply_foreach(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+    columns, step, gradsq = _columns(bucket), int(bucket[0].state["step"]), _uses_squares(bucket[0])
+    limit = block_entries(columns[0][0].device)
+    scratch = make_scratch(columns[1][0], limit)
+    for param, mean, momentum, hess, grad, *collected in flat_blocks(columns, limit, writes=4):
+        final = _unscaled(grad, mean.dtype, grad_scale)
+        if collected:
+            product = collected[0]
+        else:
+            room = scratch[2, : mean.numel()]
+            product = product_of_draw(param, mean, final, gradsq=gradsq, out=room)
+        ivon_step_(mean, momentum, hess, final, product, scratch, step=step, **settings)
+        param.copy_(mean)
+
+
+def _apply_compiled(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+    columns = _columns(bucket)
+    numbers = step_numbers(settings, int(bucket[0].state["step"]), columns[0][0].device)
+    for param, mean, momentum, hess, grad, *collected in flat_blocks(
+        columns, COMPILED_BLOCK_ENTRIES, writes=4
+    ):
+        product = collected[0] if collected else None
+        final = _unscaled(grad, mean.dtype, grad_scale)
+        compiled_step_(param, mean, momentum, hess, final, product, numbers)
+
+
+def _unscaled(grad: Tensor, dtype: torch.dtype, grad_scale: Tensor | None) -> Tensor:
+    """Gradient in the dtype of the state and without the loss scale; never written to."""
+    grad = grad.to(dtype)
+    return grad if grad_scale is None else grad / grad_scale.to(grad.device, dtype)
 
 
 def _apply_reference(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
     for entry in bucket:
         state = entry.state
         old = (state["mean"], state["momentum"], state["hess"])
-        (grad,) = _unscaled([entry.grad], state["mean"].dtype, grad_scale)
+        grad = _unscaled(entry.grad, state["mean"].dtype, grad_scale)
         product = entry.product
         if product is None:
-            noise = entry.param.detach().to(grad.dtype) - state["mean"]
-            product = grad * grad if _uses_squares(entry) else noise * grad
+            product = product_of_draw(entry.param, state["mean"], grad, gradsq=_uses_squares(entry))
         new = ivon_step(*old, grad, product, step=int(state["step"]), **settings)
         for target, value in zip(old, new, strict=True):
             target.copy_(value)

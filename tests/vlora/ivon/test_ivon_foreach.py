@@ -1,6 +1,7 @@
 """The batched draw and step: equal to the reference functions, whatever the blocks, and noise that no block changes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor
 import vlora.ivon.blocks
 from vlora import IVON
 from vlora.errors import TrainingError
-from vlora.ivon.blocks import blocks
+from vlora.ivon.blocks import flat_blocks, row_groups
 from vlora.ivon.draws import NOISE_BLOCK, block_seed, fill_standard_normal_, noise_seed, standard_normal
-from vlora.ivon.foreach import all_norms_finite, foreach_draw_, foreach_ivon_step_, foreach_product
+from vlora.ivon.kernels import all_norms_finite, draw_, ivon_step_, make_scratch, product_of_draw
 from vlora.ivon.step import ivon_step, posterior_std
 
 F64 = torch.float64
 SHAPES = [(3,), (2, 5), (), (0,), (4, 1, 2), (40, 30), (7, 11), (1000,)]
-CASES = {
+SETTINGS: dict[str, Any] = {"lr": 0.05, "ess": 20.0, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95}
+CASES: dict[str, dict[str, Any]] = {
     "price": {},
     "clip": {"clip_radius": 0.3},
     "no_debias": {"debias": False, "clip_radius": 0.3},
@@ -36,39 +38,31 @@ def tensors(seed: int, dtype: torch.dtype = F64, shapes=SHAPES) -> list[Tensor]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("step", [1, 17])
 def test_step_equals_reference(case, step):
-    kwargs = {"lr": 0.05, "ess": 20.0, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.95} | CASES[case]
-    means, momenta, grads, products = (tensors(seed) for seed in range(4))
-    hesses = [t.abs() + 0.1 for t in tensors(4)]
-    expected = [
-        ivon_step(*t, step=step, **kwargs)
-        for t in zip(means, momenta, hesses, grads, products, strict=True)
-    ]  # fmt: skip
-    read_only = [t.clone() for t in grads + products]
-    foreach_ivon_step_(means, momenta, hesses, grads, products, step=step, **kwargs)
-    for i, want in enumerate(expected):
-        for got, value in zip((means[i], momenta[i], hesses[i]), want, strict=True):
-            torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-14)
-    assert same(grads + products, read_only)
+    kwargs = SETTINGS | CASES[case]
+    mean, momentum, grad, product, hess = (t[-1] for t in map(tensors, range(5)))
+    hess = hess.abs() + 0.1
+    want = ivon_step(mean, momentum, hess, grad, product, step=step, **kwargs)
+    read_only = [grad.clone(), product.clone()]
+    ivon_step_(mean, momentum, hess, grad, product, make_scratch(mean, 1200), step=step, **kwargs)
+    for got, value in zip((mean, momentum, hess), want, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-14)
+    assert same([grad, product], read_only)
 
 
 def test_draw_is_bitwise_the_reference():
-    means, hesses, noises = tensors(0, torch.float32), tensors(1, torch.float32), tensors(2, torch.float32)
-    hesses = [h.abs() for h in hesses]
-    want = [
-        n * posterior_std(h, ess=50.0, weight_decay=0.1) + m
-        for m, h, n in zip(means, hesses, noises, strict=True)
-    ]
-    foreach_draw_(noises, means, hesses, ess=50.0, weight_decay=0.1)
-    assert same(noises, want)
+    mean, hess, noise = (tensors(seed, torch.float32)[-1] for seed in range(3))
+    hess = hess.abs()
+    want = noise * posterior_std(hess, ess=50.0, weight_decay=0.1) + mean
+    draw_(noise, mean, hess, make_scratch(mean, 1000), ess=50.0, weight_decay=0.1)
+    assert torch.equal(noise, want)
 
 
 def test_product_uses_the_realised_noise():
-    means, grads = tensors(0, torch.float32), tensors(1, torch.float32)
-    params = [(mean + 0.01).bfloat16() for mean in means]
-    products = foreach_product(params, means, grads, gradsq=False)
-    want = [(p.float() - m) * g for p, m, g in zip(params, means, grads, strict=True)]
-    assert same(products, want)
-    assert same(foreach_product(params, means, grads, gradsq=True), [g * g for g in grads])
+    mean, grad = (tensors(seed, torch.float32)[-1] for seed in range(2))
+    param = (mean + 0.01).bfloat16()
+    product = product_of_draw(param, mean, grad, gradsq=False)
+    assert torch.equal(product, (param.float() - mean) * grad)
+    assert torch.equal(product_of_draw(param, mean, grad, gradsq=True), grad * grad)
 
 
 def test_a_norm_that_overflows_is_not_taken_for_an_infinity():
@@ -90,31 +84,30 @@ def test_a_norm_that_overflows_is_not_taken_for_an_infinity():
 
 
 class TestBlocks:
-    def test_small_tensors_share_a_block_and_large_ones_are_cut(self):
-        column = [torch.zeros(n) for n in (4, 5, 2, 25, 3, 0, 10)]
-        found = [(rows, [t.numel() for t in some]) for rows, (some,) in blocks([column], 10)]
-        assert found == [
-            ([0, 1], [4, 5]), ([2], [2]), ([3], [10]), ([3], [10]), ([3], [5]), ([4, 5], [3, 0]), ([6], [10])
-        ]  # fmt: skip
+    def test_small_tensors_share_a_block_and_large_ones_are_alone(self):
+        column = [torch.zeros(n) for n in (4, 6, 200, 7, 0, 11, 160, 10)]
+        assert row_groups(column, 160) == [[2], [5], [6], [0, 1, 3, 4, 7]]
+        assert row_groups([torch.zeros(10) for _ in range(17)], 160) == [list(range(16)), [16]]
+        sizes = [[t.numel() for t in block] for block in flat_blocks([column], 160, writes=0)]
+        assert sizes == [[160], [40], [11], [160], [27]]
 
-    def test_every_entry_is_reached_once_and_in_place(self):
-        first, second = tensors(0), [t.clone() for t in tensors(0)]
-        for _, (a, b) in blocks([first, second], 7):
-            torch._foreach_mul_(a, 2.0)
-            torch._foreach_add_(b, a)
-        assert same(first, [2 * t for t in tensors(0)])
-        assert same(second, [t + 2 * t for t in tensors(0)])
+    @pytest.mark.parametrize("limit", [1, 7, 64, 10**6])
+    def test_every_entry_is_reached_once_and_read_only_columns_stay(self, limit):
+        columns = [tensors(seed) for seed in range(3)]
+        for first, second, third in flat_blocks(columns, limit, writes=2):
+            first.mul_(2)
+            second.add_(third)
+        want = [tensors(seed) for seed in range(3)]
+        assert same(columns[0], [2 * t for t in want[0]])
+        assert same(columns[1], [a + b for a, b in zip(want[1], want[2], strict=True)])
+        assert same(columns[2], want[2])
 
-    def test_tensors_that_no_view_can_flatten_stay_whole(self):
-        column = [torch.zeros(6, 5).t(), torch.zeros(30)]
-        assert [some[0].shape for _, (some,) in blocks([column], 8)][0] == (5, 6)
-        contiguous = [torch.zeros(5, 6), torch.zeros(30)]
-        first = next(blocks([contiguous, column], 8))[1]
-        assert first[0][0].shape == first[1][0].shape == (5, 6)
-
-    def test_uncut(self):
-        column = [torch.zeros(n) for n in (4, 25, 3)]
-        assert [rows for rows, _ in blocks([column], 10, cut=False)] == [[0], [1], [2]]
+    def test_tensors_that_have_no_flat_view_are_gathered(self):
+        column, contiguous = [torch.zeros(6, 5).t()], [torch.arange(30.0).view(5, 6)]
+        for left, right in flat_blocks([column, contiguous], 8, writes=1):
+            assert left.shape == right.shape and left.numel() <= 8
+            left.copy_(right)
+        assert torch.equal(column[0], contiguous[0])
 
 
 class TestNoise:
@@ -175,7 +168,7 @@ def test_optimizer_paths_agree(monkeypatch, dtype, approx):
     (reference, first), (fast, second) = run(SHAPES, foreach=False, **kwargs), run(SHAPES, **kwargs)
     assert same(first[: len(SHAPES)], second[: len(SHAPES)])  # the first draw, bit by bit
     if dtype == torch.bfloat16:  # a mean that rounds to another bfloat16 moves its next gradient by 0.4 %
-        tolerance = {"rtol": 0.02, "atol": 0.02}
+        tolerance: dict[str, Any] = {"rtol": 0.02, "atol": 0.02}
     else:
         tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == F64 else {"rtol": 1e-5, "atol": 1e-5}
     for got, want in zip(fast, reference, strict=True):
