@@ -1,72 +1,80 @@
-"""IVON hyper-parameters for short fine-tuning runs, from the number of examples N and of steps T, and a probe.
+"""IVON hyper-parameters from the number of steps T, the number of examples N and a look at the gradients.
 
-Provisional: the published settings (ess 1e6 to 1e8, beta2 0.99999) assume tens of thousands of steps, and leave h at
-its start when a run has a few hundred. The values here are what one small study of LoRA fine-tuning found to work;
-they are written in quantities without units of the loss, so that they carry over, and no run should rely on them
-without looking at the posterior's health. Relations (paper notation in ``vlora.ivon.step``):
+The published settings (ess 1e6 to 1e8, beta2 0.99999) assume tens of thousands of steps, and leave h at its start when
+a run has a few hundred. ``auto_settings`` is what ``vlora train`` and ``IVON.auto`` use; ``short_run_defaults`` serve
+the reparameterisation estimate of the paper without a look at gradients. Relations of the latter:
 
     precision of the first draw   ess * (hess_init + weight_decay) = 1 / init_std^2
     precision of the prior        ess * weight_decay               = 1 / (max_std_ratio * init_std)^2
     step per entry                lr * (hess_init + weight_decay) * clip_radius <= max_step     (rescaled lr)
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from vlora.errors import ConfigError
 
-__all__ = ["IvonSettings", "probed_defaults", "short_run_defaults"]
+__all__ = ["IvonSettings", "auto_settings", "short_run_defaults"]
+
+
+NOISE_RATE = 12.0
+"""Total change of log std that a run allows the controller of the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IvonSettings:
-    """Hyper-parameters that ``vlora.IVON`` takes; the learning rate is the rescaled one (``rescale_lr=True``)."""
+    """Hyper-parameters that ``vlora.IVON`` takes, under its names."""
 
     lr: float
-    """Learning rate, multiplied by ``hess_init + weight_decay`` inside IVON."""
-    ess: float
-    """Effective sample size, in examples."""
+    ess: float | None
     hess_init: float
-    """Start value of h, the diagonal Hessian of the mean loss."""
     beta1: float
-    """Decay rate of the gradient average."""
     beta2: float
-    """Decay rate of h."""
-    weight_decay: float
-    """Prior precision divided by ``ess``."""
+    weight_decay: float | None
     clip_radius: float
-    """Largest entry of a preconditioned step."""
+    rescale_lr: bool = True
     hess_approx: str = "price"
-    """Estimate of h that the other numbers are meant for."""
     grad_batch_size: float | None = None
-    """Examples averaged in one gradient, for ``gradsq``."""
+    mean_step: str = "newton"
+    noise_cost: float | None = None
+    init_std: float = 1e-3
+    max_std: float = 0.1
+    max_std_ratio: float = 3**0.5
+    noise_warmup: int = 0
+    noise_rate: float = 0.05
 
     @property
-    def init_std(self) -> float:
+    def first_std(self) -> float:
         """Standard deviation of the first posterior draw, in parameter units."""
-        return 1 / math.sqrt(self.ess * (self.hess_init + self.weight_decay))
-
-    @property
-    def max_std(self) -> float:
-        """Standard deviation of the prior, where directions without data drift to; inf without weight decay."""
-        return 1 / math.sqrt(self.ess * self.weight_decay) if self.weight_decay else math.inf
-
-    @property
-    def max_step(self) -> float:
-        """Largest move of one entry of the mean in one step, in parameter units."""
-        return self.lr * (self.hess_init + self.weight_decay) * self.clip_radius
+        if self.ess is None:
+            return min(self.init_std, self.max_std)
+        return 1 / math.sqrt(self.ess * (self.hess_init + (self.weight_decay or 0.0)))
 
     def optimizer_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of ``vlora.IVON``.
 
-        The prior is passed as ``prior_precision``, so that Trainer's own ``weight_decay`` does not replace it.
+        A fixed prior is passed as ``prior_precision``, so that Trainer's own ``weight_decay`` does not replace it.
         """
-        return {
-            "lr": self.lr, "ess": self.ess, "hess_init": self.hess_init, "beta1": self.beta1, "beta2": self.beta2,
-            "prior_precision": self.ess * self.weight_decay, "clip_radius": self.clip_radius, "rescale_lr": True,
-            "hess_approx": self.hess_approx, "grad_batch_size": self.grad_batch_size,
-        }  # fmt: skip
+        kwargs = dataclasses.asdict(self)
+        weight_decay = kwargs.pop("weight_decay")
+        if self.ess is not None and weight_decay is not None:
+            kwargs["prior_precision"] = self.ess * weight_decay
+        return kwargs
+
+    def describe(self) -> str:
+        """One line for the log: every number and where it comes from is in ``docs/concepts.md``."""
+        width = (
+            f"noise may cost {self.noise_cost:g} nats (std from {self.first_std:.3g} to at most {self.max_std:g})"
+            if self.noise_cost is not None
+            else f"ess {self.ess:.4g}, first std {self.first_std:.3g}"
+        )
+        scale = "" if self.grad_batch_size is None else f" of {self.grad_batch_size:g} examples"
+        return (
+            f"ivon: {self.mean_step} step with lr {self.lr:.3g}, {width}, h by {self.hess_approx}{scale} from "
+            f"{self.hess_init:.3g}, beta2 {self.beta2:.6g}"
+        )
 
 
 def short_run_defaults(
@@ -128,52 +136,48 @@ def short_run_defaults(
         clip_radius = max_step / (lr * (hess_init + weight_decay))
     return IvonSettings(
         lr=lr, ess=ess, hess_init=hess_init, beta1=beta1, beta2=beta2, weight_decay=weight_decay,
-        clip_radius=clip_radius,
+        clip_radius=clip_radius, init_std=init_std, max_std_ratio=max_std_ratio,
     )  # fmt: skip
 
 
-def probed_defaults(
-    num_steps: int,
-    *,
-    second_moment: float,
-    grad_batch_size: float,
-    init_std: float = 0.02,
-    max_std_ratio: float = 3**0.5,
-    max_step: float = 2e-3,
-    lr: float | None = None,
-    ess: float | None = None,
-    hess_init: float | None = None,
-    beta1: float = 0.9,
-    beta2: float | None = None,
-    weight_decay: float | None = None,
-    clip_radius: float | None = None,
-) -> IvonSettings:
-    """Hyper-parameters on the scale of the loss at hand, for the squared-gradient estimate of h.
+def auto_settings(
+    num_steps: int, *, second_moment: float, grad_batch_size: float, width: int, noise_cost: float = 0.01,
+    init_std: float = 1e-3, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
+    ess: float | None = None, hess_init: float | None = None, beta1: float = 0.9, beta2: float | None = None,
+    weight_decay: float | None = None, clip_radius: float = math.inf, mean_step: str = "adam",
+) -> IvonSettings:  # fmt: skip
+    """Hyper-parameters on the scale of the loss at hand, for the squared-gradient estimate of h; what is given wins.
 
-        hess_init    = second_moment                              the mean of h when training starts
-        weight_decay = hess_init / (max_std_ratio^2 - 1)          so that no draw is wider than max_std_ratio init_std
-        ess          = 1 / (init_std^2 (hess_init + weight_decay))
-        lr           = max_step / g,   g = 0.25 sqrt(second_moment / grad_batch_size)
-        clip_radius  = max_step / (lr (hess_init + weight_decay))
+        lr           = 3e-3 min(1, 384 / width)                 AdamW's scale, as the mean moves as under AdamW
+        hess_init    = second_moment                            of each tensor, where ``IVON.set_hess_init`` is used
+        beta2        = max(1 - 5 / T, 0.5)                      the start of h keeps a weight of exp(-5) at the end
+        ess          set during the run so that noise costs ``noise_cost`` nats (vlora.ivon.noise), from ``init_std``
+        weight_decay = mean(h) / (max_std_ratio^2 - 1)          also followed during the run
 
-    An entry whose averaged gradient reaches a quarter of the typical mini-batch gradient moves by ``max_step``, if its
-    h is average. Source: our own short-run study, see the module's caveat.
+    ``mean_step="newton"`` is the natural-gradient step of the paper instead: an entry whose averaged gradient reaches a
+    quarter of the typical mini-batch gradient moves by ``max_step = 2e-3``. A given ``ess`` or ``weight_decay`` turns
+    the control of the noise off; the other of the two then follows from the start of h.
+
+    Sources: our own study (benchmarks/posterior_quality); the width rule joins lr 3e-3, found best for LoRA at width
+    384 here, to the 2e-4 to 3e-4 in general use at width 4096, and is otherwise untested.
 
     Args:
         num_steps: T, optimizer steps of the run.
-        second_moment: Mean over entries of the squared per-example gradient, measured on a few real batches at the
-            start plus noise of ``init_std`` (without the noise, LoRA's zero B makes the gradient of A zero).
+        second_moment: Mean over entries of the squared per-example gradient at the start plus noise of ``init_std``.
         grad_batch_size: Examples averaged in one final gradient.
-        init_std: Standard deviation of the first draw, in parameter units.
-        max_std_ratio: Widest standard deviation in units of ``init_std``, > 1.
-        max_step: Largest move of one entry in one step, in parameter units.
-        lr: Rescaled learning rate instead of the rule.
-        ess: Effective sample size instead of the rule.
+        width: Input width of the adapted layers.
+        noise_cost: Nats by which a draw's loss may exceed the mean's.
+        init_std: Typical standard deviation of the first draws, in parameter units.
+        max_std: Largest typical standard deviation.
+        max_std_ratio: Widest standard deviation of an entry in units of the typical one, > 1.
+        lr: Learning rate instead of the rule.
+        ess: Effective sample size, fixed, instead of the control.
         hess_init: Start of h instead of the probe.
         beta1: Decay rate of the gradient average.
-        beta2: Decay rate of h instead of ``max(1 - 5 / T, 0.5)``.
-        weight_decay: Prior precision over ``ess`` instead of the rule.
-        clip_radius: Trust region instead of the rule.
+        beta2: Decay rate of h instead of the rule.
+        weight_decay: Prior precision over ``ess``, fixed.
+        clip_radius: Largest entry of a preconditioned step.
+        mean_step: ``"adam"`` or ``"newton"``.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -184,26 +188,37 @@ def probed_defaults(
         f"the probe measured a mean squared gradient of {second_moment:g}, expected a positive number; "
         "is any parameter connected to the loss?",
     )
-    _require(
-        init_std > 0 and max_step > 0, f"init_std and max_step must be > 0, got {init_std} and {max_step}"
-    )
+    _require(init_std > 0 and max_std > 0, f"init_std and max_std must be > 0, got {init_std} and {max_std}")
     _require(max_std_ratio > 1, f"max_std_ratio must be > 1, got {max_std_ratio}")
     hess_init = second_moment if hess_init is None else hess_init
-    weight_decay = hess_init / (max_std_ratio**2 - 1) if weight_decay is None else weight_decay
-    precision = hess_init + weight_decay
-    ess = 1 / (init_std**2 * precision) if ess is None else ess
-    lr = max_step / (0.25 * math.sqrt(second_moment / grad_batch_size)) if lr is None else lr
+    fixed = ess is not None or weight_decay is not None
+    if fixed and weight_decay is None:
+        weight_decay = hess_init / (max_std_ratio**2 - 1)
+    if fixed and ess is None:
+        ess = 1 / (init_std**2 * (hess_init + (weight_decay or 0.0)))
+    if mean_step == "newton":
+        lr, clip_radius = _newton_step(second_moment, grad_batch_size, lr, clip_radius)
+    elif lr is None:
+        lr = 3e-3 * min(1.0, 384 / width)
     return IvonSettings(
-        lr=lr,
-        ess=ess,
-        hess_init=hess_init,
-        beta1=beta1,
-        beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2,
-        weight_decay=weight_decay,
-        clip_radius=max_step / (lr * precision) if clip_radius is None else clip_radius,
-        hess_approx="gradsq",
-        grad_batch_size=grad_batch_size,
-    )
+        lr=lr, ess=ess, hess_init=hess_init, beta1=beta1, weight_decay=weight_decay, clip_radius=clip_radius,
+        beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2, hess_approx="gradsq",
+        grad_batch_size=grad_batch_size, mean_step=mean_step, rescale_lr=False,
+        noise_cost=None if fixed else noise_cost, init_std=init_std, max_std=max_std, max_std_ratio=max_std_ratio,
+        noise_warmup=num_steps, noise_rate=min(NOISE_RATE / num_steps, 0.5),
+    )  # fmt: skip
+
+
+def _newton_step(
+    second_moment: float, grad_batch_size: float, lr: float | None, clip_radius: float, max_step: float = 2e-3
+) -> tuple[float, float]:
+    """Unscaled ``(lr, clip_radius)`` of a natural-gradient step of at most ``max_step`` in an entry.
+
+    lr = max_step (1.5 second_moment) / (0.25 sqrt(second_moment / b)),   clip_radius = max_step / lr
+    """
+    typical = 0.25 * math.sqrt(second_moment / grad_batch_size)
+    lr = max_step * 1.5 * second_moment / typical if lr is None else lr
+    return lr, max_step / lr if math.isinf(clip_radius) else clip_radius
 
 
 def _require(condition: bool, message: str) -> None:

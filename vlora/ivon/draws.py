@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import TrainingError
+from vlora.ivon.noise import NoiseTally
 
 __all__ = [
     "NOISE_BLOCK",
@@ -84,6 +85,7 @@ class DrawAverages:
 
     def __init__(self) -> None:
         self.count = 0
+        self.tally = NoiseTally()
         self._sums: dict[Tensor, tuple[Tensor, Tensor]] = {}
         self._norms: dict[Tensor, Tensor] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vlora.errors import ConfigError
+from vlora.ivon.noise import prepare_noise
 from vlora.ivon.step import effective_lr
 
 __all__ = ["prepare_group", "step_settings", "warn_if_overridden"]
@@ -38,6 +39,8 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
         ConfigError: If a value is out of range or two of them contradict each other.
     """
     values = {**defaults, **group}
+    prepare_noise(group, values)
+    values |= {key: group[key] for key in ("ess", "weight_decay") if key in group}
     prior_precision = values.get("prior_precision")
     if prior_precision is not None:
         _check("ess", values["ess"])
@@ -55,6 +58,7 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
             "compiled=True and foreach=False exclude each other: choose the compiled or the reference path"
         )
     _check_grad_batch_size(values)
+    _check_mean_step(values)
 
 
 def _check(key: str, value: Any) -> None:
@@ -73,6 +77,17 @@ def _check_grad_batch_size(values: dict[str, Any]) -> None:
         raise ConfigError(f"IVON's grad_batch_size must be > 0 and finite, got {size}")
 
 
+def _check_mean_step(values: dict[str, Any]) -> None:
+    if values["mean_step"] not in ("newton", "adam"):
+        raise ConfigError(f"mean_step must be 'newton' or 'adam', got {values['mean_step']!r}")
+    squares = values["hess_approx"] == "gradsq" and values["grad_batch_size"] is not None
+    for key in ("mean_step", "noise_cost"):
+        if values[key] not in ("newton", None) and not squares:
+            raise ConfigError(
+                f"{key}={values[key]} needs an h that is never negative: give hess_approx='gradsq' and grad_batch_size"
+            )
+
+
 def warn_if_overridden(weight_decay: float, groups: Sequence[dict[str, Any]]) -> None:
     """Say so when an explicit ``weight_decay`` is lost because every non-empty group brings another one."""
     own = [group["weight_decay"] for group in groups if group["params"]]
@@ -83,6 +98,11 @@ def warn_if_overridden(weight_decay: float, groups: Sequence[dict[str, Any]]) ->
             "weight_decay, which wins.",
             stacklevel=3,
         )
+
+
+def _rescaled(group: dict[str, Any]) -> bool:
+    """Adam's step has its own scale: its learning rate is never rescaled."""
+    return group["rescale_lr"] and group["mean_step"] == "newton"
 
 
 def step_settings(group: dict[str, Any]) -> dict[str, Any]:
@@ -97,9 +117,10 @@ def step_settings(group: dict[str, Any]) -> dict[str, Any]:
         "debias",
         "hess_approx",
         "grad_batch_size",
+        "mean_step",
     )
     settings = {name: group[name] for name in names}
     settings["lr"] = effective_lr(
-        lr, hess_init=group["hess_init"], weight_decay=group["weight_decay"], rescale_lr=group["rescale_lr"]
+        lr, hess_init=group["hess_init"], weight_decay=group["weight_decay"], rescale_lr=_rescaled(group)
     )
     return settings

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from vlora.ivon.step import ADAM_EPS
+
 __all__ = ["all_norms_finite", "draw_", "ivon_step_", "make_scratch", "product_of_draw"]
 
 
@@ -92,6 +94,7 @@ def ivon_step_(
     debias: bool = True,
     hess_approx: str = "price",
     grad_batch_size: float | None = None,
+    mean_step: str = "newton",
 ) -> None:
     """Update ``mean``, ``momentum`` and ``hess`` in place; see ``vlora.ivon.step.ivon_step`` for the algorithm.
 
@@ -112,6 +115,7 @@ def ivon_step_(
         debias: Correct the momentum for its start at zero.
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``: scale of the estimate instead of ``ess``, without retraction.
+        mean_step: ``"newton"`` or ``"adam"``.
     """
     first, second, _ = scratch[:, : mean.numel()]
     if grad_batch_size is None:
@@ -126,10 +130,16 @@ def ivon_step_(
         hess.mul_(beta2).add_(product, alpha=(1 - beta2) * grad_batch_size)
     momentum.lerp_(grad, 1 - beta1)
     bias = 1 - beta1**step if debias else 1.0
-    precision = torch.add(hess, weight_decay, out=first)
-    force = torch.add(momentum, mean, alpha=bias * weight_decay, out=second) if weight_decay else momentum
+    force = momentum
+    if mean_step == "newton":
+        divisor = torch.add(hess, weight_decay, out=first)
+        if weight_decay:
+            force = torch.add(momentum, mean, alpha=bias * weight_decay, out=second)
+    else:
+        assert grad_batch_size is not None
+        divisor = torch.mul(hess, 1 / grad_batch_size, out=first).sqrt_().add_(ADAM_EPS)
     if math.isfinite(clip_radius):
-        direction = torch.div(force, precision, out=first).clamp_(-bias * clip_radius, bias * clip_radius)
+        direction = torch.div(force, divisor, out=first).clamp_(-bias * clip_radius, bias * clip_radius)
         mean.sub_(direction, alpha=lr / bias)
     else:
-        mean.addcdiv_(force, precision, value=-lr / bias)
+        mean.addcdiv_(force, divisor, value=-lr / bias)

@@ -11,19 +11,21 @@ parameters, ``step()`` takes it out again and updates the mean, so between steps
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlora.errors import ConfigError, TrainingError
+from vlora.ivon.auto import auto_ivon
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_group, warn_if_overridden
+from vlora.ivon.noise import NoiseTally, controlled, update_noise
 from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
-from vlora.ivon.state import describe_posterior, restore_loaded_state
-from vlora.ivon.update import all_finite, apply_update, drawn_products, gather_entries
+from vlora.ivon.state import describe_posterior, ensure_state, restore_loaded_state
+from vlora.ivon.update import Entry, all_finite, apply_update, drawn_products, gather_entries
 
 __all__ = ["IVON"]
 
@@ -33,8 +35,7 @@ class IVON(torch.optim.Optimizer):
 
     ::
 
-        settings = short_run_defaults(num_examples=len(train_set), num_steps=500)    # vlora.ivon.defaults
-        optimizer = IVON(model.parameters(), **settings.optimizer_kwargs())
+        optimizer = IVON.auto(model.parameters(), loss_of_next_batch, num_steps=500, grad_batch_size=16)
         for batch in loader:
             optimizer.train()                 # parameters := mean + noise; Trainer and accelerate loops do this
             loss(model, batch).backward()     # any number of micro-batches, clipping, loss scaling
@@ -50,7 +51,7 @@ class IVON(torch.optim.Optimizer):
         params: Parameters or group dicts; those without ``requires_grad`` are left alone.
         lr: Learning rate, see ``rescale_lr``.
         ess: Effective sample size lambda, in examples: the size of the training set for an untempered posterior,
-            larger for a colder (narrower) one.
+            larger for a colder (narrower) one. None if ``noise_cost`` sets it.
         hess_init: Start of h; the first draw has standard deviation ``1 / sqrt(ess * (hess_init + weight_decay))``.
         beta1: Decay rate of the gradient average.
         beta2: Decay rate of h. Choose ``1 - beta2`` of the order of a few over the number of steps.
@@ -62,6 +63,15 @@ class IVON(torch.optim.Optimizer):
         grad_batch_size: With ``"gradsq"``: examples averaged in one final gradient, over all micro-batches and
             processes. Scales the estimate by it instead of by ``ess``, which makes it unbiased for the diagonal
             Fisher, and drops the retraction term.
+        mean_step: ``"newton"``, the paper's natural-gradient step, or ``"adam"``, Adam's step with h as the second
+            moment: ``lr`` is then that of AdamW, and never rescaled. Needs ``grad_batch_size``.
+        noise_cost: Nats by which the loss of a draw may exceed that of the mean; sets ``ess`` and ``weight_decay``
+            during the run (``vlora.ivon.noise``). Needs ``grad_batch_size``.
+        noise_warmup: Steps over which the noise is let in, quadratically: best the steps of the run.
+        noise_rate: Largest relative change of the noise in one step.
+        init_std: Typical standard deviation of the first draws where ``noise_cost`` is given.
+        max_std: Largest typical standard deviation that it may lead to.
+        max_std_ratio: Widest standard deviation of an entry, in units of the typical one.
         mc_samples: Draws per ``step(closure)``; without closure, use as many ``sampled_params`` contexts.
         seed: Seed of the noise, independent of the global random state.
         prior_precision: ``ess * weight_decay`` given directly, in 1/parameter^2. Wins over every ``weight_decay``,
@@ -78,10 +88,12 @@ class IVON(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(
-        self, params: Any, lr: float, *, ess: float, hess_init: float = 1.0, beta1: float = 0.9,
+        self, params: Any, lr: float, *, ess: float | None = None, hess_init: float = 1.0, beta1: float = 0.9,
         beta2: float = 0.99999, weight_decay: float | None = None, clip_radius: float = math.inf,
         rescale_lr: bool = True, debias: bool = True, hess_approx: str = "price",
-        grad_batch_size: float | None = None, mc_samples: int = 1, seed: int = 0,
+        grad_batch_size: float | None = None, mean_step: str = "newton", noise_cost: float | None = None,
+        noise_warmup: int = 0, noise_rate: float = 0.05, init_std: float = 1e-3, max_std: float = 0.1,
+        max_std_ratio: float = 3**0.5, mc_samples: int = 1, seed: int = 0,
         prior_precision: float | None = None, skip_nonfinite: bool = False, foreach: bool = True,
         compiled: bool = False,
     ) -> None:  # fmt: skip
@@ -92,7 +104,9 @@ class IVON(torch.optim.Optimizer):
             "lr": lr, "ess": ess, "hess_init": hess_init, "beta1": beta1, "beta2": beta2,
             "weight_decay": 1e-4 if weight_decay is None else weight_decay, "clip_radius": clip_radius,
             "rescale_lr": rescale_lr, "debias": debias, "hess_approx": hess_approx,
-            "grad_batch_size": grad_batch_size, "mc_samples": mc_samples, "seed": seed,
+            "grad_batch_size": grad_batch_size, "mean_step": mean_step, "noise_cost": noise_cost,
+            "noise_warmup": noise_warmup, "noise_rate": noise_rate, "init_std": init_std, "max_std": max_std,
+            "max_std_ratio": max_std_ratio, "mc_samples": mc_samples, "seed": seed,
             "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "foreach": foreach,
             "compiled": compiled,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
@@ -108,6 +122,56 @@ class IVON(torch.optim.Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, copy.copy(value))
+
+    @classmethod
+    def auto(
+        cls,
+        params: Any,
+        loss: Callable[[], Tensor],
+        *,
+        num_steps: int,
+        grad_batch_size: float,
+        seed: int = 0,
+        num_batches: int = 8,
+        **given: Any,
+    ) -> "IVON":
+        """IVON with every setting that is not given derived from a look at the gradients; see ``docs/concepts.md``.
+
+        Args:
+            params: Parameters, or group dicts.
+            loss: Mean loss of a fresh real batch of ``grad_batch_size`` examples, without backward; called ``num_batches`` times, under noise.
+            num_steps: T, optimizer steps of the run.
+            grad_batch_size: Examples averaged in one final gradient, over micro-batches and processes.
+            seed: Seed of the noise.
+            num_batches: Batches to look at.
+            **given: Settings that win over the rules: those of ``vlora.ivon.defaults.auto_settings``, or any of IVON.
+
+        Raises:
+            TrainingError: A gradient is not finite.
+            ConfigError: A setting is out of range.
+        """
+        return auto_ivon(
+            cls, params, loss, num_steps=num_steps, grad_batch_size=grad_batch_size, seed=seed,
+            num_batches=num_batches, given=given,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def set_hess_init(self, values: Mapping[nn.Parameter, float]) -> None:
+        """Start h of each tensor at its own value, before the first draw.
+
+        Args:
+            values: Parameter -> start of its h; for others, and for 0, the group's ``hess_init`` stays.
+
+        Raises:
+            TrainingError: A step was made already.
+        """
+        for _, group, _, param in positions(self.param_groups):
+            if int(self.state.get(param, {}).get("step", 0)):
+                raise TrainingError("set_hess_init came after a step: h is no longer at its start")
+            value = values.get(param, 0.0) or group["hess_init"]
+            ensure_state(self.state[param], param, value)
+            self.state[param]["hess"].fill_(value)
+            self.state[param]["hess_init"] = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group at any time; its parameters join the posterior with the next draw.
@@ -219,7 +283,7 @@ class IVON(torch.optim.Optimizer):
                 scale = getattr(self, "grad_scale", None)
                 entries = gather_entries(self.param_groups, self.state, averages, scale)
                 if all_finite(entries, self.param_groups):
-                    apply_update(self.param_groups, entries, scale)
+                    self._update(entries, scale, averages)
         finally:
             if averages is None:
                 advance(self.param_groups, "train")
@@ -261,10 +325,19 @@ class IVON(torch.optim.Optimizer):
         restore_loaded_state(self.state, params, final)
         self.eval()
 
+    def _update(self, entries: list[Entry], scale: Tensor | None, averages: DrawAverages | None) -> None:
+        """Update the state, and the width of the next draws where ``noise_cost`` sets it."""
+        tally = NoiseTally() if averages is None else averages.tally
+        tally.draws = 1 if averages is None else averages.count
+        apply_update(self.param_groups, entries, scale, tally)
+        if any(controlled(group) for group in self.param_groups):
+            update_noise(self.param_groups, tally)
+
     @torch.no_grad()
     def _collect(self) -> None:
         """Add the gradients of the draw that the parameters hold to the averages, and show the mean gradient."""
-        self._averages.add(drawn_products(gather_entries(self.param_groups, self.state)))
+        tally = self._averages.tally
+        self._averages.add(drawn_products(gather_entries(self.param_groups, self.state), tally))
         self._averages.publish()
 
     def _run_closure(self, closure: Callable[[], Any]) -> Any:

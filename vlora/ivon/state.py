@@ -113,6 +113,7 @@ def describe_posterior(
     if not holds_draw:
         adopt_changed_params([(param, state)])
     numbers = {key: float(group[key]) for key in ("ess", "weight_decay", "hess_init", "beta2")}
+    numbers["hess_init"] = float(state.get("hess_init", numbers["hess_init"]))
     return {
         "mean": state["mean"].clone(),
         "hess": state["hess"].clone(),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "ADAM_EPS",
     "effective_lr",
     "hessian_estimate_gradsq",
     "hessian_estimate_reparam",
@@ -24,6 +25,9 @@ __all__ = [
     "update_mean",
     "update_momentum",
 ]
+
+ADAM_EPS = 1e-8
+"""Added to the root of the second moment, as in Adam."""
 
 
 def posterior_std(hess: Tensor, *, ess: float, weight_decay: float) -> Tensor:
@@ -135,12 +139,18 @@ def update_mean(
     weight_decay: float,
     clip_radius: float = math.inf,
     debias: bool = True,
+    mean_step: str = "newton",
+    grad_batch_size: float | None = None,
 ) -> Tensor:
-    """Natural-gradient step of the mean inside an elementwise trust region.
+    """Step of the mean inside an elementwise trust region.
 
-        m <- m - lr * clip((momentum / (1 - beta1^step) + weight_decay m) / (h + weight_decay), +-clip_radius)
+        newton  m <- m - lr * clip((momentum / (1 - beta1^step) + weight_decay m) / (h + weight_decay), +-clip_radius)
+        adam    m <- m - lr * clip( momentum / (1 - beta1^step) / (sqrt(h / b) + 1e-8),                 +-clip_radius)
 
-    Source: arXiv:2402.17641, Algorithm 1.
+    Source of newton: arXiv:2402.17641, Algorithm 1. Source of adam: the square root of Adam (arXiv:1412.6980) in a
+    variational method, as in Vadam (Khan et al. 2018, arXiv:1806.04854). With squared gradients on the scale of one
+    example, h / b is the moving average of squared mini-batch gradients, Adam's second moment, so ``lr`` is that of
+    Adam. Deviations from Vadam: the prior does not pull the mean, and h starts from a measurement, not from zero.
 
     Args:
         mean: Current m. Shape ``(*p,)``.
@@ -152,12 +162,18 @@ def update_mean(
         weight_decay: Prior precision divided by ``ess``.
         clip_radius: Largest preconditioned entry; no entry moves by more than ``lr * clip_radius``.
         debias: Divide the momentum by ``1 - beta1^step``.
+        mean_step: ``"newton"`` or ``"adam"``.
+        grad_batch_size: b, examples averaged in one gradient; needed for ``"adam"``.
 
     Returns:
         New m, shape ``(*p,)``.
     """
     unbiased = momentum / (1 - beta1**step) if debias else momentum
-    direction = (unbiased + weight_decay * mean) / (hess + weight_decay)
+    if mean_step == "newton":
+        direction = (unbiased + weight_decay * mean) / (hess + weight_decay)
+    else:
+        assert grad_batch_size is not None
+        direction = unbiased / ((hess / grad_batch_size).sqrt() + ADAM_EPS)
     return mean - lr * direction.clamp(-clip_radius, clip_radius)
 
 
@@ -178,6 +194,7 @@ def ivon_step(
     debias: bool = True,
     hess_approx: str = "price",
     grad_batch_size: float | None = None,
+    mean_step: str = "newton",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One IVON step from gradients taken at ``mean + noise``.
 
@@ -200,6 +217,7 @@ def ivon_step(
         debias: Correct the momentum for its start at zero.
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``, see ``hessian_estimate_gradsq``.
+        mean_step: ``"newton"`` or ``"adam"``, see ``update_mean``.
 
     Returns:
         New ``(mean, momentum, hess)``.
@@ -214,6 +232,6 @@ def ivon_step(
     )
     mean = update_mean(
         mean, momentum, hess, step=step, lr=lr, beta1=beta1, weight_decay=weight_decay,
-        clip_radius=clip_radius, debias=debias,
+        clip_radius=clip_radius, debias=debias, mean_step=mean_step, grad_batch_size=grad_batch_size,
     )  # fmt: skip
     return mean, momentum, hess

@@ -17,6 +17,7 @@ from vlora.ivon.compiled import COMPILED_BLOCK_ENTRIES, compiled_step_, step_num
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import step_settings
 from vlora.ivon.kernels import all_norms_finite, ivon_step_, make_scratch, product_of_draw
+from vlora.ivon.noise import NoiseTally, controlled
 from vlora.ivon.sampling import Groups, State, positions
 from vlora.ivon.state import by_device
 from vlora.ivon.step import ivon_step
@@ -84,11 +85,18 @@ def _uses_squares(entry: Entry) -> bool:
 
 
 @torch.no_grad()
-def drawn_products(entries: Sequence[Entry]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """``(parameter, gradient, product)`` of the draw that the parameters hold, in the dtype of the state."""
+def drawn_products(entries: Sequence[Entry], tally: NoiseTally) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """``(parameter, gradient, product)`` of the draw that the parameters hold, in the dtype of the state.
+
+    Args:
+        entries: Parameters with their gradients at the draw.
+        tally: Takes in the cost of the draw's noise in controlled groups.
+    """
     for entry in entries:
         mean = entry.state["mean"]
         grad = entry.grad.to(mean.dtype)
+        if controlled(entry.group):
+            tally.add_draw(entry.param, mean, grad)
         yield entry.param, grad, product_of_draw(entry.param, mean, grad, gradsq=_uses_squares(entry))
 
 
@@ -124,13 +132,19 @@ def _refuse_nonfinite(entry: Entry, groups: Groups) -> None:
 
 
 @torch.no_grad()
-def apply_update(groups: Groups, entries: Sequence[Entry], grad_scale: Tensor | None = None) -> None:
+def apply_update(
+    groups: Groups,
+    entries: Sequence[Entry],
+    grad_scale: Tensor | None = None,
+    tally: NoiseTally | None = None,
+) -> None:
     """Update the state of all entries in place and write the new means into their parameters.
 
     Args:
         groups: Parameter groups with the hyper-parameters.
         entries: What to update.
         grad_scale: Loss scale to divide the gradients by.
+        tally: Takes in what the controller of the noise needs to know; None if no group is controlled.
     """
     for group in groups:
         own = [entry for entry in entries if entry.group is group]
@@ -141,7 +155,7 @@ def apply_update(groups: Groups, entries: Sequence[Entry], grad_scale: Tensor | 
         if group["compiled"]:
             update_bucket = _apply_compiled
         for bucket in _buckets(own):
-            update_bucket(bucket, step_settings(group), grad_scale)
+            update_bucket(bucket, step_settings(group), grad_scale, tally if controlled(group) else None)
         updated = {entry.position for entry in own}
         group["sampled"] = [position for position in group["sampled"] if position not in updated]
 
@@ -168,7 +182,9 @@ def _columns(bucket: list[Entry]) -> list[list[Tensor]]:
     return columns
 
 
-def _apply_foreach(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+def _apply_foreach(
+    bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None, tally: NoiseTally | None
+) -> None:
     columns, step, gradsq = _columns(bucket), int(bucket[0].state["step"]), _uses_squares(bucket[0])
     limit = block_entries(columns[0][0].device)
     scratch = make_scratch(columns[1][0], limit)
@@ -178,12 +194,18 @@ def _apply_foreach(bucket: list[Entry], settings: dict[str, Any], grad_scale: Te
             product = collected[0]
         else:
             room = scratch[2, : mean.numel()]
+            if tally is not None:
+                tally.add_draw(param, mean, final, out=room)
             product = product_of_draw(param, mean, final, gradsq=gradsq, out=room)
         ivon_step_(mean, momentum, hess, final, product, scratch, step=step, **settings)
         param.copy_(mean)
+        if tally is not None:
+            tally.add_hess(bucket[0].group, hess)
 
 
-def _apply_compiled(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+def _apply_compiled(
+    bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None, tally: NoiseTally | None
+) -> None:
     columns = _columns(bucket)
     numbers = step_numbers(settings, int(bucket[0].state["step"]), columns[0][0].device)
     for param, mean, momentum, hess, grad, *collected in flat_blocks(
@@ -191,7 +213,11 @@ def _apply_compiled(bucket: list[Entry], settings: dict[str, Any], grad_scale: T
     ):
         product = collected[0] if collected else None
         final = _unscaled(grad, mean.dtype, grad_scale)
+        if tally is not None and product is None:
+            tally.add_draw(param, mean, final)
         compiled_step_(param, mean, momentum, hess, final, product, numbers)
+        if tally is not None:
+            tally.add_hess(bucket[0].group, hess)
 
 
 def _unscaled(grad: Tensor, dtype: torch.dtype, grad_scale: Tensor | None) -> Tensor:
@@ -200,7 +226,9 @@ def _unscaled(grad: Tensor, dtype: torch.dtype, grad_scale: Tensor | None) -> Te
     return grad if grad_scale is None else grad / grad_scale.to(grad.device, dtype)
 
 
-def _apply_reference(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+def _apply_reference(
+    bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None, tally: NoiseTally | None
+) -> None:
     for entry in bucket:
         state = entry.state
         old = (state["mean"], state["momentum"], state["hess"])
@@ -208,7 +236,11 @@ def _apply_reference(bucket: list[Entry], settings: dict[str, Any], grad_scale: 
         product = entry.product
         if product is None:
             product = product_of_draw(entry.param, state["mean"], grad, gradsq=_uses_squares(entry))
+            if tally is not None:
+                tally.add_draw(entry.param, state["mean"], grad)
         new = ivon_step(*old, grad, product, step=int(state["step"]), **settings)
         for target, value in zip(old, new, strict=True):
             target.copy_(value)
         entry.param.copy_(state["mean"])
+        if tally is not None:
+            tally.add_hess(entry.group, state["hess"])

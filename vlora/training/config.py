@@ -16,7 +16,9 @@ _ABOVE_ZERO = (
     "init_std",
     "hess_init",
     "clip_radius",
+    "max_std",
     "max_std_ratio",
+    "noise_cost",
     "max_step",
     "grad_batch_size",
     "eps",
@@ -38,15 +40,21 @@ class OptimizerConfig:
     lr: float | None = None
     """Peak learning rate; the two optimizers want very different ones (adamw: 1e-3 if None)."""
     ess: float | None = None
-    """IVON: effective sample size, in examples; larger is a narrower posterior."""
+    """IVON: effective sample size, in examples, fixed; larger is a narrower posterior. None: see ``noise_cost``."""
+    noise_cost: float | None = None
+    """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.01)."""
+    mean_step: Literal["adam", "newton"] | None = None
+    """IVON: the mean moves as under AdamW (with its lr), or along the natural gradient."""
     init_std: float | None = None
-    """IVON: standard deviation of the first draws; with ``ess`` it fixes ``hess_init``."""
+    """IVON: standard deviation of the first draws, in parameter units (0.01)."""
     hess_init: float | None = None
     """IVON: start of h."""
+    max_std: float | None = None
+    """IVON: largest typical standard deviation that ``noise_cost`` may lead to (0.1)."""
     max_std_ratio: float | None = None
-    """IVON: standard deviation of the prior in units of ``init_std``, where ``weight_decay`` is derived."""
+    """IVON: widest standard deviation of an entry in units of the typical one, where ``weight_decay`` is derived."""
     max_step: float | None = None
-    """IVON: largest move of one entry in one step, where ``clip_radius`` is derived."""
+    """IVON with price: largest move of one entry in one step, where ``clip_radius`` is derived."""
     beta1: float | None = None
     """Decay of the gradient average."""
     beta2: float | None = None
@@ -77,8 +85,14 @@ class OptimizerConfig:
                 raise ConfigError(f"optimizer.{name} must be in [0, 1), got {value}")
         if self.weight_decay is not None and self.weight_decay < 0:
             raise ConfigError(f"optimizer.weight_decay must be >= 0, got {self.weight_decay}")
-        if self.init_std is not None and self.hess_init is not None:
+        if self.hess_approx == "price" and self.init_std is not None and self.hess_init is not None:
             raise ConfigError("optimizer: give init_std or hess_init, not both; one fixes the other")
+        if self.noise_cost is not None and (self.ess is not None or self.weight_decay is not None):
+            raise ConfigError(
+                "optimizer: noise_cost sets ess and weight_decay during the run; give one or the others"
+            )
+        if self.hess_approx == "price" and (self.noise_cost is not None or self.mean_step == "adam"):
+            raise ConfigError("optimizer: noise_cost and mean_step adam need hess_approx gradsq")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,29 @@
 """The ``optimizer:`` block: IVON or AdamW over the same parameters, with every setting resolved to a number."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlora.ivon.defaults import probed_defaults, short_run_defaults
+from vlora.ivon.auto import PROBE_STD, settings_from_moments
+from vlora.ivon.defaults import IvonSettings, short_run_defaults
 from vlora.ivon.optimizer import IVON
 from vlora.training.config import OptimizerConfig
 
 __all__ = ["build_optimizer"]
 
-_DERIVED = (
+logger = logging.getLogger(__name__)
+
+_PRICE = (
     "lr", "ess", "init_std", "hess_init", "max_std_ratio", "max_step", "beta1", "beta2", "weight_decay", "clip_radius",
 )  # fmt: skip
+_AUTO = (
+    "lr", "ess", "init_std", "hess_init", "max_std", "max_std_ratio", "noise_cost", "beta1", "beta2", "weight_decay",
+    "clip_radius", "mean_step",
+)  # fmt: skip
 _ADAMW_LR = 1e-3
-INIT_STD = 0.02
 
 
 def build_optimizer(
@@ -27,7 +34,7 @@ def build_optimizer(
     num_steps: int,
     grad_batch_size: int,
     seed: int,
-    probe: Callable[[float], float],
+    probe: Callable[[float], Mapping[nn.Parameter, float]],
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
     """Optimizer over all trainable parameters in one group.
 
@@ -38,8 +45,8 @@ def build_optimizer(
         num_steps: T, optimizer steps of the run.
         grad_batch_size: Examples averaged in one final gradient (batch size x accumulation x processes).
         seed: Seed of IVON's noise.
-        probe: Measures the mean squared per-example gradient under noise of a given standard deviation; called
-            only where a setting is derived from it.
+        probe: Measures the mean squared per-example gradient of every trainable tensor under noise of a given
+            standard deviation; called only where a setting is derived from it.
 
     Returns:
         The optimizer, and its settings as plain numbers for the log.
@@ -51,8 +58,23 @@ def build_optimizer(
     if config.name == "adamw":
         adamw = _adamw_settings(config)
         return torch.optim.AdamW(parameters, **adamw), {"name": "adamw", **adamw}
-    ivon = _ivon_settings(config, num_examples, num_steps, grad_batch_size, probe)
-    return IVON(parameters, seed=seed, **ivon), {"name": "ivon", "seed": seed, **ivon}
+    if config.hess_approx == "price":
+        settings, moments = short_run_defaults(num_examples, num_steps, **_given(config, _PRICE)), {}
+    else:
+        moments = probe(_or(config.init_std, PROBE_STD))
+        batch = _or(config.grad_batch_size, float(grad_batch_size))
+        settings = settings_from_moments(moments, num_steps, batch, **_given(config, _AUTO))
+    kwargs = settings.optimizer_kwargs() | _overrides(config, settings)
+    optimizer = IVON(parameters, seed=seed, **kwargs)
+    if config.hess_init is None and moments:
+        optimizer.set_hess_init(moments)
+    logger.info(settings.describe())
+    return optimizer, {"name": "ivon", "seed": seed, **kwargs}
+
+
+def _given(config: OptimizerConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    """What the configuration says itself."""
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
 def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:
@@ -65,29 +87,18 @@ def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:
     }
 
 
-def _ivon_settings(
-    config: OptimizerConfig,
-    num_examples: int,
-    num_steps: int,
-    grad_batch_size: int,
-    probe: Callable[[float], float],
-) -> dict[str, Any]:
-    """Keyword arguments of :class:`vlora.IVON`: what is given, and for the rest the short-run rules."""
-    given = {name: getattr(config, name) for name in _DERIVED if getattr(config, name) is not None}
-    batch = _or(config.grad_batch_size, float(grad_batch_size))
-    if config.hess_approx == "price":
-        derived = short_run_defaults(num_examples, num_steps, **given)
-    else:
-        moment = probe(_or(config.init_std, INIT_STD))
-        derived = probed_defaults(num_steps, second_moment=moment, grad_batch_size=batch, **given)
-    settings = derived.optimizer_kwargs()
-    if config.rescale_lr is False:
-        settings["rescale_lr"] = False
-        if config.clip_radius is None:  # keep the largest move of an entry, whichever scale the lr is on
-            settings["clip_radius"] = derived.max_step / derived.lr
+def _overrides(config: OptimizerConfig, settings: IvonSettings) -> dict[str, Any]:
+    """Arguments of :class:`vlora.IVON` that only a configuration sets."""
+    values: dict[str, Any] = {}
+    if config.rescale_lr is not None:
+        values["rescale_lr"] = config.rescale_lr
+    if config.hess_approx == "price" and config.rescale_lr is False and config.clip_radius is None:
+        # keep the largest move of an entry, whichever scale the lr is on
+        precision = settings.hess_init + (settings.weight_decay or 0.0)
+        values["clip_radius"] = settings.clip_radius * precision
     if config.debias is not None:
-        settings["debias"] = config.debias
-    return settings
+        values["debias"] = config.debias
+    return values
 
 
 def _or(value: float | None, default: float) -> float:

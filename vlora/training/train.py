@@ -27,7 +27,7 @@ from vlora.training.config import TrainConfig
 from vlora.training.log import train_log
 from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
-from vlora.training.probe import probe_second_moment
+from vlora.training.probe import probe_second_moments
 from vlora.training.work import drop_unused, open_work, require_writable, run_sha256, work_folder
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         num_steps=planned_steps(args, len(run.train)),
         grad_batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         seed=config.seed,
-        probe=lambda std: probe_second_moment(run.model, _loader(run, args), init_std=std, seed=config.seed),
+        probe=lambda std: probe_second_moments(run.model, _loader(run, args), init_std=std, seed=config.seed),
     )
     trainer = _fit(run, args, optimizer, checkpoint)
     if not trainer.is_world_process_zero():

@@ -1,0 +1,210 @@
+"""The methods compared: how each is trained, and which predictions each gives. Every arm sees the same rows in one order.
+
+An arm returns log-probabilities per predictor and split: ``mean`` (N, C) of one set of weights, ``draws`` (S, N, C)
+with the width that training or a formula chose, ``scaled`` (S, N, C) with the standard deviation multiplied by the
+factor of ``SCALES`` that has the lowest NLL on the validation rows.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from network import Network
+from scores import draws_nll
+from tasks import Rows, Task
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from vlora import IVON
+
+BATCH, EPOCHS, WARMUP = 16, 5, 0.06
+DRAWS = 8
+SCALES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+SPLITS = ("validation", "test", "foreign")
+PRIORS = tuple(10.0**k for k in range(0, 7))
+PUBLISHED: dict[str, Any] = {
+    "ess": 1e7, "hess_init": 3e-4, "beta2": 0.99999, "weight_decay": 0.0, "clip_radius": 1e-3, "rescale_lr": False,
+}  # fmt: skip
+"""Variational LoRA (arXiv:2411.04421) on WinoGrande-S and BoolQ, but for the learning rate."""
+
+
+@dataclass
+class Outcome:
+    """What a trained arm says, and what is known about it."""
+
+    predictions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def num_steps(task: Task) -> int:
+    """Optimizer steps of a run."""
+    return EPOCHS * math.ceil(len(task.train) / BATCH)
+
+
+def batches(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """All batches of a run, in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(rows), generator=generator)
+        for part in order.split(BATCH):
+            yield rows.hidden[part], rows.mask[part], rows.label[part]
+
+
+def fit(network: Network, task: Task, optimizer: Any, seed: int) -> float:
+    """Train with a warm-up and a cosine; returns the mean loss of the last 20 steps."""
+    total = num_steps(task)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / (WARMUP * total), 0.5 * (1 + math.cos(math.pi * step / total))),
+    )
+    torch.manual_seed(seed)
+    network.train()
+    losses = []
+    for hidden, mask, label in batches(task.train, seed):
+        if isinstance(optimizer, IVON):
+            optimizer.train()
+        loss = cross_entropy(network(hidden, mask), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return sum(losses[-20:]) / 20
+
+
+def adamw(task: Task, seed: int, *, lr: float, posthoc: bool = False) -> Outcome:
+    """AdamW; with ``posthoc`` also MC dropout and a diagonal Laplace posterior of the same weights."""
+    network = Network(task.num_classes, seed)
+    loss = fit(network, task, torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0), seed)
+    out = Outcome(facts={"lr": lr, "train_loss": loss})
+    out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in SPLITS}
+    if posthoc:
+        out.predictions["dropout"] = {
+            split: torch.stack([network.log_probs(getattr(task, split), dropout=True) for _ in range(DRAWS)])
+            for split in SPLITS
+        }
+        laplace(network, task, seed, out)
+    return out
+
+
+def laplace(network: Network, task: Task, seed: int, out: Outcome) -> None:
+    """Diagonal Laplace: precision N h + prior, h from 256 training rows, prior chosen by validation NLL."""
+    hess = squared_gradients(network, task.train, 256)
+    mean = [parameter.detach().clone() for parameter in network.trained()]
+
+    def validation(prior: float) -> float:
+        std = [(len(task.train) * h + prior).rsqrt() for h in hess]
+        return draws_nll(draw_log_probs(network, mean, std, task.validation, seed), task.validation.label)
+
+    prior = min(PRIORS, key=validation)
+    std = [(len(task.train) * h + prior).rsqrt() for h in hess]
+    out.predictions["laplace"] = {
+        split: draw_log_probs(network, mean, std, getattr(task, split), seed) for split in SPLITS
+    }
+    out.facts["laplace_prior_precision"] = prior
+
+
+def ivon(task: Task, seed: int, build: Callable[[Network], IVON]) -> Outcome:
+    """IVON with the settings of ``build``: its mean, its draws, and draws of a width fitted on validation rows."""
+    network = Network(task.num_classes, seed)
+    optimizer = build(network)
+    loss = fit(network, task, optimizer, seed)
+    optimizer.eval()
+    states = [optimizer.posterior_state(parameter) for parameter in network.trained()]
+    mean = [state["mean"] for state in states]
+    std = [(state["ess"] * (state["hess"] + state["weight_decay"])).rsqrt() for state in states]
+    out = Outcome(facts={"train_loss": loss, **settings_of(optimizer), **health(network, task, states, std)})
+    out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in SPLITS}
+
+    def predict(scale: float, split: str) -> Tensor:
+        return draw_log_probs(network, mean, [scale * sd for sd in std], getattr(task, split), seed)
+
+    ladder = {scale: predict(scale, "validation") for scale in SCALES}
+    nll = {scale: draws_nll(ladder[scale], task.validation.label) for scale in SCALES}
+    best = min(SCALES, key=nll.__getitem__)
+    for name, scale in (("draws", 1.0), ("scaled", best)):
+        rest = {split: predict(scale, split) for split in ("test", "foreign")}
+        out.predictions[name] = {"validation": ladder[scale], **rest}
+    out.facts |= {"scale": best, "validation_nll_by_scale": {str(s): v for s, v in nll.items()}}
+    return out
+
+
+def auto(task: Task, seed: int, **given: Any) -> Outcome:
+    """IVON with ``IVON.auto``: nothing chosen by hand but what ``given`` says."""
+
+    def build(network: Network) -> IVON:
+        stream = batches(task.train, seed + 1)
+
+        def loss() -> Tensor:
+            hidden, mask, label = next(stream)
+            network.train()
+            return cross_entropy(network(hidden, mask), label)
+
+        return IVON.auto(
+            network.trained(), loss, num_steps=num_steps(task), grad_batch_size=BATCH, seed=seed, **given
+        )
+
+    return ivon(task, seed, build)
+
+
+def published(task: Task, seed: int, *, lr: float) -> Outcome:
+    """IVON with the published LoRA settings."""
+    return ivon(task, seed, lambda network: IVON(network.trained(), lr, seed=seed, **PUBLISHED))
+
+
+@torch.no_grad()
+def draw_log_probs(network: Network, mean: list[Tensor], std: list[Tensor], rows: Rows, seed: int) -> Tensor:
+    """Log-probabilities ``(S, N, C)`` of antithetic draws; the mean is in the network afterwards."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    out = []
+    for _ in range(DRAWS // 2):
+        noise = [torch.randn(m.shape, generator=generator) for m in mean]
+        for sign in (1, -1):
+            for parameter, m, sd, n in zip(network.trained(), mean, std, noise, strict=True):
+                parameter.copy_(m + sign * sd * n)
+            out.append(network.log_probs(rows))
+    for parameter, m in zip(network.trained(), mean, strict=True):
+        parameter.copy_(m)
+    return torch.stack(out)
+
+
+def squared_gradients(network: Network, rows: Rows, count: int) -> list[Tensor]:
+    """Mean squared per-example gradient at the weights as they are, one row at a time."""
+    network.eval()
+    total = [torch.zeros_like(parameter) for parameter in network.trained()]
+    for i in range(min(count, len(rows))):
+        loss = cross_entropy(network(rows.hidden[i : i + 1], rows.mask[i : i + 1]), rows.label[i : i + 1])
+        for sum_, grad in zip(total, torch.autograd.grad(loss, network.trained()), strict=True):
+            sum_ += grad.square()
+    return [sum_ / min(count, len(rows)) for sum_ in total]
+
+
+def settings_of(optimizer: IVON) -> dict[str, Any]:
+    """The settings of a run as plain numbers."""
+    keys = ("ess", "weight_decay", "beta2", "hess_init", "mean_step", "hess_approx", "noise_cost", "std")
+    group = optimizer.param_groups[0]
+    return {key: group.get(key) for key in keys} | {"lr": optimizer.defaults["lr"]}
+
+
+def health(network: Network, task: Task, states: list[dict[str, Any]], std: list[Tensor]) -> dict[str, Any]:
+    """How far h has left its start, and how it ranks against squared gradients of 64 held-out rows."""
+    from scipy.stats import spearmanr
+
+    reference = squared_gradients(network, task.validation, 64)
+    hess = torch.cat([state["hess"].flatten() for state in states])
+    start = torch.cat([torch.full_like(state["hess"].flatten(), state["hess_init"]) for state in states])
+    flat = torch.cat([value.flatten() for value in reference])
+    within = [
+        spearmanr(state["hess"].flatten(), value.flatten()).statistic
+        for state, value in zip(states, reference, strict=True)
+    ]
+    wide = torch.cat([sd.flatten() for sd in std])
+    return {
+        "rank_correlation": float(spearmanr(hess, flat).statistic),
+        "rank_correlation_within": float(torch.tensor(within).median()),
+        "share_moved": float(((hess / start - 1).abs() > 0.1).double().mean()),
+        "hess_to_reference": float(hess.mean() / flat.mean()),
+        "std_quantiles": [float(wide.quantile(q)) for q in (0.05, 0.5, 0.95)],
+    }

@@ -1,0 +1,163 @@
+"""Does IVON's posterior say more than a point and a temperature? Eight text classification tasks, one JSON a run.
+
+    python benchmarks/posterior_quality/run.py tune --data DATA --work WORK [--jobs 2]
+    python benchmarks/posterior_quality/run.py main --data DATA --work WORK [--jobs 2] [--seeds 0 1 2 3 4]
+    python benchmarks/posterior_quality/table.py
+
+DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps features and log-probabilities. A run whose
+file exists under ``results/`` is not repeated. ``tune`` uses a seed of its own and validation rows only; ``main`` reads
+AdamW's and the published setting's learning rate of each task from its files.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TUNING_SEED = 100
+GRID: dict[str, list[dict[str, float]]] = {
+    "adamw": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
+    "ivon_published": [{"lr": 0.03}, {"lr": 0.3}, {"lr": 3.0}],
+    "ivon_auto": [
+        {"noise_cost": 0.01},
+        {"noise_cost": 0.03},
+        {"noise_cost": 0.01, "lr": 1e-2},
+        {"noise_cost": 0.03, "lr": 1e-2},
+    ],
+}
+ENSEMBLE = 4
+PACKAGES = ("variational-lora", "torch", "transformers", "peft")
+
+
+def main() -> None:
+    """Parse the arguments and run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["tune", "main"])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--work", type=Path, required=True, help="folder for features and log-probabilities")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--tasks", nargs="+", help="only these tasks")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from tasks import TASKS
+
+    tasks = args.tasks or list(TASKS)
+    units = tuning_units(tasks) if args.part == "tune" else main_units(tasks, args.seeds)
+    (RESULTS / args.part).mkdir(parents=True, exist_ok=True)
+    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=40) as pool:
+        jobs = [(args.part, unit, args.data, args.work) for unit in units]
+        for number, line in enumerate(pool.imap_unordered(one, jobs), 1):
+            print(f"{number}/{len(units)} {line}", flush=True)
+
+
+def tuning_units(tasks: list[str]) -> list[dict[str, Any]]:
+    """Every arm with every setting of its grid."""
+    return [
+        {"task": task, "arm": arm, "seed": TUNING_SEED, "given": given}
+        for task in tasks
+        for arm, grid in GRID.items()
+        for given in grid
+    ]
+
+
+def main_units(tasks: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+    """Every arm with its setting, task and seed; ensembles of AdamW come last as they read its files."""
+    arms = {"adamw": best_given, "ivon_auto": lambda arm, task: {}, "ivon_published": best_given}
+    units = [
+        {"task": task, "arm": arm, "seed": seed, "given": choose(arm, task)}
+        for seed in seeds
+        for task in tasks
+        for arm, choose in arms.items()
+    ]
+    return units
+
+
+def best_given(arm: str, task: str) -> dict[str, float]:
+    """Setting with the lowest NLL of the mean on the validation rows of this task."""
+    files = sorted((RESULTS / "tune").glob(f"{task}__{arm}__*.json"))
+    if len(files) < len(GRID[arm]):
+        raise SystemExit(
+            f"run the part 'tune' first: {arm} on {task} has {len(files)} of {len(GRID[arm])} files"
+        )
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return min(records, key=lambda record: record["validation_nll"])["given"]
+
+
+def name_of(unit: dict[str, Any], part: str) -> str:
+    """File name of a unit."""
+    given = (
+        "_".join(f"{key}{value:g}" for key, value in unit["given"].items())
+        if part == "tune"
+        else unit["seed"]
+    )
+    return f"{unit['task']}__{unit['arm']}__{given}"
+
+
+def one(job: tuple[str, dict[str, Any], Path, Path]) -> str:
+    """Train and score one unit, unless its file exists."""
+    part, unit, data, work = job
+    target = RESULTS / part / f"{name_of(unit, part)}.json"
+    if target.exists():
+        return f"{target.stem}: there"
+    import torch
+    from tasks import load_task
+
+    torch.set_num_threads(1)
+    task = load_task(unit["task"], data, work / "features")
+    started, cpu = time.perf_counter(), time.process_time()
+    record = {**unit, **measure(part, unit, task, work)}
+    record |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+    record["versions"] = {package: metadata.version(package) for package in PACKAGES}
+    record["hardware"] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1}
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.rename(target)
+    return f"{target.stem}: {record['seconds']:.0f} s"
+
+
+def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str, Any]:
+    """Facts and scores of one unit; in the main part its log-probabilities are kept for ensembles."""
+    import arms
+    import torch
+    from scores import draws_nll, score_predictor
+
+    if unit["arm"] == "adamw":
+        outcome = arms.adamw(task, unit["seed"], posthoc=part == "main", **unit["given"])
+    elif unit["arm"] == "ivon_published":
+        outcome = arms.published(task, unit["seed"], **unit["given"])
+    else:
+        outcome = arms.auto(task, unit["seed"], **unit["given"])
+    label = {"validation": task.validation.label, "test": task.test.label}
+    mean = outcome.predictions["mean"]
+    record: dict[str, Any] = {
+        "facts": outcome.facts,
+        "validation_nll": draws_nll(mean["validation"][None], label["validation"]),
+    }
+    if "draws" in outcome.predictions:
+        record["validation_nll_draws"] = draws_nll(
+            outcome.predictions["draws"]["validation"], label["validation"]
+        )
+    if part == "tune":
+        return record  # nothing of the test rows
+    if unit["arm"] == "adamw":
+        kept = work / "adamw" / f"{task.name}_{unit['seed']}.pt"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(mean, kept)
+    record["scores"] = {
+        name: score_predictor(value, label, antithetic=name in ("draws", "scaled", "laplace"))
+        for name, value in outcome.predictions.items()
+    }
+    return record
+
+
+if __name__ == "__main__":
+    main()

