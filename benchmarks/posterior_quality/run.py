@@ -4,9 +4,9 @@
     python benchmarks/posterior_quality/run.py main --data DATA --work WORK [--jobs 2] [--seeds 0 1 2 3 4]
     python benchmarks/posterior_quality/table.py
 
-DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps features and log-probabilities. A run whose
-file exists under ``results/`` is not repeated. ``tune`` uses a seed of its own and validation rows only; ``main`` reads
-AdamW's and the published setting's learning rate of each task from its files.
+DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps features and log-probabilities. A run
+whose file exists under ``results/`` is not repeated. ``tune`` uses a seed of its own and validation rows only; ``main``
+reads AdamW's and the published setting's learning rate of each task from its files.
 """
 
 import argparse
@@ -72,13 +72,12 @@ def tuning_units(tasks: list[str]) -> list[dict[str, Any]]:
 def main_units(tasks: list[str], seeds: list[int]) -> list[dict[str, Any]]:
     """Every arm with its setting, task and seed; ensembles of AdamW come last as they read its files."""
     arms = {"adamw": best_given, "ivon_auto": lambda arm, task: {}, "ivon_published": best_given}
-    units = [
+    return [
         {"task": task, "arm": arm, "seed": seed, "given": choose(arm, task)}
         for seed in seeds
         for task in tasks
         for arm, choose in arms.items()
     ]
-    return units
 
 
 def best_given(arm: str, task: str) -> dict[str, float]:
@@ -131,11 +130,11 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
     from scores import draws_nll, score_predictor
 
     if unit["arm"] == "adamw":
-        outcome = arms.adamw(task, unit["seed"], posthoc=part == "main", **unit["given"])
+        outcome = arms.adamw(task, unit["seed"], test=part == "main", **unit["given"])
     elif unit["arm"] == "ivon_published":
-        outcome = arms.published(task, unit["seed"], **unit["given"])
+        outcome = arms.published(task, unit["seed"], test=part == "main", **unit["given"])
     else:
-        outcome = arms.auto(task, unit["seed"], **unit["given"])
+        outcome = arms.auto(task, unit["seed"], test=part == "main", **unit["given"])
     label = {"validation": task.validation.label, "test": task.test.label}
     mean = outcome.predictions["mean"]
     record: dict[str, Any] = {

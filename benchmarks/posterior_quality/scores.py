@@ -1,7 +1,8 @@
 """From log-probabilities to numbers: the metrics of ``vlora.eval.metrics`` for every predictor of an arm.
 
 A temperature is one scalar on the logits, fitted on the validation rows; of draws it divides the log-probabilities of
-their mixture. Foreign rows (other tasks) are found by entropy and, for draws, by mutual information; higher AUROC is better.
+their mixture. Foreign rows (other tasks) are found by entropy and, for draws, by mutual information;
+higher AUROC is better.
 """
 
 import math

@@ -13,8 +13,9 @@ cost meets ``noise_cost``, and derives
     weight_decay = mean(h) / (max_std_ratio^2 - 1)            no entry is wider than max_std_ratio typical deviations
     ess          = 1 / (std^2 (mean(h) + weight_decay))       an entry of average h has standard deviation std
 
-after every step (the target rises over the run, see ``noise_target``), so that a falling loss, and with it a falling h, does not widen the draws. Easy tasks get narrow
-posteriors, noisy ones wide posteriors. The rule is ours; no paper is known to us that states it.
+after every step, so that a falling loss, and with it a falling h, does not widen the draws. The target rises over the
+run (``noise_target``). Easy tasks get narrow posteriors, noisy ones wide posteriors. The rule is ours; we know of no
+paper that states it.
 """
 
 import math

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.auto import auto_ivon
@@ -139,7 +139,8 @@ class IVON(torch.optim.Optimizer):
 
         Args:
             params: Parameters, or group dicts.
-            loss: Mean loss of a fresh real batch of ``grad_batch_size`` examples, without backward; called ``num_batches`` times, under noise.
+            loss: Mean loss of a fresh real batch of ``grad_batch_size`` examples, without backward; called
+                ``num_batches`` times, under noise.
             num_steps: T, optimizer steps of the run.
             grad_batch_size: Examples averaged in one final gradient, over micro-batches and processes.
             seed: Seed of the noise.
@@ -156,7 +157,7 @@ class IVON(torch.optim.Optimizer):
         )  # fmt: skip
 
     @torch.no_grad()
-    def set_hess_init(self, values: Mapping[nn.Parameter, float]) -> None:
+    def set_hess_init(self, values: Mapping[Any, float]) -> None:
         """Start h of each tensor at its own value, before the first draw.
 
         Args:
