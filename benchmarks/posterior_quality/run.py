@@ -25,10 +25,10 @@ GRID: dict[str, list[dict[str, float]]] = {
     "adamw": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
     "ivon_published": [{"lr": 0.03}, {"lr": 0.3}, {"lr": 3.0}],
     "ivon_auto": [
-        {"noise_cost": 0.01},
-        {"noise_cost": 0.03},
-        {"noise_cost": 0.01, "lr": 1e-2},
-        {"noise_cost": 0.03, "lr": 1e-2},
+        {"noise_cost": 0.01, "lr": 1e-3},
+        {"noise_cost": 0.03, "lr": 1e-3},
+        {"noise_cost": 0.1, "lr": 1e-3},
+        {"noise_cost": 0.03, "lr": 3e-3},
     ],
 }
 ENSEMBLE = 4

@@ -13,10 +13,10 @@ from vlora.ivon.defaults import short_run_defaults
 def test_reproduces_the_closed_world_settings():
     found = short_run_defaults(num_examples=200, num_steps=200)
     assert found.ess == 2e4
-    assert found.init_std == pytest.approx(0.02)
-    assert found.max_std == pytest.approx(0.1)
+    assert found.first_std == pytest.approx(0.02)
+    assert 1 / math.sqrt(found.ess * found.weight_decay) == pytest.approx(0.1)
     assert found.weight_decay == pytest.approx(100 / found.ess)
-    assert found.max_step == pytest.approx(5e-3)
+    assert found.lr * (found.hess_init + found.weight_decay) * found.clip_radius == pytest.approx(5e-3)
     assert found.lr * (found.hess_init + found.weight_decay) == pytest.approx(5 / (found.ess * 0.02**2))
     assert found.beta2 == pytest.approx(0.975)
     assert (found.lr, found.beta1) == (5.0, 0.9)
@@ -39,12 +39,9 @@ def test_given_values_win_and_the_rest_follows(given):
     for key, value in given.items():
         assert getattr(found, key) == pytest.approx(value)
     if "clip_radius" not in given:
-        assert found.max_step == pytest.approx(5e-3)
+        assert found.lr * (found.hess_init + found.weight_decay) * found.clip_radius == pytest.approx(5e-3)
     if "hess_init" not in given:
-        assert found.init_std == pytest.approx(given.get("init_std", 0.02))
-    if "weight_decay" in given:
-        expected = 1 / math.sqrt(found.ess * 1e-3) if given["weight_decay"] else math.inf
-        assert found.max_std == pytest.approx(expected)
+        assert found.first_std == pytest.approx(given.get("init_std", 0.02))
 
 
 @pytest.mark.parametrize(
