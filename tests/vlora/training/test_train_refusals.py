@@ -45,7 +45,21 @@ def test_configuration_mistakes_are_named(override, message, make_config):
 
 def test_contradicting_widths_are_refused(make_config):
     with pytest.raises(ConfigError, match="give init_std or hess_init, not both"):
-        make_config("causal_lm", "optimizer.init_std=0.1", "optimizer.hess_init=1")
+        make_config(
+            "causal_lm", "optimizer.hess_approx=price", "optimizer.init_std=0.1", "optimizer.hess_init=1"
+        )
+
+
+@pytest.mark.parametrize("fixed", ["ess=1e5", "weight_decay=0.1"])
+def test_a_controlled_and_a_fixed_width_exclude_each_other(make_config, fixed):
+    with pytest.raises(ConfigError, match="noise_cost sets ess and weight_decay during the run"):
+        make_config("causal_lm", "optimizer.noise_cost=0.1", f"optimizer.{fixed}")
+
+
+@pytest.mark.parametrize("setting", ["noise_cost=0.1", "mean_step=adam"])
+def test_the_reparameterisation_estimate_has_neither_control_nor_adams_step(make_config, setting):
+    with pytest.raises(ConfigError, match="noise_cost and mean_step adam need hess_approx gradsq"):
+        make_config("causal_lm", "optimizer.hess_approx=price", f"optimizer.{setting}")
 
 
 @pytest.mark.parametrize(

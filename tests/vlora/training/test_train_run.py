@@ -53,9 +53,9 @@ def test_the_log_and_resolved_configuration_tell_the_run(make_config):
     assert log["optimizer"]["name"] == "ivon"
     assert log["optimizer"]["lr"] == 2.0
     settings = log["optimizer"]
-    first_std = (settings["ess"] * settings["hess_init"] + settings["prior_precision"]) ** -0.5
-    assert first_std == pytest.approx(0.02)  # the probe's scale cancels in what it is for
-    assert settings["hess_approx"] == "gradsq"
+    assert (settings["hess_approx"], settings["mean_step"]) == ("gradsq", "adam")
+    assert (settings["noise_cost"], settings["ess"]) == (0.01, None)  # the run finds the ess
+    assert settings["noise_warmup"] == log["steps"] and settings["hess_init"] > 0
     assert log["data"]["num_examples"] == 16
     assert log["data"]["num_target_tokens"] == 32  # a colour and EOS
     assert log["data"]["tokens_seen"] == round(log["data"]["num_tokens"] * log["epochs"])
