@@ -21,6 +21,8 @@ from torch import Tensor
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_group, warn_if_overridden
+from vlora.ivon.low_precision import conform_state
+from vlora.ivon.rounding import NoiseCheck
 from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
 from vlora.ivon.state import describe_posterior, restore_loaded_state
 from vlora.ivon.update import all_finite, apply_update, drawn_products, gather_entries
@@ -69,6 +71,11 @@ class IVON(torch.optim.Optimizer):
         skip_nonfinite: Count and skip steps with a non-finite gradient instead of raising.
         foreach: Work on many tensors at once (default) or, if False, the reference functions tensor by tensor.
         compiled: Run the update through ``torch.compile``; the first step compiles. Needs a C++ compiler on a CPU.
+        state_bits: 8 keeps momentum and h as 8-bit codes, see ``vlora.ivon.low_precision``; 32 does not. The
+            optimizer's own value stays when a checkpoint of the other kind is loaded, and its state is converted.
+        min_8bit_size: With ``state_bits=8``: entries below which a parameter's state stays float32.
+        stochastic_rounding: Round draws at random, not to nearest, where a parameter is bfloat16 or float16. No effect
+            on others.
 
     Raises:
         ConfigError: If a hyper-parameter is out of range.
@@ -84,10 +91,11 @@ class IVON(torch.optim.Optimizer):
         grad_batch_size: float | None = None, mc_samples: int = 1, seed: int = 0,
         prior_precision: float | None = None, skip_nonfinite: bool = False, foreach: bool = True,
         compiled: bool = False,
+        state_bits: int = 32, min_8bit_size: int = 4096, stochastic_rounding: bool = False,
     ) -> None:  # fmt: skip
         if weight_decay is not None and prior_precision is not None:
             raise ConfigError("give IVON weight_decay or prior_precision = ess * weight_decay, not both")
-        self._averages, self._in_context = DrawAverages(), False
+        self._averages, self._in_context, self._noise_check = DrawAverages(), False, NoiseCheck()
         defaults = {
             "lr": lr, "ess": ess, "hess_init": hess_init, "beta1": beta1, "beta2": beta2,
             "weight_decay": 1e-4 if weight_decay is None else weight_decay, "clip_radius": clip_radius,
@@ -95,6 +103,7 @@ class IVON(torch.optim.Optimizer):
             "grad_batch_size": grad_batch_size, "mc_samples": mc_samples, "seed": seed,
             "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "foreach": foreach,
             "compiled": compiled,
+            "state_bits": state_bits, "min_8bit_size": min_8bit_size, "stochastic_rounding": stochastic_rounding,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
@@ -104,7 +113,7 @@ class IVON(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Rebuild what copies and checkpoints do not carry, and complete groups saved by an older version."""
         super().__setstate__(state)
-        self._averages, self._in_context = DrawAverages(), False
+        self._averages, self._in_context, self._noise_check = DrawAverages(), False, NoiseCheck()
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, copy.copy(value))
@@ -148,7 +157,7 @@ class IVON(torch.optim.Optimizer):
                 f"train() makes one draw per step but mc_samples={self.defaults['mc_samples']}: use step(closure), "
                 "or one sampled_params(train=True) context per draw"
             )
-        write_draw(self.param_groups, self.state, "train")
+        self._draw("train")
 
     def eval(self) -> None:
         """Put the mean into the parameters, at any time; does nothing if it is there already."""
@@ -181,7 +190,7 @@ class IVON(torch.optim.Optimizer):
         self.eval()
         stashed = take_grads(self.param_groups) if train else {}
         try:
-            write_draw(self.param_groups, self.state, stream)
+            self._draw(stream)
             yield
             if train:
                 self._collect()
@@ -193,7 +202,7 @@ class IVON(torch.optim.Optimizer):
             advance(self.param_groups, stream)
             self._in_context = False
             if resume:
-                write_draw(self.param_groups, self.state, "train")
+                self._draw("train")
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update momentum, h and mean from ``p.grad``; afterwards the parameters hold the new mean.
@@ -252,6 +261,7 @@ class IVON(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint; state keeps its precision, and a draw that the parameters held then becomes the mean."""
         final: dict[str, Any] = {}
+        sizes = [{key: group[key] for key in ("state_bits", "min_8bit_size")} for group in self.param_groups]
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
         try:
             super().load_state_dict(state_dict)
@@ -259,7 +269,18 @@ class IVON(torch.optim.Optimizer):
             handle.remove()
         params = [param for *_, param in positions(self.param_groups)]
         restore_loaded_state(self.state, params, final)
+        for group, own in zip(self.param_groups, sizes, strict=True):
+            group.update(own)
+            for param in group["params"]:
+                if "mean" in self.state.get(param, {}):
+                    conform_state(self.state[param], group)
         self.eval()
+
+    def _draw(self, stream: str) -> None:
+        """Put a draw into the parameters, and look whether they can hold it."""
+        write_draw(self.param_groups, self.state, stream)
+        if stream == "train":
+            self._noise_check.look(self.param_groups, self.state)
 
     @torch.no_grad()
     def _collect(self) -> None:

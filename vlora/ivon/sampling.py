@@ -16,6 +16,8 @@ from vlora.errors import TrainingError
 from vlora.ivon.blocks import block_entries, flat_blocks, row_groups
 from vlora.ivon.draws import fill_standard_normal_, noise_seed
 from vlora.ivon.kernels import draw_, make_scratch
+from vlora.ivon.low_precision import is_coded, read_state
+from vlora.ivon.rounding import is_coarse, rounding_seed, stochastic_round
 from vlora.ivon.state import adopt_changed_params, ensure_state
 from vlora.ivon.step import posterior_std
 
@@ -50,18 +52,19 @@ def write_draw(groups: Groups, state: State, stream: str) -> None:
     """
     todo = []
     for index, group, position, param in _undrawn(groups):
-        ensure_state(state[param], param, group["hess_init"])
+        ensure_state(state[param], param, group)
         seed = noise_seed(group["seed"], stream, group[COUNTERS[stream]], index)
         todo.append(_Draw(param, state[param], group, position, seed))
     adopt_changed_params([(draw.param, draw.state) for draw in todo])
     buckets: dict[Any, list[_Draw]] = {}
     for draw in todo:
-        key = (id(draw.group), draw.param.device, draw.param.dtype, draw.state["mean"].dtype)
+        key = (id(draw.group), draw.param.device, draw.param.dtype, draw.state["mean"].dtype, _is_special(draw))
         buckets.setdefault(key, []).append(draw)
     for bucket in buckets.values():
         group, generator = bucket[0].group, torch.Generator(device=bucket[0].param.device)
         group["sampled"].extend(draw.position for draw in bucket)
-        draw_bucket = _draw_foreach if group["foreach"] else _draw_reference
+        plain = group["foreach"] and not _is_special(bucket[0])
+        draw_bucket = _draw_foreach if plain else _draw_reference
         draw_bucket(bucket, generator, {"ess": group["ess"], "weight_decay": group["weight_decay"]})
 
 
@@ -106,7 +109,19 @@ def _draw_reference(bucket: list[_Draw], generator: torch.Generator, settings: d
         mean = draw.state["mean"]
         noise = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device)
         fill_standard_normal_(noise, draw.seed, generator)
-        draw.param.copy_(noise.mul_(posterior_std(draw.state["hess"], **settings)).add_(mean))
+        values = noise.mul_(posterior_std(read_state(draw.state, "hess"), **settings)).add_(mean)
+        if _is_rounded_stochastically(draw):
+            values = stochastic_round(values, draw.param.dtype, rounding_seed(draw.seed))
+        draw.param.copy_(values)
+
+
+def _is_special(draw: _Draw) -> bool:
+    """Whether the draw is to be made for this parameter alone, from decoded state or with stochastic rounding."""
+    return is_coded(draw.state) or _is_rounded_stochastically(draw)
+
+
+def _is_rounded_stochastically(draw: _Draw) -> bool:
+    return draw.group["stochastic_rounding"] and is_coarse(draw.param, draw.state)
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ Work goes block by block (``vlora.ivon.blocks``): casts, products and temporarie
 """
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from vlora.ivon.compiled import COMPILED_BLOCK_ENTRIES, compiled_step_, step_num
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import step_settings
 from vlora.ivon.kernels import all_norms_finite, ivon_step_, make_scratch, product_of_draw
+from vlora.ivon.low_precision import CODED, hess_shift, is_coded, read_state, write_state
+from vlora.ivon.rounding import is_coarse, realised_product
 from vlora.ivon.sampling import Groups, State, positions
 from vlora.ivon.state import by_device
 from vlora.ivon.step import ivon_step
@@ -66,6 +68,8 @@ def gather_entries(
         entry = Entry(param, state[param], group, position, grad, None)
         if averages is not None:
             entry.product = _collected_product(entry, averages, grad_scale)
+        elif _is_rounded(entry):
+            entry.product = _rounded_product(entry, grad_scale)
         entries.append(entry)
     return entries
 
@@ -79,8 +83,18 @@ def _collected_product(entry: Entry, averages: DrawAverages, grad_scale: Tensor 
     return torch.zeros_like(mean) if product is None else product
 
 
+def _rounded_product(entry: Entry, grad_scale: Tensor | None) -> Tensor:
+    (grad,) = _unscaled([entry.grad], entry.state["mean"].dtype, grad_scale)
+    return realised_product(entry.param, entry.state, entry.group, grad)
+
+
 def _uses_squares(entry: Entry) -> bool:
     return entry.group["hess_approx"] == "gradsq"
+
+
+def _is_rounded(entry: Entry) -> bool:
+    """Whether the noise of this draw went through a coarser number format, and the estimate of h depends on it."""
+    return not _uses_squares(entry) and is_coarse(entry.param, entry.state)
 
 
 @torch.no_grad()
@@ -89,7 +103,10 @@ def drawn_products(entries: Sequence[Entry]) -> Iterator[tuple[Tensor, Tensor, T
     for entry in entries:
         mean = entry.state["mean"]
         grad = entry.grad.to(mean.dtype)
-        yield entry.param, grad, product_of_draw(entry.param, mean, grad, gradsq=_uses_squares(entry))
+        if _is_rounded(entry):
+            yield entry.param, grad, _rounded_product(entry, None)
+        else:
+            yield entry.param, grad, product_of_draw(entry.param, mean, grad, gradsq=_uses_squares(entry))
 
 
 def all_finite(entries: Sequence[Entry], groups: Groups) -> bool:
@@ -141,19 +158,36 @@ def apply_update(groups: Groups, entries: Sequence[Entry], grad_scale: Tensor | 
         if group["compiled"]:
             update_bucket = _apply_compiled
         for bucket in _buckets(own):
-            update_bucket(bucket, step_settings(group), grad_scale)
+            if is_coded(bucket[0].state):
+                _apply_coded(bucket[0], update_bucket, step_settings(group), grad_scale)
+            else:
+                update_bucket(bucket, step_settings(group), grad_scale)
         updated = {entry.position for entry in own}
         group["sampled"] = [position for position in group["sampled"] if position not in updated]
 
 
 def _buckets(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries of one group that share device, dtypes, number of updates and kind of product."""
+    """Entries of one group that share device, dtypes, number of updates and kind of product; coded ones alone."""
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
         dtypes = (entry.grad.device, entry.grad.dtype, entry.param.dtype, entry.state["mean"].dtype)
-        key = (*dtypes, int(entry.state["step"]), entry.product is None)
+        alone = id(entry) if is_coded(entry.state) else None
+        key = (*dtypes, int(entry.state["step"]), entry.product is None, alone)
         buckets.setdefault(key, []).append(entry)
     return list(buckets.values())
+
+
+def _apply_coded(
+    entry: Entry,
+    update_bucket: Callable[[list[Entry], dict[str, Any], Tensor | None], None],
+    settings: dict[str, Any],
+    grad_scale: Tensor | None,
+) -> None:
+    """Decode 8-bit state, update, encode it again."""
+    values = {**entry.state, **{key: read_state(entry.state, key) for key in CODED}}
+    update_bucket([replace(entry, state=values)], settings, grad_scale)
+    step, shift = int(entry.state["step"]), hess_shift(entry.group)
+    write_state(entry.state, values["momentum"], values["hess"], shift=shift, step=step)
 
 
 def _columns(bucket: list[Entry]) -> list[list[Tensor]]:
