@@ -94,17 +94,19 @@ def decode_dynamic(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def encode_log(values: Tensor, phase: Tensor | float, old_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Log codes of positive values, rounded up or down so that the mean over phases is the value itself.
+    """Log codes of positive values, rounded up or down so that the mean logarithm over phases is that of the value.
 
-        n = floor(log2(value) / spacing), up with probability (value - 2^(n spacing)) / (2^((n+1) spacing) - 2^(n spacing))
+        n = floor(log2(value) / spacing + 1 - phase)
 
+    The *logarithm* is what must be right on average. h mostly falls by the factor beta2 per step, and evenly spread phases
+    make the number of roundings down nearly certain, so h ends at ``2^(mean of log2)``: rounding with the right mean
+    value instead left h 2 % low after 2,000 steps on real text, this rule 0.2 % high.
     A block keeps the finest of the spacings ``2^-8 .. 2^-4`` octaves that covers its range. Where even the coarsest
     does not (values below ``2^-15.9`` of the block's largest), the small values become the smallest code.
 
     Args:
         values: Positive finite float32 values, any shape.
-        phase: Numbers in [0, 1), shaped like ``values`` or one for all: above the probability means down. 0.5 rounds
-            to nearest.
+        phase: Numbers in [0, 1), shaped like ``values`` or one for all; 0.5 rounds to nearest.
         old_scale: Former scale of the same blocks: a block goes back to a finer grid only with room to spare.
 
     Returns:
@@ -117,8 +119,6 @@ def encode_log(values: Tensor, phase: Tensor | float, old_scale: Tensor | None =
     position = logs / spacing[:, None]
     below = position.floor()
     part = position.sub_(below)
-    # (2^(part spacing) - 1) / (2^spacing - 1) to second order, with an error below 1e-5
-    part = part * (1 + (spacing * (math.log(2) / 2))[:, None] * (part - 1))
     phase = _blocks(phase, padding=0.0) if isinstance(phase, Tensor) else phase
     first = (high / spacing).ceil() - (BLOCK - 1)
     codes = below.add_((part - phase).ceil_()).sub_(first[:, None]).clamp_(0, BLOCK - 1)

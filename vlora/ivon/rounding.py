@@ -48,7 +48,7 @@ def spacing(values: Tensor, dtype: torch.dtype) -> Tensor:
     """
     info = torch.finfo(dtype)
     least = max(int(math.log2(info.smallest_normal)), _SMALLEST)
-    exponent = (torch.frexp(values).exponent - 1).clamp_min_(least)
+    exponent = torch.frexp(values.abs().clamp_min_(2.0**least)).exponent - 1  # frexp's mantissa is in [0.5, 1)
     return torch.ldexp(torch.full_like(values, info.eps), exponent)
 
 
