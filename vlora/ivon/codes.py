@@ -3,8 +3,8 @@
 Two codes, both pure torch, so that a state means the same on every machine and device:
 
 - **dynamic** for signed values (momentum): the block is divided by its largest magnitude and rounded to the nearest
-  of 256 values, whose exponent has one decimal digit per step and whose fraction loses a bit for each. Source: Dettmers
-  et al. 2022, "8-bit Optimizers via Block-wise Quantization", arXiv:2110.02861; same values as bitsandbytes' signed map.
+  of 256 values, which are finer the larger they are. Source: Dettmers et al. 2022, "8-bit Optimizers via Block-wise
+  Quantization", arXiv:2110.02861; the values are those of bitsandbytes' signed map.
 - **log** for positive values that span decades (h + weight_decay): ``value = 2^(spacing * n)`` with a whole n. The grid
   is one for all blocks: ``spacing`` is a power of two, so a block that becomes narrow moves to a finer grid that
   contains the old points, and a value that does not change is never rounded again. Rounding is unbiased over steps,
@@ -93,14 +93,16 @@ def decode_dynamic(codes: Tensor, scale: Tensor) -> Tensor:
     return _unblocked(values.view(blocks.shape).mul_(scale[:, None]), codes.shape)
 
 
-def encode_log(values: Tensor, phase: Tensor | float, old_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def encode_log(
+    values: Tensor, phase: Tensor | float, old_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Log codes of positive values, rounded up or down so that the mean logarithm over phases is that of the value.
 
         n = floor(log2(value) / spacing + 1 - phase)
 
-    The *logarithm* is what must be right on average. h mostly falls by the factor beta2 per step, and evenly spread phases
-    make the number of roundings down nearly certain, so h ends at ``2^(mean of log2)``: rounding with the right mean
-    value instead left h 2 % low after 2,000 steps on real text, this rule 0.2 % high.
+    The *logarithm* is what must be right on average. h mostly falls by the factor beta2 per step, and evenly spread
+    phases make the number of roundings down nearly certain, so h ends at ``2^(mean of log2)``: rounding with the right
+    mean value instead left h 2 % low after 2,000 steps on real text, this rule 0.2 % high.
     A block keeps the finest of the spacings ``2^-8 .. 2^-4`` octaves that covers its range. Where even the coarsest
     does not (values below ``2^-15.9`` of the block's largest), the small values become the smallest code.
 
@@ -136,9 +138,9 @@ def rounding_phase(like: Tensor, step: int) -> Tensor:
 
         phase(i, step) = frac(i * a + step * b)        a = 0.7549, b = 0.6180 in 24-bit integers
 
-    A Weyl sequence in place of random numbers. The average over any run of steps is as unbiased as with random
-    phases, but the error of a sum of T roundings grows like log T instead of sqrt(T): a value that decays by a constant
-    factor lands within about one spacing of where it would be in float32. Nothing needs to be seeded or saved.
+    A Weyl sequence in place of random numbers. The average over steps is as unbiased as with random phases, but the
+    error of a sum of T roundings grows like log T instead of sqrt(T): a value that decays by a constant factor stays
+    within a few spacings of where it would be in float32. Nothing needs to be seeded or saved.
 
     Args:
         like: Tensor whose shape and device to use.
@@ -165,7 +167,7 @@ def _spacing(span: Tensor, old: Tensor | None) -> Tensor:
 
 
 def _blocks(values: Tensor, padding: float | None) -> Tensor:
-    """``(blocks, 256)`` view or copy of the flat values; the rest of the last block is ``padding`` or, None, its last value."""
+    """``(blocks, 256)`` from the flat values; the end is filled with ``padding`` or, None, the last value."""
     flat = values.reshape(-1)
     missing = -flat.numel() % BLOCK
     if missing:
@@ -176,4 +178,8 @@ def _blocks(values: Tensor, padding: float | None) -> Tensor:
 
 def _unblocked(blocks: Tensor, shape: torch.Size) -> Tensor:
     """The first entries of ``blocks`` in ``shape``, without padding."""
-    return blocks.view(-1)[: shape.numel()].clone().view(shape) if blocks.numel() != shape.numel() else blocks.view(shape)
+    return (
+        blocks.view(-1)[: shape.numel()].clone().view(shape)
+        if blocks.numel() != shape.numel()
+        else blocks.view(shape)
+    )

@@ -1,8 +1,9 @@
 """8-bit optimizer state: momentum and h as codes, decoded for the moment in which a step or a draw needs them.
 
 ``state_bits=8`` replaces two of IVON's three state tensors of a parameter by a byte per entry and a scale per block of
-256: 6.05 instead of 12 bytes per parameter. A quantised state holds ``momentum_codes``, ``momentum_scale``,
-``hess_codes``, ``hess_scale`` and ``hess_shift`` instead of ``momentum`` and ``hess``, so that nobody reads codes for values.
+256: 6.05 instead of 12 bytes per parameter. A quantised state has ``momentum_codes``, ``momentum_scale``,
+``hess_codes``, ``hess_scale`` and ``hess_shift`` in the place of ``momentum`` and ``hess``, so that nobody takes codes
+for values.
 
 The mean stays float32. It is the result itself, with nothing else to restore it from; a step moves it by far less than
 the distance of two 8-bit values; and noise is the difference of a parameter and its mean, which an error in the mean
@@ -24,7 +25,9 @@ __all__ = [
     "hess_shift",
     "is_coded",
     "read_state",
+    "restore_storage",
     "state_bytes",
+    "storage_settings",
     "write_state",
 ]
 
@@ -48,7 +51,9 @@ def read_state(state: Mapping[str, Any], key: str) -> Tensor:
     return decode_log(state["hess_codes"], state["hess_scale"]).sub_(state["hess_shift"])
 
 
-def write_state(state: dict[str, Any], momentum: Tensor, hess: Tensor, *, shift: float, step: int | None) -> None:
+def write_state(
+    state: dict[str, Any], momentum: Tensor, hess: Tensor, *, shift: float, step: int | None
+) -> None:
     """Store new momentum and h as codes, in place where there are some.
 
     Args:
@@ -60,12 +65,10 @@ def write_state(state: dict[str, Any], momentum: Tensor, hess: Tensor, *, shift:
     """
     values = hess + shift
     phase = 0.5 if step is None else rounding_phase(values, step)
-    new = dict(zip(("momentum_codes", "momentum_scale"), encode_dynamic(momentum), strict=True))
-    new |= dict(zip(("hess_codes", "hess_scale"), encode_log(values, phase, state.get("hess_scale")), strict=True))
-    new["hess_shift"] = torch.tensor(shift, dtype=torch.float32)
+    coded = (*encode_dynamic(momentum), *encode_log(values, phase, state.get("hess_scale")))
     for key in CODED:
         state.pop(key, None)
-    for key, value in new.items():
+    for key, value in zip(CODE_KEYS, (*coded, torch.tensor(shift, dtype=torch.float32)), strict=True):
         if key in state:
             state[key].copy_(value)
         else:
@@ -83,7 +86,9 @@ def conform_state(state: dict[str, Any], group: Mapping[str, Any]) -> None:
     Both directions round to nearest. Float64 state and tensors below ``min_8bit_size`` entries are never quantised.
     """
     mean = state["mean"]
-    wanted = group["state_bits"] == 8 and mean.dtype == torch.float32 and mean.numel() >= group["min_8bit_size"]
+    wanted = (
+        group["state_bits"] == 8 and mean.dtype == torch.float32 and mean.numel() >= group["min_8bit_size"]
+    )
     if wanted and not is_coded(state):
         write_state(state, state["momentum"], state["hess"], shift=hess_shift(group), step=None)
     elif is_coded(state) and not wanted:
@@ -91,6 +96,24 @@ def conform_state(state: dict[str, Any], group: Mapping[str, Any]) -> None:
         for key in CODE_KEYS:
             del state[key]
         state.update(values)
+
+
+def storage_settings(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How each group wants its state to be stored."""
+    return [{key: group[key] for key in ("state_bits", "min_8bit_size")} for group in groups]
+
+
+def restore_storage(
+    groups: Iterable[dict[str, Any]],
+    states: Mapping[Tensor, dict[str, Any]],
+    settings: Iterable[dict[str, Any]],
+) -> None:
+    """Give groups their own storage settings back after a checkpoint brought others, and convert its state."""
+    for group, own in zip(groups, settings, strict=True):
+        group.update(own)
+        for param in group["params"]:
+            if "mean" in states.get(param, {}):
+                conform_state(states[param], group)
 
 
 def state_bytes(states: Iterable[Mapping[str, Any]]) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_group, warn_if_overridden
-from vlora.ivon.low_precision import conform_state
+from vlora.ivon.low_precision import restore_storage, storage_settings
 from vlora.ivon.rounding import NoiseCheck
 from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
 from vlora.ivon.state import describe_posterior, restore_loaded_state
@@ -261,7 +261,7 @@ class IVON(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint; state keeps its precision, and a draw that the parameters held then becomes the mean."""
         final: dict[str, Any] = {}
-        sizes = [{key: group[key] for key in ("state_bits", "min_8bit_size")} for group in self.param_groups]
+        storage = storage_settings(self.param_groups)
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
         try:
             super().load_state_dict(state_dict)
@@ -269,11 +269,7 @@ class IVON(torch.optim.Optimizer):
             handle.remove()
         params = [param for *_, param in positions(self.param_groups)]
         restore_loaded_state(self.state, params, final)
-        for group, own in zip(self.param_groups, sizes, strict=True):
-            group.update(own)
-            for param in group["params"]:
-                if "mean" in self.state.get(param, {}):
-                    conform_state(self.state[param], group)
+        restore_storage(self.param_groups, self.state, storage)
         self.eval()
 
     def _draw(self, stream: str) -> None:

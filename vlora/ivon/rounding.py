@@ -1,8 +1,8 @@
 """Draws in a number format that is coarser than the posterior: spacing, stochastic rounding, and what is lost.
 
-A bfloat16 parameter of size 1 can only take values 2^-7 apart. Noise much smaller than that spacing is swallowed: the draw
-rounds back to the mean. Rounding at random, up or down in proportion to the distance, keeps the noise on average; either
-way the noise that the loss sees is wider than the posterior's by the error of rounding:
+A bfloat16 parameter of size 1 can only take values 2^-7 apart. Noise much smaller than that is swallowed: the draw
+rounds back to the mean. Rounding at random, up or down in proportion to the distance, keeps the noise on average;
+either way the noise that the loss sees is wider than the posterior's by the error of rounding:
 
     Var[parameter - mean] = std^2 + spacing^2 / 12     rounded to nearest, std above half a spacing
                           = std^2 + spacing^2 / 6      stochastic rounding
@@ -48,7 +48,9 @@ def spacing(values: Tensor, dtype: torch.dtype) -> Tensor:
     """
     info = torch.finfo(dtype)
     least = max(int(math.log2(info.smallest_normal)), _SMALLEST)
-    exponent = torch.frexp(values.abs().clamp_min_(2.0**least)).exponent - 1  # frexp's mantissa is in [0.5, 1)
+    exponent = (
+        torch.frexp(values.abs().clamp_min_(2.0**least)).exponent - 1
+    )  # frexp's mantissa is in [0.5, 1)
     return torch.ldexp(torch.full_like(values, info.eps), exponent)
 
 
@@ -177,23 +179,21 @@ class NoiseCheck:
         """Warn if the noise is swallowed, or drowned in the noise of rounding."""
         group, param = example
         name = str(param.dtype).removeprefix("torch.")
-        if group["stochastic_rounding"]:
-            if small > 0.5:
-                self._warned = True
-                warnings.warn(
-                    f"stochastic rounding to {name} is coarser than the posterior: for {small:.0%} of the entries std is "
-                    f"below {self.SMALLEST_RATIO} of the format's spacing, so draws are wider than it; keep the adapter "
-                    "in float32, or lower ess",
-                    stacklevel=4,
-                )
-        elif share > self.LARGEST_SHARE:
-            self._warned = True
-            warnings.warn(
-                f"{name} swallows the posterior's noise: {share:.0%} of the entries of this draw round back to the mean "
-                f"(std below {self.SMALLEST_RATIO} of the format's spacing for {small:.0%}); keep the adapter in "
-                "float32, lower ess, or pass stochastic_rounding=True",
-                stacklevel=4,
+        narrow = f"std is below {self.SMALLEST_RATIO} of the format's spacing for {small:.0%}"
+        if group["stochastic_rounding"] and small > 0.5:
+            message = (
+                f"stochastic rounding to {name} makes draws wider than the posterior: {narrow} of the entries; keep "
+                "the adapter in float32, or lower ess"
             )
+        elif not group["stochastic_rounding"] and share > self.LARGEST_SHARE:
+            message = (
+                f"{name} swallows the posterior's noise: {share:.0%} of the entries of this draw round back to the "
+                f"mean ({narrow}); keep the adapter in float32, lower ess, or pass stochastic_rounding=True"
+            )
+        else:
+            return
+        self._warned = True
+        warnings.warn(message, stacklevel=5)
 
 
 def _lost(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

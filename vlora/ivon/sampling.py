@@ -58,7 +58,13 @@ def write_draw(groups: Groups, state: State, stream: str) -> None:
     adopt_changed_params([(draw.param, draw.state) for draw in todo])
     buckets: dict[Any, list[_Draw]] = {}
     for draw in todo:
-        key = (id(draw.group), draw.param.device, draw.param.dtype, draw.state["mean"].dtype, _is_special(draw))
+        key = (
+            id(draw.group),
+            draw.param.device,
+            draw.param.dtype,
+            draw.state["mean"].dtype,
+            _is_special(draw),
+        )
         buckets.setdefault(key, []).append(draw)
     for bucket in buckets.values():
         group, generator = bucket[0].group, torch.Generator(device=bucket[0].param.device)

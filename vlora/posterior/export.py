@@ -61,6 +61,11 @@ def collect(
         # a tensor that never got a gradient has no step and stays deterministic
         if isinstance(tensor, nn.Parameter) and int(optimizer.state.get(tensor, {}).get("step", 0)) > 0:
             states[key] = optimizer.posterior_state(tensor)
+            if mean[key].dtype in (
+                torch.bfloat16,
+                torch.float16,
+            ):  # the exact mean, not what the format left of it
+                mean[key] = states[key]["mean"].float().cpu()
     if not states:
         raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
     hess = {key: state["hess"].detach().float().cpu().clone() for key, state in states.items()}

@@ -46,7 +46,7 @@ def train_log(
         "peak_memory_bytes": peak_memory_bytes(),
         "parameters_trained": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "optimizer": optimizer,
-        "optimizer_state_bytes": state_bytes(trainer.optimizer.state.values()) if trainer.optimizer else None,
+        "optimizer_state_bytes": state_bytes(getattr(trainer.optimizer, "state", {}).values()),
         "scheduler": str(getattr(trainer.args.lr_scheduler_type, "value", trainer.args.lr_scheduler_type)),
         "data": _data(run) | {"tokens_seen": round(run.train.num_tokens * (state.epoch or 0))},
         "versions": {name: metadata.version(name) for name in _PACKAGES},

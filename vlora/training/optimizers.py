@@ -87,7 +87,9 @@ def _ivon_settings(
             settings["clip_radius"] = derived.max_step / derived.lr
     if config.debias is not None:
         settings["debias"] = config.debias
-    settings |= {name: getattr(config, name) for name in ("state_bits", "min_8bit_size", "stochastic_rounding")}
+    settings |= {
+        name: getattr(config, name) for name in ("state_bits", "min_8bit_size", "stochastic_rounding")
+    }
     return settings
 
 

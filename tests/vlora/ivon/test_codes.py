@@ -28,12 +28,20 @@ class TestDynamic:
     def test_the_map_is_that_of_bitsandbytes(self):
         functional = pytest.importorskip("bitsandbytes.functional")
         assert len(set(dynamic_map())) == 256
-        torch.testing.assert_close(torch.tensor(dynamic_map()), functional.create_dynamic_map(), rtol=2e-7, atol=0)
+        torch.testing.assert_close(
+            torch.tensor(dynamic_map()), functional.create_dynamic_map(), rtol=2e-7, atol=0
+        )
 
     def test_codes_are_the_nearest_values(self):
         values = torch.tensor(dynamic_map())
         borders = (values[1:] + values[:-1]) / 2
-        inputs = [torch.linspace(-1, 1, 5001), torch.linspace(-1, 1, 997) * 1e-4, values, borders, borders.neg()]
+        inputs = [
+            torch.linspace(-1, 1, 5001),
+            torch.linspace(-1, 1, 997) * 1e-4,
+            values,
+            borders,
+            borders.neg(),
+        ]
         inputs += [torch.nextafter(borders, torch.tensor(limit)) for limit in (-1.0, 1.0)]
         flat = torch.cat(inputs)
         flat = torch.cat([flat, flat.new_zeros(-len(flat) % 255)]).view(-1, 255)
@@ -81,7 +89,9 @@ class TestLog:
         codes, scale = encode_log(spread(6.0), 0.5)
         values = decode_log(codes, scale)
         for phase in (0.01, 0.3, 0.99):
-            torch.testing.assert_close(decode_log(*encode_log(values, phase, scale)), values, rtol=3e-6, atol=0)
+            torch.testing.assert_close(
+                decode_log(*encode_log(values, phase, scale)), values, rtol=3e-6, atol=0
+            )
 
     def test_a_block_that_becomes_narrow_moves_to_a_grid_with_the_old_points(self):
         wide = decode_log(*encode_log(spread(14.0), 0.5))
@@ -108,7 +118,11 @@ class TestLog:
     def test_shapes_and_zeros(self, shape):
         values = torch.full(shape, 0.7)
         codes, scale = encode_log(values, rounding_phase(values, 3))
-        assert codes.shape == shape and codes.dtype == torch.uint8 and scale.shape == (math.ceil(codes.numel() / 256), 2)
+        assert (
+            codes.shape == shape
+            and codes.dtype == torch.uint8
+            and scale.shape == (math.ceil(codes.numel() / 256), 2)
+        )
         torch.testing.assert_close(decode_log(codes, scale), values, rtol=0.003, atol=0)
         assert decode_log(*encode_log(torch.zeros(shape), 0.5)).isfinite().all()
 

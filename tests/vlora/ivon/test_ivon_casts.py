@@ -82,7 +82,9 @@ def test_autocast_leaves_parameters_and_state_in_float32():
                 loss = loss_of(model, batch(step % 4))
             loss.backward()
             optimizer.step()
-        assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {torch.float32}
+        assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {
+            torch.float32
+        }
         found[enabled] = torch.cat([w.flatten() for w in weights(model)])
     assert not torch.equal(found[True], found[False])
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=0.02)
