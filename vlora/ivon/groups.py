@@ -57,6 +57,8 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
         )
     if values["state_bits"] not in (8, 32):
         raise ConfigError(f"IVON's state_bits must be 8 or 32, got {values['state_bits']}")
+    if values["noise"] not in ("shared", "per_rank"):
+        raise ConfigError(f"IVON's noise must be 'shared' or 'per_rank', got {values['noise']!r}")
     _check_grad_batch_size(values)
 
 

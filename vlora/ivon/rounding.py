@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vlora.ivon.low_precision import read_state
+from vlora.ivon.shards import local, local_state
 from vlora.ivon.step import posterior_std
 
 __all__ = [
@@ -166,11 +167,13 @@ class NoiseCheck:
             return
         self._seen = draw
         held = [(group, group["params"][i]) for group in groups for i in group["sampled"]]
-        coarse = [(group, param) for group, param in held if is_coarse(param, state[param])]
+        coarse = [
+            (group, param) for group, param in held if is_coarse(param, state[param]) and local(param).numel()
+        ]
         if not coarse:
             return
-        lost = [_lost(group, param, state[param]) for group, param in coarse]
-        total = sum(param.numel() for _, param in coarse)
+        lost = [_lost(group, local(param), local_state(state[param])) for group, param in coarse]
+        total = sum(local(param).numel() for _, param in coarse)
         share = sum(float(swallowed) for swallowed, _ in lost) / total
         small = sum(float(below) for _, below in lost) / total
         self._judge(share, small, coarse[0])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.low_precision import CODE_KEYS, conform_state, read_state
+from vlora.ivon.shards import is_sharded, local, local_state, refuse_hidden, whole
 
 __all__ = [
     "adopt_changed_params",
@@ -50,6 +51,12 @@ def ensure_state(state: dict[str, Any], param: Tensor, group: Mapping[str, Any])
         return  # the usual case, in as little time as hundreds of parameters deserve
     dtype = state_dtype(param)
     if "mean" not in state:
+        refuse_hidden(param)
+        if is_sharded(param) and (group["state_bits"] == 8 or group["stochastic_rounding"]):
+            raise ConfigError(
+                "state_bits=8 and stochastic_rounding need whole parameters, these are sharded: leave them out "
+                "under FSDP2, or train under DDP"
+            )
         mean = param.detach().to(dtype, copy=True)
         state.update(step=torch.zeros(()), momentum=torch.zeros_like(mean), mean=mean)
         state["hess"] = torch.full_like(mean, group["hess_init"])
@@ -65,8 +72,8 @@ def _follow_format(state: dict[str, Any], param: Tensor) -> None:
     """Notice a cast of the parameter by ``state["format"]``, an empty tensor of the dtype it had if that was coarse."""
     mean, before = state["mean"], state.get("format")
     if before is not None and before.dtype != param.dtype:
-        if torch.equal(param.detach(), mean.to(before.dtype).to(param.dtype)):
-            param.copy_(mean)
+        if torch.equal(local(param.detach()), local(mean).to(before.dtype).to(param.dtype)):
+            local(param).copy_(local(mean))
         del state["format"]
     if param.dtype != mean.dtype:
         state["format"] = torch.empty(0, dtype=param.dtype)
@@ -131,14 +138,14 @@ def restore_loaded_state(
 def describe_posterior(
     param: Tensor, state: dict[str, Any], group: dict[str, Any], holds_draw: bool
 ) -> dict[str, Any]:
-    """Copies of mean and hess with the numbers that turn them into a posterior; see ``IVON.posterior_state``."""
+    """Copies of the whole mean and hess with what turns them into a posterior; see ``IVON.posterior_state``."""
     if not holds_draw:
         ensure_state(state, param, group)
-        adopt_changed_params([(param, state)])
+        adopt_changed_params([(local(param), local_state(state))])
     numbers = {key: float(group[key]) for key in ("ess", "weight_decay", "hess_init", "beta2")}
     return {
-        "mean": state["mean"].clone(),
-        "hess": read_state(state, "hess").clone(),
+        "mean": whole(state["mean"]).clone(),
+        "hess": whole(read_state(state, "hess")).clone(),
         "step": int(state["step"]),
         **numbers,
     }
