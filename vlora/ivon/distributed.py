@@ -145,7 +145,8 @@ def unwrap_optimizer(optimizer: Any) -> "IVON":
 
 @torch.no_grad()
 def _reduce_bucket(
-    state: tuple["IVON", dist.ProcessGroup], bucket: Any
+    state: tuple["IVON", dist.ProcessGroup],
+    bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]  DDP looks for this very annotation
 ) -> torch.futures.Future[Tensor]:
     """DDP's hook: average the gradients of a bucket, and the products of those parameters that hold a draw."""
     ivon, group = state

@@ -53,15 +53,14 @@ def on_first_process(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def refuse_unsupported(args: "TrainingArguments", *, curvature: bool) -> None:
-    """Refuse ways of sharding that a posterior cannot be trained or saved under.
+def refuse_unsupported(args: "TrainingArguments") -> None:
+    """Refuse launches other than DDP.
 
     Args:
         args: Arguments of the Trainer.
-        curvature: Whether the run gathers Kronecker factors, which needs the whole model on one process.
 
     Raises:
-        ConfigError: Under DeepSpeed or FSDP1; under FSDP2 with curvature; when the processes do not form one run.
+        ConfigError: Under DeepSpeed or FSDP, or when the processes do not form one run.
     """
     if launched_processes() > 1 and args.world_size == 1:
         raise ConfigError(
@@ -71,21 +70,12 @@ def refuse_unsupported(args: "TrainingArguments", *, curvature: bool) -> None:
     if args.deepspeed or _switched_on("ACCELERATE_USE_DEEPSPEED"):
         raise ConfigError(
             "vlora train does not run under DeepSpeed, whose ZeRO stages hide the parameters that draws are written "
-            "to: launch without it (DDP: adapters are small), or with FSDP2 (fsdp_version: 2)"
+            "to: launch without it (DDP, as adapters are small)"
         )
-    plugin = getattr(args, "fsdp_plugin_args", None) if args.fsdp else None
-    version = str((plugin or {}).get("fsdp_version") or os.environ.get("FSDP_VERSION") or 1)
-    if not (args.fsdp or _switched_on("ACCELERATE_USE_FSDP")):
-        return
-    if version != "2":
+    if args.fsdp or _switched_on("ACCELERATE_USE_FSDP"):
         raise ConfigError(
-            "vlora train does not run under FSDP1, whose flat parameters cannot hold draws: set fsdp_version: 2 in "
-            "the accelerate configuration"
-        )
-    if curvature:
-        raise ConfigError(
-            "curvature needs the whole model on one process, which FSDP has not: launch without FSDP, or set "
-            "curvature=false"
+            "vlora train does not run under FSDP: launch without it (DDP, as adapters are small), or use vlora.IVON "
+            "with FSDP2 in a loop of your own"
         )
 
 

@@ -69,7 +69,7 @@ def run_training(config: TrainConfig) -> Path:
     output = output_path(config.output)
     work = work_folder(output)
     args = training_arguments(config, work)  # joins the other processes of the run, if there are any
-    refuse_unsupported(args, curvature=config.curvature)
+    refuse_unsupported(args)
     if on_first_process(lambda: _is_done(config, output)):
         logger.info("%s already holds the result of this configuration; overwrite=true trains again", output)
         return output

@@ -143,3 +143,45 @@ def save_alone(folder, steps):
     loop(model, optimizer, steps, False)
     dcp.save({"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)},
              checkpoint_id=folder, no_dist=True)  # fmt: skip
+
+
+def accelerate_run(sharded, steps, save=None, load=None, start=0):
+    """A PEFT model in an accelerate loop, under the FSDP2 plugin or alone; its posterior as plain tensors."""
+    import contextlib
+
+    from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState
+    from test_ivon_trainer import SETTINGS, rows, tiny_model
+
+    from vlora import Posterior
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    plugin = None
+    if sharded:
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+                                                transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+                                                state_dict_type="SHARDED_STATE_DICT")  # fmt: skip
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    if sharded:  # accelerate turns its FSDP on for accelerators only; what it does then runs on CPUs too
+        accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    model = tiny_model()
+    inner = IVON([p for p in model.parameters() if p.requires_grad], **SETTINGS)
+    model, optimizer = accelerator.prepare(model, inner)
+    assert any(hasattr(p, "device_mesh") for p in model.parameters()) == sharded
+    if load:
+        accelerator.load_state(load)
+    for step in range(start, start + steps):
+        some = rows(64)[8 * step : 8 * step + 8]
+        mine = some[accelerator.process_index :: accelerator.num_processes]
+        data = {key: torch.stack([row[key] for row in mine]) for key in mine[0]}
+        optimizer.train()
+        accelerator.backward(model(**data).loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    if save:
+        accelerator.save_state(save)
+    with contextlib.redirect_stdout(None):
+        posterior = Posterior.from_optimizer(model, optimizer, num_examples=64)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return [{"mean": posterior.mean[k], "hess": posterior.hess[k]} for k in sorted(posterior.hess)]

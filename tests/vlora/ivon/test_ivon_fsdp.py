@@ -96,3 +96,18 @@ def test_zero3_is_refused():
     w.ds_id = 0  # the mark of a partitioned parameter
     with pytest.raises(TrainingError, match="DeepSpeed ZeRO-3: use FSDP2"):
         IVON([w], **SETTINGS).train()
+
+
+@pytest.mark.slow
+def test_accelerate_fsdp2_saves_resumes_and_exports(two_ranks, tmp_path):
+    one = fsdp.accelerate_run(False, 4)
+    first, second = two_ranks(fsdp.accelerate_run, True, 4)
+    assert_same_bits(first, second)
+    assert_close(first, one, atol=1e-5)
+    two_ranks(fsdp.accelerate_run, True, 2, save=str(tmp_path / "checkpoint"))
+    for there, here in zip(
+        (first, second),
+        two_ranks(fsdp.accelerate_run, True, 2, load=str(tmp_path / "checkpoint"), start=2),
+        strict=True,
+    ):
+        assert_same_bits(there, here)
