@@ -150,7 +150,7 @@ def accelerate_run(sharded, steps, save=None, load=None, start=0):
     import contextlib
 
     from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from test_ivon_trainer import SETTINGS, rows, tiny_model
 
     from vlora import Posterior
@@ -164,6 +164,7 @@ def accelerate_run(sharded, steps, save=None, load=None, start=0):
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
     if sharded:  # accelerate turns its FSDP on for accelerators only; what it does then runs on CPUs too
         accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+        PartialState().distributed_type = DistributedType.FSDP
     model = tiny_model()
     inner = IVON([p for p in model.parameters() if p.requires_grad], **SETTINGS)
     model, optimizer = accelerator.prepare(model, inner)
