@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 an error of ours (one line on stderr), 2 wrong usage, 130 
 import functools
 import json
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -26,12 +28,15 @@ def _plain(command: Command) -> Command:
     @functools.wraps(command)
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)  # to stderr; stdout is for results
-        logging.getLogger("vlora").setLevel(logging.INFO)
+        first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+        logging.getLogger("vlora").setLevel(logging.INFO if first else logging.ERROR)
         try:
             command(*args, debug=debug, **kwargs)
         except (VloraError, KeyboardInterrupt) as error:
             if debug:
                 raise
+            if not first:  # the first process says it too, and its launcher then ends this one
+                time.sleep(_LAUNCHER_SECONDS)
             interrupted = isinstance(error, KeyboardInterrupt)
             print(
                 f"vlora: {_INTERRUPTED if interrupted else 'error: ' + ' '.join(str(error).split())}",
@@ -42,6 +47,7 @@ def _plain(command: Command) -> Command:
     return cast(Command, run)
 
 
+_LAUNCHER_SECONDS = 5
 _INTERRUPTED = "interrupted; what existed before is as it was, the same command goes on from here"
 
 app = typer.Typer(
@@ -67,6 +73,12 @@ Overrides = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def _say(result: str) -> None:
+    """Print a result, on the first process of a run only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(result)
+
+
 @app.command()
 @_plain
 def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
@@ -74,12 +86,13 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
 
     Keys: base_model, task, data, peft, optimizer, quantization, dtype, training, output.
     A killed run goes on from its last checkpoint when the same command is given again.
+    On several processes: accelerate launch --num_processes N -m vlora train CONFIG.yaml.
     """
     from vlora.config import load_config
     from vlora.training.config import TrainConfig
     from vlora.training.train import run_training
 
-    print(f"wrote {run_training(load_config(TrainConfig, config, overrides or ()))}")
+    _say(f"wrote {run_training(load_config(TrainConfig, config, overrides or ()))}")
 
 
 @app.command()

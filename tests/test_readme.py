@@ -1,9 +1,11 @@
 """The demo, and every command and snippet of the README, run as a reader would run them (with few steps)."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,20 @@ def test_the_console_commands(reader, monkeypatch, capsys):
                 assert shape(line) in [shape(row) for row in printed.splitlines()], command
     assert (reader / "out/eval/report.html").stat().st_size > 50_000
     assert (reader / "my.yaml").read_text() == (ROOT / "recipes/configs/bert_sentiment_ivon.yaml").read_text()
+
+
+def test_the_command_for_several_processes(reader):
+    (command,) = [line for block in blocks("sh") for line in block.splitlines()]
+    words = shlex.split(command)
+    assert words[:2] == ["accelerate", "launch"]
+    port = ["--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *port, *words[2:], "training.max_steps=2"],
+        cwd=reader, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "wrote out/a2\n"
+    assert Posterior.from_pretrained(reader / "out/a2").meta.steps == 2
 
 
 def test_the_demo_leaves_everything_it_promises(reader):

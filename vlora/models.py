@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from vlora.errors import ConfigError, PosteriorFormatError
 from vlora.files import scratch_error
 from vlora.posterior import Posterior, fingerprint_weights
-from vlora.quantization import Quantization, prepare_quantized, quantization_config
+from vlora.quantization import HEADS, Quantization, prepare_quantized, quantization_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -124,7 +124,26 @@ def load_base_model(
         )
     if quantization != "none":
         model = prepare_quantized(model)
+    elif task == "sequence_classification":
+        _cast_inputs_of_heads(model)
     return model.eval()
+
+
+def _cast_inputs_of_heads(model: "PreTrainedModel") -> None:
+    """Let a head be float32 on a coarser base: its input takes the dtype that its weights have at the time.
+
+    PEFT trains a copy of the head, which takes the hook along.
+    """
+
+    def cast(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        dtype = next(module.parameters()).dtype
+        return tuple(
+            x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs
+        )
+
+    for name, module in model.named_children():
+        if name in HEADS and any(True for _ in module.parameters()):
+            module.register_forward_pre_hook(cast)
 
 
 def load_adapter(

@@ -12,11 +12,12 @@ from vlora.errors import ConfigError, MissingDependencyError
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-__all__ = ["Quantization", "prepare_quantized", "quantization_config"]
+__all__ = ["HEADS", "Quantization", "prepare_quantized", "quantization_config"]
 
 Quantization = Literal["none", "8bit", "4bit"]
 
-_HEADS = ("score", "classifier", "pre_classifier", "classification_head", "sequence_summary")
+HEADS = ("score", "classifier", "pre_classifier", "classification_head", "sequence_summary")
+"""Names of classification heads in transformers' models."""
 # bitsandbytes reports on every CPU with bf16 instructions that an optional kernel package is absent.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -40,7 +41,7 @@ def quantization_config(quantization: str, *, compute_dtype: torch.dtype, task: 
         )
     # The cast of float32 inputs to float16 is how LLM.int8 works, not a fault of the run.
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
-    skip = list(_HEADS) if task == "sequence_classification" else None
+    skip = list(HEADS) if task == "sequence_classification" else None
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(

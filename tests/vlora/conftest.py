@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from two_ranks import TwoRanks
 
 WORDS = (
     *("red", "green", "blue", "small", "large", "what", "is", "the", "colour", "size", "of", "item"),
@@ -101,3 +102,11 @@ def write_rows(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[TwoRanks]:
+    """Call an importable function in two gloo processes at once."""
+    ranks = TwoRanks()
+    yield ranks
+    ranks.stop()

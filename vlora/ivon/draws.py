@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlora.errors import TrainingError
 from vlora.ivon.noise import NoiseTally
+from vlora.ivon.shards import local, set_grad
 
 __all__ = [
     "NOISE_BLOCK",
@@ -102,8 +103,18 @@ class DrawAverages:
     def publish(self) -> None:
         """Set ``p.grad`` to the mean gradient over the draws so far."""
         for param, (grad_sum, _) in self._sums.items():
-            param.grad = (grad_sum / self.count).to(param.dtype)
-            self._norms[param] = torch.linalg.vector_norm(param.grad, dtype=grad_sum.dtype)
+            set_grad(param, grad_sum / self.count)
+            self._norms[param] = torch.linalg.vector_norm(local(param.grad), dtype=grad_sum.dtype)
+
+    def record(self, param: Tensor, grad: Tensor, product: Tensor) -> None:
+        """Take over what others averaged: ``product`` of a parameter whose ``p.grad`` is going to be ``grad``."""
+        self.count = 1
+        self._sums[param] = (grad, product)
+        self._norms[param] = torch.linalg.vector_norm(grad, dtype=product.dtype)
+
+    def __contains__(self, param: Tensor) -> bool:
+        """Whether a draw gave ``param`` a gradient."""
+        return param in self._sums
 
     def require_grads(self) -> None:
         """Refuse a step whose gradients were cleared after the last context.

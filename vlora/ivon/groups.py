@@ -22,6 +22,7 @@ _RANGES = {
     "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     "clip_radius": (lambda v: v > 0, "> 0"),
     "mc_samples": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
+    "min_8bit_size": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
 }
 
 
@@ -57,6 +58,10 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
         raise ConfigError(
             "compiled=True and foreach=False exclude each other: choose the compiled or the reference path"
         )
+    if values["state_bits"] not in (8, 32):
+        raise ConfigError(f"IVON's state_bits must be 8 or 32, got {values['state_bits']}")
+    if values["noise"] not in ("shared", "per_rank"):
+        raise ConfigError(f"IVON's noise must be 'shared' or 'per_rank', got {values['noise']!r}")
     _check_grad_batch_size(values)
     _check_mean_step(values)
 

@@ -20,12 +20,14 @@ paper that states it.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError
+from vlora.ivon.shards import sum_of_ranks
 
 __all__ = [
     "COST_MEMORY",
@@ -63,6 +65,8 @@ def prepare_noise(group: dict[str, Any], values: dict[str, Any]) -> None:
         return
     if values["ess"] is not None or values["prior_precision"] is not None:
         raise ConfigError("noise_cost sets ess and the prior during training; give one of them, not both")
+    if values["noise"] != "shared":
+        raise ConfigError('noise_cost needs noise="shared": products of one rank\'s noise are not its cost')
     for key in ("noise_cost", "noise_rate", "init_std", "max_std"):
         if not 0 < values[key] < math.inf:
             raise ConfigError(f"IVON's {key} must be > 0 and finite, got {values[key]}")
@@ -125,6 +129,16 @@ def noise_target(noise_cost: float, *, step: int, noise_warmup: int) -> float:
     return noise_cost * min(step / noise_warmup, 1.0) ** 2 if noise_warmup else noise_cost
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one optimizer step tells about its noise."""
+
+    cost: float
+    """Half the mean over draws of noise times gradient, over the controlled groups; in nats."""
+    mean_hess: dict[int, float]
+    """Mean of the updated h, by number of the group; groups without an update are left out."""
+
+
 class NoiseTally:
     """Sums over one optimizer step: noise times gradient of its draws, and h by group."""
 
@@ -137,55 +151,65 @@ class NoiseTally:
     def add_draw(self, param: Tensor, mean: Tensor, grad: Tensor, out: Tensor | None = None) -> None:
         """Add ``(param - mean) . grad`` of one tensor that holds a draw; ``out`` is room for the noise."""
         noise = torch.sub(param, mean, out=out)
-        self._costs.append(torch.dot(noise.view(-1), grad.reshape(-1)))
+        self._costs.append(torch.dot(noise.reshape(-1), grad.reshape(-1)))
 
     def add_hess(self, group: dict[str, Any], hess: Tensor) -> None:
         """Add the updated h of one tensor of a group."""
-        sums, entries = self._hesses.get(id(group), ([], 0))
-        self._hesses[id(group)] = ([*sums, hess.sum()], entries + hess.numel())
+        sums, entries = self._hesses.setdefault(id(group), ([], 0))
+        sums.append(hess.sum())
+        self._hesses[id(group)] = (sums, entries + hess.numel())
 
-    def cost(self) -> float:
-        """Half the mean over draws of noise times gradient, in nats."""
-        return 0.5 * float(_total(self._costs)) / self.draws
+    def measured(self, groups: Sequence[dict[str, Any]], params: Sequence[Tensor]) -> Measured:
+        """Cost and mean h, over all processes that hold parts of the parameters.
 
-    def mean_hess(self, group: dict[str, Any]) -> float | None:
-        """Mean of the updated h of a group, None if nothing of it was updated."""
-        sums, entries = self._hesses.get(id(group), ([], 0))
-        return float(_total(sums)) / entries if entries else None
+        Args:
+            groups: All parameter groups.
+            params: Parameters of controlled groups that took part in the step, whole or as DTensors.
+        """
+        parts = [self._hesses.get(id(group), ([], 0)) for group in groups]
+        sums = [0.5 * _total(self._costs) / self.draws, *(_total(hess) for hess, _ in parts)]
+        cost, *totals = sum_of_ranks([*sums, *(float(entries) for _, entries in parts)], params)
+        hess, counts = totals[: len(groups)], totals[len(groups) :]
+        # a mesh that keeps several copies of a shard counts its entries as often
+        copies = sum(counts) / max(sum(param.numel() for param in params), 1)
+        means = {number: h / n for number, (h, n) in enumerate(zip(hess, counts, strict=True)) if n}
+        return Measured(cost / max(copies, 1.0), means)
 
 
-def _total(values: list[Tensor]) -> Tensor:
+def _total(values: list[Tensor]) -> float:
     if not values:
-        return torch.zeros(())
-    return torch.stack([value.to(values[0].device, torch.float64) for value in values]).sum()
+        return 0.0
+    return float(torch.stack([value.to(values[0].device, torch.float64) for value in values]).sum())
 
 
-def update_noise(groups: Sequence[dict[str, Any]], tally: NoiseTally) -> None:
-    """Take in one step's sums and derive ``ess`` and ``weight_decay`` of every controlled group.
+def update_noise(groups: Sequence[dict[str, Any]], measured: Measured) -> None:
+    """Take in one step's measurement and derive ``ess`` and ``weight_decay`` of every controlled group.
 
     The cost is that of the draw as a whole, so all controlled groups follow one average.
 
     Args:
         groups: Parameter groups, changed in place.
-        tally: The step's sums over the controlled groups.
+        measured: What the step tells.
     """
-    cost = tally.cost()
-    for group in filter(controlled, groups):
-        group["cost_average"] = COST_MEMORY * group["cost_average"] + (1 - COST_MEMORY) * cost
-        group["cost_weight"] = COST_MEMORY * group["cost_weight"] + (1 - COST_MEMORY)
-        group["noise_steps"] += 1
-        target = noise_target(
-            group["noise_cost"], step=group["noise_steps"], noise_warmup=group["noise_warmup"]
+    for number, group in enumerate(groups):
+        if controlled(group):
+            _follow(group, measured.cost, measured.mean_hess.get(number))
+
+
+def _follow(group: dict[str, Any], cost: float, hess: float | None) -> None:
+    """The controller's step for one group."""
+    group["cost_average"] = COST_MEMORY * group["cost_average"] + (1 - COST_MEMORY) * cost
+    group["cost_weight"] = COST_MEMORY * group["cost_weight"] + (1 - COST_MEMORY)
+    group["noise_steps"] += 1
+    target = noise_target(group["noise_cost"], step=group["noise_steps"], noise_warmup=group["noise_warmup"])
+    group["std"] = next_std(
+        group["std"],
+        cost=group["cost_average"] / group["cost_weight"],
+        noise_cost=target,
+        noise_rate=group["noise_rate"],
+        max_std=group["max_std"],
+    )
+    if hess is not None and hess > 0:
+        group["ess"], group["weight_decay"] = derive_ess(
+            group["std"], hess, max_std_ratio=group["max_std_ratio"]
         )
-        group["std"] = next_std(
-            group["std"],
-            cost=group["cost_average"] / group["cost_weight"],
-            noise_cost=target,
-            noise_rate=group["noise_rate"],
-            max_std=group["max_std"],
-        )
-        hess = tally.mean_hess(group)
-        if hess is not None and hess > 0:
-            group["ess"], group["weight_decay"] = derive_ess(
-                group["std"], hess, max_std_ratio=group["max_std_ratio"]
-            )

@@ -20,12 +20,16 @@ from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.auto import auto_ivon
+from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_group, warn_if_overridden
+from vlora.ivon.low_precision import restore_storage, storage_settings
 from vlora.ivon.noise import NoiseTally, controlled, update_noise
-from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
+from vlora.ivon.protocol import mean_loss, require_free_for_context, require_free_for_train
+from vlora.ivon.rounding import NoiseCheck
+from vlora.ivon.sampling import advance, positions, starts_step, take_grads, write_draw, write_mean
 from vlora.ivon.state import describe_posterior, ensure_state, restore_loaded_state
-from vlora.ivon.update import Entry, all_finite, apply_update, drawn_products, gather_entries
+from vlora.ivon.update import Entry, all_finite, apply_update, drawn_products, gather_entries, overflowed
 
 __all__ = ["IVON"]
 
@@ -77,8 +81,14 @@ class IVON(torch.optim.Optimizer):
         prior_precision: ``ess * weight_decay`` given directly, in 1/parameter^2. Wins over every ``weight_decay``,
             also over the one that Trainer writes into its groups.
         skip_nonfinite: Count and skip steps with a non-finite gradient instead of raising.
+        noise: On several processes under DDP: ``"shared"``, every rank has the same draw; ``"per_rank"``, every rank
+            has its own, with ``vlora.ivon.distributed.use_per_rank_noise(model, optimizer)``.
         foreach: Work on many tensors at once (default) or, if False, the reference functions tensor by tensor.
         compiled: Run the update through ``torch.compile``; the first step compiles. Needs a C++ compiler on a CPU.
+        state_bits: 8 keeps momentum and h as 8-bit codes, see ``vlora.ivon.low_precision``; 32 does not. The
+            optimizer's own value stays when a checkpoint of the other kind is loaded, and its state is converted.
+        min_8bit_size: With ``state_bits=8``: entries below which a parameter's state stays float32.
+        stochastic_rounding: Round draws at random, not to nearest, where a parameter is bfloat16 or float16.
 
     Raises:
         ConfigError: If a hyper-parameter is out of range.
@@ -94,12 +104,13 @@ class IVON(torch.optim.Optimizer):
         grad_batch_size: float | None = None, mean_step: str = "newton", noise_cost: float | None = None,
         noise_warmup: int = 0, noise_rate: float = 0.05, init_std: float = 1e-3, max_std: float = 0.1,
         max_std_ratio: float = 3**0.5, mc_samples: int = 1, seed: int = 0,
-        prior_precision: float | None = None, skip_nonfinite: bool = False, foreach: bool = True,
-        compiled: bool = False,
+        prior_precision: float | None = None, skip_nonfinite: bool = False, noise: str = "shared",
+        foreach: bool = True, compiled: bool = False,
+        state_bits: int = 32, min_8bit_size: int = 4096, stochastic_rounding: bool = False,
     ) -> None:  # fmt: skip
         if weight_decay is not None and prior_precision is not None:
             raise ConfigError("give IVON weight_decay or prior_precision = ess * weight_decay, not both")
-        self._averages, self._in_context = DrawAverages(), False
+        self._reset()
         defaults = {
             "lr": lr, "ess": ess, "hess_init": hess_init, "beta1": beta1, "beta2": beta2,
             "weight_decay": 1e-4 if weight_decay is None else weight_decay, "clip_radius": clip_radius,
@@ -107,8 +118,9 @@ class IVON(torch.optim.Optimizer):
             "grad_batch_size": grad_batch_size, "mean_step": mean_step, "noise_cost": noise_cost,
             "noise_warmup": noise_warmup, "noise_rate": noise_rate, "init_std": init_std, "max_std": max_std,
             "max_std_ratio": max_std_ratio, "mc_samples": mc_samples, "seed": seed,
-            "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "foreach": foreach,
+            "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "noise": noise, "foreach": foreach,
             "compiled": compiled,
+            "state_bits": state_bits, "min_8bit_size": min_8bit_size, "stochastic_rounding": stochastic_rounding,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
@@ -118,7 +130,7 @@ class IVON(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Rebuild what copies and checkpoints do not carry, and complete groups saved by an older version."""
         super().__setstate__(state)
-        self._averages, self._in_context = DrawAverages(), False
+        self._reset()
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, copy.copy(value))
@@ -204,16 +216,9 @@ class IVON(torch.optim.Optimizer):
         """
         if self._in_context:
             return
-        if self._averages.count:
-            raise TrainingError(
-                "train() came after sampled_params(train=True) and before step(): use one of the two for a step"
-            )
-        if self.defaults["mc_samples"] > 1:
-            raise TrainingError(
-                f"train() makes one draw per step but mc_samples={self.defaults['mc_samples']}: use step(closure), "
-                "or one sampled_params(train=True) context per draw"
-            )
-        write_draw(self.param_groups, self.state, "train")
+        require_free_for_train(self._averages.count, self.defaults["mc_samples"])
+        self.noise_ranks.prepare(self.param_groups, self.defaults["noise"])
+        self._draw("train")
 
     def eval(self) -> None:
         """Put the mean into the parameters, at any time; does nothing if it is there already."""
@@ -233,20 +238,13 @@ class IVON(torch.optim.Optimizer):
         Raises:
             TrainingError: If contexts are nested, or ``train=True`` follows ``train()`` without a ``step()``.
         """
-        if self._in_context:
-            raise TrainingError(
-                "sampled_params contexts cannot be nested: leave the first before the next draw"
-            )
-        if train and self.holds_sample:
-            raise TrainingError(
-                "sampled_params(train=True) came after train() and before step(): use one of the two"
-            )
+        require_free_for_context(self._in_context, train, self.holds_sample, self.noise_ranks.per_rank)
         stream = "train" if train else "eval"
         resume, self._in_context = self.holds_sample, True
         self.eval()
         stashed = take_grads(self.param_groups) if train else {}
         try:
-            write_draw(self.param_groups, self.state, stream)
+            self._draw(stream)
             yield
             if train:
                 self._collect()
@@ -258,7 +256,7 @@ class IVON(torch.optim.Optimizer):
             advance(self.param_groups, stream)
             self._in_context = False
             if resume:
-                write_draw(self.param_groups, self.state, "train")
+                self._draw("train")
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update momentum, h and mean from ``p.grad``; afterwards the parameters hold the new mean.
@@ -274,21 +272,25 @@ class IVON(torch.optim.Optimizer):
                 then hold the mean, and mean, momentum and h are as before.
         """
         loss = None if closure is None else self._run_closure(closure)
-        averages = self._averages if self._averages.count else None
-        if averages is None:
-            require_drawn_grads(self.param_groups)
+        collected = self._averages.count > 0
+        if not collected and not starts_step(self.param_groups, self.state):
+            return loss
         try:
+            averages = self._averages if collected else self.noise_ranks.reduced()
             if averages is not None:
                 averages.require_grads()
-            if not getattr(self, "found_inf", 0):  # GradScaler sets it, and grad_scale
+            if not overflowed(
+                self.param_groups, getattr(self, "found_inf", None)
+            ):  # GradScaler sets it and the scale
                 scale = getattr(self, "grad_scale", None)
                 entries = gather_entries(self.param_groups, self.state, averages, scale)
                 if all_finite(entries, self.param_groups):
                     self._update(entries, scale, averages)
         finally:
-            if averages is None:
-                advance(self.param_groups, "train")
+            if not collected:
+                advance(self.param_groups, "train", self.noise_ranks.size)
             self.eval()
+            self.noise_ranks.drop()
             self._averages = DrawAverages()
         return loss
 
@@ -297,7 +299,7 @@ class IVON(torch.optim.Optimizer):
         """What describes the posterior of one parameter, N(mean, 1 / (ess * (hess + weight_decay))).
 
         Args:
-            param: A trained parameter of this optimizer.
+            param: A trained parameter of this optimizer; a sharded one is gathered, so all processes must ask.
 
         Returns:
             ``mean`` and ``hess`` (new tensors in the state's dtype; the exact mean even while a draw is held),
@@ -317,6 +319,7 @@ class IVON(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint; state keeps its precision, and a draw that the parameters held then becomes the mean."""
         final: dict[str, Any] = {}
+        storage = storage_settings(self.param_groups)
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
         try:
             super().load_state_dict(state_dict)
@@ -324,6 +327,7 @@ class IVON(torch.optim.Optimizer):
             handle.remove()
         params = [param for *_, param in positions(self.param_groups)]
         restore_loaded_state(self.state, params, final)
+        restore_storage(self.param_groups, self.state, storage)
         self.eval()
 
     def _update(self, entries: list[Entry], scale: Tensor | None, averages: DrawAverages | None) -> None:
@@ -332,7 +336,20 @@ class IVON(torch.optim.Optimizer):
         tally.draws = 1 if averages is None else averages.count
         apply_update(self.param_groups, entries, scale, tally)
         if any(controlled(group) for group in self.param_groups):
-            update_noise(self.param_groups, tally)
+            own = [entry.owner for entry in entries if controlled(entry.group)]
+            update_noise(self.param_groups, tally.measured(self.param_groups, own))
+
+    def _reset(self) -> None:
+        """What copies and checkpoints do not carry."""
+        self._averages, self._in_context = DrawAverages(), False
+        self._noise_check, self.noise_ranks = NoiseCheck(), NoiseRanks()
+
+    def _draw(self, stream: str) -> None:
+        """Put a draw into the parameters, and look whether they can hold it."""
+        ahead = self.noise_ranks.rank if stream == "train" else 0
+        write_draw(self.param_groups, self.state, stream, ahead=ahead)
+        if stream == "train":
+            self._noise_check.look(self.param_groups, self.state)
 
     @torch.no_grad()
     def _collect(self) -> None:
@@ -352,5 +369,4 @@ class IVON(torch.optim.Optimizer):
         except BaseException:  # also Ctrl-C: a retry must not average over half a step
             self._averages = DrawAverages()
             raise
-        losses = [loss.detach() if isinstance(loss, Tensor) else loss for loss in losses if loss is not None]
-        return sum(losses) / len(losses) if losses else None
+        return mean_loss(losses)

@@ -5,13 +5,15 @@ resolution of bfloat16, where h would never move. ``mean`` is the master copy of
 """
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
+from vlora.ivon.low_precision import CODE_KEYS, conform_state, read_state
+from vlora.ivon.shards import is_sharded, local, local_state, refuse_hidden, whole
 
 __all__ = [
     "adopt_changed_params",
@@ -34,24 +36,47 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
-def ensure_state(state: dict[str, Any], param: Tensor, hess_init: float) -> None:
-    """Fill an empty ``state`` from the parameter, or follow a parameter that changed device or dtype.
+def ensure_state(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> None:
+    """Fill an empty ``state`` from the parameter, or follow a parameter or group that changed.
+
+    A parameter may change device or dtype, its group ``state_bits``. A cast of the parameter loses nothing: the mean
+    keeps the digits that the parameter had before.
 
     Args:
         state: ``optimizer.state[param]``, changed in place.
         param: Parameter, holding the mean.
-        hess_init: Start value of h.
+        group: Its parameter group.
     """
     if "mean" in state and state["mean"].dtype == param.dtype and state["mean"].device == param.device:
         return  # the usual case, in as little time as hundreds of parameters deserve
     dtype = state_dtype(param)
     if "mean" not in state:
+        refuse_hidden(param)
+        if is_sharded(param) and (group["state_bits"] == 8 or group["stochastic_rounding"]):
+            raise ConfigError(
+                "state_bits=8 and stochastic_rounding need whole parameters, these are sharded: leave them out "
+                "under FSDP2, or train under DDP"
+            )
         mean = param.detach().to(dtype, copy=True)
         state.update(step=torch.zeros(()), momentum=torch.zeros_like(mean), mean=mean)
-        state["hess"] = torch.full_like(mean, hess_init)
+        state["hess"] = torch.full_like(mean, group["hess_init"])
     elif state["mean"].device != param.device or state["mean"].dtype != dtype:
+        conform_state(state, {**group, "state_bits": 32})
         for key in ("momentum", "hess", "mean"):
             state[key] = state[key].to(param.device, dtype)
+    _follow_format(state, param)
+    conform_state(state, group)
+
+
+def _follow_format(state: dict[str, Any], param: Tensor) -> None:
+    """Notice a cast of the parameter by ``state["format"]``, an empty tensor of the dtype it had if that was coarse."""
+    mean, before = state["mean"], state.get("format")
+    if before is not None and before.dtype != param.dtype:
+        if torch.equal(local(param.detach()), local(mean).to(before.dtype).to(param.dtype)):
+            local(param).copy_(local(mean))
+        del state["format"]
+    if param.dtype != mean.dtype:
+        state["format"] = torch.empty(0, dtype=param.dtype)
 
 
 def by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -95,6 +120,10 @@ def restore_loaded_state(
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     for number, param in zip(numbers, params, strict=True):
         loaded = saved["state"].get(number, {})
+        if "format" in loaded:
+            states[param]["format"] = loaded["format"].detach().cpu()
+        for key in loaded.keys() & set(CODE_KEYS):
+            states[param][key] = loaded[key].detach().to(param.device, copy=True)
         for key in loaded.keys() & {"momentum", "hess", "mean"}:
             if loaded[key].shape != param.shape:
                 raise TrainingError(
@@ -109,14 +138,15 @@ def restore_loaded_state(
 def describe_posterior(
     param: Tensor, state: dict[str, Any], group: dict[str, Any], holds_draw: bool
 ) -> dict[str, Any]:
-    """Copies of mean and hess with the numbers that turn them into a posterior; see ``IVON.posterior_state``."""
+    """Copies of the whole mean and hess with what turns them into a posterior; see ``IVON.posterior_state``."""
     if not holds_draw:
-        adopt_changed_params([(param, state)])
+        ensure_state(state, param, group)
+        adopt_changed_params([(local(param), local_state(state))])
     numbers = {key: float(group[key]) for key in ("ess", "weight_decay", "hess_init", "beta2")}
     numbers["hess_init"] = float(state.get("hess_init", numbers["hess_init"]))
     return {
-        "mean": state["mean"].clone(),
-        "hess": state["hess"].clone(),
+        "mean": whole(state["mean"]).clone(),
+        "hess": whole(read_state(state, "hess")).clone(),
         "step": int(state["step"]),
         **numbers,
     }

@@ -4,8 +4,8 @@ Work goes block by block (``vlora.ivon.blocks``): casts, products and temporarie
 """
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,17 +17,20 @@ from vlora.ivon.compiled import COMPILED_BLOCK_ENTRIES, compiled_step_, step_num
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import step_settings
 from vlora.ivon.kernels import all_norms_finite, ivon_step_, make_scratch, product_of_draw
+from vlora.ivon.low_precision import CODED, hess_shift, is_coded, read_state, write_state
 from vlora.ivon.noise import NoiseTally, controlled
+from vlora.ivon.rounding import is_coarse, realised_product
 from vlora.ivon.sampling import Groups, State, positions
+from vlora.ivon.shards import drop_gathered, local, local_state, lowest_of_ranks
 from vlora.ivon.state import by_device
 from vlora.ivon.step import ivon_step
 
-__all__ = ["Entry", "all_finite", "apply_update", "drawn_products", "gather_entries"]
+__all__ = ["Entry", "all_finite", "apply_update", "drawn_products", "gather_entries", "overflowed"]
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One parameter that takes part in a step."""
+    """One parameter that takes part in a step; of a sharded one, the local part of everything."""
 
     param: Tensor
     state: dict[str, Any]
@@ -38,6 +41,8 @@ class Entry:
     """``param.grad``, in its own dtype and with the loss scale still on it."""
     product: Tensor | None
     """Mean product over draws collected earlier; None if ``grad`` was taken at the draw that the parameter holds."""
+    owner: Tensor
+    """The parameter that ``param`` is, or is the local part of."""
 
 
 @torch.no_grad()
@@ -64,9 +69,12 @@ def gather_entries(
             raise TrainingError(
                 f"IVON needs dense gradients, got a sparse one of shape {tuple(param.shape)}: use sparse=False"
             )
-        entry = Entry(param, state[param], group, position, grad, None)
+        here, grad = local(param), local(grad)
+        entry = Entry(here, local_state(state[param]), group, position, grad, None, owner=param)
         if averages is not None:
             entry.product = _collected_product(entry, averages, grad_scale)
+        elif _is_rounded(entry):
+            entry.product = _rounded_product(entry, grad_scale)
         entries.append(entry)
     return entries
 
@@ -76,12 +84,22 @@ def _collected_product(entry: Entry, averages: DrawAverages, grad_scale: Tensor 
     norm = torch.linalg.vector_norm(entry.grad, dtype=mean.dtype)
     if grad_scale is not None:
         norm = norm / grad_scale.to(norm.device, norm.dtype)
-    product = averages.take_product(entry.param, norm, power=2 if _uses_squares(entry) else 1)
+    product = averages.take_product(entry.owner, norm, power=2 if _uses_squares(entry) else 1)
     return torch.zeros_like(mean) if product is None else product
+
+
+def _rounded_product(entry: Entry, grad_scale: Tensor | None) -> Tensor:
+    (grad,) = _unscaled([entry.grad], entry.state["mean"].dtype, grad_scale)
+    return realised_product(entry.param, entry.state, entry.group, grad)
 
 
 def _uses_squares(entry: Entry) -> bool:
     return entry.group["hess_approx"] == "gradsq"
+
+
+def _is_rounded(entry: Entry) -> bool:
+    """Whether the noise of this draw went through a coarser number format, and the estimate of h depends on it."""
+    return not _uses_squares(entry) and is_coarse(entry.param, entry.state)
 
 
 @torch.no_grad()
@@ -97,11 +115,22 @@ def drawn_products(entries: Sequence[Entry], tally: NoiseTally) -> Iterator[tupl
         grad = entry.grad.to(mean.dtype)
         if controlled(entry.group):
             tally.add_draw(entry.param, mean, grad)
-        yield entry.param, grad, product_of_draw(entry.param, mean, grad, gradsq=_uses_squares(entry))
+        if _is_rounded(entry):
+            yield entry.owner, grad, _rounded_product(entry, None)
+        else:
+            product = product_of_draw(entry.param, mean, grad, gradsq=_uses_squares(entry))
+            yield entry.owner, grad, product
+
+
+def overflowed(groups: Groups, found_inf: Tensor | None) -> bool:
+    """Whether GradScaler (if it is used) found an overflow, on any process that holds parts of the parameters."""
+    if found_inf is None:
+        return False
+    return lowest_of_ranks(0 if found_inf else 1, [param for *_, param in positions(groups)]) == 0
 
 
 def all_finite(entries: Sequence[Entry], groups: Groups) -> bool:
-    """Whether every gradient is finite; with one device synchronisation for each device.
+    """Whether every gradient is finite, on all processes that share it; with one synchronisation for each device.
 
     Returns:
         False if one is not and its group says ``skip_nonfinite``; the skip is then counted in every group.
@@ -109,13 +138,21 @@ def all_finite(entries: Sequence[Entry], groups: Groups) -> bool:
     Raises:
         TrainingError: If one is not, naming its group and shape.
     """
+    bad = lowest_of_ranks(_first_nonfinite(entries), [entry.owner for entry in entries])
+    if bad == len(entries):
+        return True
+    _refuse_nonfinite(entries[bad], groups)
+    return False
+
+
+def _first_nonfinite(entries: Sequence[Entry]) -> int:
+    """Position of an entry whose gradient, as far as this process holds it, is not finite; their number if none is."""
     for indices in by_device([entry.grad for entry in entries]):
         certain = all_norms_finite([entries[i].grad for i in indices]).tolist()
         for i, finite in zip(indices, certain, strict=True):
             if not finite and not entries[i].grad.isfinite().all():  # not just a norm that overflowed
-                _refuse_nonfinite(entries[i], groups)
-                return False
-    return True
+                return i
+    return len(entries)
 
 
 def _refuse_nonfinite(entry: Entry, groups: Groups) -> None:
@@ -126,7 +163,7 @@ def _refuse_nonfinite(entry: Entry, groups: Groups) -> None:
     number = next(i for i, group in enumerate(groups) if group is entry.group)
     raise TrainingError(
         f"expected finite gradients, got NaN or infinity in parameter group {number}, shape "
-        f"{tuple(entry.param.shape)}; mean and Hessian are unchanged. Check the data and the loss, lower lr, or pass "
+        f"{tuple(entry.owner.shape)}; mean and Hessian are unchanged. Check the data and the loss, lower lr, or pass "
         "skip_nonfinite=True"
     )
 
@@ -155,19 +192,39 @@ def apply_update(
         if group["compiled"]:
             update_bucket = _apply_compiled
         for bucket in _buckets(own):
-            update_bucket(bucket, step_settings(group), grad_scale, tally if controlled(group) else None)
+            own_tally = tally if controlled(group) else None
+            if is_coded(bucket[0].state):
+                _apply_coded(bucket[0], update_bucket, step_settings(group), grad_scale, own_tally)
+            else:
+                update_bucket(bucket, step_settings(group), grad_scale, own_tally)
         updated = {entry.position for entry in own}
         group["sampled"] = [position for position in group["sampled"] if position not in updated]
+    drop_gathered([entry.owner for entry in entries])
 
 
 def _buckets(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries of one group that share device, dtypes, number of updates and kind of product."""
+    """Entries of one group that share device, dtypes, number of updates and kind of product; coded ones alone."""
     buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
         dtypes = (entry.grad.device, entry.grad.dtype, entry.param.dtype, entry.state["mean"].dtype)
-        key = (*dtypes, int(entry.state["step"]), entry.product is None)
+        alone = id(entry) if is_coded(entry.state) else None
+        key = (*dtypes, int(entry.state["step"]), entry.product is None, alone)
         buckets.setdefault(key, []).append(entry)
     return list(buckets.values())
+
+
+def _apply_coded(
+    entry: Entry,
+    update_bucket: Callable[[list[Entry], dict[str, Any], Tensor | None, NoiseTally | None], None],
+    settings: dict[str, Any],
+    grad_scale: Tensor | None,
+    tally: NoiseTally | None,
+) -> None:
+    """Decode 8-bit state, update, encode it again."""
+    values = {**entry.state, **{key: read_state(entry.state, key) for key in CODED}}
+    update_bucket([replace(entry, state=values)], settings, grad_scale, tally)
+    step, shift = int(entry.state["step"]), hess_shift(entry.group)
+    write_state(entry.state, values["momentum"], values["hess"], shift=shift, step=step)
 
 
 def _columns(bucket: list[Entry]) -> list[list[Tensor]]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlora.errors import TrainingError
 from vlora.files import scratch_error
 from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vlora.posterior.gather import whole_adapter
 from vlora.posterior.hashing import fingerprint_weights
 from vlora.posterior.health import measure_health
 from vlora.posterior.keys import adapter_tensors
@@ -61,6 +62,11 @@ def collect(
         # a tensor that never got a gradient has no step and stays deterministic
         if isinstance(tensor, nn.Parameter) and int(optimizer.state.get(tensor, {}).get("step", 0)) > 0:
             states[key] = optimizer.posterior_state(tensor)
+            if mean[key].dtype in (
+                torch.bfloat16,
+                torch.float16,
+            ):  # the exact mean, not what the format left of it
+                mean[key] = states[key]["mean"].float().cpu()
     if not states:
         raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
     hess = {key: state["hess"].detach().float().cpu().clone() for key, state in states.items()}
@@ -103,12 +109,15 @@ def saved_by_peft(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and configuration of an adapter, as PEFT's own ``save_pretrained`` writes them.
 
+    Sharded parameters are gathered, so every process of a sharded run must call this.
+
     Raises:
         OutputError: The temporary folder that PEFT writes to is full or cannot be written.
     """
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            model.save_pretrained(temporary, selected_adapters=[adapter_name])  # type: ignore[operator]
+            gathered = whole_adapter(model, adapter_name)
+            model.save_pretrained(temporary, selected_adapters=[adapter_name], state_dict=gathered)  # type: ignore[operator]
             folder = Path(temporary) if adapter_name == "default" else Path(temporary) / adapter_name
             mean = load_file(folder / ADAPTER_WEIGHTS)
             return mean, json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))

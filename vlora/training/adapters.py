@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vlora.config import suggest_key
 from vlora.data.config import Task
 from vlora.errors import ConfigError
@@ -59,8 +61,10 @@ def peft_config(settings: Mapping[str, Any], *, task: Task, model_type: str) -> 
         raise _refused(error) from error
 
 
-def add_adapter(base: "PreTrainedModel", config: "PeftConfig") -> "PeftModel":
-    """Wrap a base model; the adapter is float32 whatever the base is.
+def add_adapter(
+    base: "PreTrainedModel", config: "PeftConfig", dtype: torch.dtype = torch.float32
+) -> "PeftModel":
+    """Wrap a base model; the adapter has ``dtype`` whatever the base is, and modules trained whole are float32.
 
     Raises:
         ConfigError: the configuration does not fit this model (for example no such target modules).
@@ -72,11 +76,9 @@ def add_adapter(base: "PreTrainedModel", config: "PeftConfig") -> "PeftModel":
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise _refused(error) from error
     assert isinstance(model, PeftModel)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = (
-                parameter.data.float()
-            )  # before the optimizer is built, so nothing is rebound later
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # before the optimizer is built, so nothing is rebound later
+            parameter.data = parameter.data.to(torch.float32 if "modules_to_save" in name else dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("peft: this configuration leaves nothing to train on this model")
     return model

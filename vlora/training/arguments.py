@@ -11,6 +11,7 @@ import torch
 
 from vlora.errors import ConfigError
 from vlora.training.config import TrainConfig
+from vlora.training.processes import launched_processes
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -105,6 +106,8 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         "log_level": "error",  # of transformers; what matters to a user is in our own log
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        # Without it, Trainer lets every process of a launch train alone where there is no accelerator.
+        "use_cpu": launched_processes() > 1 and not torch.accelerator.is_available(),
         "disable_tqdm": True,  # our own bar goes to stderr and leaves stdout to results
     }
     if config.data.validation is None and config.training.get("eval_strategy") not in (None, False, "no"):

@@ -22,6 +22,7 @@ _ABOVE_ZERO = (
     "max_step",
     "grad_batch_size",
     "eps",
+    "min_8bit_size",
 )
 
 
@@ -71,6 +72,12 @@ class OptimizerConfig:
     """IVON: multiply ``lr`` by ``hess_init + weight_decay``."""
     debias: bool | None = None
     """IVON: correct the gradient average for its start at zero."""
+    state_bits: Literal[8, 32] = 32
+    """IVON: 8 keeps the gradient average and h in 8 bits, about 6 instead of 12 bytes of state per parameter."""
+    min_8bit_size: int = 4096
+    """IVON with 8-bit state: tensors with fewer entries keep float32 state."""
+    stochastic_rounding: bool = False
+    """IVON with a bfloat16 adapter: round draws at random, so that the format does not swallow narrow noise."""
     eps: float | None = None
     """AdamW: added to the denominator."""
 
@@ -116,7 +123,9 @@ class TrainConfig:
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Base weights in LLM.int8 or NF4 by bitsandbytes."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the base weights that are not quantised; the adapter is always float32."""
+    """Of the base weights that are not quantised."""
+    adapter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the adapter while it trains; a new head is always float32. IVON's mean and h are float32 in any case."""
     training: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``transformers.TrainingArguments`` that vlora does not own, such as ``num_train_epochs``."""
     seed: int = 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlora.ivon.low_precision import state_bytes
 from vlora.training.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def train_log(
         "peak_memory_bytes": peak_memory_bytes(),
         "parameters_trained": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "optimizer": optimizer,
+        "optimizer_state_bytes": state_bytes(getattr(trainer.optimizer, "state", {}).values()),
         "scheduler": str(getattr(trainer.args.lr_scheduler_type, "value", trainer.args.lr_scheduler_type)),
         "data": _data(run) | {"tokens_seen": round(run.train.num_tokens * (state.epoch or 0))},
         "versions": {name: metadata.version(name) for name in _PACKAGES},

@@ -98,7 +98,9 @@ def _overrides(config: OptimizerConfig, settings: IvonSettings) -> dict[str, Any
         values["clip_radius"] = settings.clip_radius * precision
     if config.debias is not None:
         values["debias"] = config.debias
-    return values
+    return values | {
+        name: getattr(config, name) for name in ("state_bits", "min_8bit_size", "stochastic_rounding")
+    }
 
 
 def _or(value: float | None, default: float) -> float:

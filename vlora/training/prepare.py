@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vlora.data import DataConfig, EncodedDataset, class_names, data_collator, encode_examples
 from vlora.data.encode import fitting_length
 from vlora.data.examples import examples_from_rows
@@ -63,7 +65,7 @@ def prepare(config: TrainConfig) -> Prepared:
     if config.training.get("gradient_checkpointing"):
         base.enable_input_require_grads()  # the embeddings are frozen, so nothing else would carry the graph
     set_seed(config.seed)  # the adapter's start depends on the seed alone, not on what was drawn before
-    model = add_adapter(base, adapter)
+    model = add_adapter(base, adapter, getattr(torch, config.adapter_dtype))
     if config.optimizer.name == "ivon":
         _require_exportable(model)
     return Prepared(config, tokenizer, model, train, validation, data_collator(config.task, tokenizer))

@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from vlora.training.log import train_log
 from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
 from vlora.training.probe import probe_second_moments
+from vlora.training.processes import on_first_process, refuse_unsupported
 from vlora.training.work import drop_unused, open_work, require_writable, run_sha256, work_folder
 
 if TYPE_CHECKING:
@@ -66,12 +68,11 @@ def run_training(config: TrainConfig) -> Path:
     """
     output = output_path(config.output)
     work = work_folder(output)
-    args = training_arguments(config, work)
-    if _is_done(config, output):
+    args = training_arguments(config, work)  # joins the other processes of the run, if there are any
+    refuse_unsupported(args)
+    if on_first_process(lambda: _is_done(config, output)):
         logger.info("%s already holds the result of this configuration; overwrite=true trains again", output)
         return output
-    check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)
-    require_writable(output)
     if config.curvature and str(config.peft.get("type", "lora")).lower() != "lora":
         raise ConfigError(f"curvature needs peft.type lora, got {config.peft['type']!r}")
     with warnings.catch_warnings():
@@ -90,7 +91,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
     run = prepare(config)
     if config.curvature:
         adapted_layers(run.model)  # refuses what the pass after training could not take
-    checkpoint = open_work(config, work, data_sha256=run.train.sha256(), main_process=args.process_index == 0)
+    checkpoint = on_first_process(lambda: open_work(config, work, data_sha256=run.train.sha256()))
     gauge = gauge_id(run.model)
     optimizer, settings = build_optimizer(
         config.optimizer,
@@ -99,12 +100,12 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         num_steps=planned_steps(args, len(run.train)),
         grad_batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         seed=config.seed,
-        probe=lambda std: probe_second_moments(run.model, _loader(run, args), init_std=std, seed=config.seed),
+        probe=lambda std: _probe(run, args, std),
     )
     trainer = _fit(run, args, optimizer, checkpoint)
+    posterior = _posterior(run, trainer, optimizer, gauge)  # on every process: shards are gathered
     if not trainer.is_world_process_zero():
         return
-    posterior = _posterior(run, trainer, optimizer, gauge)
     if config.curvature:
         posterior = replace(posterior, curvature=_curvature(run, args))
     log = train_log(run, trainer, settings, started=started, resumed_from=checkpoint)
@@ -202,6 +203,17 @@ def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Ten
     return collect_curvature(run.model, _loader(run, args), max_examples=run.config.curvature_examples)
 
 
+def _probe(run: Prepared, args: "TrainingArguments", std: float) -> "dict[torch.nn.Parameter, float]":
+    """Second moments of the gradients of all trainable tensors, the same on all processes."""
+    moments = on_first_process(
+        lambda: list(
+            probe_second_moments(run.model, _loader(run, args), init_std=std, seed=run.config.seed).values()
+        )
+    )
+    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    return dict(zip(trained, moments, strict=True))
+
+
 def _loader(run: Prepared, args: "TrainingArguments") -> Any:
     """Training batches in a seeded order of their own, for passes beside training."""
     import torch
@@ -218,11 +230,12 @@ def _loader(run: Prepared, args: "TrainingArguments") -> Any:
 
 
 def _is_done(config: TrainConfig, output: Path) -> bool:
-    """Whether the output folder is the finished result of this very configuration."""
-    if config.overwrite or not (output / LOG_FILE).is_file():
-        return False
-    try:
-        log = json.loads((output / LOG_FILE).read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return log.get("run_sha256") == run_sha256(config)
+    """Whether the output folder is the finished result of this very configuration; refused if it is something else."""
+    if not config.overwrite and (output / LOG_FILE).is_file():
+        with suppress(ValueError):
+            log = json.loads((output / LOG_FILE).read_text(encoding="utf-8"))
+            if log.get("run_sha256") == run_sha256(config):
+                return True
+    check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)
+    require_writable(output)
+    return False

@@ -16,12 +16,19 @@ from vlora.errors import OutputError, OutputExistsError
 from vlora.files import atomic_write
 from vlora.posterior import fingerprint_weights
 from vlora.training.config import TrainConfig
+from vlora.training.processes import world_size
 
 __all__ = ["drop_unused", "last_checkpoint", "open_work", "require_writable", "run_sha256", "work_folder"]
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+_IDENTITY = {
+    "run_sha256": "configuration",
+    "data_sha256": "data",
+    "base_sha256": "base model",
+    "processes": "number of processes",  # which decides what rows the rest of an epoch holds
+}
 _NOT_IDENTITY = ("output", "overwrite", "resume")
 
 
@@ -49,8 +56,8 @@ def require_writable(output: Path) -> None:
         )
 
 
-def open_work(config: TrainConfig, work: Path, *, data_sha256: str, main_process: bool = True) -> Path | None:
-    """Make the work folder ready and find the checkpoint to go on from.
+def open_work(config: TrainConfig, work: Path, *, data_sha256: str) -> Path | None:
+    """Make the work folder ready and find the checkpoint to go on from; for the first process of a run only.
 
     Returns:
         Checkpoint folder, or None to start at step 0.
@@ -60,22 +67,20 @@ def open_work(config: TrainConfig, work: Path, *, data_sha256: str, main_process
     """
     base = fingerprint_weights(config.base_model, config.revision)
     identity = {"run_sha256": run_sha256(config), "data_sha256": data_sha256, "base_sha256": base}
+    identity["processes"] = str(world_size())
     checkpoint = last_checkpoint(work)
     if work.exists() and any(work.iterdir()):
         found = _read_identity(work)
         if found == identity and config.resume == "auto" and checkpoint is not None:
             return checkpoint
         if found != identity and checkpoint is not None and not config.overwrite:
-            names = {"run_sha256": "configuration", "data_sha256": "data", "base_sha256": "base model"}
-            changed = next(words for key, words in names.items() if found.get(key) != identity[key])
+            changed = next(words for key, words in _IDENTITY.items() if found.get(key) != identity[key])
             raise OutputExistsError(
                 f"{work} holds checkpoints of a run with another {changed}; go back to it to resume, "
                 "or set overwrite=true to drop them"
             )
-        if main_process:
-            shutil.rmtree(work)
-    if main_process:
-        atomic_write(work / RUN_FILE, json.dumps(identity, indent=2) + "\n")
+        shutil.rmtree(work)
+    atomic_write(work / RUN_FILE, json.dumps(identity, indent=2) + "\n")
     return None
 
 
@@ -100,7 +105,7 @@ def last_checkpoint(work: Path) -> Path | None:
 def _read_identity(work: Path) -> dict[str, str]:
     """What the checkpoints in a work folder belong to."""
     try:
-        return dict(json.loads((work / RUN_FILE).read_text(encoding="utf-8")))
+        return {"processes": "1"} | json.loads((work / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise OutputExistsError(
             f"{work} exists but is not a work folder of vlora (no {RUN_FILE}); move it, or choose another output"

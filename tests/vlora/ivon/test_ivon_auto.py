@@ -95,12 +95,16 @@ def test_a_step_is_too_late_for_starts():
 def test_given_settings_win_and_fix_the_noise():
     free = auto_settings(200, second_moment=1e-3, grad_batch_size=16, width=384)
     assert (free.lr, free.ess, free.noise_cost, free.mean_step) == (3e-3, None, 0.01, "adam")
-    assert auto_settings(200, second_moment=1e-3, grad_batch_size=16, width=4096).lr == pytest.approx(2.8125e-4)
+    assert auto_settings(200, second_moment=1e-3, grad_batch_size=16, width=4096).lr == pytest.approx(
+        2.8125e-4
+    )
     fixed = auto_settings(200, second_moment=1e-3, grad_batch_size=16, width=384, ess=1e6, init_std=0.02)
     assert fixed.noise_cost is None and fixed.weight_decay == pytest.approx(5e-4)
     assert fixed.optimizer_kwargs()["prior_precision"] == pytest.approx(500.0)
     assert "weight_decay" not in fixed.optimizer_kwargs()
-    wide = auto_settings(200, second_moment=1e-3, grad_batch_size=16, width=384, weight_decay=1e-3, init_std=0.02)
+    wide = auto_settings(
+        200, second_moment=1e-3, grad_batch_size=16, width=384, weight_decay=1e-3, init_std=0.02
+    )
     assert wide.first_std == pytest.approx(0.02)
 
 

@@ -44,7 +44,10 @@ def test_the_target_rises_quadratically():
 
 
 @given(
-    std=st.floats(1e-6, 1.0), cost=st.floats(-10, 10), noise_cost=st.floats(1e-6, 1.0), rate=st.floats(1e-4, 0.5)
+    std=st.floats(1e-6, 1.0),
+    cost=st.floats(-10, 10),
+    noise_cost=st.floats(1e-6, 1.0),
+    rate=st.floats(1e-4, 0.5),
 )
 def test_a_step_of_the_controller_is_bounded_and_goes_the_right_way(std, cost, noise_cost, rate):
     new = next_std(std, cost=cost, noise_cost=noise_cost, noise_rate=rate, max_std=10.0)
@@ -60,12 +63,15 @@ def test_half_the_product_of_noise_and_gradient_is_the_cost_of_a_quadratic():
     tally = NoiseTally()
     tally.add_draw(noise[:20], torch.zeros(20), (curvature * noise)[:20])
     tally.add_draw(noise[20:], torch.zeros(30), (curvature * noise)[20:], out=torch.empty(30))
-    assert tally.cost() == pytest.approx(float(0.5 * (curvature * noise.square()).sum()), rel=1e-6)
+    cost = tally.measured([], []).cost
+    assert cost == pytest.approx(float(0.5 * (curvature * noise.square()).sum()), rel=1e-6)
     tally.draws = 4
-    assert tally.cost() == pytest.approx(float(0.125 * (curvature * noise.square()).sum()), rel=1e-6)
+    assert tally.measured([], []).cost == pytest.approx(cost / 4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"foreach": False}, {"noise_warmup": 200}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"foreach": False}, {"noise_warmup": 200}, {"state_bits": 8, "min_8bit_size": 1}]
+)
 def test_the_noise_ends_up_costing_what_it_may(settings):
     optimizer, param = quadratic_run(noise_cost=0.05, init_std=1e-3, noise_rate=0.05, **settings)
     state = optimizer.posterior_state(param)
@@ -119,6 +125,7 @@ def test_groups_without_a_cost_keep_their_own_ess():
         ({"noise_cost": 0.0, **SQUARES}, "noise_cost must be > 0 and finite, got 0"),
         ({"noise_cost": 0.1, "max_std_ratio": 1.0, **SQUARES}, "max_std_ratio must be > 1"),
         ({"noise_cost": 0.1}, "noise_cost=0.1 needs an h that is never negative"),
+        ({"noise_cost": 0.1, "noise": "per_rank", **SQUARES}, 'noise_cost needs noise="shared"'),
         ({"ess": 1.0, "mean_step": "adam"}, "mean_step=adam needs an h that is never negative"),
         ({"ess": 1.0, "mean_step": "sgd"}, "mean_step must be 'newton' or 'adam', got 'sgd'"),
     ],

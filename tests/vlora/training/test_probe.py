@@ -49,9 +49,7 @@ def test_the_model_is_left_as_it_was():
     assert model.weight.tolist() == [pytest.approx(0.3)] * 5
     assert model.weight.data_ptr() == address
     assert model.weight.grad is None and not model.training
-    same = [
-        probe_second_moments(model, batches(2, 4), init_std=0.1, seed=s)[model.weight] for s in (0, 0, 1)
-    ]
+    same = [probe_second_moments(model, batches(2, 4), init_std=0.1, seed=s)[model.weight] for s in (0, 0, 1)]
     assert same[0] == same[1] != same[2]
 
 

