@@ -178,12 +178,13 @@ class IVON(torch.optim.Optimizer):
         Raises:
             TrainingError: A step was made already.
         """
+        self.eval()
         for _, group, _, param in positions(self.param_groups):
             if int(self.state.get(param, {}).get("step", 0)):
                 raise TrainingError("set_hess_init came after a step: h is no longer at its start")
             value = values.get(param, 0.0) or group["hess_init"]
-            ensure_state(self.state[param], param, value)
-            self.state[param]["hess"].fill_(value)
+            self.state[param] = {}
+            ensure_state(self.state[param], param, {**group, "hess_init": value})
             self.state[param]["hess_init"] = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``IVON.auto`` and the step of Adam: equal to Adam where they should be, and settings that follow from the gradients."""
+"""``IVON.auto`` and the step of Adam: Adam written out, and settings that follow from the gradients."""
 
 import math
 
