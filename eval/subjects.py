@@ -58,7 +58,7 @@ class Subject:
             "mean": tensors_sha256(self.posterior.mean),
             "hess": tensors_sha256(self.posterior.hess),
             "adapter_config": content_key(dict(self.posterior.adapter_config)),
-            "meta": [meta.ess, meta.weight_decay, meta.seed],
+            "meta": [meta.ess, meta.weight_decay, meta.seed, meta.fixed_zeros],
         }
 
 

@@ -119,8 +119,11 @@ class Posterior:
         }
 
     def std(self) -> dict[str, Tensor]:
-        """Posterior standard deviation of every stochastic tensor, in units of the weight."""
-        return {key: torch.rsqrt(precision) for key, precision in self.precision().items()}
+        """Posterior standard deviation of every stochastic tensor, in units of the weight; 0 for pruned entries."""
+        std = {key: torch.rsqrt(precision) for key, precision in self.precision().items()}
+        for key in std.keys() & set(self.meta.fixed_zeros):
+            std[key] = std[key].masked_fill(self.mean[key] == 0, 0.0)
+        return std
 
     def sample(self, k: int, *, antithetic: bool = False) -> dict[str, Tensor]:
         """The k-th draw of the adapter's weights, the same on every machine.
