@@ -131,6 +131,31 @@ def inspect(
 
 @app.command()
 @_plain
+def prune(
+    folder: Annotated[str, typer.Argument(help="Posterior folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    snr: Annotated[float | None, typer.Option(help="Remove what lies below this ratio.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Remove this share, lowest first.")] = None,
+    keep_rank: Annotated[int | None, typer.Option(help="Rank components to keep per module.")] = None,
+    entries: Annotated[bool, typer.Option("--entries", help="Zero single entries instead.")] = False,
+    scope: Annotated[str | None, typer.Option(help="Count by tensor/module or over the adapter.")] = None,
+    gauge: Annotated[str, typer.Option(help="Where the prior acts: balanced or stored.")] = "balanced",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Drop the rank components (or entries) that the posterior cannot tell from nothing; still a PEFT adapter."""
+    from vlora.recipes.prune import prune_folder, prune_table
+
+    pruned = prune_folder(
+        folder, out, what="entries" if entries else "ranks", scope=scope, overwrite=overwrite, gauge=gauge,
+        snr=snr, fraction=fraction, keep_rank=keep_rank,
+    )  # fmt: skip
+    print(prune_table(pruned))
+    print(f"wrote {out}")
+
+
+@app.command()
+@_plain
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Seed of the people, the facts and the training.")] = 0,

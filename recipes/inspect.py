@@ -19,7 +19,8 @@ def describe(source: str) -> dict[str, Any]:
     if posterior.curvature:
         facts["curvature_modules"] = len({key.rpartition(".")[0] for key in posterior.curvature})
     if posterior.meta.sources:
-        facts["merged_from"] = posterior.meta.sources
+        operations = any("operation" in source for source in posterior.meta.sources)
+        facts["made_from" if operations else "merged_from"] = posterior.meta.sources
     if posterior.meta.notes:
         facts["notes"] = posterior.meta.notes
     facts["versions"] = posterior.meta.versions

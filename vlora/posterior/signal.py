@@ -19,11 +19,12 @@ invariant under a rotation of the rank axis: rotations turn a diagonal posterior
 components are taken in the basis that training found, and nothing here rotates them.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from vlora.errors import ConfigError
 from vlora.posterior.lora_layout import LoraKeys
 from vlora.posterior.posterior import Posterior
 
@@ -46,7 +47,12 @@ def factor_variances(
 
     Returns:
         Variances of A ``(r, n)`` and of B ``(m, r)``, float64.
+
+    Raises:
+        ConfigError: There is no such gauge.
     """
+    if gauge not in get_args(Gauge):
+        raise ConfigError(f"gauge must be one of {', '.join(get_args(Gauge))}, got {gauge!r}")
     a, b = (_matrix(posterior.mean[key]) for key in (keys.a, keys.b))
     squared = torch.ones(len(a), dtype=torch.float64)
     if gauge == "balanced":

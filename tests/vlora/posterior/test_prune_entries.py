@@ -30,11 +30,15 @@ def test_a_fraction_of_every_tensor_goes_lowest_ratio_first(posterior):
             gone = done.posterior.mean[key] == 0
             assert gone.sum() == 19
             assert ratio[gone].max() < ratio[~gone].min()
-            torch.testing.assert_close(done.posterior.mean[key][~gone], posterior.mean[key][~gone], rtol=0, atol=0)
+            torch.testing.assert_close(
+                done.posterior.mean[key][~gone], posterior.mean[key][~gone], rtol=0, atol=0
+            )
 
 
 def test_a_common_fraction_and_a_threshold_compare_all_tensors(posterior):
-    ratios = {k: v for keys in split_keys(posterior.mean)[0].values() for k, v in entry_snr(posterior, keys).items()}
+    ratios = {
+        k: v for keys in split_keys(posterior.mean)[0].values() for k, v in entry_snr(posterior, keys).items()
+    }
     limit = torch.cat([v.flatten() for v in ratios.values()]).sort().values[64].item()
     common = prune_entries(posterior, fraction=0.25, scope="adapter")
     below = prune_entries(posterior, snr=limit)
@@ -80,7 +84,8 @@ def test_plain_peft_loads_the_zeroed_mean(posterior, tmp_path):
 def test_predicted_increase_is_half_h_m_squared(posterior):
     done = prune_entries(posterior, fraction=0.4)
     expected = sum(
-        0.5 * (posterior.hess[key] * (posterior.mean[key] - done.posterior.mean[key]) ** 2).double().sum().item()
+        0.5
+        * (posterior.hess[key] * (posterior.mean[key] - done.posterior.mean[key]) ** 2).double().sum().item()
         for key in lora_keys(posterior)
     )
     assert done.predicted_loss_increase == pytest.approx(expected, rel=1e-6)

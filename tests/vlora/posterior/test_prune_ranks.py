@@ -80,7 +80,9 @@ def test_every_module_keeps_its_best_component(tmp_path):
             torch.testing.assert_close(done.posterior.mean[keys.a], posterior.mean[keys.a][[best]])
 
 
-@pytest.mark.parametrize("choice", [{"keep_rank": 4}, {"keep_rank": 99}, {"fraction": 0}, {"snr": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "choice", [{"keep_rank": 4}, {"keep_rank": 99}, {"fraction": 0}, {"snr": 0.0}], ids=str
+)
 @pytest.mark.parametrize("layout", ["plain", "rslora with patterns"])
 def test_pruning_nothing_gives_the_input_back(tmp_path, choice, layout):
     posterior = cases.make(tmp_path / "in", **cases.LAYOUTS[layout])
@@ -162,7 +164,9 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ConfigError, match="IA3 adapter; only LORA"):
         prune_ranks(replace(posterior, adapter_config={"peft_type": "IA3"}), keep_rank=2)
     wrong = {**posterior.adapter_config, "r": 5}
-    with pytest.raises(ConfigError, match=r"factors \(16, 4\) and \(4, 16\), but adapter_config.json says r=5"):
+    with pytest.raises(
+        ConfigError, match=r"factors \(16, 4\) and \(4, 16\), but adapter_config.json says r=5"
+    ):
         prune_ranks(replace(posterior, adapter_config=wrong), keep_rank=2)
     conv = {k: v[..., None, None] if "q_proj" in k else v for k, v in posterior.mean.items()}
     with pytest.raises(ConfigError, match="convolution with 4-dimensional factors"):
