@@ -117,6 +117,24 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 
 @app.command()
 @_plain
+def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Fit the width of posteriors on data.validation, by NLL; evaluate it with `temperature=stored`.
+
+    Takes the file of `vlora eval`. Keys of its own: calibration.ladder, calibration.refine.
+    Writes calibration.json into every posterior's folder and nothing else.
+    """
+    from vlora.config import load_config
+    from vlora.eval.config import EvalConfig
+    from vlora.recipes.calibrate import calibration_table, run_calibration
+
+    results = run_calibration(load_config(EvalConfig, config, overrides or ()))
+    print(calibration_table(results))
+    for result in results:
+        print(f"wrote {result.path}")
+
+
+@app.command()
+@_plain
 def inspect(
     folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
