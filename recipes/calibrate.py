@@ -14,15 +14,14 @@ def calibration_table(results: Sequence[Calibrated]) -> str:
     lines = []
     for result in results:
         width, logit = result.content[KEY], result.content.get("logit_temperature") or {}
-        nll = width["nll"]
         bound = " (end of the ladder)" if width["at_bound"] else ""
-        lines += [
-            f"{result.name}: {width['split']['rows']} held-out rows, {width['num_samples']} draws",
-            f"  {'mean':<34}  nll {nll['mean']:.4f}{_scaled(logit, 'mean')}",
-            f"  {'draws as trained':<34}  nll {nll['as_trained']:.4f}{_scaled(logit, 'samples')}",
-            f"  {f'draws at std x {width["std_scale"]:.4g}{bound}':<34}  nll {nll['fitted']:.4f}"
-            f"{_scaled(logit, 'samples_fitted')}",
-        ]
+        rows = (
+            ("mean", "mean", "mean"),
+            ("draws as trained", "as_trained", "samples"),
+            (f"draws at std x {width['std_scale']:.4g}{bound}", "fitted", "samples_fitted"),
+        )
+        lines.append(f"{result.name}: {width['split']['rows']} held-out rows, {width['num_samples']} draws")
+        lines += [f"  {words:<44}  nll {width['nll'][key]:.4f}{_scaled(logit, name)}" for words, key, name in rows]
     return "\n".join(lines)
 
 

@@ -120,7 +120,7 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Fit the width of posteriors on data.validation, by NLL; evaluate it with `temperature=stored`.
 
-    Takes the file of `vlora eval`. Keys of its own: calibration.ladder, calibration.refine.
+    Takes the file of `vlora eval`. Keys: as there, and calibration.ladder, calibration.refine.
     Writes calibration.json into every posterior's folder and nothing else.
     """
     from vlora.config import load_config

@@ -50,7 +50,8 @@ def validation_records(world, tmp_path, **changes):
 def nll_of(records):
     """NLL of the mixture of draws, from the records of an evaluation."""
     values = [
-        negative_log_likelihood(mixture_log_probs(r.sample_log_probs[:, None]), [r.label]).mean for r in records
+        negative_log_likelihood(mixture_log_probs(r.sample_log_probs[:, None]), [r.label]).mean
+        for r in records
     ]
     return float(np.mean(values))
 
@@ -112,18 +113,24 @@ def test_texts_are_calibrated_per_token(built, tmp_path):
     eval_world.write(tmp_path / "test.jsonl", rows[:6])
     eval_world.write(tmp_path / "val.jsonl", rows[6:])
     data = {"test": str(tmp_path / "test.jsonl"), "validation": str(tmp_path / "val.jsonl"), "text": "text"}
-    config = settings(built, tmp_path, task="causal_lm", data=data, calibration={"ladder": [0.5, 1.0], "refine": 0})
+    config = settings(
+        built, tmp_path, task="causal_lm", data=data, calibration={"ladder": [0.5, 1.0], "refine": 0}
+    )
     (done,) = run_calibration(config)
     width = done.content["posterior_temperature"]
     records = validation_records(built, tmp_path, task="causal_lm", data=data)
     tokens = sum(record.lm.num_tokens for record in records)
-    assert sum(r.lm.nll_samples for r in records) / tokens == pytest.approx(width["nll"]["as_trained"], abs=1e-6)
+    assert sum(r.lm.nll_samples for r in records) / tokens == pytest.approx(
+        width["nll"]["as_trained"], abs=1e-6
+    )
     assert sum(r.lm.nll for r in records) / tokens == pytest.approx(width["nll"]["mean"], abs=1e-6)
     assert "logit_temperature" not in done.content
 
 
 def test_only_posteriors_are_calibrated_and_other_sections_stay(world, tmp_path):
-    (tmp_path / "first/calibration.json").write_text(json.dumps({"format": 1, "abstention": {"threshold": 0.7}}))
+    (tmp_path / "first/calibration.json").write_text(
+        json.dumps({"format": 1, "abstention": {"threshold": 0.7}})
+    )
     config = settings(
         world, tmp_path, model=["base", str(world / "plain"), str(tmp_path / "first")],
         calibration={"ladder": [1, 2], "refine": 0},
@@ -143,15 +150,21 @@ def test_nobody_is_scored_on_the_rows_of_the_fit(world, tmp_path, caplog):
     run_calibration(settings(world, tmp_path, calibration={"ladder": [1, 2], "refine": 0}))
     lines = (world / "validation.jsonl").read_text().splitlines()
     (tmp_path / "shuffled.jsonl").write_text("\n".join(reversed(lines)))
-    with pytest.raises(ConfigError, match="posterior temperature of 'first' was fitted on these very 12 rows"):
-        run_eval(settings(world, tmp_path, data={"test": str(tmp_path / "shuffled.jsonl")}, temperature="stored"))
+    with pytest.raises(
+        ConfigError, match="posterior temperature of 'first' was fitted on these very 12 rows"
+    ):
+        run_eval(
+            settings(world, tmp_path, data={"test": str(tmp_path / "shuffled.jsonl")}, temperature="stored")
+        )
     (tmp_path / "some.jsonl").write_text("\n".join(lines[:5]))
     run_eval(settings(world, tmp_path, data={"test": str(tmp_path / "some.jsonl")}, temperature="stored"))
     assert "5 of the 5 test rows are among those" in caplog.text
 
 
 def test_a_fit_of_another_posterior_or_none_is_refused(world, tmp_path):
-    with pytest.raises(ConfigError, match="holds no fitted width in its calibration.json; run vlora calibrate"):
+    with pytest.raises(
+        ConfigError, match="holds no fitted width in its calibration.json; run vlora calibrate"
+    ):
         run_eval(settings(world, tmp_path, temperature="stored"))
     run_eval(settings(world, tmp_path, temperature="auto"))
     run_calibration(settings(world, tmp_path, calibration={"ladder": [1, 2], "refine": 0}))

@@ -35,6 +35,7 @@ def foreach_ivon_step_(
     debias: bool = True,
     hess_approx: str = "price",
     grad_batch_size: float | None = None,
+    prior_pull: bool = True,
 ) -> None:
     """Update ``means``, ``momenta`` and ``hesses`` in place; see ``vlora.ivon.step.ivon_step`` for the algorithm.
 
@@ -57,6 +58,7 @@ def foreach_ivon_step_(
         debias: Correct the momenta for their start at zero.
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``: scale of the estimate instead of ``ess``, without retraction.
+        prior_pull: Pull the means towards the prior's.
     """
     precisions = list(torch._foreach_add(hesses, weight_decay))  # precision / ess
     if hess_approx == "price":
@@ -69,9 +71,8 @@ def foreach_ivon_step_(
         torch._foreach_mul_(products, products)
         torch._foreach_div_(products, precisions)
         torch._foreach_add_(hesses, products, alpha=0.5 * (1 - beta2) ** 2)
-    _move_means_(
-        means, momenta, hesses, precisions, steps, lr, weight_decay, beta1 if debias else 0.0, clip_radius
-    )
+    debias_beta, pull = beta1 if debias else 0.0, weight_decay if prior_pull else 0.0
+    _move_means_(means, momenta, hesses, precisions, steps, lr, weight_decay, pull, debias_beta, clip_radius)
 
 
 def _move_means_(
@@ -82,14 +83,15 @@ def _move_means_(
     steps: Sequence[int],
     lr: float,
     weight_decay: float,
+    pull: float,
     debias_beta: float,
     clip_radius: float,
 ) -> None:
-    """``m -= lr * clip((momentum / (1 - debias_beta^step) + weight_decay m) / (h + weight_decay))`` in place."""
+    """``m -= lr * clip((momentum / (1 - debias_beta^step) + pull m) / (h + weight_decay))`` in place."""
     torch._foreach_copy_(scratch, hesses)
     torch._foreach_add_(scratch, weight_decay)
     directions = list(torch._foreach_div(momenta, [1 - debias_beta**step for step in steps]))
-    torch._foreach_add_(directions, means, alpha=weight_decay)
+    torch._foreach_add_(directions, means, alpha=pull)
     torch._foreach_div_(directions, scratch)
     if math.isfinite(clip_radius):
         torch._foreach_clamp_max_(directions, clip_radius)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vlora.errors import ConfigError
+from vlora.ivon.prior import PRIORS
 from vlora.ivon.step import effective_lr
 
 __all__ = ["prepare_group", "step_settings", "warn_if_overridden"]
@@ -21,6 +22,7 @@ _RANGES = {
     "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     "clip_radius": (lambda v: v > 0, "> 0"),
     "mc_samples": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
+    "prior_update_every": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
 }
 
 
@@ -51,6 +53,8 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
     if values["hess_approx"] not in ("price", "gradsq"):
         raise ConfigError(f"hess_approx must be 'price' or 'gradsq', got {values['hess_approx']!r}")
     _check_grad_batch_size(values)
+    _check_prior(values)
+    group.setdefault("prior_start", values["weight_decay"])
 
 
 def _check(key: str, value: Any) -> None:
@@ -67,6 +71,16 @@ def _check_grad_batch_size(values: dict[str, Any]) -> None:
         )
     if size is not None and not 0 < size < math.inf:
         raise ConfigError(f"IVON's grad_batch_size must be > 0 and finite, got {size}")
+
+
+def _check_prior(values: dict[str, Any]) -> None:
+    if values["prior"] not in PRIORS:
+        raise ConfigError(f"IVON's prior must be one of {', '.join(PRIORS)}, got {values['prior']!r}")
+    if values["prior"] == "empirical_bayes" and not values["weight_decay"] > 0:
+        raise ConfigError(
+            "prior='empirical_bayes' starts from a weight_decay above 0, got 0; Trainer's own weight_decay may have "
+            "replaced yours: give prior_precision = ess * weight_decay, which wins"
+        )
 
 
 def warn_if_overridden(weight_decay: float, groups: Sequence[dict[str, Any]]) -> None:
@@ -93,9 +107,13 @@ def step_settings(group: dict[str, Any]) -> dict[str, Any]:
         "debias",
         "hess_approx",
         "grad_batch_size",
+        "prior_pull",
     )
     settings = {name: group[name] for name in names}
+    # a prior that is learned moves the weight decay, and must not move the learning rate with it
+    learned = group["prior"] == "empirical_bayes"
+    start = group.get("prior_start", group["weight_decay"]) if learned else group["weight_decay"]
     settings["lr"] = effective_lr(
-        lr, hess_init=group["hess_init"], weight_decay=group["weight_decay"], rescale_lr=group["rescale_lr"]
+        lr, hess_init=group["hess_init"], weight_decay=start, rescale_lr=group["rescale_lr"]
     )
     return settings

@@ -21,6 +21,7 @@ from torch import Tensor
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_group, warn_if_overridden
+from vlora.ivon.prior import split_group, update_priors
 from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
 from vlora.ivon.state import describe_posterior, restore_loaded_state
 from vlora.ivon.update import all_finite, apply_update, gather_entries
@@ -68,6 +69,11 @@ class IVON(torch.optim.Optimizer):
             also over the one that Trainer writes into its groups.
         skip_nonfinite: Count and skip steps with a non-finite gradient instead of raising.
         foreach: Use the multi-tensor path (default) or, if False, the reference functions tensor by tensor.
+        prior: ``"fixed"``, or ``"empirical_bayes"`` to learn the prior precision of every tensor in closed form from
+            its posterior, starting at ``weight_decay``; every tensor becomes a parameter group of its own. See
+            ``vlora.ivon.prior``.
+        prior_update_every: Steps between two updates of a learned prior.
+        prior_pull: False leaves ``weight_decay * mean`` out of the mean's update (arXiv:2506.14280).
 
     Raises:
         ConfigError: If a hyper-parameter is out of range.
@@ -82,6 +88,7 @@ class IVON(torch.optim.Optimizer):
         rescale_lr: bool = True, debias: bool = True, hess_approx: str = "price",
         grad_batch_size: float | None = None, mc_samples: int = 1, seed: int = 0,
         prior_precision: float | None = None, skip_nonfinite: bool = False, foreach: bool = True,
+        prior: str = "fixed", prior_update_every: int = 10, prior_pull: bool = True,
     ) -> None:  # fmt: skip
         if weight_decay is not None and prior_precision is not None:
             raise ConfigError("give IVON weight_decay or prior_precision = ess * weight_decay, not both")
@@ -92,6 +99,7 @@ class IVON(torch.optim.Optimizer):
             "rescale_lr": rescale_lr, "debias": debias, "hess_approx": hess_approx,
             "grad_batch_size": grad_batch_size, "mc_samples": mc_samples, "seed": seed,
             "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "foreach": foreach,
+            "prior": prior, "prior_update_every": prior_update_every, "prior_pull": prior_pull,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
@@ -113,8 +121,10 @@ class IVON(torch.optim.Optimizer):
             ConfigError: If one of its hyper-parameters is out of range.
         """
         prepare_group(param_group, self.defaults)
-        param_group.setdefault("sampled", [])
-        super().add_param_group(param_group)
+        learned = param_group.get("prior", self.defaults["prior"]) == "empirical_bayes"
+        for group in split_group(param_group) if learned else [param_group]:
+            group.setdefault("sampled", [])
+            super().add_param_group(group)
 
     @property
     def holds_sample(self) -> bool:
@@ -218,6 +228,7 @@ class IVON(torch.optim.Optimizer):
                 )
                 if all_finite(entries, self.param_groups):
                     apply_update(self.param_groups, entries)
+                    update_priors(self.param_groups, self.posterior_state)
         finally:
             if averages is None:
                 advance(self.param_groups, "train")

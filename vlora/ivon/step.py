@@ -135,12 +135,14 @@ def update_mean(
     weight_decay: float,
     clip_radius: float = math.inf,
     debias: bool = True,
+    prior_pull: bool = True,
 ) -> Tensor:
     """Natural-gradient step of the mean inside an elementwise trust region.
 
         m <- m - lr * clip((momentum / (1 - beta1^step) + weight_decay m) / (h + weight_decay), +-clip_radius)
 
-    Source: arXiv:2402.17641, Algorithm 1.
+    Source: arXiv:2402.17641, Algorithm 1. Without ``prior_pull`` the term ``weight_decay m`` is left out, as in
+    arXiv:2506.14280: the prior then shapes the variance and the step's length only.
 
     Args:
         mean: Current m. Shape ``(*p,)``.
@@ -152,12 +154,14 @@ def update_mean(
         weight_decay: Prior precision divided by ``ess``.
         clip_radius: Largest preconditioned entry; no entry moves by more than ``lr * clip_radius``.
         debias: Divide the momentum by ``1 - beta1^step``.
+        prior_pull: Pull the mean towards the prior's.
 
     Returns:
         New m, shape ``(*p,)``.
     """
     unbiased = momentum / (1 - beta1**step) if debias else momentum
-    direction = (unbiased + weight_decay * mean) / (hess + weight_decay)
+    force = unbiased + weight_decay * mean if prior_pull else unbiased
+    direction = force / (hess + weight_decay)
     return mean - lr * direction.clamp(-clip_radius, clip_radius)
 
 
@@ -178,6 +182,7 @@ def ivon_step(
     debias: bool = True,
     hess_approx: str = "price",
     grad_batch_size: float | None = None,
+    prior_pull: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One IVON step from gradients taken at ``mean + noise``.
 
@@ -200,6 +205,7 @@ def ivon_step(
         debias: Correct the momentum for its start at zero.
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``, see ``hessian_estimate_gradsq``.
+        prior_pull: Pull the mean towards the prior's, see ``update_mean``.
 
     Returns:
         New ``(mean, momentum, hess)``.
@@ -214,6 +220,6 @@ def ivon_step(
     )
     mean = update_mean(
         mean, momentum, hess, step=step, lr=lr, beta1=beta1, weight_decay=weight_decay,
-        clip_radius=clip_radius, debias=debias,
+        clip_radius=clip_radius, debias=debias, prior_pull=prior_pull,
     )  # fmt: skip
     return mean, momentum, hess

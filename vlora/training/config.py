@@ -63,6 +63,12 @@ class OptimizerConfig:
     """IVON: multiply ``lr`` by ``hess_init + weight_decay``."""
     debias: bool | None = None
     """IVON: correct the gradient average for its start at zero."""
+    prior: Literal["fixed", "empirical_bayes"] = "fixed"
+    """IVON: keep ``weight_decay``, or learn one per tensor from its posterior, starting there."""
+    prior_update_every: int = 10
+    """IVON with a learned prior: steps between two updates of it."""
+    prior_pull: bool = True
+    """IVON: false leaves the pull of the mean towards zero out of the update."""
     eps: float | None = None
     """AdamW: added to the denominator."""
 

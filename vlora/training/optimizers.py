@@ -87,6 +87,10 @@ def _ivon_settings(
             settings["clip_radius"] = derived.max_step / derived.lr
     if config.debias is not None:
         settings["debias"] = config.debias
+    if config.prior != "fixed":
+        settings |= {"prior": config.prior, "prior_update_every": config.prior_update_every}
+    if not config.prior_pull:
+        settings["prior_pull"] = False
     return settings
 
 
