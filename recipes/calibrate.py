@@ -21,7 +21,9 @@ def calibration_table(results: Sequence[Calibrated]) -> str:
             (f"draws at std x {width['std_scale']:.4g}{bound}", "fitted", "samples_fitted"),
         )
         lines.append(f"{result.name}: {width['split']['rows']} held-out rows, {width['num_samples']} draws")
-        lines += [f"  {words:<44}  nll {width['nll'][key]:.4f}{_scaled(logit, name)}" for words, key, name in rows]
+        lines += [
+            f"  {words:<44}  nll {width['nll'][key]:.4f}{_scaled(logit, name)}" for words, key, name in rows
+        ]
     return "\n".join(lines)
 
 

@@ -85,7 +85,7 @@ def prune_table(pruned: Pruned) -> str:
         )
     lines.append(
         f"removed {pruned.removed} of {pruned.total} {unit}; predicted loss increase "
-        f"{pruned.predicted_loss_increase:.3g} nats per example"
+        f"{pruned.predicted_loss_increase:.3g} nats per {pruned.unit}"
     )
     return "\n".join(lines)
 

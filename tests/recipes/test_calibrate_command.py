@@ -42,7 +42,11 @@ def config(tmp_path):
         "model": str(tmp_path / "a"),
         "base_model": str(model_folder()),
         "task": "multiple_choice",
-        "data": {k: str(tmp_path / f"{v}.jsonl") for k, v in (("test", "test"), ("validation", "val"))},
+        "data": {
+            "test": str(tmp_path / "test.jsonl"),
+            "validation": str(tmp_path / "val.jsonl"),
+            "prompt": "prompt",
+        },
         "num_samples": 2,
         "num_bootstrap": 10,
         "output": str(tmp_path / "e"),

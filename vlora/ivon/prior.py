@@ -4,7 +4,8 @@ The prior of tensor i with P entries is N(0, 1/p). Only the Kullback-Leibler ter
 
     ess E_q[mean loss] + KL(q || N(0, 1/p)),      KL = 1/2 ( p E_q|theta|^2 - P log p ) + terms without p
 
-depends on p, at any temperature, and its minimum over p is in closed form (Graves 2011, eq. 15; arXiv:2506.14280):
+depends on p, at any temperature, and its minimum over p is in closed form (derived here; Graves 2011 does the same for
+all weights together, arXiv:2506.14280 for LoRA matrices):
 
     p* = P / E_q|theta|^2 = P / ( |m|^2 + sum_j v_j ),      v_j = 1 / (ess (h_j + delta)),      delta* = p* / ess
 

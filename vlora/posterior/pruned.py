@@ -35,7 +35,7 @@ class PrunedModule:
     """Entries with h, or rank components, before."""
     removed: int
     predicted_loss_increase: float
-    """Nats per example; lower is better."""
+    """Nats per example, or per target token where the loss was a token mean; lower is better."""
     largest_removed_snr: float | None
     """Signal-to-noise ratio of the best that was removed; None if nothing was."""
     smallest_kept_snr: float | None
@@ -51,6 +51,11 @@ class Pruned:
     modules: list[PrunedModule]
 
     @property
+    def unit(self) -> str:
+        """What the loss of this posterior is a mean over."""
+        return "target token" if self.posterior.meta.loss_reduction == "token_mean" else "example"
+
+    @property
     def total(self) -> int:
         """Entries or components before."""
         return sum(module.total for module in self.modules)
@@ -62,7 +67,7 @@ class Pruned:
 
     @property
     def predicted_loss_increase(self) -> float:
-        """Sum over the modules, nats per example."""
+        """Sum over the modules, nats per :attr:`unit`."""
         return sum(module.predicted_loss_increase for module in self.modules)
 
 
@@ -71,7 +76,7 @@ def with_lineage(result: Posterior, before: Posterior, pruned: Pruned) -> Poster
     what = "rank components" if pruned.what == "ranks" else "entries of A and B"
     note = (
         f"Pruned: {pruned.removed} of {pruned.total} {what} with the lowest signal-to-noise ratio were removed; "
-        f"predicted loss increase {pruned.predicted_loss_increase:.3g} nats per example."
+        f"predicted loss increase {pruned.predicted_loss_increase:.3g} nats per {pruned.unit}."
     )
     source: dict[str, Any] = {
         "operation": f"prune {pruned.what}",

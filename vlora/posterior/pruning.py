@@ -7,9 +7,10 @@ by the moments of the product B A is ours. The ratios and their gauge are in :mo
 Both return a posterior whose folder is a plain PEFT adapter. Only LoRA factors with h are touched; trained heads,
 biases and magnitudes stay as they are. Removing is judged by the quadratic model of the loss that h is,
 
-    predicted increase = 1/2 sum h m^2   over what is removed, in nats per example, before any temperature
+    predicted increase = 1/2 sum h m^2   over what is removed, before any temperature
 
-which takes the mean for a minimum and leaves interactions between entries out.
+in nats per example (per target token where ``meta.loss_reduction`` is ``token_mean``). It takes the mean for a minimum
+and leaves interactions between entries out.
 """
 
 from collections.abc import Mapping
