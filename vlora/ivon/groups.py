@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from vlora.errors import ConfigError
-from vlora.ivon.prior import PRIORS
+from vlora.ivon.prior import PRIORS, split_group
 from vlora.ivon.step import effective_lr
 
-__all__ = ["prepare_group", "step_settings", "warn_if_overridden"]
+__all__ = ["prepare_group", "prepare_groups", "step_settings", "warn_if_overridden"]
 
 _RANGES = {
     "lr": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
@@ -24,6 +24,20 @@ _RANGES = {
     "mc_samples": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
     "prior_update_every": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
 }
+
+
+def prepare_groups(group: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group, checked and completed, as the groups to add: one per tensor where the prior is learned.
+
+    Raises:
+        ConfigError: If a value is out of range or two of them contradict each other.
+    """
+    prepare_group(group, defaults)
+    learned = group.get("prior", defaults["prior"]) == "empirical_bayes"
+    groups = split_group(group) if learned else [group]
+    for part in groups:
+        part.setdefault("sampled", [])
+    return groups
 
 
 def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:

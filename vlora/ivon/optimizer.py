@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.groups import prepare_group, warn_if_overridden
-from vlora.ivon.prior import split_group, update_priors
+from vlora.ivon.groups import prepare_groups, warn_if_overridden
+from vlora.ivon.prior import update_priors
 from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
 from vlora.ivon.state import describe_posterior, restore_loaded_state
 from vlora.ivon.update import all_finite, apply_update, gather_entries
@@ -120,10 +120,7 @@ class IVON(torch.optim.Optimizer):
         Raises:
             ConfigError: If one of its hyper-parameters is out of range.
         """
-        prepare_group(param_group, self.defaults)
-        learned = param_group.get("prior", self.defaults["prior"]) == "empirical_bayes"
-        for group in split_group(param_group) if learned else [param_group]:
-            group.setdefault("sampled", [])
+        for group in prepare_groups(param_group, self.defaults):
             super().add_param_group(group)
 
     @property
