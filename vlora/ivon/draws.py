@@ -12,7 +12,17 @@ from torch import Tensor
 
 from vlora.errors import TrainingError
 
-__all__ = ["DrawAverages", "noise_seed", "standard_normal"]
+__all__ = [
+    "NOISE_BLOCK",
+    "DrawAverages",
+    "block_seed",
+    "fill_standard_normal_",
+    "noise_seed",
+    "standard_normal",
+]
+
+NOISE_BLOCK = 2**18
+"""Entries of a parameter whose noise comes from one generator seed."""
 
 
 def noise_seed(seed: int, stream: str, draw: int, index: int) -> int:
@@ -28,10 +38,41 @@ def noise_seed(seed: int, stream: str, draw: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
+def block_seed(seed: int, block: int) -> int:
+    """Generator seed of one block of ``NOISE_BLOCK`` entries of a parameter; block 0 has the parameter's own."""
+    if block == 0:
+        return seed
+    digest = hashlib.blake2b(f"ivon/block/{seed}/{block}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def fill_standard_normal_(target: Tensor, seed: int, generator: torch.Generator | None = None) -> None:
+    """Fill ``target`` with N(0, 1) noise in place; block b of its flat entries has a generator seed of its own.
+
+    So a process that holds a part of a parameter can draw just the blocks it needs; blocks are short at the end of
+    the parameter only. Memory: none but for targets that are not contiguous.
+
+    Args:
+        target: Tensor to fill, a whole parameter.
+        seed: From ``noise_seed``.
+        generator: Any generator on the device of ``target``, reseeded; it saves making one.
+    """
+    generator = torch.Generator(device=target.device) if generator is None else generator
+    if not target.is_contiguous():
+        target.copy_(standard_normal(target, seed))
+        return
+    if target.numel() <= NOISE_BLOCK:
+        target.normal_(generator=generator.manual_seed(seed))
+        return
+    for block, part in enumerate(target.view(-1).split(NOISE_BLOCK)):
+        part.normal_(generator=generator.manual_seed(block_seed(seed, block)))
+
+
 def standard_normal(like: Tensor, seed: int) -> Tensor:
-    """N(0, 1) entries with the shape, dtype and device of ``like``, from a generator of its own."""
-    generator = torch.Generator(device=like.device).manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    """N(0, 1) entries with the shape, dtype and device of ``like``, see ``fill_standard_normal_``."""
+    noise = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    fill_standard_normal_(noise, seed)
+    return noise
 
 
 class DrawAverages:
@@ -74,22 +115,21 @@ class DrawAverages:
                 "call zero_grad() before or inside the context, not after it"
             )
 
-    def product(self, param: Tensor, grad: Tensor, power: int) -> Tensor:
-        """Mean product of ``param`` over the draws, scaled by what happened to ``p.grad`` since.
+    def take_product(self, param: Tensor, norm: Tensor, power: int) -> Tensor | None:
+        """Mean product of ``param`` over the draws, scaled by what happened to ``p.grad`` since; to be taken once.
 
             mean_s product_s * (||grad now|| / ||grad published||)^power
 
         Args:
             param: A parameter.
-            grad: Its final gradient (clipped, unscaled, reduced), in the dtype of the state.
+            norm: ||grad now||, of its final gradient (clipped, unscaled, reduced), in the dtype of the state.
             power: 1 for ``noise * grad``, 2 for ``grad^2``.
 
         Returns:
-            A new tensor shaped like ``grad``; zeros for a parameter that no draw gave a gradient.
+            A tensor shaped like the parameter, or None if no draw gave it a gradient.
         """
         if param not in self._sums:
-            return torch.zeros_like(grad)
+            return None
         before = self._norms[param]
-        ratio = torch.linalg.vector_norm(grad) / before
-        ratio = torch.where(before > 0, ratio, torch.ones_like(ratio))
-        return self._sums[param][1] * (ratio**power / self.count)
+        ratio = torch.where(before > 0, norm / before, torch.ones_like(before))
+        return self._sums[param][1].mul_(ratio**power / self.count)

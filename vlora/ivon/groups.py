@@ -66,6 +66,10 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
         )
     if values["hess_approx"] not in ("price", "gradsq"):
         raise ConfigError(f"hess_approx must be 'price' or 'gradsq', got {values['hess_approx']!r}")
+    if values["compiled"] and not values["foreach"]:
+        raise ConfigError(
+            "compiled=True and foreach=False exclude each other: choose the compiled or the reference path"
+        )
     _check_grad_batch_size(values)
     _check_prior(values)
     group.setdefault("prior_start", values["weight_decay"])

@@ -24,7 +24,7 @@ from vlora.ivon.groups import prepare_groups, warn_if_overridden
 from vlora.ivon.prior import update_priors
 from vlora.ivon.sampling import advance, positions, require_drawn_grads, take_grads, write_draw, write_mean
 from vlora.ivon.state import describe_posterior, restore_loaded_state
-from vlora.ivon.update import all_finite, apply_update, gather_entries
+from vlora.ivon.update import all_finite, apply_update, drawn_products, gather_entries
 
 __all__ = ["IVON"]
 
@@ -68,7 +68,8 @@ class IVON(torch.optim.Optimizer):
         prior_precision: ``ess * weight_decay`` given directly, in 1/parameter^2. Wins over every ``weight_decay``,
             also over the one that Trainer writes into its groups.
         skip_nonfinite: Count and skip steps with a non-finite gradient instead of raising.
-        foreach: Use the multi-tensor path (default) or, if False, the reference functions tensor by tensor.
+        foreach: Work on many tensors at once (default) or, if False, the reference functions tensor by tensor.
+        compiled: Run the update through ``torch.compile``; the first step compiles. Needs a C++ compiler on a CPU.
         prior: ``"fixed"``, or ``"empirical_bayes"`` to learn the prior precision of every tensor in closed form from
             its posterior, starting at ``weight_decay``; every tensor becomes a parameter group of its own. See
             ``vlora.ivon.prior``.
@@ -88,6 +89,7 @@ class IVON(torch.optim.Optimizer):
         rescale_lr: bool = True, debias: bool = True, hess_approx: str = "price",
         grad_batch_size: float | None = None, mc_samples: int = 1, seed: int = 0,
         prior_precision: float | None = None, skip_nonfinite: bool = False, foreach: bool = True,
+        compiled: bool = False,
         prior: str = "fixed", prior_update_every: int = 10, prior_pull: bool = True,
     ) -> None:  # fmt: skip
         if weight_decay is not None and prior_precision is not None:
@@ -99,6 +101,7 @@ class IVON(torch.optim.Optimizer):
             "rescale_lr": rescale_lr, "debias": debias, "hess_approx": hess_approx,
             "grad_batch_size": grad_batch_size, "mc_samples": mc_samples, "seed": seed,
             "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "foreach": foreach,
+            "compiled": compiled,
             "prior": prior, "prior_update_every": prior_update_every, "prior_pull": prior_pull,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
         }  # fmt: skip
@@ -220,11 +223,10 @@ class IVON(torch.optim.Optimizer):
             if averages is not None:
                 averages.require_grads()
             if not getattr(self, "found_inf", 0):  # GradScaler sets it, and grad_scale
-                entries = gather_entries(
-                    self.param_groups, self.state, averages, getattr(self, "grad_scale", None)
-                )
+                scale = getattr(self, "grad_scale", None)
+                entries = gather_entries(self.param_groups, self.state, averages, scale)
                 if all_finite(entries, self.param_groups):
-                    apply_update(self.param_groups, entries)
+                    apply_update(self.param_groups, entries, scale)
                     update_priors(self.param_groups, self.posterior_state)
         finally:
             if averages is None:
@@ -270,8 +272,7 @@ class IVON(torch.optim.Optimizer):
     @torch.no_grad()
     def _collect(self) -> None:
         """Add the gradients of the draw that the parameters hold to the averages, and show the mean gradient."""
-        entries = gather_entries(self.param_groups, self.state)
-        self._averages.add([(entry.param, entry.grad, entry.product) for entry in entries])
+        self._averages.add(drawn_products(gather_entries(self.param_groups, self.state)))
         self._averages.publish()
 
     def _run_closure(self, closure: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 Tensors are float32, or float64 for float64 parameters, and shaped like the parameter: 1 - beta2 is far below the
 resolution of bfloat16, where h would never move. ``mean`` is the master copy of a low-precision parameter.
 """
+# pyright: reportPrivateImportUsage=false
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,8 @@ def ensure_state(state: dict[str, Any], param: Tensor, hess_init: float) -> None
         param: Parameter, holding the mean.
         hess_init: Start value of h.
     """
+    if "mean" in state and state["mean"].dtype == param.dtype and state["mean"].device == param.device:
+        return  # the usual case, in as little time as hundreds of parameters deserve
     dtype = state_dtype(param)
     if "mean" not in state:
         mean = param.detach().to(dtype, copy=True)
@@ -65,11 +68,15 @@ def adopt_changed_params(pairs: Sequence[tuple[Tensor, dict[str, Any]]]) -> None
     Args:
         pairs: Parameters that should hold the mean, with their state.
     """
-    for indices in by_device([param for param, _ in pairs]):
-        differs = [(pairs[i][0] != pairs[i][1]["mean"].to(pairs[i][0].dtype)).any() for i in indices]
+    same = [(param, state["mean"]) for param, state in pairs if param.dtype == state["mean"].dtype]
+    if same:  # a copy is right in both cases, and cheaper than looking
+        torch._foreach_copy_([mean for _, mean in same], [param for param, _ in same])
+    rounded = [(param, state["mean"]) for param, state in pairs if param.dtype != state["mean"].dtype]
+    for indices in by_device([param for param, _ in rounded]):
+        differs = [(rounded[i][0] != rounded[i][1].to(rounded[i][0].dtype)).any() for i in indices]
         for i, changed in zip(indices, torch.stack(differs).tolist(), strict=True):
             if changed:
-                pairs[i][1]["mean"].copy_(pairs[i][0])
+                rounded[i][1].copy_(rounded[i][0])
 
 
 def restore_loaded_state(

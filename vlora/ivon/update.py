@@ -1,8 +1,10 @@
-"""From final gradients to new state: gather what a step needs, refuse what is not finite, update in place."""
+"""From final gradients to new state: gather what a step needs, refuse what is not finite, update in place.
 
-import math
-from collections import defaultdict
-from collections.abc import Sequence
+Work goes block by block (``vlora.ivon.blocks``): casts, products and temporaries exist for one block at a time.
+"""
+# pyright: reportPrivateImportUsage=false
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,67 +12,84 @@ import torch
 from torch import Tensor
 
 from vlora.errors import TrainingError
+from vlora.ivon.blocks import block_entries, flat_blocks
+from vlora.ivon.compiled import COMPILED_BLOCK_ENTRIES, compiled_step_, step_numbers
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.foreach import foreach_ivon_step_, largest_entries
 from vlora.ivon.groups import step_settings
+from vlora.ivon.kernels import all_norms_finite, ivon_step_, make_scratch, product_of_draw
 from vlora.ivon.sampling import Groups, State, positions
 from vlora.ivon.state import by_device
 from vlora.ivon.step import ivon_step
 
-__all__ = ["Entry", "all_finite", "apply_update", "gather_entries"]
+__all__ = ["Entry", "all_finite", "apply_update", "drawn_products", "gather_entries"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
-    """One parameter that takes part in a step; gradient and product are in the dtype of its state."""
+    """One parameter that takes part in a step."""
 
     param: Tensor
     state: dict[str, Any]
     group: dict[str, Any]
+    position: int
+    """Of the parameter in its group."""
     grad: Tensor
-    product: Tensor
+    """``param.grad``, in its own dtype and with the loss scale still on it."""
+    product: Tensor | None
+    """Mean product over draws collected earlier; None if ``grad`` was taken at the draw that the parameter holds."""
 
 
 @torch.no_grad()
 def gather_entries(
     groups: Groups, state: State, averages: DrawAverages | None = None, grad_scale: Tensor | None = None
 ) -> list[Entry]:
-    """Every parameter with a gradient, with its product ``noise * grad`` or ``grad^2``.
+    """Every parameter with a gradient, with its product ``noise * grad`` or ``grad^2`` if draws were collected.
 
     Args:
         groups: Parameter groups.
         state: State of the optimizer.
-        averages: Draws collected earlier; None if ``p.grad`` was taken at the draw that the parameters hold now.
+        averages: Draws collected earlier, whose products are taken; None if there are none.
         grad_scale: Loss scale that is still on the gradients, from GradScaler.
 
     Raises:
         TrainingError: If a gradient is sparse.
     """
     entries = []
-    for _, group, _, param in positions(groups):
-        if param.grad is None or "mean" not in state.get(param, {}):
+    for _, group, position, param in positions(groups):
+        grad = param.grad
+        if grad is None or "mean" not in state.get(param, {}):
             continue
-        mean = state[param]["mean"]
-        grad = _final_grad(param, mean.dtype, grad_scale)
-        gradsq = group["hess_approx"] == "gradsq"
+        if grad.is_sparse:
+            raise TrainingError(
+                f"IVON needs dense gradients, got a sparse one of shape {tuple(param.shape)}: use sparse=False"
+            )
+        entry = Entry(param, state[param], group, position, grad, None)
         if averages is not None:
-            product = averages.product(param, grad, power=2 if gradsq else 1)
-        elif gradsq:
-            product = grad * grad
-        else:  # the realised noise, after rounding to the parameter's dtype
-            product = (param.detach().to(mean.dtype) - mean).mul_(grad)
-        entries.append(Entry(param, state[param], group, grad, product))
+            entry.product = _collected_product(entry, averages, grad_scale)
+        entries.append(entry)
     return entries
 
 
-def _final_grad(param: Tensor, dtype: torch.dtype, grad_scale: Tensor | None) -> Tensor:
-    assert param.grad is not None
-    if param.grad.is_sparse:
-        raise TrainingError(
-            f"IVON needs dense gradients, got a sparse one of shape {tuple(param.shape)}: use sparse=False"
-        )
-    grad = param.grad.detach().to(dtype)
-    return grad if grad_scale is None else grad / grad_scale.to(grad.device, dtype)
+def _collected_product(entry: Entry, averages: DrawAverages, grad_scale: Tensor | None) -> Tensor:
+    mean = entry.state["mean"]
+    norm = torch.linalg.vector_norm(entry.grad, dtype=mean.dtype)
+    if grad_scale is not None:
+        norm = norm / grad_scale.to(norm.device, norm.dtype)
+    product = averages.take_product(entry.param, norm, power=2 if _uses_squares(entry) else 1)
+    return torch.zeros_like(mean) if product is None else product
+
+
+def _uses_squares(entry: Entry) -> bool:
+    return entry.group["hess_approx"] == "gradsq"
+
+
+@torch.no_grad()
+def drawn_products(entries: Sequence[Entry]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """``(parameter, gradient, product)`` of the draw that the parameters hold, in the dtype of the state."""
+    for entry in entries:
+        mean = entry.state["mean"]
+        grad = entry.grad.to(mean.dtype)
+        yield entry.param, grad, product_of_draw(entry.param, mean, grad, gradsq=_uses_squares(entry))
 
 
 def all_finite(entries: Sequence[Entry], groups: Groups) -> bool:
@@ -83,9 +102,9 @@ def all_finite(entries: Sequence[Entry], groups: Groups) -> bool:
         TrainingError: If one is not, naming its group and shape.
     """
     for indices in by_device([entry.grad for entry in entries]):
-        largest = largest_entries([entries[i].grad for i in indices]).tolist()
-        for i, value in zip(indices, largest, strict=True):
-            if not math.isfinite(value):
+        certain = all_norms_finite([entries[i].grad for i in indices]).tolist()
+        for i, finite in zip(indices, certain, strict=True):
+            if not finite and not entries[i].grad.isfinite().all():  # not just a norm that overflowed
                 _refuse_nonfinite(entries[i], groups)
                 return False
     return True
@@ -105,42 +124,91 @@ def _refuse_nonfinite(entry: Entry, groups: Groups) -> None:
 
 
 @torch.no_grad()
-def apply_update(groups: Groups, entries: Sequence[Entry]) -> None:
+def apply_update(groups: Groups, entries: Sequence[Entry], grad_scale: Tensor | None = None) -> None:
     """Update the state of all entries in place and write the new means into their parameters.
 
     Args:
         groups: Parameter groups with the hyper-parameters.
-        entries: What to update. Their products are overwritten.
+        entries: What to update.
+        grad_scale: Loss scale to divide the gradients by.
     """
     for group in groups:
-        buckets: dict[Any, list[Entry]] = defaultdict(list)
-        for entry in entries:
-            if entry.group is group:
-                entry.state["step"] += 1
-                buckets[entry.grad.device, entry.grad.dtype].append(entry)
+        own = [entry for entry in entries if entry.group is group]
+        if not own:
+            continue
+        torch._foreach_add_([entry.state["step"] for entry in own], torch.tensor(1.0))
         update_bucket = _apply_foreach if group["foreach"] else _apply_reference
-        for bucket in buckets.values():
-            update_bucket(bucket, step_settings(group))
+        if group["compiled"]:
+            update_bucket = _apply_compiled
+        for bucket in _buckets(own):
+            update_bucket(bucket, step_settings(group), grad_scale)
+        updated = {entry.position for entry in own}
+        group["sampled"] = [position for position in group["sampled"] if position not in updated]
+
+
+def _buckets(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries of one group that share device, dtypes, number of updates and kind of product."""
+    buckets: dict[Any, list[Entry]] = {}
     for entry in entries:
-        entry.param.copy_(entry.state["mean"])
+        dtypes = (entry.grad.device, entry.grad.dtype, entry.param.dtype, entry.state["mean"].dtype)
+        key = (*dtypes, int(entry.state["step"]), entry.product is None)
+        buckets.setdefault(key, []).append(entry)
+    return list(buckets.values())
 
 
-def _apply_foreach(bucket: list[Entry], settings: dict[str, Any]) -> None:
-    foreach_ivon_step_(
-        [entry.state["mean"] for entry in bucket],
-        [entry.state["momentum"] for entry in bucket],
-        [entry.state["hess"] for entry in bucket],
+def _columns(bucket: list[Entry]) -> list[list[Tensor]]:
+    """What a step writes (parameter, mean, momentum, h), the gradient, and the product if it was collected."""
+    columns = [
+        [entry.param for entry in bucket],
+        *([entry.state[key] for entry in bucket] for key in ("mean", "momentum", "hess")),
         [entry.grad for entry in bucket],
-        [entry.product for entry in bucket],
-        steps=[int(entry.state["step"]) for entry in bucket],
-        **settings,
-    )
+    ]
+    if bucket[0].product is not None:
+        columns.append([entry.product for entry in bucket if entry.product is not None])
+    return columns
 
 
-def _apply_reference(bucket: list[Entry], settings: dict[str, Any]) -> None:
+def _apply_foreach(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+    columns, step, gradsq = _columns(bucket), int(bucket[0].state["step"]), _uses_squares(bucket[0])
+    limit = block_entries(columns[0][0].device)
+    scratch = make_scratch(columns[1][0], limit)
+    for param, mean, momentum, hess, grad, *collected in flat_blocks(columns, limit, writes=4):
+        final = _unscaled(grad, mean.dtype, grad_scale)
+        if collected:
+            product = collected[0]
+        else:
+            room = scratch[2, : mean.numel()]
+            product = product_of_draw(param, mean, final, gradsq=gradsq, out=room)
+        ivon_step_(mean, momentum, hess, final, product, scratch, step=step, **settings)
+        param.copy_(mean)
+
+
+def _apply_compiled(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
+    columns = _columns(bucket)
+    numbers = step_numbers(settings, int(bucket[0].state["step"]), columns[0][0].device)
+    for param, mean, momentum, hess, grad, *collected in flat_blocks(
+        columns, COMPILED_BLOCK_ENTRIES, writes=4
+    ):
+        product = collected[0] if collected else None
+        final = _unscaled(grad, mean.dtype, grad_scale)
+        compiled_step_(param, mean, momentum, hess, final, product, numbers)
+
+
+def _unscaled(grad: Tensor, dtype: torch.dtype, grad_scale: Tensor | None) -> Tensor:
+    """Gradient in the dtype of the state and without the loss scale; never written to."""
+    grad = grad.to(dtype)
+    return grad if grad_scale is None else grad / grad_scale.to(grad.device, dtype)
+
+
+def _apply_reference(bucket: list[Entry], settings: dict[str, Any], grad_scale: Tensor | None) -> None:
     for entry in bucket:
         state = entry.state
         old = (state["mean"], state["momentum"], state["hess"])
-        new = ivon_step(*old, entry.grad, entry.product, step=int(state["step"]), **settings)
+        grad = _unscaled(entry.grad, state["mean"].dtype, grad_scale)
+        product = entry.product
+        if product is None:
+            product = product_of_draw(entry.param, state["mean"], grad, gradsq=_uses_squares(entry))
+        new = ivon_step(*old, grad, product, step=int(state["step"]), **settings)
         for target, value in zip(old, new, strict=True):
             target.copy_(value)
+        entry.param.copy_(state["mean"])

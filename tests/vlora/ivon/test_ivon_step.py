@@ -1,13 +1,10 @@
 """The pure functions of vlora.ivon.step against hand-made numbers and closed forms."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlora.ivon.foreach import foreach_ivon_step_
 from vlora.ivon.step import (
     effective_lr,
     hessian_estimate_gradsq,
@@ -91,39 +88,6 @@ def test_gradsq_with_batch_size_is_the_mean_squared_example_gradient():
 def test_retraction_keeps_the_precision_positive(hess, sample, beta2, delta):
     new = update_hess(scalar(hess), scalar(sample), beta2=beta2, weight_decay=delta)
     assert new.item() + delta > 0
-
-
-@pytest.mark.parametrize("clip_radius", [math.inf, 0.3])
-@pytest.mark.parametrize("debias", [True, False])
-@pytest.mark.parametrize(("approx", "batch"), [("price", None), ("gradsq", None), ("gradsq", 4)])
-def test_foreach_equals_reference(clip_radius, debias, approx, batch):
-    g = torch.Generator().manual_seed(2)
-    shapes = [(3,), (2, 5), (), (0,), (4, 1, 2)]
-    kwargs = {
-        "lr": 0.05,
-        "ess": 20.0,
-        "weight_decay": 0.01,
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "clip_radius": clip_radius,
-        "debias": debias,
-        "hess_approx": approx,
-        "grad_batch_size": batch,
-    }
-    means, momenta, grads, products = (
-        [torch.randn(s, generator=g, dtype=F64) for s in shapes] for _ in range(4)
-    )
-    hesses = [torch.rand(s, generator=g, dtype=F64) + 0.1 for s in shapes]
-    expected = [
-        ivon_step(*t, step=i + 1, **kwargs)
-        for i, t in enumerate(zip(means, momenta, hesses, grads, products, strict=True))
-    ]
-    kept = [grad.clone() for grad in grads]
-    foreach_ivon_step_(means, momenta, hesses, grads, products, steps=range(1, len(shapes) + 1), **kwargs)
-    for i, want in enumerate(expected):
-        for got, value in zip((means[i], momenta[i], hesses[i]), want, strict=True):
-            torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-14)
-        assert torch.equal(grads[i], kept[i])
 
 
 def test_inputs_are_not_modified():

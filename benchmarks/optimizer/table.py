@@ -1,0 +1,192 @@
+"""Tables of ``README.md`` from ``results/*.json``: nothing stands between the markers that is not computed here.
+
+python benchmarks/optimizer/table.py [--print]
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+START, END = "<!-- table:start -->", "<!-- table:end -->"
+NAMES = {
+    "randn": "`randn` alone",
+    "adamw_loop": "AdamW, for-loop",
+    "adamw_foreach": "AdamW, foreach",
+    "adamw_fused": "AdamW, fused",
+    "ivon_opt": "ivon-opt 0.1.3",
+    "vlora_reference": "vlora, reference (`foreach=False`)",
+    "vlora_foreach": "vlora, default",
+    "vlora_compiled": "vlora, `compiled=True`",
+}
+CASES = {
+    "lora": "10 M entries in 112 LoRA-shaped tensors",
+    "small": "1 M entries in 400 tensors of 50 x 50",
+    "single": "50 M entries in one tensor",
+}
+Records = dict[str, dict[str, Any]]
+
+
+def read(folder: Path) -> Records:
+    """Result files by the name of their unit."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def order_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Order statistics around the median that hold the true median with at least 95 %, by the binomial; else all."""
+    ordered, n = sorted(values), len(values)
+    outside, rank = 0.0, 0
+    while rank < n // 2:
+        outside += math.comb(n, rank) / 2**n
+        if outside > 0.025:
+            break
+        rank += 1
+    rank = max(rank - 1, 0)
+    return ordered[rank], ordered[n - 1 - rank]
+
+
+def ratios(above: dict[str, list[float]], below: dict[str, list[float]]) -> list[float]:
+    """Ratios of CPU seconds, round by round."""
+    return [a / b for a, b in zip(above["cpu"], below["cpu"], strict=True)]
+
+
+def row(*cells: str) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def time_table(records: Records, case: str) -> str:
+    """Milliseconds of a draw and a step of one case, and the ratios to AdamW foreach and to the aim."""
+    lines = [
+        row("what", "CPU ms", "range", "wall ms", "x AdamW foreach", "x aim"),
+        row("---", *["---:"] * 5),
+    ]
+    found = records.get(f"time_{case}", {}).get("output", {}).get("seconds", {})
+    for name, words in NAMES.items():
+        if name not in found:
+            lines.append(row(words, *["—"] * 5))
+            continue
+        cpu = [1e3 * second for second in found[name]["cpu"]]
+        relative = statistics.median(ratios(found[name], found["adamw_foreach"]))
+        lines.append(
+            row(
+                words,
+                f"{statistics.median(cpu):.1f}",
+                f"{min(cpu):.1f} to {max(cpu):.1f}",
+                f"{1e3 * statistics.median(found[name]['wall']):.1f}",
+                f"{relative:.2f}",
+                f"{statistics.median(ratios(found[name], aim(found))):.2f}" if _has_aim(name) else "",
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _has_aim(name: str) -> bool:
+    return name == "ivon_opt" or name.startswith("vlora")
+
+
+def aim(found: dict[str, dict[str, list[float]]]) -> dict[str, list[float]]:
+    """CPU seconds of ``randn`` plus two AdamW foreach steps, round by round."""
+    pairs = zip(found["randn"]["cpu"], found["adamw_foreach"]["cpu"], strict=True)
+    return {"cpu": [noise + 2 * adamw for noise, adamw in pairs]}
+
+
+def memory_table(records: Records) -> str:
+    """Peak memory in copies of the trainables."""
+    lines = [row("what", "112 tensors", "one tensor"), row("---", "---:", "---:")]
+    for name, words in NAMES.items():
+        units = [f"memory_{case}_{name}" for case in ("lora", "single")]
+        if any(unit in records for unit in units):
+            lines.append(row(words, *(_copies(records, unit) for unit in units)))
+    return "\n".join(lines) + "\n"
+
+
+def _copies(records: Records, unit: str) -> str:
+    if unit not in records:
+        return "—"
+    output = records[unit]["output"]
+    return f"{output['peak_bytes'] / output['trainable_bytes']:.1f}"
+
+
+def minilm_text(records: Records) -> str:
+    """One sentence on the whole training step."""
+    if "minilm" not in records:
+        return "Not measured.\n"
+    output = records["minilm"]["output"]
+    found = output["seconds"]
+    paired = ratios(found["ivon"], found["adamw"])
+    low, high = order_interval(paired)
+    both = [1e3 * statistics.median(found[name]["cpu"]) for name in ("adamw", "ivon")]
+    return (
+        f"{output['entries']:,} trainable entries in {output['tensors']} tensors, batch {output['batch']} of "
+        f"{output['tokens']} tokens: AdamW {both[0]:.1f} ms, IVON {both[1]:.1f} ms of CPU time; IVON / AdamW, "
+        f"median of {len(paired)} pairs: **{statistics.median(paired):.3f}** [{low:.3f}, {high:.3f}].\n"
+    )
+
+
+def conditions(records: Records) -> str:
+    """Versions and hardware of all results, each value once."""
+    if not records:
+        return "From 0 result files.\n"
+
+    def values(key: str) -> str:
+        found: dict[str, set[str]] = {}
+        for record in records.values():
+            for name, value in record[key].items():
+                if name != "load":
+                    found.setdefault(name, set()).add(str(value))
+        return ", ".join(f"{name} {' / '.join(sorted(some))}" for name, some in found.items())
+
+    threads = " / ".join(sorted({str(record["threads"]) for record in records.values()}))
+    loads = [record["hardware"]["load"] for record in records.values()]
+    return (
+        f"From {len(records)} result files; threads: {threads}; {values('hardware')}; load average at the end "
+        f"of a unit: {min(loads)} to {max(loads)}; {values('versions')}.\n"
+    )
+
+
+def block(records: Records) -> str:
+    """What stands between the markers."""
+    parts = [conditions(records)]
+    for case, words in CASES.items():
+        parts += [f"### Draw and step: {words}\n", time_table(records, case)]
+    parts += ["### Peak memory, in copies of the trainables\n", memory_table(records)]
+    parts += ["### A whole training step of MiniLM with LoRA\n", minilm_text(records)]
+    return "\n".join(parts)
+
+
+def replaced(text: str, new: str) -> str:
+    """The text with another block between its markers.
+
+    Raises:
+        SystemExit: The markers are missing, doubled or in the wrong order.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end) or text.count(START) > 1 or text.count(END) > 1:
+        raise SystemExit(f"expected one {START} and after it one {END}; put them where the tables belong")
+    return f"{before}{START}\n{new}{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the tables and put them into the README."""
+    parser = argparse.ArgumentParser(description="Tables of the optimizer benchmark from its JSON files.")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
+    parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the two markers")
+    parser.add_argument("--print", action="store_true", help="show the block, change nothing")
+    args = parser.parse_args(arguments)
+    if not args.results.is_dir():
+        raise SystemExit(f"{args.results} is not a folder; run run.py first or give --results")
+    new = block(read(args.results))
+    if args.print:
+        print(new)
+    else:
+        args.readme.write_text(replaced(args.readme.read_text(encoding="utf-8"), new), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
