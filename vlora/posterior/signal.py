@@ -68,11 +68,8 @@ def factor_variances(
 def entry_snr(posterior: Posterior, keys: LoraKeys, gauge: Gauge = "balanced") -> dict[str, Tensor]:
     """``|m| / std`` of every entry of a module's stochastic factors, float64; higher is more certain to be non-zero."""
     variances = dict(zip((keys.a, keys.b), factor_variances(posterior, keys, gauge), strict=True))
-    return {
-        key: _matrix(posterior.mean[key]).abs() * variance.rsqrt()
-        for key, variance in variances.items()
-        if key in posterior.hess
-    }
+    means = {key: _matrix(posterior.mean[key]) for key in variances if key in posterior.hess}
+    return {key: torch.where(m == 0, 0.0, m.abs() * variances[key].rsqrt()) for key, m in means.items()}
 
 
 def component_snr(posterior: Posterior, keys: LoraKeys, gauge: Gauge = "balanced") -> Tensor:
@@ -90,13 +87,16 @@ def component_snr(posterior: Posterior, keys: LoraKeys, gauge: Gauge = "balanced
 
 
 def _variance(posterior: Posterior, key: str, prior_factor: Tensor, gauge: Gauge) -> Tensor:
-    """1 / (ess (h + factor * weight_decay)); zero where there is no h."""
+    """1 / (ess (h + factor * weight_decay)); zero where there is no h, and for entries that were pruned."""
     if key not in posterior.hess:
         return torch.zeros_like(_matrix(posterior.mean[key]))
     hess, ess = _matrix(posterior.hess[key]), posterior.meta.of("ess", key)
     prior = prior_factor * posterior.meta.of("weight_decay", key)
     evidence = hess.clamp_min(0) if gauge == "balanced" else hess
-    return 1 / (ess * (evidence + prior)).clamp_min(_TINY)
+    variance = 1 / (ess * (evidence + prior)).clamp_min(_TINY)
+    if key in posterior.meta.fixed_zeros:
+        variance = variance.masked_fill(_matrix(posterior.mean[key]) == 0, 0.0)
+    return variance
 
 
 def _matrix(value: Tensor) -> Tensor:

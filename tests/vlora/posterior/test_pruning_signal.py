@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vlora.posterior.lora_layout import split_keys
+from vlora.posterior.pruning import prune_entries
 from vlora.posterior.signal import component_snr, entry_snr, factor_variances
 
 
@@ -66,6 +67,14 @@ def test_frozen_a_leaves_only_the_noise_of_b(posterior):
     expected = (b.square().sum(0) / noise).sqrt()  # |b|^2 |a|^2 / (Vb |a|^2)
     torch.testing.assert_close(component_snr(frozen, keys, "stored"), expected, rtol=1e-5, atol=0)
     assert entry_snr(frozen, keys).keys() == {keys.b}
+
+
+def test_pruned_entries_add_no_noise(posterior):
+    keys, pruned = first_module(posterior), prune_entries(posterior, fraction=0.5).posterior
+    for key, variance in zip((keys.a, keys.b), factor_variances(pruned, keys, "stored"), strict=True):
+        torch.testing.assert_close(variance, pruned.std()[key].double() ** 2, rtol=1e-5, atol=0)
+        assert (variance == 0).equal(pruned.mean[key] == 0)
+    assert all(bool(torch.isfinite(ratio).all()) for ratio in entry_snr(pruned, keys).values())
 
 
 def test_empty_components_and_flat_entries_have_no_signal_and_give_no_nan(tmp_path):
