@@ -8,8 +8,9 @@ from pydantic import ConfigDict
 from vlora.data import RowFormat, Source, Task
 from vlora.data.config import check_seed
 from vlora.errors import ConfigError
+from vlora.eval.metrics.posterior_scale import DEFAULT_LADDER
 
-__all__ = ["Detection", "EvalConfig", "EvalDataConfig", "ModelEntry"]
+__all__ = ["CalibrationConfig", "Detection", "EvalConfig", "EvalDataConfig", "ModelEntry"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class EvalDataConfig(RowFormat):
     test: Source
     """Rows to evaluate on, with right answers."""
     validation: Source | None = None
-    """Labelled rows apart from the test rows; the temperature of the baseline is fitted on them, nothing else."""
+    """Labelled rows apart from the test rows, to fit the baseline's temperature and, by ``vlora calibrate``, the
+    posterior's width."""
     ood: dict[str, Source] = field(default_factory=dict)
     """Further sets by name, reported as groups of that name; right answers are optional."""
     label_probs: str | None = None
@@ -63,6 +65,27 @@ class EvalDataConfig(RowFormat):
         taken = sorted({"all", "test", "validation"} & self.ood.keys())
         if taken:
             raise ConfigError(f"data.ood: {taken[0]!r} is the name of a built-in group; choose another name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How ``vlora calibrate`` searches the width of a posterior; ``vlora eval`` does not read it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    ladder: tuple[float, ...] = DEFAULT_LADDER
+    """Factors on the standard deviations to try first, rising; each costs ``num_samples`` passes."""
+    refine: int = 4
+    """Further factors to try around the best one."""
+
+    def __post_init__(self) -> None:
+        rising = list(self.ladder) == sorted(set(self.ladder))
+        if len(self.ladder) < 2 or not rising or not self.ladder[0] > 0:
+            raise ConfigError(
+                f"calibration.ladder must be two or more positive factors in rising order, got {list(self.ladder)}"
+            )
+        if self.refine < 0:
+            raise ConfigError(f"calibration.refine must be 0 or more, got {self.refine}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +108,11 @@ class EvalConfig:
     """Posterior draws S; 0 evaluates the mean alone. Plain adapters have no draws."""
     antithetic: bool = True
     """Take draws in mirrored pairs: same cost, less Monte Carlo error; needs an even ``num_samples``."""
-    temperature: float | None = None
-    """Posterior temperature to evaluate at (1 is Bayes, ``ess = num_examples``); None takes it as trained."""
+    temperature: float | Literal["auto", "stored"] | None = None
+    """Posterior temperature: a number (1 is Bayes, ``ess = num_examples``), ``stored`` (as fitted by calibration),
+    ``auto`` (as fitted where a posterior holds a fit, else as trained), or None, as trained."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """Search of ``vlora calibrate``."""
     batch_size: int = 256
     """Most rows in a batch."""
     batch_tokens: int | None = None
@@ -123,7 +149,7 @@ class EvalConfig:
                 f"antithetic draws come in pairs, so num_samples must be even, got {self.num_samples}; "
                 "set antithetic: false for an odd number"
             )
-        if self.temperature is not None and not self.temperature > 0:
+        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}")
         if self.model == []:
             raise ConfigError("model is an empty list; name at least one adapter folder, or 'base'")

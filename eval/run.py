@@ -7,31 +7,24 @@ Written are ``records.jsonl`` (what every model said about every item), ``result
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from vlora.config import save_config, to_plain
-from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.forward import Draws
-from vlora.eval.host import Host, check_same_base
-from vlora.eval.items import Item, load_items, read_class_names
-from vlora.eval.progress import WorkFolder, content_key
+from vlora.eval.prepare import Evaluation, prepare
+from vlora.eval.progress import WorkFolder
 from vlora.eval.records import Record
 from vlora.eval.results import compute_results, write_results
 from vlora.eval.rows import make_records
-from vlora.eval.score import Scorer, build_scorer, score_model
-from vlora.eval.subjects import Subject, base_model_of, load_subjects
-from vlora.eval.tables import ALL
+from vlora.eval.score import score_model
+from vlora.eval.subjects import Subject
 from vlora.files import atomic_folder, check_output_folder
-from vlora.models import num_labels_of
-from vlora.posterior import Posterior, fingerprint_weights
 
 __all__ = ["RECORDS", "RESULTS", "run_eval"]
 
@@ -65,7 +58,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     """
     output = check_output_folder(config.output, RESULTS, overwrite=config.overwrite)
     start = time.perf_counter()
-    evaluation, work = _prepare(config), WorkFolder(output)
+    evaluation, work = prepare(config), WorkFolder(output)
     finished = _score_all(evaluation, work)
     results = compute_results(
         [record for records, _ in finished for record in records],
@@ -93,101 +86,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     return output
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """What was read: models and items. The base model is loaded when the first model needs scoring."""
-
-    config: EvalConfig
-    base_model: str
-    subjects: Sequence[Subject]
-    items: Sequence[Item]
-    classes: Sequence[str] | None
-
-    @cached_property
-    def host(self) -> Host:
-        """Base model and tokenizer."""
-        return Host(self.config, self.base_model, len(self.classes) if self.classes else None)
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        """Items tokenised and batched, for all models."""
-        return build_scorer(
-            self.config.task,
-            [item.example for item in self.items],
-            self.host.tokenizer,
-            self.config.data,
-            self.host.model.config,
-            max_tokens=self.config.batch_tokens or self.host.batch_tokens,
-            max_rows=self.config.batch_size,
-        )
-
-    @cached_property
-    def _shared_key(self) -> str:
-        """Hash of what all models share: base model, items, and the settings that change a score."""
-        names = ("task", "data", "num_samples", "antithetic", "dtype", "quantization")
-        base = fingerprint_weights(self.base_model, self.config.revision) or [
-            self.base_model,
-            self.config.revision,
-        ]
-        items = content_key([_content(item) for item in self.items])
-        plain = to_plain(self.config)
-        return content_key([base, items, self.classes, versions(), *(plain[name] for name in names)])
-
-    def key(self, subject: Subject) -> str:
-        """Hash of everything that one model's records depend on."""
-        return content_key([subject.name, subject.content(), self._shared_key])
-
-    def num_samples(self, subject: Subject) -> int:
-        """Draws of one model."""
-        return self.config.num_samples if subject.kind == "posterior" else 0
-
-
-def _content(item: Item) -> list[Any]:
-    """Everything about an item that a record may show, its unused columns left out."""
-    names = (field.name for field in fields(item.example) if field.name != "extra")
-    return [item.split, item.label_probs, *(getattr(item.example, name) for name in names)]
-
-
-def _prepare(config: EvalConfig) -> _Evaluation:
-    """Read adapters and data and check that they fit together, before any model is loaded."""
-    subjects = load_subjects(config)
-    base_model = base_model_of(subjects, config)
-    posteriors = {s.name: s.posterior for s in subjects if s.posterior is not None}
-    check_same_base(posteriors, base_model, config.revision)
-    classes = None
-    if config.task == "sequence_classification":
-        heads = {name: num_labels_of(posterior) for name, posterior in posteriors.items()}
-        sizes = {name: size for name, size in heads.items() if size is not None}
-        if len(set(sizes.values())) > 1:
-            shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-            raise ConfigError(
-                f"the adapters' heads differ in their number of classes ({shown}); evaluate them apart"
-            )
-        data = replace(config.data, labels=config.data.labels or _recorded_labels(posteriors))
-        classes = read_class_names(data, next(iter(sizes.values()), None))
-    items = load_items(config.task, config.data, classes)
-    _check_groups(config, items)
-    return _Evaluation(config, base_model, subjects, items, classes)
-
-
-def _recorded_labels(posteriors: Mapping[str, Posterior]) -> list[str] | None:
-    """Class names that training recorded, when the adapters agree on them."""
-    names = [posterior.meta.labels for posterior in posteriors.values() if posterior.meta.labels]
-    return names[0] if names and all(name == names[0] for name in names) else None
-
-
-def _check_groups(config: EvalConfig, items: Sequence[Item]) -> None:
-    """Mistakes in group names are found now and not after hours of scoring."""
-    groups = list(dict.fromkeys(item.example.group for item in items if item.split != "validation"))
-    if ALL in groups:
-        raise DataError(f"{ALL!r} is the name for all test rows together; rename that value of data.group")
-    for name, question in config.detect.items():
-        for group in (*question.positive, *question.negative):
-            if group not in groups:
-                raise ConfigError(f"detect.{name}: no group {group!r}; the data hold {', '.join(groups)}")
-
-
-def _score_all(evaluation: _Evaluation, work: WorkFolder) -> list[_Finished]:
+def _score_all(evaluation: Evaluation, work: WorkFolder) -> list[_Finished]:
     """Records and facts of every model, each kept in the work folder as soon as it is finished."""
     found = {s.name: work.load(s.name, evaluation.key(s)) for s in evaluation.subjects}
     kept = [name for name, finished in found.items() if finished is not None]
@@ -205,7 +104,7 @@ def _score_all(evaluation: _Evaluation, work: WorkFolder) -> list[_Finished]:
     return [finished for finished in found.values() if finished is not None]
 
 
-def _score(evaluation: _Evaluation, subject: Subject, tick: Callable[[int], object]) -> _Finished:
+def _score(evaluation: Evaluation, subject: Subject, tick: Callable[[int], object]) -> _Finished:
     """Records of one model and what they cost."""
     config, scorer, items = evaluation.config, evaluation.scorer, evaluation.items
     start, draws = time.perf_counter(), evaluation.num_samples(subject)
@@ -224,7 +123,7 @@ def _score(evaluation: _Evaluation, subject: Subject, tick: Callable[[int], obje
     return records, facts
 
 
-def _cost(evaluation: _Evaluation, facts: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _cost(evaluation: Evaluation, facts: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """Cost of the evaluation, models scored by an earlier, killed run included."""
     names = [subject.name for subject in evaluation.subjects]
     return {

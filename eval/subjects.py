@@ -1,7 +1,7 @@
 """The models of an evaluation: the base model alone, plain adapters, posteriors."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from vlora.errors import ConfigError
 from vlora.eval.config import EvalConfig
 from vlora.eval.progress import content_key
 from vlora.posterior import Posterior
+from vlora.posterior.calibration import calibrated, fitted_scale
 from vlora.posterior.hashing import tensors_sha256
 
 __all__ = ["Subject", "base_model_of", "load_subjects"]
@@ -27,6 +28,8 @@ class Subject:
     path: str
     posterior: Posterior | None
     """The adapter; None for the base model."""
+    fitted: Mapping[str, Any] | None = None
+    """What ``vlora calibrate`` fitted, when the posterior was put at that width."""
 
     @property
     def kind(self) -> str:
@@ -45,8 +48,18 @@ class Subject:
             "kind": self.kind,
             "ess": posterior.meta.ess if posterior is not None and sampled else None,
             "temperature": posterior.temperature if posterior is not None and sampled else None,
+            "std_scale": self.fitted["std_scale"] if self.fitted is not None else None,
             "sources": posterior.meta.sources if posterior is not None else [],
-            "summary": posterior.summary() if posterior is not None else {},
+            "summary": {**self._applied(), **(posterior.summary() if posterior is not None else {})},
+        }
+
+    def _applied(self) -> dict[str, str]:
+        """The fitted width in words."""
+        if self.fitted is None:
+            return {}
+        rows = (self.fitted.get("split") or {}).get("rows", "?")
+        return {
+            "posterior_temperature": f"std x {self.fitted['std_scale']:.4g}, fitted on {rows} held-out rows"
         }
 
     def content(self) -> dict[str, Any]:
@@ -58,7 +71,7 @@ class Subject:
             "mean": tensors_sha256(self.posterior.mean),
             "hess": tensors_sha256(self.posterior.hess),
             "adapter_config": content_key(dict(self.posterior.adapter_config)),
-            "meta": [meta.ess, meta.weight_decay, meta.seed],
+            "meta": [meta.ess, meta.weight_decay, meta.seed, meta.fixed_zeros],
         }
 
 
@@ -67,22 +80,41 @@ def load_subjects(config: EvalConfig) -> list[Subject]:
 
     Raises:
         PosteriorFormatError: A folder is damaged, foreign or newer than this version.
-        ConfigError: A temperature is set but a posterior does not know its number of examples.
+        ConfigError: A temperature is set but a posterior does not know its number of examples, or a fitted width is
+            asked for and a posterior has none.
     """
     subjects = []
     for entry in config.models:
         posterior = None if entry.path == BASE else Posterior.from_pretrained(entry.path)
-        if posterior is not None and posterior.has_hess and config.temperature is not None:
-            if posterior.meta.num_examples < 1:
-                raise ConfigError(
-                    f"temperature is set but {entry.path} records no num_examples, so its ess is unknown; "
-                    "leave temperature out to take the posterior as trained"
-                )
-            posterior = posterior.at_temperature(config.temperature)
-        if posterior is not None and not posterior.has_hess:
+        fitted = None
+        if posterior is not None and posterior.has_hess:
+            posterior, fitted = _at_temperature(posterior, entry.path, config.temperature)
+        elif posterior is not None:
             logger.warning("%s has no posterior: it is evaluated at its weights, without draws", entry.path)
-        subjects.append(Subject(str(entry.name), entry.path, posterior))
+        subjects.append(Subject(str(entry.name), entry.path, posterior, fitted))
     return subjects
+
+
+def _at_temperature(
+    posterior: Posterior, path: str, temperature: float | str | None
+) -> tuple[Posterior, Mapping[str, Any] | None]:
+    """The posterior at the configured temperature, and the fit that was applied, if one was."""
+    if temperature is None:
+        return posterior, None
+    if isinstance(temperature, str):
+        fitted = fitted_scale(posterior)
+        if fitted is None and temperature == "stored":
+            raise ConfigError(
+                f"temperature is 'stored' but {path} holds no fitted width in its calibration.json; "
+                "run vlora calibrate first, or set temperature: auto"
+            )
+        return calibrated(posterior), fitted
+    if posterior.meta.num_examples < 1:
+        raise ConfigError(
+            f"temperature is set but {path} records no num_examples, so its ess is unknown; "
+            "leave temperature out to take the posterior as trained"
+        )
+    return posterior.at_temperature(temperature), None
 
 
 def base_model_of(subjects: Sequence[Subject], config: EvalConfig) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
-from vlora.merge.peft_layout import module_rank, split_keys
 from vlora.posterior import Posterior
+from vlora.posterior.lora_layout import BASE_CHANGING, module_rank, split_keys
 
 __all__ = ["check_adapter", "check_together", "check_weights"]
 
@@ -27,7 +27,6 @@ _VARIANTS = {
     "trainable_token_indices": "trainable tokens are no LoRA update",
     "megatron_config": "Megatron layers are sharded",
 }
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 def check_adapter(posterior: Posterior, name: str) -> None:
@@ -47,7 +46,7 @@ def check_adapter(posterior: Posterior, name: str) -> None:
                 f"{name!r} was trained with {option}: {reason}; leave it out, or merge it into the base model"
             )
     start = str(config.get("init_lora_weights", True)).lower()
-    if start.startswith(_BASE_CHANGING):
+    if start.startswith(BASE_CHANGING):
         raise IncompatibleAdaptersError(
             f"{name!r} was initialised with {start}, which also changes the base weights; convert it first with "
             "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vlora.merge.full_tensors import FullTensor
-from vlora.merge.peft_layout import LoraKeys, module_scaling, split_keys
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior
+from vlora.posterior.lora_layout import LoraKeys, module_scaling, split_keys
 
 __all__ = ["Inputs", "read_inputs"]
 

@@ -130,6 +130,24 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 
 @app.command()
 @_plain
+def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Fit the width of posteriors on data.validation, by NLL; evaluate it with `temperature=stored`.
+
+    Takes the file of `vlora eval`. Keys: as there, and calibration.ladder, calibration.refine.
+    Writes calibration.json into every posterior's folder and nothing else.
+    """
+    from vlora.config import load_config
+    from vlora.eval.config import EvalConfig
+    from vlora.recipes.calibrate import calibration_table, run_calibration
+
+    results = run_calibration(load_config(EvalConfig, config, overrides or ()))
+    print(calibration_table(results))
+    for result in results:
+        print(f"wrote {result.path}")
+
+
+@app.command()
+@_plain
 def inspect(
     folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -140,6 +158,31 @@ def inspect(
 
     facts = describe(folder)
     print(json.dumps(facts, indent=2) if as_json else render(facts))
+
+
+@app.command()
+@_plain
+def prune(
+    folder: Annotated[str, typer.Argument(help="Posterior folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    snr: Annotated[float | None, typer.Option(help="Remove what lies below this ratio.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Remove this share, lowest first.")] = None,
+    keep_rank: Annotated[int | None, typer.Option(help="Rank components to keep per module.")] = None,
+    entries: Annotated[bool, typer.Option("--entries", help="Zero single entries instead.")] = False,
+    scope: Annotated[str | None, typer.Option(help="Count by tensor/module or over the adapter.")] = None,
+    gauge: Annotated[str, typer.Option(help="Where the prior acts: balanced or stored.")] = "balanced",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Drop the rank components (or entries) that the posterior cannot tell from nothing; still a PEFT adapter."""
+    from vlora.recipes.prune import prune_folder, prune_table
+
+    pruned = prune_folder(
+        folder, out, what="entries" if entries else "ranks", scope=scope, overwrite=overwrite, gauge=gauge,
+        snr=snr, fraction=fraction, keep_rank=keep_rank,
+    )  # fmt: skip
+    print(prune_table(pruned))
+    print(f"wrote {out}")
 
 
 @app.command()

@@ -19,11 +19,24 @@ def describe(source: str) -> dict[str, Any]:
     if posterior.curvature:
         facts["curvature_modules"] = len({key.rpartition(".")[0] for key in posterior.curvature})
     if posterior.meta.sources:
-        facts["merged_from"] = posterior.meta.sources
+        operations = any("operation" in source for source in posterior.meta.sources)
+        facts["made_from" if operations else "merged_from"] = posterior.meta.sources
     if posterior.meta.notes:
         facts["notes"] = posterior.meta.notes
+    if posterior.calibration:
+        facts["calibration"] = {k: v for k, v in _short(posterior.calibration).items() if v not in (None, {})}
     facts["versions"] = posterior.meta.versions
     return facts
+
+
+def _short(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """The fitted numbers without what was tried and on which rows."""
+    width = calibration.get("posterior_temperature") or {}
+    logit = calibration.get("logit_temperature") or {}
+    return {
+        **{name: width.get(name) for name in ("std_scale", "temperature")},
+        **{f"logit T of {name}": fit.get("temperature") for name, fit in logit.items()},
+    }
 
 
 def render(facts: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ from merge_cases import (
 )
 from peft import PeftModel
 
-from vlora.merge.peft_layout import module_scaling, split_keys
 from vlora.merge.run import merge_adapters, merge_with_report
 from vlora.posterior import Posterior
+from vlora.posterior.lora_layout import module_scaling, split_keys
 
 SCALINGS = {
     "alpha_over_r": {},

@@ -108,11 +108,21 @@ def test_the_road(world, capsys):
 
 
 def test_help_is_enough_to_get_going(capsys):
-    for command in ((), ("train",), ("merge",), ("eval",), ("inspect",), ("demo",), ("recipes",)):
+    for command in (
+        (),
+        ("train",),
+        ("merge",),
+        ("eval",),
+        ("calibrate",),
+        ("prune",),
+        ("inspect",),
+        ("demo",),
+        ("recipes",),
+    ):
         assert run(*command, "--help") == 0
         text = capsys.readouterr().out
         assert "Usage: vlora" in text
-        if command in (("train",), ("merge",), ("eval",)):
+        if command in (("train",), ("merge",), ("eval",), ("calibrate",)):
             assert "Keys:" in text and "CONFIG.yaml" in text
     assert run("--version") == 0
     assert capsys.readouterr().out == "vlora 0.1.0\n"

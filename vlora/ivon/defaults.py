@@ -141,8 +141,8 @@ def short_run_defaults(
 
 
 def auto_settings(
-    num_steps: int, *, second_moment: float, grad_batch_size: float, width: int, noise_cost: float = 0.01,
-    init_std: float = 1e-3, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
+    num_steps: int, *, second_moment: float, grad_batch_size: float, width: int,
+    noise_cost: float | None = 0.01, init_std: float | None = None, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
     ess: float | None = None, hess_init: float | None = None, beta1: float = 0.9, beta2: float | None = None,
     weight_decay: float | None = None, clip_radius: float = math.inf, mean_step: str = "adam",
 ) -> IvonSettings:  # fmt: skip
@@ -166,8 +166,9 @@ def auto_settings(
         second_moment: Mean over entries of the squared per-example gradient at the start plus noise of ``init_std``.
         grad_batch_size: Examples averaged in one final gradient.
         width: Input width of the adapted layers.
-        noise_cost: Nats by which a draw's loss may exceed the mean's.
-        init_std: Typical standard deviation of the first draws, in parameter units.
+        noise_cost: Nats by which a draw's loss may exceed the mean's; None fixes ``ess`` instead.
+        init_std: Typical standard deviation of the first draws, in parameter units; 1e-3 if None, 0.02 where ``ess``
+            is fixed.
         max_std: Largest typical standard deviation.
         max_std_ratio: Widest standard deviation of an entry in units of the typical one, > 1.
         lr: Learning rate instead of the rule.
@@ -188,10 +189,12 @@ def auto_settings(
         f"the probe measured a mean squared gradient of {second_moment:g}, expected a positive number; "
         "is any parameter connected to the loss?",
     )
+    fixed = ess is not None or weight_decay is not None or noise_cost is None
+    if init_std is None:
+        init_std = 0.02 if fixed else 1e-3
     _require(init_std > 0 and max_std > 0, f"init_std and max_std must be > 0, got {init_std} and {max_std}")
     _require(max_std_ratio > 1, f"max_std_ratio must be > 1, got {max_std_ratio}")
     hess_init = second_moment if hess_init is None else hess_init
-    fixed = ess is not None or weight_decay is not None
     if fixed and weight_decay is None:
         weight_decay = hess_init / (max_std_ratio**2 - 1)
     if fixed and ess is None:

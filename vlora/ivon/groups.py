@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vlora.errors import ConfigError
 from vlora.ivon.noise import prepare_noise
+from vlora.ivon.prior import PRIORS, split_group
 from vlora.ivon.step import effective_lr
 
-__all__ = ["prepare_group", "step_settings", "warn_if_overridden"]
+__all__ = ["prepare_group", "prepare_groups", "step_settings", "warn_if_overridden"]
 
 _RANGES = {
     "lr": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
@@ -23,7 +24,22 @@ _RANGES = {
     "clip_radius": (lambda v: v > 0, "> 0"),
     "mc_samples": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
     "min_8bit_size": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
+    "prior_update_every": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
 }
+
+
+def prepare_groups(group: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group, checked and completed, as the groups to add: one per tensor where the prior is learned.
+
+    Raises:
+        ConfigError: If a value is out of range or two of them contradict each other.
+    """
+    prepare_group(group, defaults)
+    learned = group.get("prior", defaults["prior"]) == "empirical_bayes"
+    groups = split_group(group) if learned else [group]
+    for part in groups:
+        part.setdefault("sampled", [])
+    return groups
 
 
 def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -64,6 +80,8 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
         raise ConfigError(f"IVON's noise must be 'shared' or 'per_rank', got {values['noise']!r}")
     _check_grad_batch_size(values)
     _check_mean_step(values)
+    _check_prior(values)
+    group.setdefault("prior_start", values["weight_decay"])
 
 
 def _check(key: str, value: Any) -> None:
@@ -91,6 +109,16 @@ def _check_mean_step(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{key}={values[key]} needs an h that is never negative: give hess_approx='gradsq' and grad_batch_size"
             )
+
+
+def _check_prior(values: dict[str, Any]) -> None:
+    if values["prior"] not in PRIORS:
+        raise ConfigError(f"IVON's prior must be one of {', '.join(PRIORS)}, got {values['prior']!r}")
+    if values["prior"] == "empirical_bayes" and not values["weight_decay"] > 0:
+        raise ConfigError(
+            "prior='empirical_bayes' starts from a weight_decay above 0, got 0; Trainer's own weight_decay may have "
+            "replaced yours: give prior_precision = ess * weight_decay, which wins"
+        )
 
 
 def warn_if_overridden(weight_decay: float, groups: Sequence[dict[str, Any]]) -> None:
@@ -123,9 +151,13 @@ def step_settings(group: dict[str, Any]) -> dict[str, Any]:
         "hess_approx",
         "grad_batch_size",
         "mean_step",
+        "prior_pull",
     )
     settings = {name: group[name] for name in names}
+    # a prior that is learned moves the weight decay, and must not move the learning rate with it
+    learned = group["prior"] == "empirical_bayes"
+    start = group.get("prior_start", group["weight_decay"]) if learned else group["weight_decay"]
     settings["lr"] = effective_lr(
-        lr, hess_init=group["hess_init"], weight_decay=group["weight_decay"], rescale_lr=_rescaled(group)
+        lr, hess_init=group["hess_init"], weight_decay=start, rescale_lr=_rescaled(group)
     )
     return settings

@@ -95,6 +95,7 @@ def ivon_step_(
     hess_approx: str = "price",
     grad_batch_size: float | None = None,
     mean_step: str = "newton",
+    prior_pull: bool = True,
 ) -> None:
     """Update ``mean``, ``momentum`` and ``hess`` in place; see ``vlora.ivon.step.ivon_step`` for the algorithm.
 
@@ -116,6 +117,7 @@ def ivon_step_(
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``: scale of the estimate instead of ``ess``, without retraction.
         mean_step: ``"newton"`` or ``"adam"``.
+        prior_pull: Pull the mean towards the prior's; False leaves ``weight_decay m`` out.
     """
     first, second, _ = scratch[:, : mean.numel()]
     if grad_batch_size is None:
@@ -133,8 +135,9 @@ def ivon_step_(
     force = momentum
     if mean_step == "newton":
         divisor = torch.add(hess, weight_decay, out=first)
-        if weight_decay:
-            force = torch.add(momentum, mean, alpha=bias * weight_decay, out=second)
+        pull = bias * weight_decay if prior_pull else 0.0
+        if pull:
+            force = torch.add(momentum, mean, alpha=pull, out=second)
     else:
         assert grad_batch_size is not None
         divisor = torch.mul(hess, 1 / grad_batch_size, out=first).sqrt_().add_(ADAM_EPS)

@@ -65,6 +65,10 @@ def prepare_noise(group: dict[str, Any], values: dict[str, Any]) -> None:
         return
     if values["ess"] is not None or values["prior_precision"] is not None:
         raise ConfigError("noise_cost sets ess and the prior during training; give one of them, not both")
+    if values["prior"] != "fixed":
+        raise ConfigError(
+            "noise_cost sets the prior's weight_decay, prior='empirical_bayes' learns it: choose one"
+        )
     if values["noise"] != "shared":
         raise ConfigError('noise_cost needs noise="shared": products of one rank\'s noise are not its cost')
     for key in ("noise_cost", "noise_rate", "init_std", "max_std"):

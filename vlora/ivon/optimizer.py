@@ -22,9 +22,10 @@ from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.auto import auto_ivon
 from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.groups import prepare_group, warn_if_overridden
+from vlora.ivon.groups import prepare_groups, warn_if_overridden
 from vlora.ivon.low_precision import restore_storage, storage_settings
 from vlora.ivon.noise import NoiseTally, controlled, update_noise
+from vlora.ivon.prior import update_priors
 from vlora.ivon.protocol import mean_loss, require_free_for_context, require_free_for_train
 from vlora.ivon.rounding import NoiseCheck
 from vlora.ivon.sampling import advance, positions, starts_step, take_grads, write_draw, write_mean
@@ -89,6 +90,11 @@ class IVON(torch.optim.Optimizer):
             optimizer's own value stays when a checkpoint of the other kind is loaded, and its state is converted.
         min_8bit_size: With ``state_bits=8``: entries below which a parameter's state stays float32.
         stochastic_rounding: Round draws at random, not to nearest, where a parameter is bfloat16 or float16.
+        prior: ``"fixed"``, or ``"empirical_bayes"`` to learn the prior precision of every tensor in closed form from
+            its posterior, starting at ``weight_decay``; every tensor becomes a parameter group of its own. See
+            ``vlora.ivon.prior``.
+        prior_update_every: Steps between two updates of a learned prior.
+        prior_pull: False leaves ``weight_decay * mean`` out of the mean's update (arXiv:2506.14280).
 
     Raises:
         ConfigError: If a hyper-parameter is out of range.
@@ -107,6 +113,7 @@ class IVON(torch.optim.Optimizer):
         prior_precision: float | None = None, skip_nonfinite: bool = False, noise: str = "shared",
         foreach: bool = True, compiled: bool = False,
         state_bits: int = 32, min_8bit_size: int = 4096, stochastic_rounding: bool = False,
+        prior: str = "fixed", prior_update_every: int = 10, prior_pull: bool = True,
     ) -> None:  # fmt: skip
         if weight_decay is not None and prior_precision is not None:
             raise ConfigError("give IVON weight_decay or prior_precision = ess * weight_decay, not both")
@@ -121,6 +128,7 @@ class IVON(torch.optim.Optimizer):
             "prior_precision": prior_precision, "skip_nonfinite": skip_nonfinite, "noise": noise, "foreach": foreach,
             "compiled": compiled,
             "state_bits": state_bits, "min_8bit_size": min_8bit_size, "stochastic_rounding": stochastic_rounding,
+            "prior": prior, "prior_update_every": prior_update_every, "prior_pull": prior_pull,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
@@ -193,9 +201,8 @@ class IVON(torch.optim.Optimizer):
         Raises:
             ConfigError: If one of its hyper-parameters is out of range.
         """
-        prepare_group(param_group, self.defaults)
-        param_group.setdefault("sampled", [])
-        super().add_param_group(param_group)
+        for group in prepare_groups(param_group, self.defaults):
+            super().add_param_group(group)
 
     @property
     def holds_sample(self) -> bool:
@@ -287,6 +294,7 @@ class IVON(torch.optim.Optimizer):
                 entries = gather_entries(self.param_groups, self.state, averages, scale)
                 if all_finite(entries, self.param_groups):
                     self._update(entries, scale, averages)
+                    update_priors(self.param_groups, self.posterior_state)
         finally:
             if not collected:
                 advance(self.param_groups, "train", self.noise_ranks.size)

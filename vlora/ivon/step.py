@@ -141,6 +141,7 @@ def update_mean(
     debias: bool = True,
     mean_step: str = "newton",
     grad_batch_size: float | None = None,
+    prior_pull: bool = True,
 ) -> Tensor:
     """Step of the mean inside an elementwise trust region.
 
@@ -151,6 +152,9 @@ def update_mean(
     variational method, as in Vadam (Khan et al. 2018, arXiv:1806.04854). With squared gradients on the scale of one
     example, h / b is the moving average of squared mini-batch gradients, Adam's second moment, so ``lr`` is that of
     Adam. Deviations from Vadam: the prior does not pull the mean, and h starts from a measurement, not from zero.
+
+    Without ``prior_pull`` the term ``weight_decay m`` of newton is left out, as in arXiv:2506.14280: the prior then
+    shapes the variance and the step's length only.
 
     Args:
         mean: Current m. Shape ``(*p,)``.
@@ -164,13 +168,15 @@ def update_mean(
         debias: Divide the momentum by ``1 - beta1^step``.
         mean_step: ``"newton"`` or ``"adam"``.
         grad_batch_size: b, examples averaged in one gradient; needed for ``"adam"``.
+        prior_pull: Pull the mean of ``"newton"`` towards the prior's.
 
     Returns:
         New m, shape ``(*p,)``.
     """
     unbiased = momentum / (1 - beta1**step) if debias else momentum
     if mean_step == "newton":
-        direction = (unbiased + weight_decay * mean) / (hess + weight_decay)
+        force = unbiased + weight_decay * mean if prior_pull else unbiased
+        direction = force / (hess + weight_decay)
     else:
         assert grad_batch_size is not None
         direction = unbiased / ((hess / grad_batch_size).sqrt() + ADAM_EPS)
@@ -195,6 +201,7 @@ def ivon_step(
     hess_approx: str = "price",
     grad_batch_size: float | None = None,
     mean_step: str = "newton",
+    prior_pull: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One IVON step from gradients taken at ``mean + noise``.
 
@@ -218,6 +225,7 @@ def ivon_step(
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``, see ``hessian_estimate_gradsq``.
         mean_step: ``"newton"`` or ``"adam"``, see ``update_mean``.
+        prior_pull: Pull the mean towards the prior's, see ``update_mean``.
 
     Returns:
         New ``(mean, momentum, hess)``.
@@ -233,5 +241,6 @@ def ivon_step(
     mean = update_mean(
         mean, momentum, hess, step=step, lr=lr, beta1=beta1, weight_decay=weight_decay,
         clip_radius=clip_radius, debias=debias, mean_step=mean_step, grad_batch_size=grad_batch_size,
+        prior_pull=prior_pull,
     )  # fmt: skip
     return mean, momentum, hess

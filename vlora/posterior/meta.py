@@ -47,6 +47,8 @@ class PosteriorMeta:
     """Decay of the Hessian average."""
     hess_init: float | None = None
     """Value every entry of h started from."""
+    fixed_zeros: list[str] = field(default_factory=list)
+    """Keys of pruned tensors: entries whose mean is exactly 0 are 0 in every draw; their h is kept for merging."""
     labels: list[str] | None = None
     """Class names in index order, for a classifier."""
     seed: int = 0

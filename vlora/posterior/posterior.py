@@ -4,6 +4,7 @@ q(theta) = N(mean, 1 / (ess * (h + weight_decay))), independent entries. Paper -
 arXiv:2402.17641): m -> mean, h -> hess, lambda -> ess, delta -> weight_decay.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -119,8 +120,11 @@ class Posterior:
         }
 
     def std(self) -> dict[str, Tensor]:
-        """Posterior standard deviation of every stochastic tensor, in units of the weight."""
-        return {key: torch.rsqrt(precision) for key, precision in self.precision().items()}
+        """Posterior standard deviation of every stochastic tensor, in units of the weight; 0 for pruned entries."""
+        std = {key: torch.rsqrt(precision) for key, precision in self.precision().items()}
+        for key in std.keys() & set(self.meta.fixed_zeros):
+            std[key] = std[key].masked_fill(self.mean[key] == 0, 0.0)
+        return std
 
     def sample(self, k: int, *, antithetic: bool = False) -> dict[str, Tensor]:
         """The k-th draw of the adapter's weights, the same on every machine.
@@ -178,6 +182,18 @@ class Posterior:
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
         return replace(self, meta=replace(self.meta, ess=self.meta.num_examples / temperature))
+
+    def scaled(self, std_scale: float) -> "Posterior":
+        """The same posterior with every standard deviation multiplied by ``std_scale``: ``ess / std_scale^2``.
+
+        Raises:
+            ValueError: ``std_scale`` is not positive.
+        """
+        if not 0 < std_scale < math.inf:
+            raise ValueError(f"std_scale must be > 0 and finite, got {std_scale}")
+        ess, factor = self.meta.ess, std_scale**-2
+        scaled = {k: v * factor for k, v in ess.items()} if isinstance(ess, Mapping) else ess * factor
+        return replace(self, meta=replace(self.meta, ess=scaled))
 
     def site(self) -> Site:
         """What the training data added to the prior, untempered: precision N h, natural mean N (h + delta) m.

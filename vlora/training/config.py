@@ -78,6 +78,12 @@ class OptimizerConfig:
     """IVON with 8-bit state: tensors with fewer entries keep float32 state."""
     stochastic_rounding: bool = False
     """IVON with a bfloat16 adapter: round draws at random, so that the format does not swallow narrow noise."""
+    prior: Literal["fixed", "empirical_bayes"] = "fixed"
+    """IVON: keep ``weight_decay``, or learn one per tensor from its posterior, starting there."""
+    prior_update_every: int = 10
+    """IVON with a learned prior: steps between two updates of it."""
+    prior_pull: bool = True
+    """IVON: false leaves the pull of the mean towards zero out of the update."""
     eps: float | None = None
     """AdamW: added to the denominator."""
 
@@ -97,6 +103,10 @@ class OptimizerConfig:
         if self.noise_cost is not None and (self.ess is not None or self.weight_decay is not None):
             raise ConfigError(
                 "optimizer: noise_cost sets ess and weight_decay during the run; give one or the others"
+            )
+        if self.noise_cost is not None and self.prior != "fixed":
+            raise ConfigError(
+                "optimizer: noise_cost sets the prior, prior empirical_bayes learns it; choose one"
             )
         if self.hess_approx == "price" and (self.noise_cost is not None or self.mean_step == "adam"):
             raise ConfigError("optimizer: noise_cost and mean_step adam need hess_approx gradsq")

@@ -23,6 +23,9 @@ _AUTO = (
     "lr", "ess", "init_std", "hess_init", "max_std", "max_std_ratio", "noise_cost", "beta1", "beta2", "weight_decay",
     "clip_radius", "mean_step",
 )  # fmt: skip
+_PASSED_ON = (
+    "state_bits", "min_8bit_size", "stochastic_rounding", "prior", "prior_update_every", "prior_pull",
+)  # fmt: skip
 _ADAMW_LR = 1e-3
 
 
@@ -63,7 +66,10 @@ def build_optimizer(
     else:
         moments = probe(_or(config.init_std, PROBE_STD))
         batch = _or(config.grad_batch_size, float(grad_batch_size))
-        settings = settings_from_moments(moments, num_steps, batch, **_given(config, _AUTO))
+        given = _given(config, _AUTO)
+        if config.prior == "empirical_bayes":
+            given["noise_cost"] = None  # the prior is learned, so the noise is not controlled through it
+        settings = settings_from_moments(moments, num_steps, batch, **given)
     kwargs = settings.optimizer_kwargs() | _overrides(config, settings)
     optimizer = IVON(parameters, seed=seed, **kwargs)
     if config.hess_init is None and moments:
@@ -98,9 +104,7 @@ def _overrides(config: OptimizerConfig, settings: IvonSettings) -> dict[str, Any
         values["clip_radius"] = settings.clip_radius * precision
     if config.debias is not None:
         values["debias"] = config.debias
-    return values | {
-        name: getattr(config, name) for name in ("state_bits", "min_8bit_size", "stochastic_rounding")
-    }
+    return values | {name: getattr(config, name) for name in _PASSED_ON}
 
 
 def _or(value: float | None, default: float) -> float:

@@ -1,0 +1,128 @@
+"""What an evaluation reads before it scores: adapters, items and class names, checked against each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from vlora.config import to_plain
+from vlora.errors import ConfigError, DataError
+from vlora.eval.config import EvalConfig
+from vlora.eval.environment import versions
+from vlora.eval.host import Host, check_same_base
+from vlora.eval.items import Item, load_items, read_class_names
+from vlora.eval.progress import content_key
+from vlora.eval.score import Scorer, build_scorer
+from vlora.eval.splits import check_apart
+from vlora.eval.subjects import Subject, base_model_of, load_subjects
+from vlora.eval.tables import ALL
+from vlora.models import num_labels_of
+from vlora.posterior import Posterior, fingerprint_weights
+
+__all__ = ["Evaluation", "prepare"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was read: models and items. The base model is loaded when the first model needs scoring."""
+
+    config: EvalConfig
+    base_model: str
+    subjects: Sequence[Subject]
+    items: Sequence[Item]
+    classes: Sequence[str] | None
+
+    @cached_property
+    def host(self) -> Host:
+        """Base model and tokenizer."""
+        return Host(self.config, self.base_model, len(self.classes) if self.classes else None)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Items tokenised and batched, for all models."""
+        return build_scorer(
+            self.config.task,
+            [item.example for item in self.items],
+            self.host.tokenizer,
+            self.config.data,
+            self.host.model.config,
+            max_tokens=self.config.batch_tokens or self.host.batch_tokens,
+            max_rows=self.config.batch_size,
+        )
+
+    @cached_property
+    def _shared_key(self) -> str:
+        """Hash of what all models share: base model, items, and the settings that change a score."""
+        names = ("task", "data", "num_samples", "antithetic", "dtype", "quantization")
+        base = fingerprint_weights(self.base_model, self.config.revision) or [
+            self.base_model,
+            self.config.revision,
+        ]
+        items = content_key([_content(item) for item in self.items])
+        plain = to_plain(self.config)
+        return content_key([base, items, self.classes, versions(), *(plain[name] for name in names)])
+
+    def key(self, subject: Subject) -> str:
+        """Hash of everything that one model's records depend on."""
+        return content_key([subject.name, subject.content(), self._shared_key])
+
+    def num_samples(self, subject: Subject) -> int:
+        """Draws of one model."""
+        return self.config.num_samples if subject.kind == "posterior" else 0
+
+
+def _content(item: Item) -> list[Any]:
+    """Everything about an item that a record may show, its unused columns left out."""
+    names = (field.name for field in fields(item.example) if field.name != "extra")
+    return [item.split, item.label_probs, *(getattr(item.example, name) for name in names)]
+
+
+def prepare(config: EvalConfig) -> Evaluation:
+    """Read adapters and data and check that they fit together, before any model is loaded.
+
+    Raises:
+        PosteriorFormatError: An adapter is damaged or belongs to another base model.
+        DataError: Data that cannot be read or scored.
+        ConfigError: Settings that do not fit together, or test rows that a posterior's temperature was fitted on.
+    """
+    subjects = load_subjects(config)
+    base_model = base_model_of(subjects, config)
+    posteriors = {s.name: s.posterior for s in subjects if s.posterior is not None}
+    check_same_base(posteriors, base_model, config.revision)
+    classes = None
+    if config.task == "sequence_classification":
+        heads = {name: num_labels_of(posterior) for name, posterior in posteriors.items()}
+        sizes = {name: size for name, size in heads.items() if size is not None}
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+            raise ConfigError(
+                f"the adapters' heads differ in their number of classes ({shown}); evaluate them apart"
+            )
+        data = replace(config.data, labels=config.data.labels or _recorded_labels(posteriors))
+        classes = read_class_names(data, next(iter(sizes.values()), None))
+    items = load_items(config.task, config.data, classes)
+    _check_groups(config, items)
+    for subject in subjects:
+        if subject.fitted is not None:
+            test = [item for item in items if item.split == "test"]
+            check_apart(
+                subject.fitted.get("split") or {}, test, f"the posterior temperature of {subject.name!r}"
+            )
+    return Evaluation(config, base_model, subjects, items, classes)
+
+
+def _recorded_labels(posteriors: Mapping[str, Posterior]) -> list[str] | None:
+    """Class names that training recorded, when the adapters agree on them."""
+    names = [posterior.meta.labels for posterior in posteriors.values() if posterior.meta.labels]
+    return names[0] if names and all(name == names[0] for name in names) else None
+
+
+def _check_groups(config: EvalConfig, items: Sequence[Item]) -> None:
+    """Mistakes in group names are found now and not after hours of scoring."""
+    groups = list(dict.fromkeys(item.example.group for item in items if item.split != "validation"))
+    if ALL in groups:
+        raise DataError(f"{ALL!r} is the name for all test rows together; rename that value of data.group")
+    for name, question in config.detect.items():
+        for group in (*question.positive, *question.negative):
+            if group not in groups:
+                raise ConfigError(f"detect.{name}: no group {group!r}; the data hold {', '.join(groups)}")
