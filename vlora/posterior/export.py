@@ -21,7 +21,7 @@ from vlora.files import scratch_error
 from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora.posterior.hashing import fingerprint_weights
 from vlora.posterior.health import measure_health
-from vlora.posterior.keys import adapter_tensors
+from vlora.posterior.keys import adapter_tensors, unsaved_parameters, unwrap
 from vlora.posterior.meta import PosteriorMeta
 
 __all__ = ["collect", "describe_base", "gauge_id", "saved_by_peft"]
@@ -53,16 +53,10 @@ def collect(
     """
     if num_examples < 1:
         raise ValueError(f"num_examples must be the number of training examples (>= 1), got {num_examples}")
-    model, optimizer = _unwrap(model), _unwrap_optimizer(optimizer)
+    model, optimizer = unwrap(model), _unwrap_optimizer(optimizer)
     optimizer.eval()
     mean, adapter_config = saved_by_peft(model, adapter_name)
-    states = {}
-    for key, tensor in adapter_tensors(model, mean, adapter_name).items():
-        # a tensor that never got a gradient has no step and stays deterministic
-        if isinstance(tensor, nn.Parameter) and int(optimizer.state.get(tensor, {}).get("step", 0)) > 0:
-            states[key] = optimizer.posterior_state(tensor)
-    if not states:
-        raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
+    states = _trained_states(model, optimizer, mean, adapter_name)
     hess = {key: state["hess"].detach().float().cpu().clone() for key, state in states.items()}
     _check_finite(mean, hess)
     meta = PosteriorMeta(
@@ -79,7 +73,7 @@ def collect(
 def gauge_id(model: nn.Module, adapter_name: str = "default") -> str:
     """Hash of the adapter's ``lora_A`` factors; call before training. Equal ids mean an equal starting point."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(_unwrap(model).named_parameters()):
+    for name, parameter in sorted(unwrap(model).named_parameters()):
         if f"lora_A.{adapter_name}" in name or f"lora_embedding_A.{adapter_name}" in name:
             digest.update(name.encode())
             digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
@@ -116,6 +110,26 @@ def saved_by_peft(
         raise scratch_error(error) from error
 
 
+def _trained_states(
+    model: nn.Module, optimizer: Any, mean: Mapping[str, Tensor], adapter_name: str
+) -> dict[str, Mapping[str, Any]]:
+    """Posterior state of every saved tensor that was trained; the others stay deterministic."""
+    # a tensor that never got a gradient has no step
+    stepped = [param for param, state in optimizer.state.items() if int(state.get("step", 0)) > 0]
+    tensors = adapter_tensors(model, mean, adapter_name)
+    addresses = {id(param) for param in stepped}
+    states = {key: optimizer.posterior_state(t) for key, t in tensors.items() if id(t) in addresses}
+    if not states:
+        raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
+    lost = unsaved_parameters(model, tensors, stepped, adapter_name)
+    if lost:
+        raise TrainingError(
+            f"PEFT does not save {len(lost)} trained tensors with this adapter, first {lost[0]!r}: the folder would "
+            "not hold what was learnt; train only the adapter, or name the module in modules_to_save"
+        )
+    return states
+
+
 def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tensor]) -> dict[str, Any]:
     """Steps, beta2, h_0 and health when all tensors share them."""
     first = next(iter(states.values()))
@@ -138,14 +152,6 @@ def _check_finite(mean: Mapping[str, Tensor], hess: Mapping[str, Tensor]) -> Non
 def _shared(values: Mapping[str, float]) -> float | dict[str, float]:
     distinct = set(values.values())
     return distinct.pop() if len(distinct) == 1 else dict(values)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    for attribute in ("module", "_orig_mod"):
-        inner = model.__dict__.get("_modules", {}).get(attribute)
-        if inner is not None:
-            return _unwrap(inner)
-    return model
 
 
 def _unwrap_optimizer(optimizer: Any) -> Any:
