@@ -6,7 +6,7 @@ them in place of a state dict, and come out under their keys. What does not come
 computed on the way; such an adapter has no posterior over what is saved, and is refused with the alternative.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,11 +58,9 @@ def adapter_tensors(
         PosteriorFormatError: The model has no tensor for a key, or PEFT saves a computed value under it.
     """
     model, wanted = unwrap(model), sorted(keys)
-    live = _live_tensors(model)
     tensors = saved_tensors(model, adapter_name)
-    for key in wanted:
-        if key not in tensors and key in live:  # base embeddings, saved under their own names
-            tensors[key] = live[key]
+    if not tensors.keys() >= set(wanted):  # base embeddings are saved under their own names
+        tensors = {**_live_tensors(model), **tensors}
     missing = [key for key in wanted if key not in tensors]
     if missing:
         raise PosteriorFormatError(
@@ -98,7 +96,7 @@ def saved_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str, 
     )
     if prompt is not None:
         saved[PROMPT_KEY] = prompt
-    known = {id(tensor) for tensor in (*live.values(), *_shira_indices(model))}
+    known = {id(tensor) for tensor in live.values()}
     for key, tensor in saved.items():
         if id(tensor) not in known:
             raise _refusal(kind, key)
@@ -134,15 +132,15 @@ def _config(model: nn.Module, adapter_name: str) -> Any:
 
 
 def _live_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by every name it has."""
-    named = (model.named_buffers(remove_duplicate=False), model.named_parameters(remove_duplicate=False))
-    return {name: tensor for group in named for name, tensor in group}
-
-
-def _shira_indices(model: nn.Module) -> Iterator[Tensor]:
-    """SHiRA keeps the places of its entries in a plain dictionary, and saves them."""
-    for module in model.modules():
-        yield from module.__dict__.get("shira_indices", {}).values()
+    """Every parameter and buffer by every name it has; and SHiRA's indices, which it keeps in a plain dictionary."""
+    live: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        start = f"{prefix}." if prefix else ""
+        own = {**module._buffers, **module._parameters}
+        live |= {start + name: tensor for name, tensor in own.items() if tensor is not None}
+        places = module.__dict__.get("shira_indices", {})
+        live |= {f"{start}shira_indices.{name}": tensor for name, tensor in places.items()}
+    return live
 
 
 def _prompt_tensor(model: Any, kind: str, config: Any, adapter_name: str) -> Tensor:
