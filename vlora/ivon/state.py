@@ -64,7 +64,16 @@ def adopt_changed_params(pairs: Sequence[tuple[Tensor, dict[str, Any]]]) -> None
 
     Args:
         pairs: Parameters that should hold the mean, with their state.
+
+    Raises:
+        TrainingError: If a parameter has another shape than its state.
     """
+    for param, state in pairs:
+        if param.shape != state["mean"].shape:
+            raise TrainingError(
+                f"a parameter has shape {tuple(param.shape)} now, IVON's state for it {tuple(state['mean'].shape)}: an "
+                "adapter of another rank was hot-swapped in; build a new optimizer"
+            )
     for indices in by_device([param for param, _ in pairs]):
         differs = [(pairs[i][0] != pairs[i][1]["mean"].to(pairs[i][0].dtype)).any() for i in indices]
         for i, changed in zip(indices, torch.stack(differs).tolist(), strict=True):

@@ -7,7 +7,8 @@ saved exactly as PEFT would save it, whatever the adapter type; h comes from the
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from vlora.errors import TrainingError
 from vlora.files import scratch_error
+from vlora.posterior.fit import check_scaling
 from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora.posterior.hashing import fingerprint_weights
 from vlora.posterior.health import measure_health
@@ -57,6 +59,7 @@ def collect(
     optimizer.eval()
     mean, adapter_config = saved_by_peft(model, adapter_name)
     states = _trained_states(model, optimizer, mean, adapter_name)
+    check_scaling(model, mean, adapter_config, adapter_name)
     hess = {key: state["hess"].detach().float().cpu().clone() for key, state in states.items()}
     _check_finite(mean, hess)
     meta = PosteriorMeta(
@@ -118,6 +121,7 @@ def _trained_states(
     stepped = [param for param, state in optimizer.state.items() if int(state.get("step", 0)) > 0]
     tensors = adapter_tensors(model, mean, adapter_name)
     addresses = {id(param) for param in stepped}
+    _warn_if_replaced(stepped, optimizer)
     states = {key: optimizer.posterior_state(t) for key, t in tensors.items() if id(t) in addresses}
     if not states:
         raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
@@ -128,6 +132,18 @@ def _trained_states(
             "not hold what was learnt; train only the adapter, or name the module in modules_to_save"
         )
     return states
+
+
+def _warn_if_replaced(stepped: Sequence[Tensor], optimizer: Any) -> None:
+    """Say so when the weights at export are not those that the last step left, to which h belongs."""
+    means = [(param, optimizer.state[param]["mean"]) for param in stepped]
+    replaced = [p for p, mean in means if p.shape == mean.shape and (p != mean.to(p.dtype)).any()]
+    if replaced:
+        warnings.warn(
+            f"{len(replaced)} of {len(stepped)} trained tensors were changed after the last optimizer step (hot-swap, "
+            "load_best_model_at_end): the mean is what they hold now, h still belongs to what they held before",
+            stacklevel=5,
+        )
 
 
 def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tensor]) -> dict[str, Any]:
