@@ -73,7 +73,7 @@ def token_log_probs(model: nn.Module, batch: Batch, rows: Tensor, positions: Ten
     """
     inputs = _to_device(batch, model)
     device = inputs["input_ids"].device
-    rows, positions = rows.to(device), positions.to(device)
+    rows, positions = rows.to(device), positions.to(device) + _virtual_tokens(model)
     if _takes_positions(model):
         kept, positions = positions.unique(return_inverse=True)
         logits = model(**inputs, logits_to_keep=kept).logits
@@ -92,3 +92,11 @@ def _takes_positions(model: nn.Module) -> bool:
     wrapped: Any = model
     inner = wrapped.get_base_model() if hasattr(model, "get_base_model") else wrapped
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _virtual_tokens(model: nn.Module) -> int:
+    """Positions that a prompt-learning adapter puts before the tokens; a cached prefix takes none."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning or config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
+        return 0
+    return int(config.num_virtual_tokens)

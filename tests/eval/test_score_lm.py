@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import eval_tiny
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from vlora.data import Encoding, Example, RowFormat
 from vlora.errors import DataError
@@ -55,6 +56,24 @@ def test_mean_equals_naive_loop(examples, max_tokens, side):
         assert got["confidence"] == pytest.approx(log_probs.max(-1).values.exp().tolist(), abs=1e-5)
         assert got["entropy"] == pytest.approx((-log_probs.exp() * log_probs).sum(-1).tolist(), abs=1e-5)
         assert got["nll_samples"] is got["total_entropy"] is None
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+@pytest.mark.parametrize("keeps", [True, False], ids=["logits_to_keep", "all"])
+def test_virtual_tokens_are_not_scored(kind, keeps, monkeypatch):
+    """A prompt of virtual tokens shifts the logits by its length; a prefix in the cache does not."""
+    tokenizer = eval_tiny.tokenizer("right")
+    torch.manual_seed(3)
+    model = get_peft_model(eval_tiny.llama(), kind(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+    monkeypatch.setattr("vlora.eval.forward._takes_positions", lambda _: keeps)
+    scorer = build_scorer("causal_lm", PLAIN, tokenizer, RowFormat(), model.config, max_tokens=1)
+    texts = score_model(scorer, Draws(model)).texts
+    for got, (ids, _) in zip(texts, _rows(tokenizer, PLAIN), strict=True):
+        batch = torch.tensor([ids])
+        labels = torch.tensor([[-100, *ids[1:]]])  # behind virtual tokens, BOS would be predicted too
+        with torch.no_grad():
+            loss = model(input_ids=batch, attention_mask=torch.ones_like(batch), labels=labels).loss
+        assert got["nll"] / got["num_tokens"] == pytest.approx(loss.item(), abs=1e-5)
 
 
 def test_draws_equal_mixtures_of_loaded_samples():

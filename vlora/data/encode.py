@@ -108,10 +108,21 @@ def wants_eos(task: Task, row_format: RowFormat) -> bool:
     return row_format.append_eos if row_format.append_eos is not None else task == "causal_lm"
 
 
-def fitting_length(row_format: RowFormat, tokenizer: "PreTrainedTokenizerBase", model_config: Any) -> int:
-    """Longest sequence in tokens that the configuration, the tokenizer and the model all allow."""
+def fitting_length(
+    row_format: RowFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    model_config: Any,
+    *,
+    num_virtual_tokens: int = 0,
+) -> int:
+    """Longest sequence in tokens that the configuration, the tokenizer and the model all allow.
+
+    ``num_virtual_tokens`` of a prompt-learning adapter take positions of the model away from the text.
+    """
     limits = [row_format.max_length, tokenizer.model_max_length]
-    limits.append(getattr(model_config, "max_position_embeddings", None) or row_format.max_length)
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions:
+        limits.append(max(1, positions - num_virtual_tokens))
     return int(min(limits))
 
 

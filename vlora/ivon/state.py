@@ -92,7 +92,16 @@ def adopt_changed_params(pairs: Sequence[tuple[Tensor, dict[str, Any]]]) -> None
 
     Args:
         pairs: Parameters that should hold the mean, with their state.
+
+    Raises:
+        TrainingError: If a parameter has another shape than its state.
     """
+    for param, state in pairs:
+        if param.shape != state["mean"].shape:
+            raise TrainingError(
+                f"a parameter has shape {tuple(param.shape)} now, IVON's state for it {tuple(state['mean'].shape)}: an "
+                "adapter of another rank was hot-swapped in; build a new optimizer"
+            )
     same = [(param, state["mean"]) for param, state in pairs if param.dtype == state["mean"].dtype]
     if same:  # a copy is right in both cases, and cheaper than looking
         torch._foreach_copy_([mean for _, mean in same], [param for param, _ in same])

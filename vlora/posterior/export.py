@@ -7,7 +7,8 @@ saved exactly as PEFT would save it, whatever the adapter type; h comes from the
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from vlora.errors import TrainingError
 from vlora.files import scratch_error
+from vlora.ivon.shards import local
+from vlora.posterior.fit import check_scaling
 from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora.posterior.gather import whole_adapter
 from vlora.posterior.hashing import fingerprint_weights
 from vlora.posterior.health import measure_health
-from vlora.posterior.keys import adapter_tensors
+from vlora.posterior.keys import adapter_tensors, unsaved_parameters, unwrap
 from vlora.posterior.meta import PosteriorMeta
 
 __all__ = ["collect", "describe_base", "gauge_id", "saved_by_peft"]
@@ -54,21 +57,14 @@ def collect(
     """
     if num_examples < 1:
         raise ValueError(f"num_examples must be the number of training examples (>= 1), got {num_examples}")
-    model, optimizer = _unwrap(model), _unwrap_optimizer(optimizer)
+    model, optimizer = unwrap(model), _unwrap_optimizer(optimizer)
     optimizer.eval()
     mean, adapter_config = saved_by_peft(model, adapter_name)
-    states = {}
-    for key, tensor in adapter_tensors(model, mean, adapter_name).items():
-        # a tensor that never got a gradient has no step and stays deterministic
-        if isinstance(tensor, nn.Parameter) and int(optimizer.state.get(tensor, {}).get("step", 0)) > 0:
-            states[key] = optimizer.posterior_state(tensor)
-            if mean[key].dtype in (
-                torch.bfloat16,
-                torch.float16,
-            ):  # the exact mean, not what the format left of it
-                mean[key] = states[key]["mean"].float().cpu()
-    if not states:
-        raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
+    states = _trained_states(model, optimizer, mean, adapter_name)
+    for key, state in states.items():
+        if mean[key].dtype in (torch.bfloat16, torch.float16):
+            mean[key] = state["mean"].float().cpu()  # the exact mean, not what the format left of it
+    check_scaling(model, mean, adapter_config, adapter_name)
     hess = {key: state["hess"].detach().float().cpu().clone() for key, state in states.items()}
     _check_finite(mean, hess)
     meta = PosteriorMeta(
@@ -85,7 +81,7 @@ def collect(
 def gauge_id(model: nn.Module, adapter_name: str = "default") -> str:
     """Hash of the adapter's ``lora_A`` factors; call before training. Equal ids mean an equal starting point."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(_unwrap(model).named_parameters()):
+    for name, parameter in sorted(unwrap(model).named_parameters()):
         if f"lora_A.{adapter_name}" in name or f"lora_embedding_A.{adapter_name}" in name:
             digest.update(name.encode())
             digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
@@ -125,14 +121,48 @@ def saved_by_peft(
         raise scratch_error(error) from error
 
 
+def _trained_states(
+    model: nn.Module, optimizer: Any, mean: Mapping[str, Tensor], adapter_name: str
+) -> dict[str, Mapping[str, Any]]:
+    """Posterior state of every saved tensor that was trained; the others stay deterministic."""
+    # a tensor that never got a gradient has no step
+    stepped = [param for param, state in optimizer.state.items() if int(state.get("step", 0)) > 0]
+    tensors = adapter_tensors(model, mean, adapter_name)
+    addresses = {id(param) for param in stepped}
+    _warn_if_replaced(stepped, optimizer)
+    states = {key: optimizer.posterior_state(t) for key, t in tensors.items() if id(t) in addresses}
+    if not states:
+        raise TrainingError("no tensor of this adapter was stepped by the optimizer; train before you export")
+    lost = unsaved_parameters(model, tensors, stepped, adapter_name)
+    if lost:
+        raise TrainingError(
+            f"PEFT does not save {len(lost)} trained tensors with this adapter, first {lost[0]!r}: the folder would "
+            "not hold what was learnt; train only the adapter, or name the module in modules_to_save"
+        )
+    return states
+
+
+def _warn_if_replaced(stepped: Sequence[Tensor], optimizer: Any) -> None:
+    """Say so when the weights at export are not those that the last step left, to which h belongs."""
+    means = [(local(param.detach()), local(optimizer.state[param]["mean"])) for param in stepped]
+    replaced = [p for p, mean in means if p.shape == mean.shape and (p != mean.to(p.dtype)).any()]
+    if replaced:
+        warnings.warn(
+            f"{len(replaced)} of {len(stepped)} trained tensors were changed after the last optimizer step (hot-swap, "
+            "load_best_model_at_end): the mean is what they hold now, h still belongs to what they held before",
+            stacklevel=5,
+        )
+
+
 def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tensor]) -> dict[str, Any]:
     """Steps, beta2, h_0 and health when all tensors share them."""
     first = next(iter(states.values()))
     facts = {"steps": max(int(state["step"]) for state in states.values())}
-    if len({(state["beta2"], state["hess_init"]) for state in states.values()}) > 1:
+    if len({state["beta2"] for state in states.values()}) > 1:
         return facts
-    health = measure_health(hess, steps=facts["steps"], beta2=first["beta2"], hess_init=first["hess_init"])
-    return {**facts, "beta2": first["beta2"], "hess_init": first["hess_init"], "health": health}
+    starts = {key: float(state["hess_init"]) for key, state in states.items()}
+    health = measure_health(hess, steps=facts["steps"], beta2=first["beta2"], hess_init=starts)
+    return {**facts, "beta2": first["beta2"], "hess_init": _shared(starts), "health": health}
 
 
 def _check_finite(mean: Mapping[str, Tensor], hess: Mapping[str, Tensor]) -> None:
@@ -147,14 +177,6 @@ def _check_finite(mean: Mapping[str, Tensor], hess: Mapping[str, Tensor]) -> Non
 def _shared(values: Mapping[str, float]) -> float | dict[str, float]:
     distinct = set(values.values())
     return distinct.pop() if len(distinct) == 1 else dict(values)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    for attribute in ("module", "_orig_mod"):
-        inner = model.__dict__.get("_modules", {}).get(attribute)
-        if inner is not None:
-            return _unwrap(inner)
-    return model
 
 
 def _unwrap_optimizer(optimizer: Any) -> Any:

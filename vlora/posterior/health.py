@@ -12,7 +12,7 @@ __all__ = ["describe_health", "measure_health"]
 
 
 def measure_health(
-    hess: Mapping[str, Tensor], *, steps: int, beta2: float, hess_init: float
+    hess: Mapping[str, Tensor], *, steps: int, beta2: float, hess_init: Mapping[str, float]
 ) -> dict[str, Any]:
     """Two numbers that tell how far h has left its start.
 
@@ -20,15 +20,16 @@ def measure_health(
         hess: h of every stochastic tensor.
         steps: Optimizer steps taken.
         beta2: Decay of the Hessian average.
-        hess_init: Value all entries started from.
+        hess_init: Value that the entries of each tensor started from.
 
     Returns:
         ``effective_memory`` = 1 - beta2^steps, the weight of the data in h (0 to 1, higher is better);
         ``share_moved``, the share of entries outside +-10 % of ``hess_init``; ``share_negative``, the share
         of entries below zero, where the noisy estimate claims negative curvature (lower is better).
     """
-    values = torch.cat([h.detach().float().flatten().cpu() for h in hess.values()])
-    moved = (values - hess_init).abs() > 0.1 * abs(hess_init)
+    flat = {key: h.detach().float().flatten().cpu() for key, h in hess.items()}
+    values = torch.cat(list(flat.values()))
+    moved = torch.cat([(h - hess_init[key]).abs() > 0.1 * abs(hess_init[key]) for key, h in flat.items()])
     return {
         "effective_memory": 1.0 - beta2**steps,
         "share_moved": moved.double().mean().item(),

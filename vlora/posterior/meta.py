@@ -45,8 +45,8 @@ class PosteriorMeta:
     """Optimizer steps taken."""
     beta2: float | None = None
     """Decay of the Hessian average."""
-    hess_init: float | None = None
-    """Value every entry of h started from."""
+    hess_init: float | dict[str, float] | None = None
+    """Value that the entries of h started from, one number or one per key."""
     fixed_zeros: list[str] = field(default_factory=list)
     """Keys of pruned tensors: entries whose mean is exactly 0 are 0 in every draw; their h is kept for merging."""
     labels: list[str] | None = None

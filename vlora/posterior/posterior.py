@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlora.posterior import card, export, folder, hub
 from vlora.posterior.draws import standard_normal
+from vlora.posterior.fit import check_fit
 from vlora.posterior.health import describe_health
 from vlora.posterior.keys import adapter_tensors
 from vlora.posterior.meta import PosteriorMeta
@@ -158,10 +159,14 @@ class Posterior:
     ) -> Iterator[nn.Module]:
         """Hold draw ``k`` (None: the mean) in a PEFT model inside the block; restore its weights after it.
 
-        The former weights come back bit for bit, also when the block raises.
+        The former weights come back bit for bit, also when the block raises. Another adapter that was hot-swapped
+        in is fine as long as it has this posterior's ranks and scaling.
+
+        Raises:
+            PosteriorFormatError: The adapter in the model has another layout, rank or scaling.
         """
         weights = self.mean if k is None else self.sample(k, antithetic=antithetic)
-        live = adapter_tensors(model, weights, adapter_name)
+        live = self._live(model, adapter_name)
         former = {key: tensor.detach().clone() for key, tensor in live.items()}
         try:
             _copy_into(live, weights)
@@ -170,8 +175,17 @@ class Posterior:
             _copy_into(live, former)
 
     def load_into(self, model: nn.Module, *, adapter_name: str = "default") -> None:
-        """Write the mean into a PEFT model that already carries an adapter of this layout."""
-        _copy_into(adapter_tensors(model, self.mean, adapter_name), self.mean)
+        """Write the mean into a PEFT model that already carries an adapter of this layout.
+
+        Raises:
+            PosteriorFormatError: The adapter in the model has another layout, rank or scaling.
+        """
+        _copy_into(self._live(model, adapter_name), self.mean)
+
+    def _live(self, model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+        live = adapter_tensors(model, self.mean, adapter_name)
+        check_fit(model, live, self.mean, self.adapter_config, adapter_name)
+        return live
 
     def at_temperature(self, temperature: float) -> "Posterior":
         """The same posterior with ``ess = num_examples / temperature``; 1 is Bayes, higher is wider.

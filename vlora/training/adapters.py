@@ -21,6 +21,7 @@ _TASK_TYPES = {
     "causal_lm": "CAUSAL_LM",
     "multiple_choice": "CAUSAL_LM",
 }
+_BY_TASK = ("multitask_prompt_tuning", "poly")
 _OWNED = (
     "peft_type",
     "task_type",
@@ -51,6 +52,11 @@ def peft_config(settings: Mapping[str, Any], *, task: Task, model_type: str) -> 
     known_types = {str(kind.value).lower(): kind for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING}
     if name.lower() not in known_types:
         raise ConfigError(f"peft.type: {suggest_key(name, sorted(known_types))}")
+    if name.lower() in _BY_TASK:
+        raise ConfigError(
+            f"peft.type {name} wants the task of every row (task_ids), which vlora train does not give; use "
+            "transformers.Trainer with vlora.IVON and a task_ids column"
+        )
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[known_types[name.lower()]]
     _check_arguments(arguments, cls)
     if arguments.get("target_modules") is None and _needs_targets(cls, model_type):

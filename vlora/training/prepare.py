@@ -12,7 +12,7 @@ from vlora.data.examples import examples_from_rows
 from vlora.data.sources import load_rows, take_rows
 from vlora.errors import ConfigError, VloraError
 from vlora.models import load_base_model, load_model_config, load_tokenizer
-from vlora.posterior.keys import adapter_tensors
+from vlora.posterior.keys import saved_tensors, unsaved_parameters
 from vlora.training.adapters import add_adapter, peft_config
 from vlora.training.config import TrainConfig
 
@@ -50,7 +50,8 @@ def prepare(config: TrainConfig) -> Prepared:
     base_config = load_model_config(config.base_model, **origin)
     tokenizer = load_tokenizer(config.base_model, **origin)
     adapter = peft_config(config.peft, task=config.task, model_type=base_config.model_type)
-    limit = fitting_length(config.data, tokenizer, base_config)
+    virtual = getattr(adapter, "num_virtual_tokens", None) or 0
+    limit = fitting_length(config.data, tokenizer, base_config, num_virtual_tokens=virtual)
     data, train, validation = _encode(config, tokenizer, limit)
     config = replace(config, data=data)
     set_seed(config.seed)  # a new classification head
@@ -108,12 +109,14 @@ def _encode_rows(
 
 def _require_exportable(model: "PeftModel") -> None:
     """Make sure before training that the posterior can be saved after it."""
-    from peft import get_peft_model_state_dict
-
     try:
-        adapter_tensors(model, get_peft_model_state_dict(model))
+        tensors = saved_tensors(model)
     except VloraError as error:
-        kind = str(getattr(model.peft_config["default"].peft_type, "value", "")).lower()
+        raise ConfigError(f"optimizer ivon: {error}; or take optimizer.name=adamw") from error
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lost = unsaved_parameters(model, tensors, trained)
+    if lost:
         raise ConfigError(
-            f"optimizer ivon cannot save a posterior for peft.type {kind}: {error}; use optimizer.name=adamw"
-        ) from error
+            f"optimizer ivon: PEFT does not save {len(lost)} tensors that this trains, first {lost[0]!r}; "
+            "use optimizer.name=adamw or another peft.type"
+        )

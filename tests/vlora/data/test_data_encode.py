@@ -166,6 +166,7 @@ def test_the_model_bounds_the_length(llama_tokens):
         max_position_embeddings = 48
 
     assert fitting_length(RowFormat(), llama_tokens, Config()) == 48
+    assert fitting_length(RowFormat(), llama_tokens, Config(), num_virtual_tokens=8) == 40
     assert fitting_length(RowFormat(max_length=9), llama_tokens, Config()) == 9
     assert fitting_length(RowFormat(), llama_tokens, object()) == 64  # the tokenizer's own limit
 

@@ -90,7 +90,11 @@ def test_training_arguments_are_checked(training, message, make_config):
         ({"target_modules": ["nothing"]}, "peft: .*nothing"),
         ({"r": 0}, "peft: .*r"),
         ({"r": "four"}, "peft: a value is of the wrong type: .*'str' and 'int'"),
-        ({"type": "prompt_tuning", "num_virtual_tokens": 3}, "optimizer ivon cannot save a posterior"),
+        ({"type": "poly"}, "peft.type poly wants the task of every row .task_ids."),
+        (
+            {"type": "p_tuning", "num_virtual_tokens": 3},
+            "optimizer ivon: no posterior over .* use prompt_tuning; or take",
+        ),
     ],
 )
 def test_adapter_settings_are_checked(settings, message, make_config):

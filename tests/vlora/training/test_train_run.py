@@ -153,6 +153,27 @@ def test_adapter_types_pass_through(make_config):
     assert Posterior.from_pretrained(run_training(ia3)).adapter_config["peft_type"] == "IA3"
 
 
+@pytest.mark.parametrize(
+    ("settings", "trains", "fixed"),
+    [
+        ({"type": "prompt_tuning", "num_virtual_tokens": 3}, "prompt_embeddings", None),
+        ({"type": "prefix_tuning", "num_virtual_tokens": 3}, "prompt_embeddings", None),
+        ({"type": "vera", "target_modules": ["q_proj"]}, "vera_lambda_b", "base_model.vera_A"),
+        ({"type": "shira", "r": 2, "target_modules": ["q_proj"]}, "shira_weight", "shira_indices"),
+        ({"type": "trainable_tokens", "token_indices": [3, 4]}, "trainable_tokens_delta", None),
+    ],
+)
+def test_adapters_with_saved_keys_of_their_own_pass_through(make_config, settings, trains, fixed):
+    config = make_config(
+        "causal_lm", peft=settings, training={"max_steps": 2, "per_device_train_batch_size": 4}
+    )
+    posterior = Posterior.from_pretrained(run_training(config))
+    assert any(trains in key for key in posterior.hess)
+    assert {trains in key for key in posterior.mean} == ({True} if fixed is None else {True, False})
+    assert not any(fixed in key for key in posterior.hess) if fixed else True
+    assert posterior.meta.steps == 2
+
+
 def test_plain_text_with_accumulation_checkpointing_and_curvature(make_config, write_rows):
     source = write_rows([{"text": f"the colour of item {n} is red ; " * 3} for n in range(12)], "text.jsonl")
     config = make_config(
