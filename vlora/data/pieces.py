@@ -1,13 +1,37 @@
-"""Batches cut to a number of rows, for the passes over data beside training."""
+"""Batches for the passes over data beside training: in a seeded order, cut to a number of rows."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from vlora.data.encode import EncodedDataset
 from vlora.errors import DataError
 
-__all__ = ["pieces", "single_rows"]
+__all__ = ["pieces", "shuffled_batches", "single_rows"]
+
+
+def shuffled_batches(
+    rows: EncodedDataset, collate: Any, *, batch_size: int, seed: int
+) -> Iterable[Mapping[str, Any]]:
+    """A loader of padded batches in an order of its own; global random state is not touched.
+
+    Args:
+        rows: Encoded rows.
+        collate: From :func:`vlora.data.data_collator`.
+        batch_size: Rows in a batch.
+        seed: Seed of the order.
+    """
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        rows,  # pyright: ignore[reportArgumentType]
+        batch_size=batch_size,
+        shuffle=True,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def pieces(

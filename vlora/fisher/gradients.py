@@ -27,7 +27,7 @@ from tqdm import tqdm
 from vlora.data.pieces import pieces, single_rows
 from vlora.errors import ConfigError, DataError, TrainingError
 from vlora.fisher.hooks import RowGradients, RowsMixedError, linear_layers
-from vlora.fisher.losses import LabelKind, Reduction, label_passes, read_places
+from vlora.fisher.losses import LabelKind, Places, Reduction, label_passes, read_places
 
 __all__ = ["SquaredGradients", "squared_gradients"]
 
@@ -43,14 +43,14 @@ class SquaredGradients:
         values: Parameter name -> h, shape of the parameter, on the CPU; units of loss / weight^2 (nats).
         num_examples: N, rows with at least one label.
         mean_loss: Loss under the labels of the data, nats per example or per token.
-        tokens_per_example: Target tokens of an example; 1 for classification.
+        tokens_per_example: Mean number of target tokens of a text; None for classification.
         method: ``hooks`` or ``loop``.
     """
 
     values: dict[str, Tensor]
     num_examples: int
     mean_loss: float
-    tokens_per_example: float
+    tokens_per_example: float | None
     method: str
 
 
@@ -127,7 +127,7 @@ class _Run:
         self.labels: LabelKind = labels
         self.sums = {n: torch.zeros(p.shape, dtype=dtype, device=p.device) for n, p in parameters.items()}
         self.examples, self.tokens, self.rows, self.loss = 0, 0, 0, 0.0
-        self.reached = False
+        self.reached = self.is_text = False
         layers = linear_layers(model, parameters)
         self.hooks = RowGradients(layers, dtype) if layers else None
         self.proved = False
@@ -205,10 +205,11 @@ class _Run:
         return total
 
     @torch.no_grad()
-    def _count(self, places: Any) -> None:
+    def _count(self, places: Places) -> None:
         self.loss += float(places.row_losses(places.targets).double().sum())
         self.tokens += len(places.targets)
         self.examples += len(places.row_of.unique())
+        self.is_text = places.is_text
 
     def result(self, reduction: Reduction) -> SquaredGradients:
         """Means over examples on the scale of ``reduction``."""
@@ -230,7 +231,7 @@ class _Run:
             values,
             self.examples,
             self.loss / (self.tokens if reduction == "token_mean" else self.examples),
-            length,
+            length if self.is_text else None,
             "loop" if self.hooks is None else "hooks",
         )
 

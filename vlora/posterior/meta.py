@@ -47,6 +47,8 @@ class PosteriorMeta:
     """Decay of the Hessian average."""
     hess_init: float | None = None
     """Value every entry of h started from."""
+    method: str | None = None
+    """How h was found if not by training or merging: ``laplace``."""
     labels: list[str] | None = None
     """Class names in index order, for a classifier."""
     seed: int = 0
