@@ -5,7 +5,7 @@ all tokens of a text), so its loss is :math:`-\log \frac1S \sum_s e^{-\ell_{is}}
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def best_factor(
     model: nn.Module,
     posterior: Posterior,
     precision: Mapping[str, float],
-    batches: Iterable[Mapping[str, Any]],
+    batches: Sequence[Mapping[str, Any]],
     *,
     factors: Sequence[float],
     num_samples: int = 8,
@@ -53,7 +53,7 @@ def best_factor(
         model: PEFT model with the adapter, in eval mode.
         posterior: From :func:`vlora.laplace.fit.laplace_posterior`.
         precision: Prior precision per tensor that the factors multiply.
-        batches: Held-out rows; read once per draw, so not a generator.
+        batches: Held-out rows; a sequence, as every draw must see them in the same order.
         factors: What to try.
         num_samples: Draws per factor, in antithetic pairs.
         progress: Show a bar on stderr.
@@ -71,7 +71,7 @@ def best_factor(
     return HeldOut(min(nll, key=lambda f: (nll[f], -f)), nll, mean_nll(model, batches))
 
 
-def mean_nll(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
+def mean_nll(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> float:
     """Negative log-likelihood of the rows under the weights that the model holds, nats per example."""
     return _losses(model, batches).mean().item()
 
@@ -79,7 +79,7 @@ def mean_nll(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
 def sampled_nll(
     model: nn.Module,
     posterior: Posterior,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Sequence[Mapping[str, Any]],
     *,
     num_samples: int,
     bar: tqdm | None = None,
@@ -98,7 +98,7 @@ def sampled_nll(
     return math.log(num_samples) - torch.stack(draws).logsumexp(0).mean().item()
 
 
-def _losses(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Tensor:
+def _losses(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> Tensor:
     """Loss of every row that has a label, float64 [rows]."""
     found = []
     for batch in batches:

@@ -226,7 +226,7 @@ def _searched(run: _Prepared, fitted: Posterior, prior: EvidencePrior) -> HeldOu
         run.model,
         fitted,
         prior.precision,
-        run.batches(run.validation),
+        list(run.batches(run.validation)),
         factors=config.prior_grid,
         num_samples=config.num_samples,
     )
@@ -243,7 +243,7 @@ def _checked(run: _Prepared, posterior: Posterior) -> dict[str, Any]:
     """Loss with and without draws on the validation rows, if there are any; a warning where draws do harm."""
     if run.validation is None:
         return {}
-    batches, count = run.batches(run.validation), run.config.num_samples
+    batches, count = list(run.batches(run.validation)), run.config.num_samples
     at_mean = mean_nll(run.model, batches)
     drawn = sampled_nll(run.model, posterior, batches, num_samples=count)
     if drawn > at_mean:
