@@ -4,33 +4,25 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 import yaml
 
 from vlora.config import config_sha256, to_plain
 from vlora.curvature import collect_curvature
-from vlora.data import DataConfig, EncodedDataset, data_collator, fitting_length
-from vlora.data.pieces import shuffled_batches
-from vlora.errors import ConfigError, DataError
 from vlora.files import check_output_folder, output_path
 from vlora.fisher import LabelKind, SquaredGradients
 from vlora.laplace.config import Fisher, PosteriorConfig
 from vlora.laplace.fit import EvidencePrior, evidence_prior, laplace_posterior, with_prior
 from vlora.laplace.held_out import HeldOut, best_factor, mean_nll, sampled_nll
-from vlora.models import load_adapter, load_base_model, load_model_config, load_tokenizer, num_labels_of
+from vlora.laplace.prepare import Prepared, prepare
 from vlora.posterior import Posterior
 from vlora.posterior.export import describe_base
 from vlora.posterior.spacing import spacing_health
-from vlora.training.prepare import encode_splits
 from vlora.training.reference import reference_health
 from vlora.training.work import require_writable
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 __all__ = ["CONFIG_FILE", "LOG_FILE", "run_posterior"]
 
@@ -38,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "laplace_config.yaml"
 LOG_FILE = "laplace_log.json"
-_MANY_CLASSES = 8
 _KINDS: dict[Fisher, LabelKind] = {"expected": "expected", "sampled": "sampled", "empirical": "given"}
 
 
@@ -62,7 +53,7 @@ def run_posterior(config: PosteriorConfig) -> Path:
     output = output_path(config.output)
     check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)
     require_writable(output)
-    run = _prepare(config)
+    run = prepare(config)
     fitted, gradients = _fit(run)
     posterior, log = _with_chosen_prior(run, fitted, gradients)
     posterior = _finished(run, posterior)
@@ -79,87 +70,7 @@ def run_posterior(config: PosteriorConfig) -> Path:
     return output
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """Adapter, model and rows; ``config`` has class names, base model and kind of Fisher filled in."""
-
-    config: PosteriorConfig
-    adapter: Posterior
-    model: "PeftModel"
-    train: EncodedDataset
-    validation: EncodedDataset | None
-    collate: Any
-    fisher: Fisher
-
-    def batches(self, rows: EncodedDataset) -> Any:
-        """Rows in a seeded order, the same at every pass."""
-        generator = {"batch_size": self.config.batch_size, "seed": self.config.seed}
-        return shuffled_batches(rows, self.collate, **generator)
-
-
-def _prepare(config: PosteriorConfig) -> _Prepared:
-    """Read the adapter and the data, then load the model; the cheap and fragile things first."""
-    adapter = _lora(config.adapter)
-    base = config.base_model or adapter.adapter_config.get("base_model_name_or_path")
-    if not (base := base or adapter.meta.base_model.get("id")):
-        raise ConfigError(f"base_model is needed: {config.adapter} does not name its base model")
-    origin: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer = load_tokenizer(base, **origin)
-    limit = fitting_length(config.data, tokenizer, load_model_config(base, **origin))
-    data, train, validation = encode_splits(config.task, _labelled(config, adapter), tokenizer, limit)
-    classes = _classes(config, adapter, data)
-    device = torch.accelerator.current_accelerator(check_available=True)
-    model = load_base_model(
-        base,
-        task=config.task,
-        dtype=config.dtype,
-        quantization=config.quantization,
-        id2label=data.labels,
-        device_map=None if device is None else {"": str(device)},
-        **origin,
-    )
-    if config.task != "sequence_classification":
-        model.config.use_cache = False  # nothing is generated; a cache would only cost memory
-    fisher = config.fisher or ("expected" if classes and classes <= _MANY_CLASSES else "sampled")
-    config = replace(config, base_model=base, data=data, fisher=fisher)
-    collate = data_collator(config.task, tokenizer)
-    return _Prepared(config, adapter, load_adapter(model, adapter), train, validation, collate, fisher)
-
-
-def _lora(source: str) -> Posterior:
-    """The adapter, which must have LoRA factors."""
-    adapter = Posterior.from_pretrained(source)
-    kind = adapter.adapter_config.get("peft_type")
-    if kind != "LORA" or not any(".lora_" in key for key in adapter.mean):
-        raise ConfigError(
-            f"adapter: expected a LoRA adapter, {source} is of peft_type {kind}, without LoRA factors"
-        )
-    if adapter.has_hess:
-        logger.warning("%s has a posterior already; its h is not used, only its mean", source)
-    return adapter
-
-
-def _labelled(config: PosteriorConfig, adapter: Posterior) -> DataConfig:
-    """Data settings with the class names that the adapter was trained with, where it knows them."""
-    if config.task != "sequence_classification" or config.data.labels is not None or not adapter.meta.labels:
-        return config.data
-    return replace(config.data, labels=list(adapter.meta.labels))
-
-
-def _classes(config: PosteriorConfig, adapter: Posterior, data: DataConfig) -> int | None:
-    """Number of classes; the rows and the adapter's own head must agree."""
-    if config.task != "sequence_classification":
-        return None
-    count, head = len(data.labels or ()), num_labels_of(adapter)
-    if head is not None and head != count:
-        raise DataError(
-            f"the adapter's head has {head} classes, the data {count} ({', '.join(data.labels or ())}): give "
-            "data.labels in the order of training"
-        )
-    return count
-
-
-def _fit(run: _Prepared) -> tuple[Posterior, SquaredGradients]:
+def _fit(run: Prepared) -> tuple[Posterior, SquaredGradients]:
     """The posterior under a flat prior."""
     config = run.config
     return laplace_posterior(
@@ -177,7 +88,7 @@ def _fit(run: _Prepared) -> tuple[Posterior, SquaredGradients]:
 
 
 def _with_chosen_prior(
-    run: _Prepared, fitted: Posterior, gradients: SquaredGradients
+    run: Prepared, fitted: Posterior, gradients: SquaredGradients
 ) -> tuple[Posterior, dict[str, Any]]:
     """The posterior under the prior precision that the configuration asks for, and the record of the choice."""
     config = run.config
@@ -218,7 +129,7 @@ def _record(kind: str, prior: EvidencePrior) -> dict[str, Any]:
     }
 
 
-def _searched(run: _Prepared, fitted: Posterior, prior: EvidencePrior) -> HeldOut:
+def _searched(run: Prepared, fitted: Posterior, prior: EvidencePrior) -> HeldOut:
     """The best factor on the validation rows, with a word when it is at the end of the grid."""
     config = run.config
     assert run.validation is not None
@@ -239,7 +150,7 @@ def _searched(run: _Prepared, fitted: Posterior, prior: EvidencePrior) -> HeldOu
     return found
 
 
-def _checked(run: _Prepared, posterior: Posterior) -> dict[str, Any]:
+def _checked(run: Prepared, posterior: Posterior) -> dict[str, Any]:
     """Loss with and without draws on the validation rows, if there are any; a warning where draws do harm."""
     if run.validation is None:
         return {}
@@ -256,7 +167,7 @@ def _checked(run: _Prepared, posterior: Posterior) -> dict[str, Any]:
     return {"validation": {"nll": nll, "nll_mean": at_mean, "num_samples": count}}
 
 
-def _finished(run: _Prepared, posterior: Posterior) -> Posterior:
+def _finished(run: Prepared, posterior: Posterior) -> Posterior:
     """The posterior with lineage, health and, if asked for, Kronecker factors."""
     config = run.config
     health: dict[str, Any] = dict(spacing_health(posterior.mean, posterior.std()))

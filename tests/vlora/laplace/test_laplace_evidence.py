@@ -81,7 +81,9 @@ def test_the_root_is_the_maximum_for_any_scale_and_with_zeros_in_h(scale):
     best = best_prior_precision(mean, hess, ess=300.0)
     assert best is not None
     square = mean.double().square().sum().item()
-    assert effective_parameters(hess, ess=300.0, prior_precision=best) == pytest.approx(best * square, rel=1e-9)
+    assert effective_parameters(hess, ess=300.0, prior_precision=best) == pytest.approx(
+        best * square, rel=1e-9
+    )
 
     def evidence(alpha):
         return log_evidence(mean, hess, mean_loss=0.0, ess=300.0, prior_precision=alpha)

@@ -22,7 +22,9 @@ def log_of(folder):
     return json.loads((folder / "laplace_log.json").read_text())
 
 
-def test_h_is_the_fisher_of_the_plain_adapter_and_the_mean_is_its_weights(make_posterior, tiny_bert, tmp_path):
+def test_h_is_the_fisher_of_the_plain_adapter_and_the_mean_is_its_weights(
+    make_posterior, tiny_bert, tmp_path
+):
     """Precision N E[g^2] + alpha, with g by a loop that shares no code."""
     folder = run_posterior(make_posterior())
     posterior, adapter = Posterior.from_pretrained(folder), Posterior.from_pretrained(tmp_path / "adapter")
@@ -40,7 +42,9 @@ def test_h_is_the_fisher_of_the_plain_adapter_and_the_mean_is_its_weights(make_p
     name = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.default.weight"
     weight = dict(model.named_parameters())[name]
     want = torch.zeros_like(weight)
-    rows = [json.loads(line) for line in (tmp_path / "sequence_classification.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "sequence_classification.jsonl").read_text().splitlines()
+    ]
     for row in rows:
         scores = model(**tokenizer(row["text"], return_tensors="pt")).logits[0].log_softmax(-1)
         for score in scores:  # the expectation over both classes
@@ -78,14 +82,18 @@ def test_the_folder_is_a_posterior_like_any_other(make_posterior, tiny_bert, tmp
 
 def test_one_prior_for_all_has_less_evidence_than_one_each(make_posterior, tmp_path):
     each = log_of(run_posterior(make_posterior()))["prior"]
-    single = log_of(run_posterior(make_posterior(prior_scope="scalar", output=str(tmp_path / "scalar"))))["prior"]
+    single = log_of(run_posterior(make_posterior(prior_scope="scalar", output=str(tmp_path / "scalar"))))[
+        "prior"
+    ]
     assert len(set(single["precision"].values())) == 1 < len(set(each["precision"].values()))
     assert single["log_evidence"] < each["log_evidence"] < 0
     assert 0 < single["effective_parameters"] < 2000
 
 
 def test_a_given_precision_and_temperature_are_taken_as_they_are(make_posterior):
-    folder = run_posterior(make_posterior(prior_precision=50.0, temperature=0.1, fisher="empirical", max_examples=7))
+    folder = run_posterior(
+        make_posterior(prior_precision=50.0, temperature=0.1, fisher="empirical", max_examples=7)
+    )
     posterior = Posterior.from_pretrained(folder)
     assert posterior.meta.ess == pytest.approx(240) and posterior.meta.num_examples == 24
     key = next(iter(posterior.hess))
@@ -112,9 +120,13 @@ def test_held_out_rows_choose_the_prior(make_posterior, tiny_bert, tmp_path, cap
     health = posterior.meta.health
     assert health["reference_examples"] == 24 and 0.5 < health["rank_correlation"] <= 1
 
-    model = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(tiny_bert), folder).eval()
+    model = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(tiny_bert), folder
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    rows = [json.loads(line) for line in (tmp_path / "sequence_classification.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "sequence_classification.jsonl").read_text().splitlines()
+    ]
     total = 0.0
     for row in rows:
         inputs, p = tokenizer(row["text"], return_tensors="pt"), 0.0
@@ -144,7 +156,9 @@ def test_harmful_draws_are_told(make_posterior, tiny_bert, tmp_path, write_rows,
 
 @pytest.mark.parametrize("reduction", ["mean", "token_mean"])
 def test_a_causal_model_is_measured_by_sequence_or_by_token(make_posterior, reduction):
-    posterior = Posterior.from_pretrained(run_posterior(make_posterior("causal_lm", loss_reduction=reduction)))
+    posterior = Posterior.from_pretrained(
+        run_posterior(make_posterior("causal_lm", loss_reduction=reduction))
+    )
     assert posterior.meta.tokens_per_example == 2  # a colour and EOS
     assert posterior.meta.loss_reduction == reduction
     assert posterior.meta.labels is None
