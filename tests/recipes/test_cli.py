@@ -121,13 +121,25 @@ def test_a_plain_adapter_gets_a_posterior_that_the_other_commands_read(world, ca
     changed = (f"model=[{plain}, {tmp_path}/l]", f"output={tmp_path}/e", "overwrite=true")
     assert run("eval", world / "eval.yaml", *changed) == 0
     results = json.loads((tmp_path / "e/results.json").read_text())
-    assert {model["name"]: model["kind"] for model in results["models"]} == {"plain": "adapter", "l": "posterior"}
-    rows = {(r["model"], r["predictor"]): r["metrics"]["nll"]["value"] for r in results["rows"] if r["group"] == "all"}
+    assert {model["name"]: model["kind"] for model in results["models"]} == {
+        "plain": "adapter",
+        "l": "posterior",
+    }
+    rows = {
+        (r["model"], r["predictor"]): r["metrics"]["nll"]["value"]
+        for r in results["rows"]
+        if r["group"] == "all"
+    }
     assert rows["plain", "mean"] == rows["l", "mean"] != rows["l", "samples"]
-    assert "Posterior of l: h was measured after training (Laplace)" in (tmp_path / "e/report.html").read_text()
+    assert (
+        "Posterior of l: h was measured after training (Laplace)" in (tmp_path / "e/report.html").read_text()
+    )
     pair = f"adapters=[{{path: {tmp_path}/l}}, {{path: {world}/a}}]"
     assert run("merge", world / "merge.yaml", pair, f"output={tmp_path}/m") == 0
-    assert run("posterior", tmp_path / "posterior.yaml", f"adapter={tmp_path}/m", f"output={tmp_path}/again") == 0
+    assert (
+        run("posterior", tmp_path / "posterior.yaml", f"adapter={tmp_path}/m", f"output={tmp_path}/again")
+        == 0
+    )
     capsys.readouterr()
     assert run("inspect", tmp_path / "again") == 0
     assert "measured after training" in capsys.readouterr().out

@@ -116,7 +116,8 @@ class TrainConfig:
     curvature_examples: int | None = 2048
     """At most so many examples for that pass."""
     health_examples: int = 64
-    """After IVON, rows whose squared gradients h is compared with (of validation if there is one); 0: none."""
+    """After IVON, rows (of validation if there is one) whose squared gradients h is compared with, but no more than
+    2 % of the rows trained on, or 32; 0: none."""
     overwrite: bool = False
     """Replace a former result in ``output``, and the checkpoints of another configuration."""
     resume: Literal["auto", "never"] = "auto"

@@ -110,7 +110,9 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
     if posterior.has_hess and not (
         trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     ):  # one process cannot
-        posterior = with_reference_health(posterior, run, batch_size=args.per_device_train_batch_size)
+        size = args.per_device_train_batch_size
+        seen = trainer.state.global_step * size * args.gradient_accumulation_steps * args.world_size
+        posterior = with_reference_health(posterior, run, batch_size=size, rows_seen=seen)
     if config.curvature:
         posterior = replace(posterior, curvature=_curvature(run, args))
     log = train_log(run, trainer, settings, started=started, resumed_from=checkpoint)

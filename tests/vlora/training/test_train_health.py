@@ -20,13 +20,13 @@ def test_h_ranks_like_the_squared_gradients_of_validation_rows(make_config, writ
     data = {"train": config.data.train, "validation": write_rows(rows, "dev.jsonl")}
     folder = run_training(classifier(make_config, data=data))
     health = Posterior.from_pretrained(folder).meta.health
-    assert health["reference_examples"] == 40 and health["reference_held_out"] is True
+    assert health["reference_examples"] == 32 and health["reference_held_out"] is True
     assert 0.6 < health["rank_correlation"] <= 1
     assert 0.2 < health["rank_correlation_within"] <= 1
     assert 0.05 < health["hess_to_reference"] < 20
     assert health["share_below_spacing"] == 0
     assert 0 <= health["share_below_spacing_bfloat16"] < 1
-    assert "squared gradients of 40 held-out examples" in (folder / "README.md").read_text()
+    assert "squared gradients of 32 held-out examples" in (folder / "README.md").read_text()
 
 
 def test_an_h_that_cannot_know_the_data_does_not_rank_like_them(make_config):
