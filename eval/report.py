@@ -167,6 +167,7 @@ def _model_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "ess": amount("ess", ess),
         "temperature": number(value_of(entry.get("temperature")), 3),
         "sources": [_source(s) for s in ([sources] if isinstance(sources, (str, Mapping)) else sources)],
+        "health": (entry.get("summary") or {}).get("verdict") or "",
         "summary": _yaml(entry.get("summary")),
     }
 

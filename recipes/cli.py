@@ -97,6 +97,21 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
 
 @app.command()
 @_plain
+def posterior(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Give a trained LoRA adapter a posterior: a Laplace approximation from squared gradients on its data.
+
+    Keys: adapter, base_model, task, data, fisher, prior_precision, prior_scope, temperature, output.
+    The adapter's weights stay as they are; anybody's PEFT adapter will do.
+    """
+    from vlora.config import load_config
+    from vlora.laplace.config import PosteriorConfig
+    from vlora.laplace.run import run_posterior
+
+    print(f"wrote {run_posterior(load_config(PosteriorConfig, config, overrides or ()))}")
+
+
+@app.command()
+@_plain
 def merge(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Merge adapters into one: linear, task_arithmetic, or gradient_matching by what each is sure of.
 

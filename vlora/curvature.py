@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
+from vlora.data.pieces import pieces
 from vlora.errors import ConfigError, DataError, IncompatibleAdaptersError, TrainingError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def collect_curvature(
         torch.enable_grad(),
         tqdm(total=max_examples, desc="curvature", unit="row", disable=not progress) as bar,
     ):
-        for rows, batch in _pieces(batches, max_examples, one_by_one=not normalise):
+        for rows, batch in pieces(batches, max_examples, one_by_one=not normalise):
             bar.update(rows)
             if _unlabelled(batch):
                 continue
@@ -228,33 +229,6 @@ def _restored(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, mode in modes:
             module.training = mode
-
-
-def _pieces(
-    batches: Iterable[Mapping[str, Any]], max_examples: int | None, one_by_one: bool
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Batches, or their single rows, with their number of rows, up to ``max_examples`` rows in all."""
-    left = max_examples
-    for batch in batches:
-        rows = next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim()), 0)
-        if rows == 0:
-            raise DataError(f"expected a batch of tensors with at least one row, got keys {list(batch)}")
-        take = rows if left is None else min(rows, left)
-        step = 1 if one_by_one else take
-        for start in range(0, take, step):
-            yield min(step, take - start), _rows_of(batch, rows, start, start + step)
-        if left is not None:
-            left -= take
-            if left == 0:
-                return
-
-
-def _rows_of(batch: Mapping[str, Any], rows: int, start: int, stop: int) -> dict[str, Any]:
-    def cut(value: Any) -> Any:
-        per_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
-        return value[start:stop] if per_row else value
-
-    return {key: cut(value) for key, value in batch.items()}
 
 
 def _unlabelled(batch: Mapping[str, Any]) -> bool:

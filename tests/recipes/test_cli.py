@@ -107,22 +107,53 @@ def test_the_road(world, capsys):
     assert "plain PEFT adapter" in capsys.readouterr().out
 
 
+def test_a_plain_adapter_gets_a_posterior_that_the_other_commands_read(world, capsys, tmp_path):
+    """Trained with AdamW; what vlora added is removed, so that it is a folder as PEFT writes it."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (plain / name).write_bytes((world / "w" / name).read_bytes())
+    train = yaml.safe_load((world / "train.yaml").read_text())
+    config = {k: train[k] for k in ("task", "data")} | {"adapter": str(plain), "output": str(tmp_path / "l")}
+    (tmp_path / "posterior.yaml").write_text(yaml.safe_dump(config))
+    assert run("posterior", tmp_path / "posterior.yaml", "max_examples=24", "prior_precision=1e4") == 0
+    assert f"wrote {tmp_path}/l" in capsys.readouterr().out
+    changed = (f"model=[{plain}, {tmp_path}/l]", f"output={tmp_path}/e", "overwrite=true")
+    assert run("eval", world / "eval.yaml", *changed) == 0
+    results = json.loads((tmp_path / "e/results.json").read_text())
+    assert {model["name"]: model["kind"] for model in results["models"]} == {
+        "plain": "adapter",
+        "l": "posterior",
+    }
+    rows = {
+        (r["model"], r["predictor"]): r["metrics"]["nll"]["value"]
+        for r in results["rows"]
+        if r["group"] == "all"
+    }
+    assert rows["plain", "mean"] == rows["l", "mean"] != rows["l", "samples"]
+    assert (
+        "Posterior of l: h was measured after training (Laplace)" in (tmp_path / "e/report.html").read_text()
+    )
+    pair = f"adapters=[{{path: {tmp_path}/l}}, {{path: {world}/a}}]"
+    assert run("merge", world / "merge.yaml", pair, f"output={tmp_path}/m") == 0
+    assert (
+        run("posterior", tmp_path / "posterior.yaml", f"adapter={tmp_path}/m", f"output={tmp_path}/again")
+        == 0
+    )
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "again") == 0
+    assert "measured after training" in capsys.readouterr().out
+    message = failure(capsys, "posterior", tmp_path / "posterior.yaml", "priors=1", f"output={tmp_path}/n")
+    assert "unknown key 'priors'; did you mean 'prior_" in message
+
+
 def test_help_is_enough_to_get_going(capsys):
-    for command in (
-        (),
-        ("train",),
-        ("merge",),
-        ("eval",),
-        ("calibrate",),
-        ("prune",),
-        ("inspect",),
-        ("demo",),
-        ("recipes",),
-    ):
+    commands = ("train", "posterior", "merge", "eval", "calibrate", "prune", "inspect", "demo", "recipes")
+    for command in ((), *((name,) for name in commands)):
         assert run(*command, "--help") == 0
         text = capsys.readouterr().out
         assert "Usage: vlora" in text
-        if command in (("train",), ("merge",), ("eval",), ("calibrate",)):
+        if command in (("train",), ("posterior",), ("merge",), ("eval",), ("calibrate",)):
             assert "Keys:" in text and "CONFIG.yaml" in text
     assert run("--version") == 0
     assert capsys.readouterr().out == "vlora 0.1.0\n"

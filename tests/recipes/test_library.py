@@ -5,11 +5,12 @@ import pytest
 from vlora.config import load_config
 from vlora.errors import ConfigError, OutputExistsError
 from vlora.eval.config import EvalConfig
+from vlora.laplace import PosteriorConfig
 from vlora.merge.config import MergeConfig
 from vlora.recipes.library import copy_recipe, list_recipes, read_recipe
 from vlora.training.config import TrainConfig
 
-KINDS = {"Train": TrainConfig, "Merge": MergeConfig, "Evaluate": EvalConfig}
+KINDS = {"Train": TrainConfig, "Merge": MergeConfig, "Evaluate": EvalConfig, "Posterior": PosteriorConfig}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])

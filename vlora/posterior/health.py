@@ -1,5 +1,6 @@
 """Does the posterior carry the data's signal, or is it still its prior?"""
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,13 @@ import torch
 from torch import Tensor
 
 from vlora.posterior.meta import PosteriorMeta
+from vlora.posterior.ranks import spearman
+from vlora.posterior.spacing import spacing_health
 
-__all__ = ["describe_health", "measure_health"]
+__all__ = ["compare_with_reference", "describe_health", "measure_health"]
+
+LAPLACE = "laplace"
+"""``method`` in the settings of a posterior whose h was measured after training."""
 
 
 def measure_health(
@@ -37,6 +43,30 @@ def measure_health(
     }
 
 
+def compare_with_reference(hess: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Does h order the entries as per-example squared gradients do, and on which scale?
+
+    Args:
+        hess: h of every stochastic tensor.
+        reference: Mean per-example squared gradient, same keys and shapes (``vlora.fisher``).
+
+    Returns:
+        ``rank_correlation``, Spearman's over all entries (-1 to 1, higher is better); ``rank_correlation_within``,
+        its median over tensors; ``hess_to_reference``, the median of h / reference where the reference is
+        positive. None where a side is constant.
+    """
+    h = {key: value.detach().float().cpu().flatten() for key, value in hess.items()}
+    r = {key: reference[key].detach().float().cpu().flatten() for key in hess}
+    inner = [found for key in h if (found := spearman(h[key], r[key])) is not None]
+    all_h, all_r = torch.cat(list(h.values())), torch.cat(list(r.values()))
+    ratio = (all_h / all_r)[all_r > 0]
+    return {
+        "rank_correlation": spearman(all_h, all_r),
+        "rank_correlation_within": statistics.median(inner) if inner else None,
+        "hess_to_reference": ratio.median().item() if ratio.numel() else None,
+    }
+
+
 def describe_health(
     mean: Mapping[str, Tensor], hess: Mapping[str, Tensor], std: Mapping[str, Tensor], meta: PosteriorMeta
 ) -> dict[str, Any]:
@@ -44,18 +74,20 @@ def describe_health(
 
     Returns:
         ``std`` and ``hess`` as 5/50/95 % quantiles, ``noise_to_weight`` = median of std / |mean| over
-        non-zero means, the numbers of :func:`measure_health` when known, and ``verdict``.
+        non-zero means, the shares of entries below the spacing of number formats, the numbers of
+        :func:`measure_health` and :func:`compare_with_reference` when known, and ``verdict``.
     """
     sd = torch.cat([s.flatten().cpu() for s in std.values()])
     h = torch.cat([value.float().flatten().cpu() for value in hess.values()])
     m = torch.cat([mean[key].float().flatten().cpu() for key in std]).abs()
     ratio = sd[m > 0] / m[m > 0]
+    known = {**meta.health, **spacing_health(mean, std)}
     return {
         "std": _quantiles(sd),
         "hess": _quantiles(h),
         "noise_to_weight": ratio.median().item() if ratio.numel() else None,
-        **meta.health,
-        "verdict": _verdict(meta),
+        **known,
+        "verdict": _verdict(known, meta.method),
     }
 
 
@@ -65,8 +97,20 @@ def _quantiles(values: Tensor) -> dict[str, float]:
     return {f"{q}%": ordered[round(q / 100 * last)].item() for q in (5, 50, 95)}
 
 
-def _verdict(meta: PosteriorMeta) -> str:
-    moved = meta.health.get("share_moved")
+def _verdict(health: Mapping[str, Any], method: str | None) -> str:
+    """What the numbers mean, most important first."""
+    rank, lost = health.get("rank_correlation"), health["share_below_spacing"]
+    clauses = [_origin(health.get("share_moved"), method)]
+    if rank is not None:
+        clauses.append(f"{_likeness(rank)} the per-example squared gradients (rank correlation {rank:.2f})")
+    if lost > 0.1:
+        clauses.append(f"{lost:.0%} of the entries are narrower than the adapter's number format can show")
+    return "; ".join(clauses)
+
+
+def _origin(moved: float | None, method: str | None) -> str:
+    if method == LAPLACE:
+        return "h was measured after training (Laplace)"
     if moved is None:
         return "not measured: h does not come from one training run"
     if moved < 0.1:
@@ -74,3 +118,9 @@ def _verdict(meta: PosteriorMeta) -> str:
     if moved < 0.5:
         return "weak: less than half of h has left its start"
     return "h has moved with the data"
+
+
+def _likeness(rank: float) -> str:
+    if rank < 0.5:
+        return "it does not rank like"
+    return "it ranks loosely like" if rank < 0.8 else "it ranks like"

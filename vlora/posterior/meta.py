@@ -49,6 +49,8 @@ class PosteriorMeta:
     """Value that the entries of h started from, one number or one per key."""
     fixed_zeros: list[str] = field(default_factory=list)
     """Keys of pruned tensors: entries whose mean is exactly 0 are 0 in every draw; their h is kept for merging."""
+    method: str | None = None
+    """How h was found if not by training or merging: ``laplace``."""
     labels: list[str] | None = None
     """Class names in index order, for a classifier."""
     seed: int = 0

@@ -148,6 +148,9 @@ class TrainConfig:
     """After training, gather Kronecker factors for merging in one more pass over the training data."""
     curvature_examples: int | None = 2048
     """At most so many examples for that pass."""
+    health_examples: int = 64
+    """After IVON, rows (of validation if there is one) whose squared gradients h is compared with, but no more than
+    2 % of the rows trained on, or 32; 0: none."""
     overwrite: bool = False
     """Replace a former result in ``output``, and the checkpoints of another configuration."""
     resume: Literal["auto", "never"] = "auto"
@@ -159,3 +162,5 @@ class TrainConfig:
         check_seed("seed", self.seed)
         if self.curvature_examples is not None and self.curvature_examples < 1:
             raise ConfigError(f"curvature_examples must be at least 1, got {self.curvature_examples}")
+        if self.health_examples < 0:
+            raise ConfigError(f"health_examples must be 0 (off) or more, got {self.health_examples}")

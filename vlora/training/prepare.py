@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlora.data import DataConfig, EncodedDataset, class_names, data_collator, encode_examples
+from vlora.data.config import Task
 from vlora.data.encode import fitting_length
 from vlora.data.examples import examples_from_rows
 from vlora.data.sources import load_rows, take_rows
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "encode_splits", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def prepare(config: TrainConfig) -> Prepared:
     adapter = peft_config(config.peft, task=config.task, model_type=base_config.model_type)
     virtual = getattr(adapter, "num_virtual_tokens", None) or 0
     limit = fitting_length(config.data, tokenizer, base_config, num_virtual_tokens=virtual)
-    data, train, validation = _encode(config, tokenizer, limit)
+    data, train, validation = encode_splits(config.task, config.data, tokenizer, limit)
     config = replace(config, data=data)
     set_seed(config.seed)  # a new classification head
     base = load_base_model(
@@ -72,33 +73,40 @@ def prepare(config: TrainConfig) -> Prepared:
     return Prepared(config, tokenizer, model, train, validation, data_collator(config.task, tokenizer))
 
 
-def _encode(
-    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", limit: int
+def encode_splits(
+    task: Task, data: DataConfig, tokenizer: "PreTrainedTokenizerBase", limit: int
 ) -> tuple[DataConfig, EncodedDataset, EncodedDataset | None]:
-    """Training and validation rows as tokens, with one set of class names for both."""
-    data = config.data
+    """Training and validation rows as tokens, with one set of class names for both.
+
+    Args:
+        task: What the rows are for.
+        data: Sources and how to read them.
+        tokenizer: Tokenizer of the base model.
+        limit: Longest row in tokens.
+
+    Returns:
+        The data settings with the class names filled in, training rows, and validation rows if there are any.
+
+    Raises:
+        DataError: the data are not usable.
+    """
     rows = load_rows(data.train, split="train")
-    if config.task == "sequence_classification" and data.labels is None:
+    if task == "sequence_classification" and data.labels is None:
         data = replace(data, labels=class_names(rows, data.label))
     rows = take_rows(rows, data.max_rows, data.seed)
-    train = _encode_rows(config, data, rows, "train", tokenizer, limit)
+    train = _encode_rows(task, data, rows, "train", tokenizer, limit)
     if data.validation is None:
         return data, train, None
     rows = load_rows(data.validation, split="validation", max_rows=data.max_validation_rows, seed=data.seed)
-    return data, train, _encode_rows(config, data, rows, "validation", tokenizer, limit)
+    return data, train, _encode_rows(task, data, rows, "validation", tokenizer, limit)
 
 
 def _encode_rows(
-    config: TrainConfig,
-    data: DataConfig,
-    rows: Any,
-    split: str,
-    tokenizer: "PreTrainedTokenizerBase",
-    limit: int,
+    task: Task, data: DataConfig, rows: Any, split: str, tokenizer: "PreTrainedTokenizerBase", limit: int
 ) -> EncodedDataset:
     """One split as tokens, with a line about it in the log."""
-    examples = examples_from_rows(config.task, rows, data, split=split)
-    encoded = encode_examples(config.task, examples, tokenizer, data, max_length=limit)
+    examples = examples_from_rows(task, rows, data, split=split)
+    encoded = encode_examples(task, examples, tokenizer, data, max_length=limit)
     logger.info(
         "%s: %d examples, %d rows, %d tokens (%d with a loss), %d truncated to %d tokens",
         *(split, encoded.num_examples, len(encoded), encoded.num_tokens),

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from vlora.config import config_sha256, to_plain
 from vlora.curvature import adapted_layers, collect_curvature
+from vlora.data.pieces import shuffled_batches
 from vlora.errors import ConfigError, OutputError
 from vlora.files import check_output_folder, output_path
 from vlora.posterior import Posterior, PosteriorMeta
@@ -30,6 +31,7 @@ from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
 from vlora.training.probe import probe_second_moments
 from vlora.training.processes import on_first_process, refuse_unsupported
+from vlora.training.reference import with_reference_health
 from vlora.training.work import drop_unused, open_work, require_writable, run_sha256, work_folder
 
 if TYPE_CHECKING:
@@ -106,6 +108,12 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
     posterior = _posterior(run, trainer, optimizer, gauge)  # on every process: shards are gathered
     if not trainer.is_world_process_zero():
         return
+    if posterior.has_hess and not (
+        trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    ):  # one process cannot
+        size = args.per_device_train_batch_size
+        seen = trainer.state.global_step * size * args.gradient_accumulation_steps * args.world_size
+        posterior = with_reference_health(posterior, run, batch_size=size, rows_seen=seen)
     if config.curvature:
         posterior = replace(posterior, curvature=_curvature(run, args))
     log = train_log(run, trainer, settings, started=started, resumed_from=checkpoint)
@@ -216,17 +224,8 @@ def _probe(run: Prepared, args: "TrainingArguments", std: float) -> "dict[torch.
 
 def _loader(run: Prepared, args: "TrainingArguments") -> Any:
     """Training batches in a seeded order of their own, for passes beside training."""
-    import torch
-    from torch.utils.data import DataLoader
-
-    rows: Any = run.train
-    return DataLoader(
-        rows,
-        batch_size=args.per_device_train_batch_size,
-        shuffle=True,
-        collate_fn=run.collate,
-        generator=torch.Generator().manual_seed(run.config.seed),
-    )
+    size = args.per_device_train_batch_size
+    return shuffled_batches(run.train, run.collate, batch_size=size, seed=run.config.seed)
 
 
 def _is_done(config: TrainConfig, output: Path) -> bool:
