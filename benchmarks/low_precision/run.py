@@ -1,6 +1,6 @@
 """What low precision costs: training and evaluation of one adapter in each number format, recorded.
 
-    python benchmarks/low_precision/run.py --data DATA --stories MODEL --work WORK [--parts stories tasks tracking]
+    python benchmarks/low_precision/run.py --data DATA --stories MODEL --work WORK [--parts stories tasks …]
 
 DATA holds one folder per data set with ``<split>.jsonl.gz`` files, MODEL stories260K. A unit is one adapter, trained
 and evaluated in this process by the functions behind ``vlora train`` and ``vlora eval``; it leaves one JSON file under
@@ -9,6 +9,7 @@ and evaluated in this process by the functions behind ``vlora train`` and ``vlor
 
 import argparse
 import gzip
+import importlib
 import json
 import os
 import platform
@@ -19,25 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from formats import FORMATS, RESULTS, TASKS, TRACKED
 
-RESULTS = Path(__file__).parent / "results"
-BITS8 = {"state_bits": 8, "min_8bit_size": 1}
-"""8-bit states also for tensors that are smaller than the default leaves alone: these models have no others."""
-FORMATS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "bf16_adapter": {"adapter_dtype": "bfloat16"},
-    "bf16_adapter_sr": {"adapter_dtype": "bfloat16", "optimizer": {"stochastic_rounding": True}},
-    "bf16_base": {"dtype": "bfloat16"},
-    "8bit_base": {"quantization": "8bit"},
-    "4bit_base": {"quantization": "4bit"},
-    "8bit_states": {"optimizer": BITS8},
-    "8bit_base_8bit_states": {"quantization": "8bit", "optimizer": BITS8},
-    "4bit_base_8bit_states_bf16_adapter_sr": {
-        "quantization": "4bit", "adapter_dtype": "bfloat16", "optimizer": {**BITS8, "stochastic_rounding": True},
-    },
-}  # fmt: skip
-TASKS = ("sst2", "trec", "fdu_books")
-TRACKED = ("float32", "8bit_states")
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -49,13 +33,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--stories", type=Path, required=True, help="folder of the stories260K model")
     parser.add_argument("--work", type=Path, required=True, help="folder for adapters and evaluations")
-    parser.add_argument("--parts", nargs="+", default=["stories", "tasks", "tracking"])
+    parser.add_argument("--parts", nargs="+", default=["bases", "stories", "tasks", "tracking"])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    units = {"tasks": tasks, "stories": stories, "tracking": tracking}
+    for module in ("vlora.training.train", "vlora.eval.run", "peft", "bitsandbytes"):
+        importlib.import_module(module)  # so that the first run's time does not hold it
+    units = {"bases": bases, "tasks": tasks, "stories": stories, "tracking": tracking}
     todo = [unit for part in args.parts for unit in units[part](args)]
     todo = [unit for unit in todo if not (args.results / f"{unit['name']}.json").exists()]
     for number, unit in enumerate(todo, 1):
@@ -108,14 +94,7 @@ def classification(
 
 def stories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """stories260K on 400 school problems as plain text, 1 epoch."""
-    rows = [
-        {"text": f"{row['question']}\n{row['answer_text']}"}
-        for row in read_rows(args.data / "gsm8k" / "train.jsonl.gz")
-    ]
-    files = {
-        "train": write_rows(rows[:400], args.work / "data" / "gsm8k_train.jsonl"),
-        "test": write_rows(rows[800:860], args.work / "data" / "gsm8k_test.jsonl"),
-    }
+    files = prepare_stories(args.data, args.work / "data")
     for seed in args.seeds:
         for form in args.formats:
             yield {
@@ -135,38 +114,36 @@ def stories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
+def bases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """stories260K without an adapter, on the same texts: what the format costs before any training."""
+    files = prepare_stories(args.data, args.work / "data")
+    for form in ("float32", "bf16_base", "8bit_base", "4bit_base"):
+        yield {
+            "name": f"bases/gsm8k_{form}_0",
+            "form": form,
+            "common": {"base_model": str(args.stories), "task": "causal_lm"},
+            "eval": {"data": {"test": files["test"], "text": "text", "max_length": 128}, "num_samples": 0},
+        }
+
+
 def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     """Train and evaluate one unit, compare its h with that of float32, and write its record."""
-    from vlora.config import load_config
-    from vlora.eval.config import EvalConfig
-    from vlora.eval.run import run_eval
-    from vlora.training import TrainConfig
-    from vlora.training.train import run_training
-
     form, place = FORMATS[unit["form"]], args.work / unit["name"]
     base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
-    train = {**base, **unit["train"], "output": str(place), "overwrite": True}
-    train |= {key: form[key] for key in ("adapter_dtype", "optimizer") if key in form}
-    test = {**base, **unit["eval"], "model": [str(place)], "output": f"{place}_eval", "overwrite": True}
-    cpu = time.process_time()
-    run_training(load_config(TrainConfig, train))
-    trained = time.process_time()
-    run_eval(load_config(EvalConfig, test))
-    log = json.loads((place / "train_log.json").read_text())
-    rows = json.loads((Path(f"{place}_eval") / "results.json").read_text())["rows"]
-    record = {
-        "name": unit["name"],
-        "format": form,
-        "train_cpu_seconds": round(trained - cpu, 2),
-        "eval_cpu_seconds": round(time.process_time() - trained, 2),
-        "loop_seconds": log["train_seconds"],
-        "steps": log["steps"],
-        "parameters_trained": log["parameters_trained"],
-        "state_bytes": log["optimizer_state_bytes"],
-        "optimizer": log["optimizer"],
-        "h": compare_h(place, unit["name"].replace(f"_{unit['form']}_", "_float32_"), args),
-        "rows": [row for row in rows if row["group"] == "all"],
-        "config": without_paths(train),
+    record: dict[str, Any] = {"name": unit["name"], "format": form}
+    if "train" in unit:
+        train = {**base, **unit["train"], "output": str(place), "overwrite": True}
+        train |= {key: form[key] for key in ("adapter_dtype", "optimizer") if key in form}
+        reference = args.work / unit["name"].replace(f"_{unit['form']}_", "_float32_")
+        record |= {
+            **train_one(train, place),
+            "h": compare_h(place, reference),
+            "config": without_paths(train),
+        }
+    model = str(place) if "train" in unit else {"path": "base", "name": "base"}
+    test = {**base, **unit["eval"], "model": [model], "output": f"{place}_eval", "overwrite": True}
+    record |= {
+        **evaluate_one(test),
         "versions": {package: metadata.version(package) for package in PACKAGES},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
     }
@@ -175,15 +152,43 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     target.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def compare_h(place: Path, reference: str, args: argparse.Namespace) -> dict[str, float] | None:
+def train_one(config: dict[str, Any], place: Path) -> dict[str, Any]:
+    """What a training run cost and ended with."""
+    from vlora.config import load_config
+    from vlora.training import TrainConfig
+    from vlora.training.train import run_training
+
+    started = time.process_time()
+    run_training(load_config(TrainConfig, config))
+    seconds = round(time.process_time() - started, 2)
+    log = json.loads((place / "train_log.json").read_text())
+    names = ("steps", "parameters_trained", "optimizer_state_bytes", "optimizer")
+    kept = {name: log[name] for name in names}
+    return {"train_cpu_seconds": seconds, "loop_seconds": log["train_seconds"], **kept}
+
+
+def evaluate_one(config: dict[str, Any]) -> dict[str, Any]:
+    """Every metric of an evaluation over all its rows."""
+    from vlora.config import load_config
+    from vlora.eval.config import EvalConfig
+    from vlora.eval.run import run_eval
+
+    started = time.process_time()
+    folder = run_eval(load_config(EvalConfig, config))
+    seconds = round(time.process_time() - started, 2)
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    return {"eval_cpu_seconds": seconds, "rows": [row for row in rows if row["group"] == "all"]}
+
+
+def compare_h(place: Path, reference: Path) -> dict[str, float] | None:
     """Spearman rank correlation of h over all entries with the float32 run of the same seed, and within tensors."""
     from vlora import Posterior
 
-    if not (args.work / reference).is_dir():
+    if not reference.is_dir():
         return None
     ours, theirs = (
         Posterior.from_pretrained(place).hess,
-        Posterior.from_pretrained(args.work / reference).hess,
+        Posterior.from_pretrained(reference).hess,
     )
     flat = [torch.cat([hess[key].flatten() for key in sorted(theirs)]).double() for hess in (ours, theirs)]
     varied = [key for key in theirs if ours[key].unique().numel() > 1 and theirs[key].unique().numel() > 1]
@@ -212,6 +217,16 @@ def prepare(data: Path, target: Path, task: str, count: int) -> dict[str, str]:
         plain = ({"text": row["text"], "label": row["label"]} for row in rows)
         files[split] = write_rows(plain, target / f"{task}_{split}_{count}.jsonl")
     return files
+
+
+def prepare_stories(data: Path, target: Path) -> dict[str, str]:
+    """400 training and 60 test problems with their solutions."""
+    source = read_rows(data / "gsm8k" / "train.jsonl.gz")
+    rows = [{"text": f"{row['question']}\n{row['answer_text']}"} for row in source]
+    return {
+        "train": write_rows(rows[:400], target / "gsm8k_train.jsonl"),
+        "test": write_rows(rows[800:860], target / "gsm8k_test.jsonl"),
+    }
 
 
 def without_paths(config: Any) -> Any:

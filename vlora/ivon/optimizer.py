@@ -2,8 +2,8 @@
 
 Source: Shen et al. 2024, arXiv:2402.17641, Algorithm 1; the update is ``vlora.ivon.step``, the paper-to-code names
 are there. Deviations: state is float32 (float64 for float64 parameters) whatever the parameter's dtype, the noise
-that enters the Hessian estimate is the realised one, ``parameter - mean`` after rounding, and non-finite gradients
-are refused.
+that enters the Hessian estimate is the realised one, ``parameter - mean`` after rounding, with the variance it then
+has (``vlora.ivon.rounding``), and non-finite gradients are refused.
 
 Protocol, the one that transformers' Trainer and accelerate already speak: ``train()`` puts a posterior draw into the
 parameters, ``step()`` takes it out again and updates the mean, so between steps the parameters hold the mean.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
-from vlora.ivon.low_precision import CODE_KEYS, conform_state, read_state
-from vlora.ivon.shards import is_sharded, local, local_state, refuse_hidden, whole
+from vlora.ivon.low_precision import CODE_KEYS, conform_state, is_coded, read_state
+from vlora.ivon.shards import local, local_state, refuse_hidden, whole
 
 __all__ = [
     "adopt_changed_params",
@@ -47,16 +47,13 @@ def ensure_state(state: dict[str, Any], param: Tensor, group: Mapping[str, Any])
         param: Parameter, holding the mean.
         group: Its parameter group.
     """
-    if "mean" in state and state["mean"].dtype == param.dtype and state["mean"].device == param.device:
-        return  # the usual case, in as little time as hundreds of parameters deserve
+    usual = "mean" in state and "format" not in state and is_coded(state) == (group["state_bits"] == 8)
+    if usual and state["mean"].dtype == param.dtype and state["mean"].device == param.device:
+        return  # in as little time as hundreds of parameters deserve
     dtype = state_dtype(param)
+    _refuse_shards(param, group)
     if "mean" not in state:
         refuse_hidden(param)
-        if is_sharded(param) and (group["state_bits"] == 8 or group["stochastic_rounding"]):
-            raise ConfigError(
-                "state_bits=8 and stochastic_rounding need whole parameters, these are sharded: leave them out "
-                "under FSDP2, or train under DDP"
-            )
         mean = param.detach().to(dtype, copy=True)
         state.update(step=torch.zeros(()), momentum=torch.zeros_like(mean), mean=mean)
         state["hess"] = torch.full_like(mean, group["hess_init"])
@@ -66,6 +63,14 @@ def ensure_state(state: dict[str, Any], param: Tensor, group: Mapping[str, Any])
             state[key] = state[key].to(param.device, dtype)
     _follow_format(state, param)
     conform_state(state, group)
+
+
+def _refuse_shards(param: Tensor, group: Mapping[str, Any]) -> None:
+    if hasattr(param, "to_local") and (group["state_bits"] == 8 or group["stochastic_rounding"]):
+        raise ConfigError(
+            "state_bits=8 and stochastic_rounding=True work on whole tensors, got a DTensor (FSDP2): use state_bits=32 "
+            "and stochastic_rounding=False there, or plain data parallelism"
+        )
 
 
 def _follow_format(state: dict[str, Any], param: Tensor) -> None:

@@ -89,7 +89,7 @@ def _collected_product(entry: Entry, averages: DrawAverages, grad_scale: Tensor 
 
 
 def _rounded_product(entry: Entry, grad_scale: Tensor | None) -> Tensor:
-    (grad,) = _unscaled([entry.grad], entry.state["mean"].dtype, grad_scale)
+    grad = _unscaled(entry.grad, entry.state["mean"].dtype, grad_scale)
     return realised_product(entry.param, entry.state, entry.group, grad)
 
 

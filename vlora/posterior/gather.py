@@ -10,9 +10,9 @@ __all__ = ["whole_adapter"]
 
 
 def whole_adapter(model: nn.Module, adapter_name: str) -> dict[str, Tensor] | None:
-    """State dict of a PEFT model in which the tensors of one adapter are gathered from all processes.
+    """State dict of a PEFT model in which the tensors of one adapter, and all trained ones, are gathered.
 
-    Every process must call it. The base model stays sharded; PEFT does not save it.
+    Every process must call it. The rest of the base model stays sharded; PEFT does not save it.
 
     Args:
         model: PEFT model without wrappers, under FSDP2 or not.
@@ -23,9 +23,11 @@ def whole_adapter(model: nn.Module, adapter_name: str) -> dict[str, Tensor] | No
     """
     if not any(is_sharded(parameter) for parameter in model.parameters()):
         return None
-    from peft import get_peft_model_state_dict
-
     state: dict[str, Any] = model.state_dict()
-    saved = get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter_name)
-    wanted = {id(tensor) for tensor in saved.values()}
-    return {name: whole(tensor) if id(tensor) in wanted else tensor for name, tensor in state.items()}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: whole(tensor)
+        if name in trained or {adapter_name, "modules_to_save"} & {*name.split(".")}
+        else tensor
+        for name, tensor in state.items()
+    }

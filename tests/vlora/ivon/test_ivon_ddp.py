@@ -49,6 +49,7 @@ def test_an_accelerate_loop_with_accumulation(two_ranks, micro):
     assert_close(first, plain_loop(*make(), 6))
 
 
+@pytest.mark.slow
 def test_an_unmodified_trainer(two_ranks, tmp_path):
     first, second = two_ranks(trainer_run, tmp_path, batch_size=4, micro=2)
     assert first[2] == 2

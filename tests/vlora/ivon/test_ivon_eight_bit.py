@@ -158,6 +158,22 @@ class TestWhatIsQuantised:
             make(min_8bit_size=0)
 
 
+@pytest.mark.parametrize("settings", [{"state_bits": 8}, {"stochastic_rounding": True}])
+def test_shards_are_refused(settings):
+    from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        shard = distribute_tensor(torch.ones(8, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
+        optimizer = IVON([torch.nn.Parameter(shard)], lr=0.1, ess=10.0, **settings)
+        with pytest.raises(ConfigError, match="work on whole tensors, got a DTensor"):
+            optimizer.train()
+    finally:
+        destroy_process_group()
+
+
 def test_posterior_state_has_the_decoded_h():
     model, optimizer = make(**BITS)
     one_step(model, optimizer, 0)

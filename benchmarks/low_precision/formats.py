@@ -1,0 +1,34 @@
+"""The number formats that are compared, as the keys of ``vlora train`` that make them."""
+
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+BITS8 = {"state_bits": 8, "min_8bit_size": 1}
+"""8-bit states also for tensors that are smaller than the default leaves alone: these models have no others."""
+FORMATS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bf16_adapter": {"adapter_dtype": "bfloat16"},
+    "bf16_adapter_sr": {"adapter_dtype": "bfloat16", "optimizer": {"stochastic_rounding": True}},
+    "bf16_base": {"dtype": "bfloat16"},
+    "8bit_base": {"quantization": "8bit"},
+    "4bit_base": {"quantization": "4bit"},
+    "8bit_states": {"optimizer": BITS8},
+    "8bit_base_8bit_states": {"quantization": "8bit", "optimizer": BITS8},
+    "4bit_base_8bit_states_bf16_adapter_sr": {
+        "quantization": "4bit", "adapter_dtype": "bfloat16", "optimizer": {**BITS8, "stochastic_rounding": True},
+    },
+}  # fmt: skip
+TASKS = ("sst2", "trec", "fdu_books")
+TRACKED = ("float32", "8bit_states")
+NAMES = {
+    "float32": "float32 throughout",
+    "bf16_adapter": "bf16 adapter",
+    "bf16_adapter_sr": "bf16 adapter, stochastic rounding",
+    "bf16_base": "bf16 base",
+    "8bit_base": "8-bit base",
+    "4bit_base": "4-bit base",
+    "8bit_states": "8-bit states",
+    "8bit_base_8bit_states": "8-bit base, 8-bit states",
+    "4bit_base_8bit_states_bf16_adapter_sr": "4-bit base, 8-bit states, bf16 adapter, stochastic rounding",
+}

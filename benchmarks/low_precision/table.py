@@ -1,0 +1,228 @@
+"""The tables of the number formats, made from the JSON files of ``run.py`` and from nothing else.
+
+    python benchmarks/low_precision/table.py [--results DIR] [--print]
+
+rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
+What has no file is a dash. Over pairs: mean difference with the 95 % interval mean ± t(.975, n - 1) sd / sqrt(n).
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from formats import FORMATS, NAMES, RESULTS, TASKS
+
+HERE = Path(__file__).parent
+START, END = "<!-- table:start -->", "<!-- table:end -->"
+DASH = "—"
+PREDICTORS = {"mean": "mean", "samples": "draws"}
+METRICS = {
+    "accuracy": ("accuracy, points", 100.0, 2),
+    "nll": ("NLL", 1.0, 4),
+    "ece_15_equal_width": ("ECE", 1.0, 4),
+}
+Records = dict[str, dict[str, Any]]
+
+
+def read(folder: Path) -> Records:
+    """Every record by its name, such as ``tasks/sst2_float32_0``."""
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.json"))
+    }
+
+
+def seeds(records: Records) -> list[int]:
+    """Seeds that any record has."""
+    return sorted({int(name.rsplit("_", 1)[1]) for name in records})
+
+
+def metric(record: dict[str, Any], predictor: str, name: str) -> float:
+    """One number of an evaluation."""
+    row = next(row for row in record["rows"] if row["predictor"] == predictor)
+    return float(row["metrics"][name]["value"])
+
+
+def units(records: Records, part: str, data: str, form: str) -> dict[int, dict[str, Any]]:
+    """Records of one task in one format, by seed."""
+    found = {seed: records.get(f"{part}/{data}_{form}_{seed}") for seed in seeds(records)}
+    return {seed: record for seed, record in found.items() if record is not None}
+
+
+def levels(records: Records) -> str:
+    """Accuracy and NLL of every format at the mean, averaged over seeds."""
+    places = [("tasks", task) for task in TASKS] + [("stories", "gsm8k")]
+    rows = []
+    for form in FORMATS:
+        cells = []
+        for part, data in places:
+            runs = list(units(records, part, data, form).values())
+            cells += [average([metric(r, "mean", m) for r in runs], *shape) for m, shape in
+                      (("accuracy", (100.0, 1)), ("nll", (1.0, 3)))]  # fmt: skip
+        rows.append([NAMES[form], *cells])
+    heads = [f"{data}, {what}" for _, data in places for what in ("acc. %", "NLL")]
+    return markdown(["format", *heads], rows, 1)
+
+
+def differences(records: Records, part: str, data: Sequence[str]) -> str:
+    """Format minus float32 on the same task and seed."""
+    rows = []
+    for form in list(FORMATS)[1:]:
+        base = paired(records, "bases", data, form)
+        if base:
+            cells = [
+                interval(gaps(base, "mean", name) * f, digits) for name, (_, f, digits) in METRICS.items()
+            ]
+            rows.append([NAMES[form], "not trained", *cells, str(len(base))])
+        for predictor, label in PREDICTORS.items():
+            pairs = paired(records, part, data, form)
+            cells = [
+                interval(gaps(pairs, predictor, name) * f, digits) for name, (_, f, digits) in METRICS.items()
+            ]
+            rows.append([NAMES[form], label, *cells, str(len(pairs))])
+    return markdown(["format", "", *(head for head, *_ in METRICS.values()), "pairs"], rows, 2)
+
+
+def on_quantised_bases(records: Records) -> str:
+    """What 8-bit states, alone or with a bf16 adapter, add to a quantised base."""
+    rows = []
+    for form, base in (
+        ("8bit_base_8bit_states", "8bit_base"),
+        ("4bit_base_8bit_states_bf16_adapter_sr", "4bit_base"),
+    ):
+        for part, data in (("tasks", TASKS), ("stories", ("gsm8k",))):
+            pairs = paired(records, part, data, form, base)
+            cells = [
+                interval(gaps(pairs, "mean", name) * f, digits) for name, (_, f, digits) in METRICS.items()
+            ]
+            rows.append([f"{NAMES[form]} − {NAMES[base]}", part, *cells, str(len(pairs))])
+    return markdown(["difference", "", *(head for head, *_ in METRICS.values()), "pairs"], rows, 2)
+
+
+def gaps(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], predictor: str, name: str) -> np.ndarray:
+    """Format minus float32 in one metric, for each pair."""
+    return np.array([metric(a, predictor, name) - metric(b, predictor, name) for a, b in pairs])
+
+
+def costs(records: Records) -> str:
+    """State memory per trained parameter, processor time against float32, and how far h agrees with it."""
+    places = {"tasks": TASKS, "stories": ("gsm8k",), "tracking": ("sst2",)}
+
+    def over(form: str, part: str, value: Callable[[dict[str, Any], dict[str, Any]], float]) -> list[float]:
+        return [value(*pair) for pair in paired(records, part, places[part], form)]
+
+    rows = []
+    for form in FORMATS:
+        state = over(form, "tasks", lambda a, _: a["optimizer_state_bytes"] / a["parameters_trained"])
+        row = [NAMES[form], average(state, 1.0, 2)]
+        for part in ("tasks", "stories"):
+            ratios = over(form, part, lambda a, b: math.log(a["train_cpu_seconds"] / b["train_cpu_seconds"]))
+            row.append(f"{math.exp(float(np.mean(ratios))):.2f}" if ratios else DASH)
+        row += [average(over(form, part, lambda a, _: a["h"]["spearman"]), 1.0, 4) for part in places]
+        rows.append(row)
+    heads = ["state, bytes / parameter", "CPU time, MiniLM", "CPU time, stories", "h, MiniLM", "h, stories",
+             "h, 2,000 steps"]  # fmt: skip
+    return markdown(["format", *heads], rows, 1)
+
+
+def paired(
+    records: Records, part: str, data: Sequence[str], form: str, reference: str = "float32"
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Records of a format, each with that of the reference format for the same task and seed."""
+    pairs = []
+    for task in data:
+        others = units(records, part, task, reference)
+        found = units(records, part, task, form)
+        pairs += [(record, others[seed]) for seed, record in found.items() if seed in others]
+    return pairs
+
+
+def average(values: Sequence[float], factor: float, digits: int) -> str:
+    """Mean of the values that there are."""
+    return f"{factor * float(np.mean(values)):.{digits}f}" if len(values) else DASH
+
+
+def interval(values: np.ndarray, digits: int) -> str:
+    """Mean with sign, and its interval if there are two values or more."""
+    if not len(values):
+        return DASH
+    mean, text = float(values.mean()), f"{values.mean():+.{digits}f}"
+    if len(values) > 1:
+        half = t_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+        text += f" [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+    return text.replace("-", "−")
+
+
+def t_quantile(df: int) -> float:
+    """.975 quantile of Student's t: bisection on the integral of its density."""
+    log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
+    low, high = 0.0, 20.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        x = np.linspace(0.0, middle, 4001)
+        mass = math.exp(log_scale) * np.trapezoid((1 + x * x / df) ** (-(df + 1) / 2), x)
+        low, high = (middle, high) if mass < 0.475 else (low, middle)
+    return low
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> str:
+    """Table with ``labels`` columns to the left and numbers to the right."""
+    rule = ["---"] * labels + ["---:"] * (len(heads) - labels)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, rule, *rows)) + "\n"
+
+
+def block(records: Records) -> str:
+    """All tables with what must be known to read them."""
+    versions = sorted({", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in records.values()})
+    return f"""From {len(records)} result files; versions: {" or: ".join(versions) or "none"}.
+
+### Against float32, MiniLM
+
+Format minus float32, paired by task and seed; 95 % t-intervals over the pairs.
+
+{differences(records, "tasks", TASKS)}
+### Against float32, stories260K on GSM8K text
+
+Per token, paired by seed. *Not trained*: the base alone, without an adapter.
+
+{differences(records, "stories", ["gsm8k"])}
+### Against the same base with float32 states
+
+At the mean.
+
+{on_quantised_bases(records)}
+### Levels at the mean
+
+{levels(records)}
+### Memory, time, and agreement of h
+
+*State*: bytes that IVON keeps for each trained parameter. *CPU time*: of a training run from loading to saving, over
+that of float32 with the same seed (geometric mean). *h*: Spearman rank correlation with h of the float32 run
+of the same seed, over all entries.
+
+{costs(records)}"""
+
+
+def main() -> None:
+    """Rewrite the README's tables, or print them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--print", action="store_true")
+    args = parser.parse_args()
+    text = block(read(args.results))
+    if args.print:
+        print(text)
+        return
+    readme = HERE / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(START)
+    readme.write_text(f"{before}{START}\n{text}{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The tables of ``benchmarks/low_precision`` on made-up records whose numbers are worked out by hand."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "low_precision"
+
+
+@pytest.fixture(scope="module")
+def table():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("low_precision_table", FOLDER / "table.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
+
+
+def record(root, name, accuracy, nll, state=12.0, seconds=10.0, spearman=1.0):
+    metrics = {"accuracy": accuracy, "nll": nll, "ece_15_equal_width": 0.05}
+    row = {"metrics": {key: {"value": value} for key, value in metrics.items()}}
+    path = root / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "rows": [{**row, "predictor": predictor} for predictor in ("mean", "samples")],
+        "optimizer_state_bytes": state * 100,
+        "parameters_trained": 100,
+        "train_cpu_seconds": seconds,
+        "h": {"spearman": spearman},
+        "versions": {"torch": "2"},
+    }
+    path.write_text(json.dumps(content))
+
+
+def line(text, *starts):
+    return next(row for row in text.splitlines() if row.startswith("| " + " | ".join(starts)))
+
+
+def test_differences_are_paired_by_task_and_seed(table, tmp_path):
+    for seed, (accuracy, nll) in enumerate([(0.80, 0.50), (0.70, 0.60)]):
+        record(tmp_path, f"tasks/sst2_float32_{seed}", accuracy, nll)
+        record(
+            tmp_path, f"tasks/sst2_8bit_states_{seed}", accuracy + 0.01 * seed, nll + 0.002, 6.0, 20.0, 0.99
+        )
+    record(tmp_path, "tasks/trec_8bit_states_0", 0.9, 0.1)  # no float32 beside it
+    records = table.read(tmp_path)
+    text = table.differences(records, "tasks", table.TASKS)
+    # accuracy: mean of 0 and 1 point, sd .7071, s.e. .5, t(1) = 12.706
+    assert "+0.50 [−5.85, +6.85] | +0.0020 [+0.0020, +0.0020]" in line(text, "8-bit states", "mean")
+    assert line(text, "8-bit states", "mean").endswith("| 2 |")
+    assert line(text, "bf16 base", "mean") == "| bf16 base | mean | — | — | — | 0 |"
+    costs = table.costs(records)
+    assert line(costs, "8-bit states") == "| 8-bit states | 6.00 | 2.00 | — | 0.9900 | — | — |"
+
+
+def test_a_quantised_base_is_shown_without_training_and_as_reference(table, tmp_path):
+    for form, nll in (("float32", 2.0), ("4bit_base", 2.1)):
+        record(tmp_path, f"bases/gsm8k_{form}_0", 0.3, nll)
+        record(tmp_path, f"stories/gsm8k_{form}_0", 0.4, nll - 0.5)
+    record(tmp_path, "stories/gsm8k_4bit_base_8bit_states_bf16_adapter_sr_0", 0.4, 1.601)
+    records = table.read(tmp_path)
+    text = table.differences(records, "stories", ["gsm8k"])
+    assert (
+        line(text, "4-bit base", "not trained")
+        == "| 4-bit base | not trained | +0.00 | +0.1000 | +0.0000 | 1 |"
+    )
+    assert "+0.0010" in next(
+        row
+        for row in table.on_quantised_bases(records).splitlines()
+        if "stochastic" in row and "stories" in row
+    )
+
+
+def test_the_readme_has_the_tables_of_the_results(table):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    shown = text.split(table.START)[1].split(table.END)[0].strip()
+    assert shown == table.block(table.read(table.RESULTS)).strip()
