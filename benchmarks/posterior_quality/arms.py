@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from vlora import IVON
+from vlora.posterior.ranks import spearman
 
 BATCH, EPOCHS, WARMUP = 16, 5, 0.06
 DRAWS = 8
@@ -198,19 +199,17 @@ def settings_of(optimizer: IVON) -> dict[str, Any]:
 
 def health(network: Network, task: Task, states: list[dict[str, Any]], std: list[Tensor]) -> dict[str, Any]:
     """How far h has left its start, and how it ranks against squared gradients of 64 held-out rows."""
-    from scipy.stats import spearmanr
-
     reference = squared_gradients(network, task.validation, 64)
     hess = torch.cat([state["hess"].flatten() for state in states])
     start = torch.cat([torch.full_like(state["hess"].flatten(), state["hess_init"]) for state in states])
     flat = torch.cat([value.flatten() for value in reference])
     within = [
-        spearmanr(state["hess"].flatten(), value.flatten()).statistic
+        spearman(state["hess"].flatten(), value.flatten()) or 0.0
         for state, value in zip(states, reference, strict=True)
     ]
     wide = torch.cat([sd.flatten() for sd in std])
     return {
-        "rank_correlation": float(spearmanr(hess, flat).statistic),
+        "rank_correlation": spearman(hess, flat),
         "rank_correlation_within": float(torch.tensor(within).median()),
         "share_moved": float(((hess / start - 1).abs() > 0.1).double().mean()),
         "hess_to_reference": float(hess.mean() / flat.mean()),

@@ -1,6 +1,7 @@
 """The part of MiniLM that is trained: LoRA on its last layer and a classifier, over cached features."""
 
 import warnings
+from typing import Any
 
 import torch
 from tasks import BASE, FROZEN_LAYERS, Rows
@@ -33,9 +34,9 @@ class Network(nn.Module):
             layers_to_transform=[FROZEN_LAYERS], modules_to_save=["classifier"],
         )  # fmt: skip
         self.peft = get_peft_model(base, config)
-        model = self.peft.base_model.model
-        self.layer, self.pooler = model.bert.encoder.layer[FROZEN_LAYERS], model.bert.pooler
-        self.dropout, self.classifier = model.dropout, model.classifier
+        model: Any = self.peft.base_model.model
+        self.layer: Any = model.bert.encoder.layer[FROZEN_LAYERS]
+        self.pooler, self.dropout, self.classifier = model.bert.pooler, model.dropout, model.classifier
 
     def trained(self) -> list[nn.Parameter]:
         """Trainable parameters."""

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def main() -> None:
             print(f"{number}/{len(units)} {line}", flush=True)
 
 
-def tuning_units(tasks: list[str]) -> list[dict[str, Any]]:
+def tuning_units(tasks: Sequence[str]) -> list[dict[str, Any]]:
     """Every arm with every setting of its grid."""
     return [
         {"task": task, "arm": arm, "seed": TUNING_SEED, "given": given}
@@ -69,7 +70,7 @@ def tuning_units(tasks: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def main_units(tasks: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+def main_units(tasks: Sequence[str], seeds: list[int]) -> list[dict[str, Any]]:
     """Every arm with its setting, task and seed; ensembles of AdamW come last as they read its files."""
     arms = {"adamw": best_given, "ivon_auto": lambda arm, task: {}, "ivon_published": best_given}
     return [

@@ -142,8 +142,9 @@ def short_run_defaults(
 
 def auto_settings(
     num_steps: int, *, second_moment: float, grad_batch_size: float, width: int,
-    noise_cost: float | None = 0.01, init_std: float | None = None, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
-    ess: float | None = None, hess_init: float | None = None, beta1: float = 0.9, beta2: float | None = None,
+    noise_cost: float | None = 0.01, init_std: float | None = None, max_std: float = 0.1,
+    max_std_ratio: float = 3**0.5, lr: float | None = None, ess: float | None = None,
+    hess_init: float | None = None, beta1: float = 0.9, beta2: float | None = None,
     weight_decay: float | None = None, clip_radius: float = math.inf, mean_step: str = "adam",
 ) -> IvonSettings:  # fmt: skip
     """Hyper-parameters on the scale of the loss at hand, for the squared-gradient estimate of h; what is given wins.

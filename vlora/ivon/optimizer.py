@@ -11,8 +11,7 @@ parameters, ``step()`` takes it out again and updates the mean, so between steps
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,22 +19,20 @@ from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.auto import auto_ivon
-from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_groups, warn_if_overridden
 from vlora.ivon.low_precision import restore_storage, storage_settings
 from vlora.ivon.noise import NoiseTally, controlled, update_noise
 from vlora.ivon.prior import update_priors
-from vlora.ivon.protocol import mean_loss, require_free_for_context, require_free_for_train
-from vlora.ivon.rounding import NoiseCheck
-from vlora.ivon.sampling import advance, positions, starts_step, take_grads, write_draw, write_mean
+from vlora.ivon.protocol import DrawingOptimizer
+from vlora.ivon.sampling import positions
 from vlora.ivon.state import describe_posterior, ensure_state, restore_loaded_state
-from vlora.ivon.update import Entry, all_finite, apply_update, drawn_products, gather_entries, overflowed
+from vlora.ivon.update import Entry, apply_update
 
 __all__ = ["IVON"]
 
 
-class IVON(torch.optim.Optimizer):
+class IVON(DrawingOptimizer):
     """Improved Variational Online Newton over any trainable parameters.
 
     ::
@@ -99,9 +96,6 @@ class IVON(torch.optim.Optimizer):
     Raises:
         ConfigError: If a hyper-parameter is out of range.
     """
-
-    # GradScaler then calls step() after an overflow too, which puts the mean back.
-    _step_supports_amp_scaling = True
 
     def __init__(
         self, params: Any, lr: float, *, ess: float | None = None, hess_init: float = 1.0, beta1: float = 0.9,
@@ -204,105 +198,6 @@ class IVON(torch.optim.Optimizer):
         for group in prepare_groups(param_group, self.defaults):
             super().add_param_group(group)
 
-    @property
-    def holds_sample(self) -> bool:
-        """Whether parameters hold a posterior draw now (True) or the mean (False)."""
-        return any(group["sampled"] for group in self.param_groups)
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps skipped so far because of a non-finite gradient (``skip_nonfinite=True``)."""
-        return max((group["skipped_steps"] for group in self.param_groups), default=0)
-
-    def train(self) -> None:
-        """Put this step's posterior draw into the parameters; does nothing if it is there already.
-
-        All micro-batches of one optimizer step see the same draw, and so do those after an ``eval()`` in between.
-
-        Raises:
-            TrainingError: If draws of ``sampled_params`` wait for ``step()``, or ``mc_samples`` asks for several.
-        """
-        if self._in_context:
-            return
-        require_free_for_train(self._averages.count, self.defaults["mc_samples"])
-        self.noise_ranks.prepare(self.param_groups, self.defaults["noise"])
-        self._draw("train")
-
-    def eval(self) -> None:
-        """Put the mean into the parameters, at any time; does nothing if it is there already."""
-        write_mean(self.param_groups, self.state)
-
-    @contextmanager
-    def sampled_params(self, train: bool = False) -> Iterator[None]:
-        """Hold one fresh posterior draw in the parameters inside the context; what was there returns at its end.
-
-        With ``train=True`` the gradients of the context (summed over its backward passes) enter the mean over
-        contexts that the next ``step()`` uses, and ``p.grad`` is that mean afterwards, for clipping and the like.
-        Gradients left over from earlier steps are dropped; ``zero_grad`` inside is harmless.
-
-        Args:
-            train: Collect the gradients for ``step()``. False for predictions with a posterior draw.
-
-        Raises:
-            TrainingError: If contexts are nested, or ``train=True`` follows ``train()`` without a ``step()``.
-        """
-        require_free_for_context(self._in_context, train, self.holds_sample, self.noise_ranks.per_rank)
-        stream = "train" if train else "eval"
-        resume, self._in_context = self.holds_sample, True
-        self.eval()
-        stashed = take_grads(self.param_groups) if train else {}
-        try:
-            self._draw(stream)
-            yield
-            if train:
-                self._collect()
-                stashed = {}
-        finally:
-            self.eval()
-            for param, grad in stashed.items():
-                param.grad = grad
-            advance(self.param_groups, stream)
-            self._in_context = False
-            if resume:
-                self._draw("train")
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update momentum, h and mean from ``p.grad``; afterwards the parameters hold the new mean.
-
-        Args:
-            closure: Clears gradients, computes the loss and calls backward; run once per draw, ``mc_samples`` times.
-
-        Returns:
-            Mean loss over the draws if ``closure`` returns losses, else None.
-
-        Raises:
-            TrainingError: If no draw was made since the last step, or a gradient is not finite; the parameters
-                then hold the mean, and mean, momentum and h are as before.
-        """
-        loss = None if closure is None else self._run_closure(closure)
-        collected = self._averages.count > 0
-        if not collected and not starts_step(self.param_groups, self.state):
-            return loss
-        try:
-            averages = self._averages if collected else self.noise_ranks.reduced()
-            if averages is not None:
-                averages.require_grads()
-            if not overflowed(
-                self.param_groups, getattr(self, "found_inf", None)
-            ):  # GradScaler sets it and the scale
-                scale = getattr(self, "grad_scale", None)
-                entries = gather_entries(self.param_groups, self.state, averages, scale)
-                if all_finite(entries, self.param_groups):
-                    self._update(entries, scale, averages)
-                    update_priors(self.param_groups, self.posterior_state)
-        finally:
-            if not collected:
-                advance(self.param_groups, "train", self.noise_ranks.size)
-            self.eval()
-            self.noise_ranks.drop()
-            self._averages = DrawAverages()
-        return loss
-
     @torch.no_grad()
     def posterior_state(self, param: Tensor) -> dict[str, Any]:
         """What describes the posterior of one parameter, N(mean, 1 / (ess * (hess + weight_decay))).
@@ -340,42 +235,11 @@ class IVON(torch.optim.Optimizer):
         self.eval()
 
     def _update(self, entries: list[Entry], scale: Tensor | None, averages: DrawAverages | None) -> None:
-        """Update the state, and the width of the next draws where ``noise_cost`` sets it."""
+        """Update the state, then the width of the next draws or the prior where they are not fixed."""
         tally = NoiseTally() if averages is None else averages.tally
         tally.draws = 1 if averages is None else averages.count
         apply_update(self.param_groups, entries, scale, tally)
         if any(controlled(group) for group in self.param_groups):
             own = [entry.owner for entry in entries if controlled(entry.group)]
             update_noise(self.param_groups, tally.measured(self.param_groups, own))
-
-    def _reset(self) -> None:
-        """What copies and checkpoints do not carry."""
-        self._averages, self._in_context = DrawAverages(), False
-        self._noise_check, self.noise_ranks = NoiseCheck(), NoiseRanks()
-
-    def _draw(self, stream: str) -> None:
-        """Put a draw into the parameters, and look whether they can hold it."""
-        ahead = self.noise_ranks.rank if stream == "train" else 0
-        write_draw(self.param_groups, self.state, stream, ahead=ahead)
-        if stream == "train":
-            self._noise_check.look(self.param_groups, self.state)
-
-    @torch.no_grad()
-    def _collect(self) -> None:
-        """Add the gradients of the draw that the parameters hold to the averages, and show the mean gradient."""
-        tally = self._averages.tally
-        self._averages.add(drawn_products(gather_entries(self.param_groups, self.state), tally))
-        self._averages.publish()
-
-    def _run_closure(self, closure: Callable[[], Any]) -> Any:
-        """Mean loss of ``mc_samples`` draws, their gradients collected."""
-        self.eval()
-        losses = []
-        try:
-            for _ in range(self.defaults["mc_samples"]):
-                with torch.enable_grad(), self.sampled_params(train=True):
-                    losses.append(closure())
-        except BaseException:  # also Ctrl-C: a retry must not average over half a step
-            self._averages = DrawAverages()
-            raise
-        return mean_loss(losses)
+        update_priors(self.param_groups, self.posterior_state)

@@ -1,59 +1,167 @@
-"""What may follow what in IVON's protocol: the refusals that keep one step from mixing two kinds of draws."""
+"""The protocol of an optimizer whose parameters hold a posterior draw while gradients are taken, else the mean.
 
+``train()`` puts a draw into the parameters, ``step()`` reads the gradients taken there, updates and puts the new mean
+back: what transformers' Trainer and accelerate call by themselves. ``sampled_params`` is the same as a context, for
+several draws in a step.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from vlora.errors import TrainingError
+import torch
+from torch import Tensor
 
-__all__ = ["mean_loss", "require_free_for_context", "require_free_for_train"]
+from vlora.ivon.distributed import NoiseRanks
+from vlora.ivon.draws import DrawAverages
+from vlora.ivon.rounding import NoiseCheck
+from vlora.ivon.sampling import advance, starts_step, take_grads, write_draw, write_mean
+from vlora.ivon.turns import mean_loss, require_free_for_context, require_free_for_train
+from vlora.ivon.update import Entry, all_finite, drawn_products, gather_entries, overflowed
 
-
-def require_free_for_train(collected: int, mc_samples: int) -> None:
-    """Refuse ``train()`` where it would not be the only draw of its step.
-
-    Args:
-        collected: Draws of ``sampled_params`` that wait for ``step()``.
-        mc_samples: Draws per step that were asked for.
-
-    Raises:
-        TrainingError: If either says that the step has other draws.
-    """
-    if collected:
-        raise TrainingError(
-            "train() came after sampled_params(train=True) and before step(): use one of the two for a step"
-        )
-    if mc_samples > 1:
-        raise TrainingError(
-            f"train() makes one draw per step but mc_samples={mc_samples}: use step(closure), "
-            "or one sampled_params(train=True) context per draw"
-        )
+__all__ = ["DrawingOptimizer"]
 
 
-def require_free_for_context(in_context: bool, train: bool, holds_sample: bool, per_rank: bool) -> None:
-    """Refuse a ``sampled_params`` context where another draw is being used.
+class DrawingOptimizer(torch.optim.Optimizer):
+    """Draws, gradients, steps; a subclass has the settings in its groups and the update in ``_update``."""
 
-    Args:
-        in_context: Whether a context is open.
-        train: Whether the new one collects gradients.
-        holds_sample: Whether the parameters hold a draw.
-        per_rank: Whether draws differ between ranks.
+    # GradScaler then calls step() after an overflow too, which puts the mean back.
+    _step_supports_amp_scaling = True
 
-    Raises:
-        TrainingError: If contexts would be nested, or draws of two kinds mixed in a step.
-    """
-    if in_context:
-        raise TrainingError("sampled_params contexts cannot be nested: leave the first before the next draw")
-    if train and holds_sample:
-        raise TrainingError(
-            "sampled_params(train=True) came after train() and before step(): use one of the two"
-        )
-    if train and per_rank:
-        raise TrainingError(
-            'noise="per_rank" makes one draw per rank with train(); for sampled_params(train=True), step(closure) '
-            "and more draws use the shared noise"
-        )
+    def _update(self, entries: list[Entry], scale: Tensor | None, averages: DrawAverages | None) -> None:
+        """Update state and parameters.
 
+        Args:
+            entries: Parameters with finite gradients.
+            scale: Loss scale that is still on the gradients; None for none.
+            averages: Products of draws collected earlier; None if the parameters hold the only draw.
+        """
+        raise TypeError(f"{type(self).__name__} has no update")
 
-def mean_loss(losses: list[Any]) -> Any:
-    """Mean of what a closure returned at each draw; None if it returned nothing."""
-    given = [loss.detach() if hasattr(loss, "detach") else loss for loss in losses if loss is not None]
-    return sum(given) / len(given) if given else None
+    @property
+    def holds_sample(self) -> bool:
+        """Whether parameters hold a posterior draw now (True) or the mean (False)."""
+        return any(group["sampled"] for group in self.param_groups)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps skipped so far because of a non-finite gradient (``skip_nonfinite=True``)."""
+        return max((group["skipped_steps"] for group in self.param_groups), default=0)
+
+    def train(self) -> None:
+        """Put this step's posterior draw into the parameters; does nothing if it is there already.
+
+        All micro-batches of one optimizer step see the same draw, and so do those after an ``eval()`` in between.
+
+        Raises:
+            TrainingError: If draws of ``sampled_params`` wait for ``step()``, or ``mc_samples`` asks for several.
+        """
+        if self._in_context:
+            return
+        require_free_for_train(self._averages.count, self.defaults["mc_samples"])
+        self.noise_ranks.prepare(self.param_groups, self.defaults["noise"])
+        self._draw("train")
+
+    def eval(self) -> None:
+        """Put the mean into the parameters, at any time; does nothing if it is there already."""
+        write_mean(self.param_groups, self.state)
+
+    @contextmanager
+    def sampled_params(self, train: bool = False) -> Iterator[None]:
+        """Hold one fresh posterior draw in the parameters inside the context; what was there returns at its end.
+
+        With ``train=True`` the gradients of the context (summed over its backward passes) enter the mean over
+        contexts that the next ``step()`` uses, and ``p.grad`` is that mean afterwards, for clipping and the like.
+        Gradients left over from earlier steps are dropped; ``zero_grad`` inside is harmless.
+
+        Args:
+            train: Collect the gradients for ``step()``. False for predictions with a posterior draw.
+
+        Raises:
+            TrainingError: If contexts are nested, or ``train=True`` follows ``train()`` without a ``step()``.
+        """
+        require_free_for_context(self._in_context, train, self.holds_sample, self.noise_ranks.per_rank)
+        stream = "train" if train else "eval"
+        resume, self._in_context = self.holds_sample, True
+        self.eval()
+        stashed = take_grads(self.param_groups) if train else {}
+        try:
+            self._draw(stream)
+            yield
+            if train:
+                self._collect()
+                stashed = {}
+        finally:
+            self.eval()
+            for param, grad in stashed.items():
+                param.grad = grad
+            advance(self.param_groups, stream)
+            self._in_context = False
+            if resume:
+                self._draw("train")
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update momentum, h and mean from ``p.grad``; afterwards the parameters hold the new mean.
+
+        Args:
+            closure: Clears gradients, computes the loss and calls backward; run once per draw, ``mc_samples`` times.
+
+        Returns:
+            Mean loss over the draws if ``closure`` returns losses, else None.
+
+        Raises:
+            TrainingError: If no draw was made since the last step, or a gradient is not finite; the parameters
+                then hold the mean, and mean, momentum and h are as before.
+        """
+        loss = None if closure is None else self._run_closure(closure)
+        collected = self._averages.count > 0
+        if not collected and not starts_step(self.param_groups, self.state):
+            return loss
+        try:
+            averages = self._averages if collected else self.noise_ranks.reduced()
+            if averages is not None:
+                averages.require_grads()
+            if not overflowed(self.param_groups, getattr(self, "found_inf", None)):  # from GradScaler
+                scale = getattr(self, "grad_scale", None)
+                entries = gather_entries(self.param_groups, self.state, averages, scale)
+                if all_finite(entries, self.param_groups):
+                    self._update(entries, scale, averages)
+        finally:
+            if not collected:
+                advance(self.param_groups, "train", self.noise_ranks.size)
+            self.eval()
+            self.noise_ranks.drop()
+            self._averages = DrawAverages()
+        return loss
+
+    def _reset(self) -> None:
+        """What copies and checkpoints do not carry."""
+        self._averages, self._in_context = DrawAverages(), False
+        self._noise_check, self.noise_ranks = NoiseCheck(), NoiseRanks()
+
+    def _draw(self, stream: str) -> None:
+        """Put a draw into the parameters, and look whether they can hold it."""
+        ahead = self.noise_ranks.rank if stream == "train" else 0
+        write_draw(self.param_groups, self.state, stream, ahead=ahead)
+        if stream == "train":
+            self._noise_check.look(self.param_groups, self.state)
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        """Add the gradients of the draw that the parameters hold to the averages, and show the mean gradient."""
+        tally = self._averages.tally
+        self._averages.add(drawn_products(gather_entries(self.param_groups, self.state), tally))
+        self._averages.publish()
+
+    def _run_closure(self, closure: Callable[[], Any]) -> Any:
+        """Mean loss of ``mc_samples`` draws, their gradients collected."""
+        self.eval()
+        losses = []
+        try:
+            for _ in range(self.defaults["mc_samples"]):
+                with torch.enable_grad(), self.sampled_params(train=True):
+                    losses.append(closure())
+        except BaseException:  # also Ctrl-C: a retry must not average over half a step
+            self._averages = DrawAverages()
+            raise
+        return mean_loss(losses)
