@@ -142,14 +142,14 @@ def short_run_defaults(
 
 def auto_settings(
     num_steps: int, *, second_moment: float, grad_batch_size: float, width: int,
-    noise_cost: float | None = 0.01, init_std: float | None = None, max_std: float = 0.1,
+    noise_cost: float | None = 0.03, init_std: float | None = None, max_std: float = 0.1,
     max_std_ratio: float = 3**0.5, lr: float | None = None, ess: float | None = None,
     hess_init: float | None = None, beta1: float = 0.9, beta2: float | None = None,
     weight_decay: float | None = None, clip_radius: float = math.inf, mean_step: str = "adam",
 ) -> IvonSettings:  # fmt: skip
     """Hyper-parameters on the scale of the loss at hand, for the squared-gradient estimate of h; what is given wins.
 
-        lr           = 3e-3 min(1, 384 / width)                 AdamW's scale, as the mean moves as under AdamW
+        lr           = 1e-3 min(1, 512 / width)                 on AdamW's scale, as the mean moves as under AdamW
         hess_init    = second_moment                            of each tensor, where ``IVON.set_hess_init`` is used
         beta2        = max(1 - 5 / T, 0.5)                      the start of h keeps a weight of exp(-5) at the end
         ess          set during the run so that noise costs ``noise_cost`` nats (vlora.ivon.noise), from ``init_std``
@@ -159,8 +159,8 @@ def auto_settings(
     quarter of the typical mini-batch gradient moves by ``max_step = 2e-3``. A given ``ess`` or ``weight_decay`` turns
     the control of the noise off; the other of the two then follows from the start of h.
 
-    Sources: our own study (benchmarks/posterior_quality); the width rule joins lr 3e-3, found best for LoRA at width
-    384 here, to the 2e-4 to 3e-4 in general use at width 4096, and is otherwise untested.
+    Sources: our own study (benchmarks/posterior_quality); the width rule joins lr 1e-3, good for LoRA at width
+    384 here, to the 1e-4 to 2e-4 in general use at width 4096, and is otherwise untested.
 
     Args:
         num_steps: T, optimizer steps of the run.
@@ -203,7 +203,7 @@ def auto_settings(
     if mean_step == "newton":
         lr, clip_radius = _newton_step(second_moment, grad_batch_size, lr, clip_radius)
     elif lr is None:
-        lr = 3e-3 * min(1.0, 384 / width)
+        lr = 1e-3 * min(1.0, 512 / width)
     return IvonSettings(
         lr=lr, ess=ess, hess_init=hess_init, beta1=beta1, weight_decay=weight_decay, clip_radius=clip_radius,
         beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2, hess_approx="gradsq",

@@ -43,11 +43,11 @@ class OptimizerConfig:
     ess: float | None = None
     """IVON: effective sample size, in examples, fixed; larger is a narrower posterior. None: see ``noise_cost``."""
     noise_cost: float | None = None
-    """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.01)."""
+    """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.03)."""
     mean_step: Literal["adam", "newton"] | None = None
     """IVON: the mean moves as under AdamW (with its lr), or along the natural gradient."""
     init_std: float | None = None
-    """IVON: standard deviation of the first draws, in parameter units (0.01)."""
+    """IVON: standard deviation of the first draws, in parameter units (0.001)."""
     hess_init: float | None = None
     """IVON: start of h."""
     max_std: float | None = None

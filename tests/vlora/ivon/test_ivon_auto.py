@@ -94,7 +94,7 @@ def test_a_step_is_too_late_for_starts():
 
 def test_given_settings_win_and_fix_the_noise():
     free = auto_settings(200, second_moment=1e-3, grad_batch_size=16, width=384)
-    assert (free.lr, free.ess, free.noise_cost, free.mean_step) == (3e-3, None, 0.01, "adam")
+    assert (free.lr, free.ess, free.noise_cost, free.mean_step) == (1e-3, None, 0.03, "adam")
     assert auto_settings(200, second_moment=1e-3, grad_batch_size=16, width=4096).lr == pytest.approx(
         2.8125e-4
     )
@@ -137,6 +137,6 @@ def test_the_line_for_the_log_says_what_was_chosen():
     moments = {nn.Parameter(torch.zeros(8, 384)): 1e-3, nn.Parameter(torch.zeros(384, 8)): 3e-3}
     words = settings_from_moments(moments, 500, 16.0).describe()
     assert words == (
-        "ivon: adam step with lr 0.003, noise may cost 0.01 nats (std from 0.001 to at most 0.1), h by gradsq of 16 "
+        "ivon: adam step with lr 0.001, noise may cost 0.03 nats (std from 0.001 to at most 0.1), h by gradsq of 16 "
         "examples from 0.002, beta2 0.99"
     )
