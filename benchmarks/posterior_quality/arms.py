@@ -8,6 +8,7 @@ factor of ``SCALES`` that has the lowest NLL on the validation rows.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,6 +90,15 @@ def adamw(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
         }
         laplace(network, task, seed, out)
     return out
+
+
+def ensemble(folder: Path, task: Task, members: int) -> Outcome:
+    """Mixture of AdamW runs that differ in seed, from their kept log-probabilities."""
+    kept = [torch.load(folder / f"{task.name}_{seed}.pt", weights_only=True) for seed in range(members)]
+    draws = {split: torch.stack([member[split] for member in kept]) for split in SPLITS}
+    return Outcome(
+        {"mean": {split: draws[split].logsumexp(0) - math.log(members) for split in SPLITS}, "members": draws}
+    )
 
 
 def laplace(network: Network, task: Task, seed: int, out: Outcome) -> None:

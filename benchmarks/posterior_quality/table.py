@@ -1,0 +1,236 @@
+"""The tables of this benchmark, made from its JSON files and from nothing else.
+
+    python benchmarks/posterior_quality/table.py [--results DIR] [--print]
+
+rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
+A difference is paired: same task, same seed, same test rows; its interval is mean ± t(.975, n - 1) s.e. over the n tasks'
+means over seeds, since seeds of one task share their test rows.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+START, END = "<!-- table:start -->", "<!-- table:end -->"
+NOISY = ("sst2", "imdb_cf_orig", "fdu_books", "fdu_kitchen_housewares", "fdu_music", "fdu_software")
+ROWS: dict[str, tuple[str, str, str]] = {
+    "AdamW": ("adamw", "mean", "raw"),
+    "AdamW + temperature": ("adamw", "mean", "tempered"),
+    "MC dropout, 8": ("adamw", "dropout", "raw"),
+    "MC dropout, 8 + temperature": ("adamw", "dropout", "tempered"),
+    "diagonal Laplace, 8": ("adamw", "laplace", "raw"),
+    "diagonal Laplace, 8 + temperature": ("adamw", "laplace", "tempered"),
+    "IVON published, mean": ("ivon_published", "mean", "raw"),
+    "IVON published, 8 draws": ("ivon_published", "draws", "raw"),
+    "IVON auto, mean": ("ivon_auto", "mean", "raw"),
+    "IVON auto, mean + temperature": ("ivon_auto", "mean", "tempered"),
+    "IVON auto, 8 draws": ("ivon_auto", "draws", "raw"),
+    "IVON auto, 8 draws, fitted width": ("ivon_auto", "scaled", "raw"),
+    "IVON auto, 8 draws + temperature": ("ivon_auto", "draws", "tempered"),
+    "IVON auto, 8 draws, fitted width + temperature": ("ivon_auto", "scaled", "tempered"),
+    "ensemble of 4 AdamW (4 × the cost)": ("adamw_ensemble", "mean", "raw"),
+    "ensemble of 4 AdamW + temperature": ("adamw_ensemble", "mean", "tempered"),
+}
+"""Row of the tables -> arm, predictor, raw or tempered."""
+METRICS = {
+    "accuracy, %": ("accuracy", 100.0, 1), "NLL": ("nll", 1.0, 3), "ECE": ("ece", 1.0, 3), "floor": ("ece_floor", 1.0, 3),
+    "Brier": ("brier", 1.0, 3), "AUROC correct": ("auroc_correct", 1.0, 3), "AURC": ("aurc", 1.0, 3),
+    "foreign, entropy": ("foreign_auroc_entropy", 1.0, 3),
+    "foreign, information": ("foreign_auroc_mutual_information", 1.0, 3),
+}  # fmt: skip
+PAIRS = {
+    "IVON auto mean − AdamW": ("IVON auto, mean", "AdamW"),
+    "IVON auto draws − AdamW": ("IVON auto, 8 draws", "AdamW"),
+    "IVON auto draws − AdamW + temperature": ("IVON auto, 8 draws", "AdamW + temperature"),
+    "IVON auto fitted width − AdamW + temperature": (
+        "IVON auto, 8 draws, fitted width",
+        "AdamW + temperature",
+    ),
+    "IVON auto draws + temperature − AdamW + temperature": (
+        "IVON auto, 8 draws + temperature",
+        "AdamW + temperature",
+    ),
+    "IVON auto draws − IVON published draws": ("IVON auto, 8 draws", "IVON published, 8 draws"),
+    "IVON auto draws − MC dropout": ("IVON auto, 8 draws", "MC dropout, 8"),
+    "IVON auto draws − Laplace": ("IVON auto, 8 draws", "diagonal Laplace, 8"),
+}
+T975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+"""Student's t at 97.5 % for 1 to 11 degrees of freedom."""
+
+Records = list[dict[str, Any]]
+
+
+def load(root: Path, part: str) -> Records:
+    """All records of one part."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / part).glob("*.json"))]
+
+
+def value(records: Records, task: str, seed: int, row: str, metric: str) -> float:
+    """One number, NaN where there is no file or the predictor has no such number."""
+    arm, predictor, kind = ROWS[row]
+    for record in records:
+        if (record["task"], record["seed"], record["arm"]) == (task, seed, arm):
+            return record["scores"].get(predictor, {}).get(kind, {}).get(metric, math.nan)
+    return math.nan
+
+
+def task_means(records: Records, row: str, metric: str, tasks: Sequence[str]) -> np.ndarray:
+    """Mean over seeds for each task, ``(tasks,)``."""
+    return np.array([_mean([value(records, task, s, row, metric) for s in seeds(records)]) for task in tasks])
+
+
+def task_differences(
+    records: Records, pair: tuple[str, str], metric: str, tasks: Sequence[str]
+) -> np.ndarray:
+    """Mean over seeds of the paired difference for each task, ``(tasks,)``."""
+    return np.array(
+        [
+            _mean([value(records, task, s, pair[0], metric) - value(records, task, s, pair[1], metric) for s in seeds(records)])
+            for task in tasks
+        ]
+    )  # fmt: skip
+
+
+def seeds(records: Records) -> list[int]:
+    """Seeds that the IVON runs have."""
+    return sorted({record["seed"] for record in records if record["arm"] == "ivon_auto"})
+
+
+def tasks_of(records: Records) -> list[str]:
+    """Tasks that the records have, noisy ones first."""
+    found = {record["task"] for record in records}
+    return [*(task for task in NOISY if task in found), *sorted(found - set(NOISY))]
+
+
+def interval(values: np.ndarray, digits: int) -> str:
+    """Mean of the known values and its 95 % interval."""
+    known = values[~np.isnan(values)]
+    if len(known) < 2:
+        return "—"
+    half = T975[min(len(known) - 2, len(T975) - 1)] * known.std(ddof=1) / math.sqrt(len(known))
+    return (
+        f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
+    )
+
+
+def main_table(records: Records) -> str:
+    """Every predictor, mean over tasks."""
+    rows = []
+    for row in ROWS:
+        means = {
+            name: _mean(task_means(records, row, m, tasks_of(records))) for name, (m, _, _) in METRICS.items()
+        }
+        rows.append(
+            [row, *(_number(means[name] * scale, digits) for name, (_, scale, digits) in METRICS.items())]
+        )
+    return markdown(["predictor", *METRICS], rows)
+
+
+def task_table(records: Records, metric: str, digits: int, scale: float = 1.0) -> str:
+    """Every predictor by task, mean over seeds."""
+    tasks = tasks_of(records)
+    rows = [
+        [row, *(_number(v * scale, digits) for v in task_means(records, row, metric, tasks))] for row in ROWS
+    ]
+    return markdown(["predictor", *tasks], rows)
+
+
+def pairs_table(records: Records) -> str:
+    """Paired differences: over all tasks, and over the noisy ones and the others apart."""
+    every = tasks_of(records)
+    groups: dict[str, Callable[[str], bool]] = {
+        "all tasks": lambda task: True, "noisy": lambda task: task in NOISY, "others": lambda task: task not in NOISY,
+    }  # fmt: skip
+    rows = []
+    for name, pair in PAIRS.items():
+        for group, belongs in groups.items():
+            tasks = [task for task in every if belongs(task)]
+            rows.append(
+                [name, group, interval(100 * task_differences(records, pair, "accuracy", tasks), 1)]
+                + [interval(task_differences(records, pair, m, tasks), 3) for m in ("nll", "ece", "aurc")]
+            )
+    return markdown(["difference", "tasks", "accuracy, points", "NLL", "ECE", "AURC"], rows)
+
+
+def health_table(records: Records) -> str:
+    """What the posteriors are like."""
+    keys = {
+        "rank correlation": "rank_correlation", "within tensors": "rank_correlation_within", "share moved": "share_moved",
+        "h / reference": "hess_to_reference", "fitted width": "scale", "training loss": "train_loss",
+    }  # fmt: skip
+    rows = []
+    for arm in ("ivon_auto", "ivon_published"):
+        for task in tasks_of(records):
+            facts = [r["facts"] for r in records if (r["arm"], r["task"]) == (arm, task)]
+            if facts:
+                std = _mean([fact["std_quantiles"][1] for fact in facts])
+                lr = ", ".join(sorted({f"{fact['lr']:g}" for fact in facts}))
+                numbers = [_number(_mean([fact[key] for fact in facts]), 2) for key in keys.values()]
+                rows.append([arm, task, lr, _number(std, 4), *numbers])
+    return markdown(["arm", "task", "lr", "median std", *keys], rows)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def block(root: Path) -> str:
+    """Everything between the markers."""
+    records = load(root, "main")
+    if not records:
+        return "No results yet."
+    first = records[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    minutes = sum(record["seconds"] for part in ("tune", "main") for record in load(root, part)) / 60
+    return "\n\n".join(
+        [
+            f"From {len(records)} runs of {len(seeds(records))} seeds and {len(load(root, 'tune'))} of tuning, "
+            f"{minutes:.0f} minutes of one thread in all; {versions}.",
+            "**All predictors, mean over tasks and seeds.**", main_table(records),
+            "**Paired differences** (NLL, ECE, AURC: lower is better).", pairs_table(records),
+            "**NLL by task.**", task_table(records, "nll", 3),
+            "**Accuracy by task, %.**", task_table(records, "accuracy", 1, 100.0),
+            "**Foreign rows by entropy, AUROC by task.**", task_table(records, "foreign_auroc_entropy", 3),
+            "**The posteriors.**", health_table(records),
+        ]
+    )  # fmt: skip
+
+
+def _mean(values: Any) -> float:
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _number(number: float, digits: int) -> str:
+    return "—" if math.isnan(number) else f"{number:.{digits}f}"
+
+
+def main() -> None:
+    """Print or write the block."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--print", action="store_true", help="show the block and leave the file alone")
+    args = parser.parse_args()
+    text = block(args.results)
+    if args.print:
+        print(text)
+        return
+    readme = HERE / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(START)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
