@@ -3,8 +3,8 @@
     python benchmarks/posterior_quality/table.py [--results DIR] [--print]
 
 rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
-A difference is paired: same task, same seed, same test rows; its interval is mean ± t(.975, n - 1) s.e. over the n tasks'
-means over seeds, since seeds of one task share their test rows.
+A difference is paired: same task, same seed, same test rows. Its interval is mean ± t(.975, n - 1) s.e. over the n
+tasks' means over seeds, since seeds of one task share their test rows.
 """
 
 import argparse
@@ -39,8 +39,8 @@ ROWS: dict[str, tuple[str, str, str]] = {
 }
 """Row of the tables -> arm, predictor, raw or tempered."""
 METRICS = {
-    "accuracy, %": ("accuracy", 100.0, 1), "NLL": ("nll", 1.0, 3), "ECE": ("ece", 1.0, 3), "floor": ("ece_floor", 1.0, 3),
-    "Brier": ("brier", 1.0, 3), "AUROC correct": ("auroc_correct", 1.0, 3), "AURC": ("aurc", 1.0, 3),
+    "accuracy, %": ("accuracy", 100.0, 1), "NLL": ("nll", 1.0, 3), "ECE": ("ece", 1.0, 3),
+    "floor": ("ece_floor", 1.0, 3), "Brier": ("brier", 1.0, 3), "AUROC correct": ("auroc_correct", 1.0, 3), "AURC": ("aurc", 1.0, 3),
     "foreign, entropy": ("foreign_auroc_entropy", 1.0, 3),
     "foreign, information": ("foreign_auroc_mutual_information", 1.0, 3),
 }  # fmt: skip
@@ -90,11 +90,13 @@ def task_differences(
 ) -> np.ndarray:
     """Mean over seeds of the paired difference for each task, ``(tasks,)``."""
     return np.array(
-        [
-            _mean([value(records, task, s, pair[0], metric) - value(records, task, s, pair[1], metric) for s in seeds(records)])
-            for task in tasks
-        ]
-    )  # fmt: skip
+        [_mean([_difference(records, task, seed, pair, metric) for seed in seeds(records)]) for task in tasks]
+    )
+
+
+def _difference(records: Records, task: str, seed: int, pair: tuple[str, str], metric: str) -> float:
+    first, second = (value(records, task, seed, row, metric) for row in pair)
+    return first - second
 
 
 def seeds(records: Records) -> list[int]:
@@ -161,8 +163,8 @@ def pairs_table(records: Records) -> str:
 def health_table(records: Records) -> str:
     """What the posteriors are like."""
     keys = {
-        "rank correlation": "rank_correlation", "within tensors": "rank_correlation_within", "share moved": "share_moved",
-        "h / reference": "hess_to_reference", "fitted width": "scale", "training loss": "train_loss",
+        "rank correlation": "rank_correlation", "within tensors": "rank_correlation_within",
+        "share moved": "share_moved", "h / reference": "hess_to_reference", "fitted width": "scale", "training loss": "train_loss",
     }  # fmt: skip
     rows = []
     for arm in ("ivon_auto", "ivon_published"):
