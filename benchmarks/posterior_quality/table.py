@@ -40,8 +40,8 @@ ROWS: dict[str, tuple[str, str, str]] = {
 """Row of the tables -> arm, predictor, raw or tempered."""
 METRICS = {
     "accuracy, %": ("accuracy", 100.0, 1), "NLL": ("nll", 1.0, 3), "ECE": ("ece", 1.0, 3),
-    "floor": ("ece_floor", 1.0, 3), "Brier": ("brier", 1.0, 3), "AUROC correct": ("auroc_correct", 1.0, 3), "AURC": ("aurc", 1.0, 3),
-    "foreign, entropy": ("foreign_auroc_entropy", 1.0, 3),
+    "floor": ("ece_floor", 1.0, 3), "Brier": ("brier", 1.0, 3), "AUROC correct": ("auroc_correct", 1.0, 3),
+    "AURC": ("aurc", 1.0, 3), "foreign, entropy": ("foreign_auroc_entropy", 1.0, 3),
     "foreign, information": ("foreign_auroc_mutual_information", 1.0, 3),
 }  # fmt: skip
 PAIRS = {
@@ -164,7 +164,8 @@ def health_table(records: Records) -> str:
     """What the posteriors are like."""
     keys = {
         "rank correlation": "rank_correlation", "within tensors": "rank_correlation_within",
-        "share moved": "share_moved", "h / reference": "hess_to_reference", "fitted width": "scale", "training loss": "train_loss",
+        "share moved": "share_moved", "h / reference": "hess_to_reference", "fitted width": "scale",
+        "training loss": "train_loss",
     }  # fmt: skip
     rows = []
     for arm in ("ivon_auto", "ivon_published"):
