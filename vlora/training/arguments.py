@@ -91,6 +91,7 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,
         "lr_scheduler_type": "cosine",  # every released IVON recipe decays
+        "warmup_steps": 0.06,  # a share of the steps; without it some short runs never leave chance
         # IVON bounds each entry by clip_radius; clipping the norm would shrink the Hessian estimate too.
         "max_grad_norm": 1.0 if config.optimizer.name == "adamw" else 0.0,
         "eval_strategy": "epoch" if config.data.validation is not None else "no",

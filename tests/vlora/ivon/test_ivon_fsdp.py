@@ -38,9 +38,12 @@ def test_large_draws_are_cut_from_blocks(two_ranks, shape):
         {"how": {"contexts": 2}},
         {"how": {"clip": 0.05}},
         {"how": {"contexts": 2, "clip": 0.05}, "hess_approx": "gradsq"},
+        {
+            "ess": None, "noise_cost": 0.01, "mean_step": "adam", "hess_approx": "gradsq", "grad_batch_size": 16.0,
+        },
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_equal_to_one_process(two_ranks, settings):
     first, second = two_ranks(fsdp.run, True, dtype=torch.float64, **settings)
     assert_same_bits(first, second)
