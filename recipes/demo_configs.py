@@ -54,7 +54,10 @@ def train_config(
         "peft": _PEFT,
         "optimizer": _OPTIMIZERS[optimizer],
         "training": {
-            "per_device_train_batch_size": 64, "max_steps": steps, "warmup_steps": 0, "use_cpu": True,
+            "per_device_train_batch_size": 64,
+            "max_steps": steps,
+            "warmup_steps": 0,
+            "use_cpu": True,
         },  # fmt: skip
         "curvature": True,
         "seed": seed + (0 if adapter == "a" else 1),  # different starts: see docs/gotchas.md on a shared A

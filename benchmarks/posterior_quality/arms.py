@@ -154,15 +154,8 @@ def auto(task: Task, seed: int, *, test: bool, **given: Any) -> Outcome:
     """IVON with ``IVON.auto``: nothing chosen by hand but what ``given`` says."""
 
     def build(network: Network) -> IVON:
-        stream = batches(task.train, seed + 1)
-
-        def loss() -> Tensor:
-            hidden, mask, label = next(stream)
-            network.train()
-            return cross_entropy(network(hidden, mask), label)
-
         return IVON.auto(
-            network.trained(), loss, num_steps=num_steps(task), grad_batch_size=BATCH, seed=seed, **given
+            network.trained(), num_steps=num_steps(task), grad_batch_size=BATCH, seed=seed, **given
         )
 
     return ivon(task, seed, build, test=test)

@@ -1,8 +1,8 @@
-"""IVON hyper-parameters from the number of steps T, the number of examples N and a look at the gradients.
+"""IVON hyper-parameters from the number of steps T, the batch size and the width of the model.
 
 The published settings (ess 1e6 to 1e8, beta2 0.99999) assume tens of thousands of steps, and leave h at its start when
 a run has a few hundred. ``auto_settings`` is what ``vlora train`` and ``IVON.auto`` use; ``short_run_defaults`` serve
-the reparameterisation estimate of the paper without a look at gradients. Relations of the latter:
+the reparameterisation estimate of the paper. Relations of the latter:
 
     precision of the first draw   ess * (hess_init + weight_decay) = 1 / init_std^2
     precision of the prior        ess * weight_decay               = 1 / (max_std_ratio * init_std)^2
@@ -10,13 +10,16 @@ the reparameterisation estimate of the paper without a look at gradients. Relati
 """
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from vlora.errors import ConfigError
 
-__all__ = ["IvonSettings", "auto_settings", "short_run_defaults"]
+__all__ = ["AUTO_KEYS", "IvonSettings", "auto_settings", "median_width", "short_run_defaults"]
 
 
 NOISE_RATE = 12.0
@@ -72,8 +75,8 @@ class IvonSettings:
         )
         scale = "" if self.grad_batch_size is None else f" of {self.grad_batch_size:g} examples"
         return (
-            f"ivon: {self.mean_step} step with lr {self.lr:.3g}, {width}, h by {self.hess_approx}{scale} from "
-            f"{self.hess_init:.3g}, beta2 {self.beta2:.6g}"
+            f"ivon: {self.mean_step} step with lr {self.lr:.3g}, {width}, h by {self.hess_approx}{scale}, "
+            f"beta2 {self.beta2:.6g}"
         )
 
 
@@ -141,88 +144,78 @@ def short_run_defaults(
 
 
 def auto_settings(
-    num_steps: int, *, second_moment: float, grad_batch_size: float, width: int,
-    noise_cost: float | None = 0.03, init_std: float | None = None, max_std: float = 0.1,
-    max_std_ratio: float = 3**0.5, lr: float | None = None, ess: float | None = None,
-    hess_init: float | None = None, beta1: float = 0.9, beta2: float | None = None,
-    weight_decay: float | None = None, clip_radius: float = math.inf, mean_step: str = "adam",
+    num_steps: int, *, grad_batch_size: float, width: int, noise_cost: float | None = 0.03,
+    init_std: float | None = None, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
+    ess: float | None = None, hess_init: float = 1e-20, beta1: float = 0.9, beta2: float | None = None,
+    weight_decay: float | None = None, clip_radius: float = math.inf,
 ) -> IvonSettings:  # fmt: skip
-    """Hyper-parameters on the scale of the loss at hand, for the squared-gradient estimate of h; what is given wins.
+    """Hyper-parameters that need nothing but the shape of the run; what is given wins.
 
-        lr           = 1e-3 min(1, 512 / width)                 on AdamW's scale, as the mean moves as under AdamW
-        hess_init    = second_moment                            of each tensor, where ``IVON.set_hess_init`` is used
-        beta2        = max(1 - 5 / T, 0.5)                      the start of h keeps a weight of exp(-5) at the end
-        ess          set during the run so that noise costs ``noise_cost`` nats (vlora.ivon.noise), from ``init_std``
-        weight_decay = mean(h) / (max_std_ratio^2 - 1)          also followed during the run
+        lr           = 1e-3 min(1, 512 / width)        on AdamW's scale, as the mean moves as under AdamW
+        h            = squared gradients, from next to zero, its start corrected as in Adam
+        beta2        = max(1 - 5 / T, 0.5)             the start keeps a weight of exp(-5) at the end
+        ess          set during the run so that noise costs ``noise_cost`` nats (vlora.ivon.noise)
+        weight_decay = mean(h) / (max_std_ratio^2 - 1) also followed during the run
 
-    ``mean_step="newton"`` is the natural-gradient step of the paper instead: an entry whose averaged gradient reaches a
-    quarter of the typical mini-batch gradient moves by ``max_step = 2e-3``. A given ``ess`` or ``weight_decay`` turns
-    the control of the noise off; the other of the two then follows from the start of h.
+    A given ``ess`` turns the control of the noise off; then ``weight_decay = 1 / (ess init_std^2)``, so that no draw is
+    wider than ``init_std``.
 
-    Sources: our own study (benchmarks/posterior_quality); the width rule joins lr 1e-3, good for LoRA at width
-    384 here, to the 1e-4 to 2e-4 in general use at width 4096, and is otherwise untested.
+    Sources: our own study (benchmarks/posterior_quality); the width rule joins lr 1e-3, good for LoRA at width 384
+    here, to the 1e-4 to 2e-4 in general use at width 4096, and is otherwise untested.
 
     Args:
         num_steps: T, optimizer steps of the run.
-        second_moment: Mean over entries of the squared per-example gradient at the start plus noise of ``init_std``.
         grad_batch_size: Examples averaged in one final gradient.
         width: Input width of the adapted layers.
-        noise_cost: Nats by which a draw's loss may exceed the mean's; None fixes ``ess`` instead.
-        init_std: Typical standard deviation of the first draws, in parameter units; 1e-3 if None, 0.02 where ``ess``
-            is fixed.
+        noise_cost: Nats by which a draw's loss may exceed the mean's; None where ``ess`` is given.
+        init_std: Typical standard deviation of the first draws, in parameter units; 1e-3 if None, and 0.02 with a
+            given ``ess``.
         max_std: Largest typical standard deviation.
         max_std_ratio: Widest standard deviation of an entry in units of the typical one, > 1.
         lr: Learning rate instead of the rule.
         ess: Effective sample size, fixed, instead of the control.
-        hess_init: Start of h instead of the probe.
+        hess_init: Start of h.
         beta1: Decay rate of the gradient average.
         beta2: Decay rate of h instead of the rule.
-        weight_decay: Prior precision over ``ess``, fixed.
+        weight_decay: Prior precision over ``ess``, fixed; only with ``ess``.
         clip_radius: Largest entry of a preconditioned step.
-        mean_step: ``"adam"`` or ``"newton"``.
 
     Raises:
         ConfigError: If a number is out of range.
     """
     _require(num_steps >= 1, f"num_steps must be >= 1, got {num_steps}")
-    _require(
-        0 < second_moment < math.inf,
-        f"the probe measured a mean squared gradient of {second_moment:g}, expected a positive number; "
-        "is any parameter connected to the loss?",
-    )
-    fixed = ess is not None or weight_decay is not None or noise_cost is None
+    _require(ess is not None or weight_decay is None, "weight_decay is given, so ess must be given too")
+    _require(ess is not None or noise_cost is not None, "give ess, or noise_cost to set it during the run")
     if init_std is None:
-        init_std = 0.02 if fixed else 1e-3
+        init_std = 1e-3 if ess is None else 0.02
     _require(init_std > 0 and max_std > 0, f"init_std and max_std must be > 0, got {init_std} and {max_std}")
     _require(max_std_ratio > 1, f"max_std_ratio must be > 1, got {max_std_ratio}")
-    hess_init = second_moment if hess_init is None else hess_init
-    if fixed and weight_decay is None:
-        weight_decay = hess_init / (max_std_ratio**2 - 1)
-    if fixed and ess is None:
-        ess = 1 / (init_std**2 * (hess_init + (weight_decay or 0.0)))
-    if mean_step == "newton":
-        lr, clip_radius = _newton_step(second_moment, grad_batch_size, lr, clip_radius)
-    elif lr is None:
-        lr = 1e-3 * min(1.0, 512 / width)
+    if ess is not None and weight_decay is None:
+        weight_decay = 1 / (ess * init_std**2)
     return IvonSettings(
-        lr=lr, ess=ess, hess_init=hess_init, beta1=beta1, weight_decay=weight_decay, clip_radius=clip_radius,
-        beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2, hess_approx="gradsq",
-        grad_batch_size=grad_batch_size, mean_step=mean_step, rescale_lr=False,
-        noise_cost=None if fixed else noise_cost, init_std=init_std, max_std=max_std, max_std_ratio=max_std_ratio,
-        noise_warmup=num_steps, noise_rate=min(NOISE_RATE / num_steps, 0.5),
+        lr=1e-3 * min(1.0, 512 / width) if lr is None else lr, ess=ess, hess_init=hess_init, beta1=beta1,
+        beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2, weight_decay=weight_decay,
+        clip_radius=clip_radius, hess_approx="gradsq", grad_batch_size=grad_batch_size, mean_step="adam",
+        rescale_lr=False, noise_cost=noise_cost if ess is None else None, init_std=init_std, max_std=max_std,
+        max_std_ratio=max_std_ratio, noise_warmup=num_steps, noise_rate=min(NOISE_RATE / num_steps, 0.5),
     )  # fmt: skip
 
 
-def _newton_step(
-    second_moment: float, grad_batch_size: float, lr: float | None, clip_radius: float, max_step: float = 2e-3
-) -> tuple[float, float]:
-    """Unscaled ``(lr, clip_radius)`` of a natural-gradient step of at most ``max_step`` in an entry.
+AUTO_KEYS = frozenset(inspect.signature(auto_settings).parameters) - {"num_steps", "grad_batch_size", "width"}
+"""Settings that ``auto_settings`` takes; ``IVON`` takes the others."""
 
-    lr = max_step (1.5 second_moment) / (0.25 sqrt(second_moment / b)),   clip_radius = max_step / lr
+
+def median_width(params: Iterable[Any]) -> int:
+    """Median over trainable tensors of their longest side: the width of a model whose layers carry LoRA.
+
+    Args:
+        params: Tensors, ``(name, tensor)`` pairs or parameter groups, as an optimizer takes them.
     """
-    typical = 0.25 * math.sqrt(second_moment / grad_batch_size)
-    lr = max_step * 1.5 * second_moment / typical if lr is None else lr
-    return lr, max_step / lr if math.isinf(clip_radius) else clip_radius
+    flat: list[Any] = []
+    for item in params:
+        flat.extend(item["params"] if isinstance(item, dict) else [item])
+    tensors = [item[1] if isinstance(item, tuple) else item for item in flat]
+    return int(median([max(tensor.shape, default=1) for tensor in tensors if tensor.requires_grad] or [1]))
 
 
 def _require(condition: bool, message: str) -> None:

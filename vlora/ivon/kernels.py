@@ -140,7 +140,8 @@ def ivon_step_(
             force = torch.add(momentum, mean, alpha=pull, out=second)
     else:
         assert grad_batch_size is not None
-        divisor = torch.mul(hess, 1 / grad_batch_size, out=first).sqrt_().add_(ADAM_EPS)
+        scale = grad_batch_size * (1 - beta2**step if debias else 1.0)
+        divisor = torch.mul(hess, 1 / scale, out=first).sqrt_().add_(ADAM_EPS)
     if math.isfinite(clip_radius):
         direction = torch.div(force, divisor, out=first).clamp_(-bias * clip_radius, bias * clip_radius)
         mean.sub_(direction, alpha=lr / bias)

@@ -11,14 +11,13 @@ parameters, ``step()`` takes it out again and updates the mean, so between steps
 
 import copy
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
-from vlora.ivon.auto import auto_ivon
+from vlora.ivon.defaults import AUTO_KEYS, auto_settings, median_width
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.groups import prepare_groups, warn_if_overridden
 from vlora.ivon.low_precision import restore_storage, storage_settings
@@ -26,7 +25,7 @@ from vlora.ivon.noise import NoiseTally, controlled, update_noise
 from vlora.ivon.prior import update_priors
 from vlora.ivon.protocol import DrawingOptimizer
 from vlora.ivon.sampling import positions
-from vlora.ivon.state import describe_posterior, ensure_state, restore_loaded_state
+from vlora.ivon.state import describe_posterior, restore_loaded_state
 from vlora.ivon.update import Entry, apply_update
 
 __all__ = ["IVON"]
@@ -37,7 +36,7 @@ class IVON(DrawingOptimizer):
 
     ::
 
-        optimizer = IVON.auto(model.parameters(), loss_of_next_batch, num_steps=500, grad_batch_size=16)
+        optimizer = IVON.auto(model.parameters(), num_steps=500, grad_batch_size=16)
         for batch in loader:
             optimizer.train()                 # parameters := mean + noise; Trainer and accelerate loops do this
             loss(model, batch).backward()     # any number of micro-batches, clipping, loss scaling
@@ -139,55 +138,27 @@ class IVON(DrawingOptimizer):
 
     @classmethod
     def auto(
-        cls,
-        params: Any,
-        loss: Callable[[], Tensor],
-        *,
-        num_steps: int,
-        grad_batch_size: float,
-        seed: int = 0,
-        num_batches: int = 8,
-        **given: Any,
+        cls, params: Any, *, num_steps: int, grad_batch_size: float, seed: int = 0, **given: Any
     ) -> "IVON":
-        """IVON with every setting that is not given derived from a look at the gradients; see ``docs/concepts.md``.
+        """IVON with every setting that is not given derived from the shape of the run; see ``docs/concepts.md``.
 
         Args:
             params: Parameters, or group dicts.
-            loss: Mean loss of a fresh real batch of ``grad_batch_size`` examples, without backward; called
-                ``num_batches`` times, under noise.
             num_steps: T, optimizer steps of the run.
             grad_batch_size: Examples averaged in one final gradient, over micro-batches and processes.
             seed: Seed of the noise.
-            num_batches: Batches to look at.
             **given: Settings that win over the rules: those of ``vlora.ivon.defaults.auto_settings``, or any of IVON.
 
         Raises:
-            TrainingError: A gradient is not finite.
             ConfigError: A setting is out of range.
         """
-        return auto_ivon(
-            cls, params, loss, num_steps=num_steps, grad_batch_size=grad_batch_size, seed=seed,
-            num_batches=num_batches, given=given,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def set_hess_init(self, values: Mapping[Any, float]) -> None:
-        """Start h of each tensor at its own value, before the first draw.
-
-        Args:
-            values: Parameter -> start of its h; for others, and for 0, the group's ``hess_init`` stays.
-
-        Raises:
-            TrainingError: A step was made already.
-        """
-        self.eval()
-        for _, group, _, param in positions(self.param_groups):
-            if int(self.state.get(param, {}).get("step", 0)):
-                raise TrainingError("set_hess_init came after a step: h is no longer at its start")
-            value = values.get(param, 0.0) or group["hess_init"]
-            self.state[param] = {}
-            ensure_state(self.state[param], param, {**group, "hess_init": value})
-            self.state[param]["hess_init"] = value
+        groups = list(params)
+        known = {key: value for key, value in given.items() if key in AUTO_KEYS}
+        settings = auto_settings(
+            num_steps, grad_batch_size=grad_batch_size, width=median_width(groups), **known
+        )
+        rest = {key: value for key, value in given.items() if key not in AUTO_KEYS}
+        return cls(groups, seed=seed, **{**settings.optimizer_kwargs(), **rest})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group at any time; its parameters join the posterior with the next draw.

@@ -157,7 +157,6 @@ def describe_posterior(
         ensure_state(state, param, group)
         adopt_changed_params([(local(param), local_state(state))])
     numbers = {key: float(group[key]) for key in ("ess", "weight_decay", "hess_init", "beta2")}
-    numbers["hess_init"] = float(state.get("hess_init", numbers["hess_init"]))
     return {
         "mean": whole(state["mean"]).clone(),
         "hess": whole(read_state(state, "hess")).clone(),

@@ -141,17 +141,19 @@ def update_mean(
     debias: bool = True,
     mean_step: str = "newton",
     grad_batch_size: float | None = None,
+    beta2: float = 0.0,
     prior_pull: bool = True,
 ) -> Tensor:
     """Step of the mean inside an elementwise trust region.
 
         newton  m <- m - lr * clip((momentum / (1 - beta1^step) + weight_decay m) / (h + weight_decay), +-clip_radius)
-        adam    m <- m - lr * clip( momentum / (1 - beta1^step) / (sqrt(h / b) + 1e-8),                 +-clip_radius)
+        adam    m <- m - lr * clip(momentum / (1 - beta1^step) / (sqrt(h / (b (1 - beta2^step))) + 1e-8), +-clip_radius)
 
     Source of newton: arXiv:2402.17641, Algorithm 1. Source of adam: the square root of Adam (arXiv:1412.6980) in a
     variational method, as in Vadam (Khan et al. 2018, arXiv:1806.04854). With squared gradients on the scale of one
     example, h / b is the moving average of squared mini-batch gradients, Adam's second moment, so ``lr`` is that of
-    Adam. Deviations from Vadam: the prior does not pull the mean, and h starts from a measurement, not from zero.
+    Adam. Deviation from Vadam: the prior does not pull the mean. The correction by ``1 - beta2^step`` is Adam's for a
+    start at zero, so h should start far below the squared gradients.
 
     Without ``prior_pull`` the term ``weight_decay m`` of newton is left out, as in arXiv:2506.14280: the prior then
     shapes the variance and the step's length only.
@@ -165,9 +167,10 @@ def update_mean(
         beta1: Decay rate of ``momentum``.
         weight_decay: Prior precision divided by ``ess``.
         clip_radius: Largest preconditioned entry; no entry moves by more than ``lr * clip_radius``.
-        debias: Divide the momentum by ``1 - beta1^step``.
+        debias: Divide the momentum by ``1 - beta1^step``, and for ``"adam"`` h by ``1 - beta2^step``.
         mean_step: ``"newton"`` or ``"adam"``.
         grad_batch_size: b, examples averaged in one gradient; needed for ``"adam"``.
+        beta2: Decay rate of ``hess``; needed for ``"adam"``.
         prior_pull: Pull the mean of ``"newton"`` towards the prior's.
 
     Returns:
@@ -179,7 +182,8 @@ def update_mean(
         direction = force / (hess + weight_decay)
     else:
         assert grad_batch_size is not None
-        direction = unbiased / ((hess / grad_batch_size).sqrt() + ADAM_EPS)
+        second = hess / (grad_batch_size * (1 - beta2**step if debias else 1.0))
+        direction = unbiased / (second.sqrt() + ADAM_EPS)
     return mean - lr * direction.clamp(-clip_radius, clip_radius)
 
 
@@ -241,6 +245,6 @@ def ivon_step(
     mean = update_mean(
         mean, momentum, hess, step=step, lr=lr, beta1=beta1, weight_decay=weight_decay,
         clip_radius=clip_radius, debias=debias, mean_step=mean_step, grad_batch_size=grad_batch_size,
-        prior_pull=prior_pull,
+        beta2=beta2, prior_pull=prior_pull,
     )  # fmt: skip
     return mean, momentum, hess

@@ -44,8 +44,6 @@ class OptimizerConfig:
     """IVON: effective sample size, in examples, fixed; larger is a narrower posterior. None: see ``noise_cost``."""
     noise_cost: float | None = None
     """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.03)."""
-    mean_step: Literal["adam", "newton"] | None = None
-    """IVON: the mean moves as under AdamW (with its lr), or along the natural gradient."""
     init_std: float | None = None
     """IVON: standard deviation of the first draws, in parameter units (0.001)."""
     hess_init: float | None = None
@@ -108,8 +106,8 @@ class OptimizerConfig:
             raise ConfigError(
                 "optimizer: noise_cost sets the prior, prior empirical_bayes learns it; choose one"
             )
-        if self.hess_approx == "price" and (self.noise_cost is not None or self.mean_step == "adam"):
-            raise ConfigError("optimizer: noise_cost and mean_step adam need hess_approx gradsq")
+        if self.hess_approx == "price" and self.noise_cost is not None:
+            raise ConfigError("optimizer: noise_cost needs hess_approx gradsq")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,12 @@
 """The ``optimizer:`` block: IVON or AdamW over the same parameters, with every setting resolved to a number."""
 
 import logging
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlora.ivon.auto import PROBE_STD, settings_from_moments
-from vlora.ivon.defaults import IvonSettings, short_run_defaults
+from vlora.ivon.defaults import IvonSettings, auto_settings, median_width, short_run_defaults
 from vlora.ivon.optimizer import IVON
 from vlora.training.config import OptimizerConfig
 
@@ -21,7 +19,7 @@ _PRICE = (
 )  # fmt: skip
 _AUTO = (
     "lr", "ess", "init_std", "hess_init", "max_std", "max_std_ratio", "noise_cost", "beta1", "beta2", "weight_decay",
-    "clip_radius", "mean_step",
+    "clip_radius",
 )  # fmt: skip
 _PASSED_ON = (
     "state_bits", "min_8bit_size", "stochastic_rounding", "prior", "prior_update_every", "prior_pull",
@@ -37,7 +35,6 @@ def build_optimizer(
     num_steps: int,
     grad_batch_size: int,
     seed: int,
-    probe: Callable[[float], Mapping[nn.Parameter, float]],
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
     """Optimizer over all trainable parameters in one group.
 
@@ -48,8 +45,6 @@ def build_optimizer(
         num_steps: T, optimizer steps of the run.
         grad_batch_size: Examples averaged in one final gradient (batch size x accumulation x processes).
         seed: Seed of IVON's noise.
-        probe: Measures the mean squared per-example gradient of every trainable tensor under noise of a given
-            standard deviation; called only where a setting is derived from it.
 
     Returns:
         The optimizer, and its settings as plain numbers for the log.
@@ -62,18 +57,13 @@ def build_optimizer(
         adamw = _adamw_settings(config)
         return torch.optim.AdamW(parameters, **adamw), {"name": "adamw", **adamw}
     if config.hess_approx == "price":
-        settings, moments = short_run_defaults(num_examples, num_steps, **_given(config, _PRICE)), {}
+        settings = short_run_defaults(num_examples, num_steps, **_given(config, _PRICE))
     else:
-        moments = probe(_or(config.init_std, PROBE_STD))
-        batch = _or(config.grad_batch_size, float(grad_batch_size))
+        batch = float(grad_batch_size) if config.grad_batch_size is None else config.grad_batch_size
         given = _given(config, _AUTO)
-        if config.prior == "empirical_bayes":
-            given["noise_cost"] = None  # the prior is learned, so the noise is not controlled through it
-        settings = settings_from_moments(moments, num_steps, batch, **given)
+        settings = auto_settings(num_steps, grad_batch_size=batch, width=median_width(parameters), **given)
     kwargs = settings.optimizer_kwargs() | _overrides(config, settings)
     optimizer = IVON(parameters, seed=seed, **kwargs)
-    if config.hess_init is None and moments:
-        optimizer.set_hess_init(moments)
     logger.info(settings.describe())
     return optimizer, {"name": "ivon", "seed": seed, **kwargs}
 

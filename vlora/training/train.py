@@ -29,7 +29,6 @@ from vlora.training.config import TrainConfig
 from vlora.training.log import train_log
 from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
-from vlora.training.probe import probe_second_moments
 from vlora.training.processes import on_first_process, refuse_unsupported
 from vlora.training.reference import with_reference_health
 from vlora.training.work import drop_unused, open_work, require_writable, run_sha256, work_folder
@@ -102,7 +101,6 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         num_steps=planned_steps(args, len(run.train)),
         grad_batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         seed=config.seed,
-        probe=lambda std: _probe(run, args, std),
     )
     trainer = _fit(run, args, optimizer, checkpoint)
     posterior = _posterior(run, trainer, optimizer, gauge)  # on every process: shards are gathered
@@ -209,17 +207,6 @@ def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) ->
 def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
     """Kronecker factors at the mean, on training rows in a seeded order."""
     return collect_curvature(run.model, _loader(run, args), max_examples=run.config.curvature_examples)
-
-
-def _probe(run: Prepared, args: "TrainingArguments", std: float) -> "dict[torch.nn.Parameter, float]":
-    """Second moments of the gradients of all trainable tensors, the same on all processes."""
-    moments = on_first_process(
-        lambda: list(
-            probe_second_moments(run.model, _loader(run, args), init_std=std, seed=run.config.seed).values()
-        )
-    )
-    trained = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-    return dict(zip(trained, moments, strict=True))
 
 
 def _loader(run: Prepared, args: "TrainingArguments") -> Any:

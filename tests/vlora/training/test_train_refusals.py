@@ -56,10 +56,14 @@ def test_a_controlled_and_a_fixed_width_exclude_each_other(make_config, fixed):
         make_config("causal_lm", "optimizer.noise_cost=0.1", f"optimizer.{fixed}")
 
 
-@pytest.mark.parametrize("setting", ["noise_cost=0.1", "mean_step=adam"])
-def test_the_reparameterisation_estimate_has_neither_control_nor_adams_step(make_config, setting):
-    with pytest.raises(ConfigError, match="noise_cost and mean_step adam need hess_approx gradsq"):
-        make_config("causal_lm", "optimizer.hess_approx=price", f"optimizer.{setting}")
+def test_the_reparameterisation_estimate_has_no_control(make_config):
+    with pytest.raises(ConfigError, match="noise_cost needs hess_approx gradsq"):
+        make_config("causal_lm", "optimizer.hess_approx=price", "optimizer.noise_cost=0.1")
+
+
+def test_a_learned_prior_needs_a_fixed_width(make_config):
+    with pytest.raises(ConfigError, match="empirical_bayes needs a fixed ess; give optimizer.ess"):
+        make_config("causal_lm", "optimizer.prior=empirical_bayes")
 
 
 @pytest.mark.parametrize(
