@@ -12,7 +12,7 @@ from ivon_problems import make, one_step, same, snapshot, through_disk, weights
 from vlora import IVON
 from vlora.errors import ConfigError
 from vlora.ivon.codes import decode_dynamic, decode_log, encode_dynamic, encode_log, rounding_phase
-from vlora.ivon.defaults import probed_defaults
+from vlora.ivon.defaults import auto_settings
 from vlora.ivon.groups import step_settings
 from vlora.ivon.low_precision import CODE_KEYS, is_coded, read_state, state_bytes
 from vlora.ivon.step import ivon_step
@@ -220,7 +220,7 @@ def spearman(a, b):
 def test_h_follows_float32_for_2000_steps_on_real_text(shared_dir):
     inputs, labels = bags_of_words(shared_dir)
     steps, batch = 2000, 16
-    settings = probed_defaults(steps, second_moment=1e-4, grad_batch_size=batch).optimizer_kwargs()
+    settings = auto_settings(steps, grad_batch_size=batch, width=384, lr=1e-2).optimizer_kwargs()
     hess, losses = {}, {}
     for bits in (32, 8):
         torch.manual_seed(0)
