@@ -25,7 +25,7 @@ STATES = ("optimizer.state_bits=8", "optimizer.min_8bit_size=1")
 )
 def test_eight_bit_states_learn_on_every_base(make_config, quantization, adapter_dtype):
     config = make_config(
-        "causal_lm", *STATES, "training.max_steps=40", "optimizer.init_std=0.01", "optimizer.stochastic_rounding=true",
+        "causal_lm", *STATES, "training.max_steps=40", "optimizer.lr=0.02", "optimizer.stochastic_rounding=true",
         quantization=quantization, adapter_dtype=adapter_dtype,
     )  # fmt: skip
     folder = run_training(config)

@@ -19,9 +19,7 @@ def log_of(folder):
 
 
 def test_ivon_writes_a_posterior_that_plain_peft_loads(make_config, tiny_llama):
-    config = make_config(
-        "causal_lm", "training.max_steps=60", "optimizer.init_std=0.01", "training.save_steps=20"
-    )
+    config = make_config("causal_lm", "training.max_steps=60", "optimizer.lr=0.02", "training.save_steps=20")
     folder = run_training(config)
     log = log_of(folder)
     losses = [entry["loss"] for entry in log["loss"]]
@@ -114,7 +112,7 @@ def test_a_classifier_learns_and_records_its_classes(make_config, write_rows, ti
     config = make_config(
         "sequence_classification",
         data={"train": source, "validation": source},
-        optimizer={"name": "ivon", "init_std": 0.01},
+        optimizer={"name": "ivon", "lr": 0.01},
         training={"num_train_epochs": 40, "per_device_train_batch_size": 8, "eval_strategy": "epoch"},
     )
     folder = run_training(config)
