@@ -23,9 +23,11 @@ from vlora.posterior.ranks import spearman
 
 BATCH, EPOCHS, WARMUP = 16, 5, 0.06
 DRAWS = 8
-SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
+CHOICE_DRAWS = 4
+"""Draws with which a width or a prior is chosen on the validation rows."""
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 SPLITS = ("validation", "test", "foreign")
-PRIORS = (1e2, 3e2, 1e3, 3e3, 1e4, 1e5)
+PRIORS = (1e2, 3e2, 1e3, 3e3, 1e4)
 PUBLISHED: dict[str, Any] = {
     "ess": 1e7, "hess_init": 3e-4, "beta2": 0.99999, "weight_decay": 0.0, "clip_radius": 1e-3, "rescale_lr": False,
 }  # fmt: skip
@@ -76,14 +78,14 @@ def fit(network: Network, task: Task, optimizer: Any, seed: int) -> float:
     return sum(losses[-20:]) / 20
 
 
-def adamw(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
-    """AdamW; with ``test`` also MC dropout and a diagonal Laplace posterior of the same weights."""
+def adamw(task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True) -> Outcome:
+    """AdamW; with ``posthoc`` also MC dropout and a diagonal Laplace posterior of the same weights."""
     network = Network(task.num_classes, seed)
     loss = fit(network, task, torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0), seed)
     out = Outcome(facts={"lr": lr, "train_loss": loss})
     splits = SPLITS if test else SPLITS[:1]
     out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in splits}
-    if test:
+    if test and posthoc:
         out.predictions["dropout"] = {
             split: torch.stack([network.log_probs(getattr(task, split), dropout=True) for _ in range(DRAWS)])
             for split in SPLITS
@@ -108,7 +110,8 @@ def laplace(network: Network, task: Task, seed: int, out: Outcome) -> None:
 
     def validation(prior: float) -> float:
         std = [(len(task.train) * h + prior).rsqrt() for h in hess]
-        return draws_nll(draw_log_probs(network, mean, std, task.validation, seed), task.validation.label)
+        draws = draw_log_probs(network, mean, std, task.validation, seed, CHOICE_DRAWS)
+        return draws_nll(draws, task.validation.label)
 
     prior = min(PRIORS, key=validation)
     std = [(len(task.train) * h + prior).rsqrt() for h in hess]
@@ -118,8 +121,10 @@ def laplace(network: Network, task: Task, seed: int, out: Outcome) -> None:
     out.facts["laplace_prior_precision"] = prior
 
 
-def ivon(task: Task, seed: int, build: Callable[[Network], IVON], *, test: bool) -> Outcome:
-    """IVON with the settings of ``build``: its mean, its draws, and draws of a width fitted on validation rows.
+def ivon(
+    task: Task, seed: int, build: Callable[[Network], IVON], *, test: bool, scales: tuple[float, ...] = ()
+) -> Outcome:
+    """IVON with the settings of ``build``: its mean, its draws, and draws of the best of ``scales`` on validation rows.
 
     Without ``test`` only the validation rows are predicted, by the mean and the draws.
     """
@@ -131,8 +136,9 @@ def ivon(task: Task, seed: int, build: Callable[[Network], IVON], *, test: bool)
     mean = [state["mean"] for state in states]
     std = [(state["ess"] * (state["hess"] + state["weight_decay"])).rsqrt() for state in states]
 
-    def predict(scale: float, split: str) -> Tensor:
-        return draw_log_probs(network, mean, [scale * sd for sd in std], getattr(task, split), seed)
+    def predict(scale: float, split: str, num_draws: int = DRAWS) -> Tensor:
+        scaled = [scale * sd for sd in std]
+        return draw_log_probs(network, mean, scaled, getattr(task, split), seed, num_draws)
 
     splits = SPLITS if test else SPLITS[:1]
     out = Outcome(facts={"train_loss": loss, **settings_of(optimizer)})
@@ -140,13 +146,12 @@ def ivon(task: Task, seed: int, build: Callable[[Network], IVON], *, test: bool)
     out.predictions["draws"] = {split: predict(1.0, split) for split in splits}
     if test:
         out.facts |= health(network, task, states, std)
-        ladder = {scale: predict(scale, "validation") for scale in SCALES if scale != 1.0}
-        ladder[1.0] = out.predictions["draws"]["validation"]
-        nll = {scale: draws_nll(ladder[scale], task.validation.label) for scale in SCALES}
-        best = min(SCALES, key=nll.__getitem__)
-        rest = {split: predict(best, split) for split in SPLITS[1:]}
-        out.predictions["scaled"] = {"validation": ladder[best], **rest}
-        out.facts |= {"scale": best, "validation_nll_by_scale": {str(s): nll[s] for s in SCALES}}
+    if test and scales:
+        label = task.validation.label
+        nll = {scale: draws_nll(predict(scale, "validation", CHOICE_DRAWS), label) for scale in scales}
+        best = min(scales, key=nll.__getitem__)
+        out.predictions["scaled"] = {split: predict(best, split) for split in splits}
+        out.facts |= {"scale": best, "validation_nll_by_scale": {str(s): nll[s] for s in scales}}
     return out
 
 
@@ -158,7 +163,7 @@ def auto(task: Task, seed: int, *, test: bool, **given: Any) -> Outcome:
             network.trained(), num_steps=num_steps(task), grad_batch_size=BATCH, seed=seed, **given
         )
 
-    return ivon(task, seed, build, test=test)
+    return ivon(task, seed, build, test=test, scales=SCALES)
 
 
 def published(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
@@ -171,7 +176,7 @@ def draw_log_probs(network: Network, mean: list[Tensor], std: list[Tensor], rows
     """Log-probabilities ``(S, N, C)`` of antithetic draws; the mean is in the network afterwards."""
     generator = torch.Generator().manual_seed(1000 + seed)
     out = []
-    for _ in range(DRAWS // 2):
+    for _ in range(num_draws // 2):
         noise = [torch.randn(m.shape, generator=generator) for m in mean]
         for sign in (1, -1):
             for parameter, m, sd, n in zip(network.trained(), mean, std, noise, strict=True):

@@ -90,7 +90,7 @@ def main_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any
     ]
     further = range(len(seeds), ENSEMBLE)
     return units + [
-        {"task": task, "arm": "adamw", "seed": seed, "given": best_given("adamw", task)}
+        {"task": task, "arm": "adamw", "seed": seed, "given": {**best_given("adamw", task), "posthoc": False}}
         for seed in further
         for task in tasks
     ]

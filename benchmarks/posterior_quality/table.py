@@ -174,7 +174,9 @@ def health_table(records: Records) -> str:
             if facts:
                 std = _mean([fact["std_quantiles"][1] for fact in facts])
                 lr = ", ".join(sorted({f"{fact['lr']:g}" for fact in facts}))
-                numbers = [_number(_mean([fact[key] for fact in facts]), 2) for key in keys.values()]
+                numbers = [
+                    _number(_mean([fact.get(key, math.nan) for fact in facts]), 2) for key in keys.values()
+                ]
                 rows.append([arm, task, lr, _number(std, 4), *numbers])
     return markdown(["arm", "task", "lr", "median std", *keys], rows)
 
