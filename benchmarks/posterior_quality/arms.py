@@ -172,7 +172,9 @@ def published(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
 
 
 @torch.no_grad()
-def draw_log_probs(network: Network, mean: list[Tensor], std: list[Tensor], rows: Rows, seed: int) -> Tensor:
+def draw_log_probs(
+    network: Network, mean: list[Tensor], std: list[Tensor], rows: Rows, seed: int, num_draws: int = DRAWS
+) -> Tensor:
     """Log-probabilities ``(S, N, C)`` of antithetic draws; the mean is in the network afterwards."""
     generator = torch.Generator().manual_seed(1000 + seed)
     out = []
