@@ -19,6 +19,7 @@ from torch import Tensor
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.defaults import AUTO_KEYS, auto_settings, median_width
 from vlora.ivon.draws import DrawAverages
+from vlora.ivon.gradients import Entry
 from vlora.ivon.groups import prepare_groups, warn_if_overridden
 from vlora.ivon.low_precision import restore_storage, storage_settings
 from vlora.ivon.noise import NoiseTally, controlled, update_noise
@@ -26,7 +27,7 @@ from vlora.ivon.prior import update_priors
 from vlora.ivon.protocol import DrawingOptimizer
 from vlora.ivon.sampling import positions
 from vlora.ivon.state import describe_posterior, restore_loaded_state
-from vlora.ivon.update import Entry, apply_update
+from vlora.ivon.update import apply_update
 
 __all__ = ["IVON"]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
+from vlora.ivon.gradients import Entry, all_finite, drawn_products, gather_entries, overflowed
 from vlora.ivon.rounding import NoiseCheck
 from vlora.ivon.sampling import advance, starts_step, take_grads, write_draw, write_mean
 from vlora.ivon.turns import mean_loss, require_free_for_context, require_free_for_train
-from vlora.ivon.update import Entry, all_finite, drawn_products, gather_entries, overflowed
 
 __all__ = ["DrawingOptimizer"]
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vlora import IVON
 from vlora.errors import TrainingError
+from vlora.ivon.gradients import gather_entries
 from vlora.ivon.state import by_device, restore_loaded_state
-from vlora.ivon.update import apply_update, gather_entries
+from vlora.ivon.update import apply_update
 
 SETTINGS = {"lr": 0.1, "ess": 100.0, "hess_init": 0.5, "beta2": 0.9}
 
