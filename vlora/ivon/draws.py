@@ -87,6 +87,7 @@ class DrawAverages:
     def __init__(self) -> None:
         self.count = 0
         self.tally = NoiseTally()
+        """Noise times gradient of the draws, as the gradients were when they were published."""
         self._sums: dict[Tensor, tuple[Tensor, Tensor]] = {}
         self._norms: dict[Tensor, Tensor] = {}
 
@@ -145,4 +146,5 @@ class DrawAverages:
             return None
         before = self._norms[param]
         ratio = torch.where(before > 0, norm / before, torch.ones_like(before))
+        self.tally.factor = ratio
         return self._sums[param][1].mul_(ratio**power / self.count)

@@ -149,6 +149,8 @@ class NoiseTally:
     def __init__(self) -> None:
         self.draws = 1
         """Draws that the cost is a sum over."""
+        self.factor: Tensor | float = 1.0
+        """What happened to all gradients since they were added: a loss scale taken off, clipping."""
         self._costs: list[Tensor] = []
         self._hesses: dict[int, tuple[list[Tensor], int]] = {}
 
@@ -171,7 +173,10 @@ class NoiseTally:
             params: Parameters of controlled groups that took part in the step, whole or as DTensors.
         """
         parts = [self._hesses.get(id(group), ([], 0)) for group in groups]
-        sums = [0.5 * _total(self._costs) / self.draws, *(_total(hess) for hess, _ in parts)]
+        sums = [
+            0.5 * float(self.factor) * _total(self._costs) / self.draws,
+            *(_total(hess) for hess, _ in parts),
+        ]
         cost, *totals = sum_of_ranks([*sums, *(float(entries) for _, entries in parts)], params)
         hess, counts = totals[: len(groups)], totals[len(groups) :]
         # a mesh that keeps several copies of a shard counts its entries as often

@@ -98,6 +98,19 @@ def test_draws_of_several_contexts_are_averaged():
     assert optimizer.param_groups[0]["cost_average"] / 0.05 == pytest.approx(0.5 * 20_000 * 1e-4, rel=0.05)
 
 
+@pytest.mark.parametrize("factor", [1024.0, 1.0])
+def test_a_loss_scale_that_is_taken_off_does_not_count_as_cost(factor):
+    """As ``GradScaler.unscale_`` does between the contexts and the step."""
+    param = nn.Parameter(torch.zeros(20_000))
+    optimizer = IVON([param], lr=0.0, hess_init=1.0, noise_cost=1.0, init_std=0.01, **SQUARES)
+    with optimizer.sampled_params(train=True):
+        (factor * 0.5 * param.square().sum()).backward()
+    assert param.grad is not None
+    param.grad.div_(factor)
+    optimizer.step()
+    assert optimizer.param_groups[0]["cost_average"] / 0.05 == pytest.approx(0.5 * 20_000 * 1e-4, rel=0.05)
+
+
 def test_a_checkpoint_carries_the_controller():
     optimizer, param = quadratic_run(noise_cost=0.05, steps=20)
     other = IVON([nn.Parameter(param.detach().clone())], lr=1e-4, hess_init=1e-3, noise_cost=0.05, **SQUARES)
