@@ -1,0 +1,148 @@
+"""Which estimate of h says most about the data, over the length of a run? All are fed by the same draws of one run.
+
+    python benchmarks/posterior_quality/estimators.py --data DATA --work WORK [--jobs 2]
+
+``IVON.auto`` trains; beside it every estimate keeps a moving average of its own with the same beta2:
+
+    gradsq       b g^2                                      one gradient a step, what IVON.auto uses
+    price        n g / std^2                                one gradient a step, reparameterisation
+    pair         n (g(m + n) - g(m - n)) / (2 std^2)        two gradients a step, antithetic
+    draws_4      mean over 4 draws of n g / std^2           four gradients a step
+    blend        (gradsq + price) / 2
+
+The reference is the mean squared gradient of 128 held-out rows at the final mean, one row at a time.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+TASKS = ("sst2", "trec")
+LENGTHS = (100, 400, 1600)
+SEEDS = (0, 1)
+RESULTS = Path(__file__).parent / "results" / "estimators"
+REFERENCE_ROWS = 128
+
+
+def main() -> None:
+    """Parse the arguments and run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the features")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    units = [(t, n, s, args.data, args.work) for n in LENGTHS for s in SEEDS for t in TASKS]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for line in pool.imap_unordered(one, units):
+            print(line, flush=True)
+
+
+def one(unit: tuple[str, int, int, Path, Path]) -> str:
+    """One run, unless its file exists."""
+    name, length, seed, data, work = unit
+    target = RESULTS / f"{name}_{length}_{seed}.json"
+    if target.exists():
+        return f"{target.stem}: there"
+    import torch
+    from tasks import load_task
+
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    record: dict[str, Any] = {"task": name, "steps": length, "seed": seed}
+    record["estimates"] = measure(load_task(name, data, work / "features"), length, seed)
+    record["seconds"] = time.perf_counter() - started
+    record["versions"] = {package: metadata.version(package) for package in ("variational-lora", "torch")}
+    record["hardware"] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1}
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.rename(target)
+    return f"{target.stem}: {record['seconds']:.0f} s"
+
+
+def measure(task: Any, length: int, seed: int) -> dict[str, dict[str, float]]:
+    """Train for ``length`` steps and compare every estimate with the reference."""
+    import torch
+    from arms import BATCH, squared_gradients
+    from network import Network
+    from torch.nn.functional import cross_entropy
+
+    from vlora import IVON
+    from vlora.posterior.ranks import spearman
+
+    network = Network(task.num_classes, seed)
+    params = network.trained()
+    optimizer = IVON.auto(params, num_steps=length, grad_batch_size=BATCH, seed=seed)
+    keep = optimizer.param_groups[0]["beta2"]
+    generator = torch.Generator().manual_seed(seed)
+    names = ("gradsq", "price", "pair", "draws_4", "blend")
+    averages = {name: [torch.zeros_like(p) for p in params] for name in names}
+
+    def gradients(rows: torch.Tensor) -> list[torch.Tensor]:
+        loss = cross_entropy(network(task.train.hidden[rows], task.train.mask[rows]), task.train.label[rows])
+        return list(torch.autograd.grad(loss, params))
+
+    @torch.no_grad()
+    def put(values: list[torch.Tensor]) -> None:
+        for param, value in zip(params, values, strict=True):
+            param.copy_(value)
+
+    network.eval()  # no dropout: estimates differ by their noise alone
+    for step in range(length):
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / (0.06 * length)) * (1 - step / length)
+        rows = torch.randint(len(task.train), (BATCH,), generator=generator)
+        optimizer.train()
+        group = optimizer.param_groups[0]
+        means = [optimizer.state[p]["mean"] for p in params]
+        variance = [1 / (group["ess"] * (optimizer.state[p]["hess"] + group["weight_decay"])) for p in params]
+        drawn = [p.detach().clone() for p in params]
+        noise = [d - m for d, m in zip(drawn, means, strict=True)]
+        plus = gradients(rows)
+        put([m - n for m, n in zip(means, noise, strict=True)])
+        minus = gradients(rows)
+        products = [[n * g for n, g in zip(noise, plus, strict=True)]]
+        for _ in range(3):
+            other = [v.sqrt() * torch.randn(v.shape, generator=generator) for v in variance]
+            put([m + n for m, n in zip(means, other, strict=True)])
+            products.append([n * g for n, g in zip(other, gradients(rows), strict=True)])
+        put(drawn)
+        for i, v in enumerate(variance):
+            squares, price = BATCH * plus[i].square(), products[0][i] / v
+            found = {
+                "gradsq": squares,
+                "price": price,
+                "pair": noise[i] * (plus[i] - minus[i]) / (2 * v),
+                "draws_4": torch.stack([product[i] for product in products]).mean(0) / v,
+                "blend": (squares + price) / 2,
+            }
+            for name, value in found.items():
+                averages[name][i].mul_(keep).add_(value, alpha=1 - keep)
+        for param, grad in zip(params, plus, strict=True):
+            param.grad = grad
+        optimizer.step()
+    reference = squared_gradients(network, task.validation, REFERENCE_ROWS)
+    flat = torch.cat([value.flatten() for value in reference])
+    out = {}
+    for name, values in averages.items():
+        h = torch.cat([value.flatten() for value in values]) / (1 - keep**length)
+        within = [spearman(v.flatten(), r.flatten()) or 0.0 for v, r in zip(values, reference, strict=True)]
+        out[name] = {
+            "rank_correlation": spearman(h, flat) or 0.0,
+            "rank_correlation_within": float(torch.tensor(within).median()),
+            "share_negative": float((h < 0).double().mean()),
+            "mean_to_reference": float(h.mean() / flat.mean()),
+        }
+    return out
+
+
+if __name__ == "__main__":
+    main()
