@@ -42,7 +42,7 @@ def fisher(
     Args:
         updates: Updates with h; an adapter without the module has no say in it.
         weights: w_t > 0; only their ratios count.
-        rank: ``keep``, a number or a share of energy; ``lossless`` for one frozen A only.
+        rank: ``keep``, a number (at most sum r_t is used) or a share of energy; ``lossless`` for one frozen A only.
         normalise: Scale each Fisher to mean 1 per module; False takes N h.
 
     Raises:

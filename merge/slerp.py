@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
-from vlora.merge.low_rank import cosine
+from vlora.merge.low_rank import cosine, inner_product
 from vlora.merge.task_arithmetic import weighted_sum
 from vlora.merge.update import LoraUpdate, MergedModule
 
@@ -43,8 +43,8 @@ def slerp(
     _check(weights, updates[0].module)
     if len(updates) == 1:
         return weighted_sum(updates, [1.0], rank)
-    first, second = updates
-    return weighted_sum(updates, _coefficients(cosine(first, second), weights), rank)
+    arc = all(inner_product(u, u) > 0 for u in updates)
+    return weighted_sum(updates, _coefficients(cosine(*updates) if arc else 1.0, weights), rank)
 
 
 def slerp_merge(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

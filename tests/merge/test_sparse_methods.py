@@ -47,7 +47,9 @@ class TestSparsify:
         kept = keep_largest(tensor, density)
         count = max(1, int(density * size))
         assert int((kept != 0).sum()) == count
-        assert kept.abs().sum() == pytest.approx(tensor.abs().sort(descending=True).values[:count].sum().item())
+        assert kept.abs().sum() == pytest.approx(
+            tensor.abs().sort(descending=True).values[:count].sum().item()
+        )
         assert torch.equal(kept[kept != 0], tensor[kept != 0])
 
     def test_equal_magnitudes_stay_together(self):
@@ -207,7 +209,9 @@ class TestDareAndDella:
 
     def test_averaged_over_seeds_dare_is_task_arithmetic(self):
         updates = [make_update(1), make_update(20)]
-        runs = [dare_linear(updates, [1.0, 1.0], seed=s, rank=7, density=0.5).update.delta() for s in range(400)]
+        runs = [
+            dare_linear(updates, [1.0, 1.0], seed=s, rank=7, density=0.5).update.delta() for s in range(400)
+        ]
         total = updates[0].delta() + updates[1].delta()
         spread = (updates[0].delta().square() + updates[1].delta().square()).sqrt() / 20
         assert ((torch.stack(runs).mean(0) - total).abs() < 4.5 * spread).all()
