@@ -97,7 +97,7 @@ def merged_curvature(updates: Sequence[LoraUpdate], weights: Sequence[float], st
     Empty where an adapter has none, or a weight is negative.
     """
     merged = {}
-    for name in ("input_gram", "output_gram"):
+    for name in ("input_gram", "output_gram", "activation_gram"):
         grams = [getattr(u, name) for u in updates]
         if any(gram is None for gram in grams) or min(weights) < 0:
             continue

@@ -1,17 +1,16 @@
 """What can be merged: every adapter, and all of them together, checked before any arithmetic."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
 
-from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.errors import IncompatibleAdaptersError
 from vlora.posterior import Posterior
 from vlora.posterior.lora_layout import BASE_CHANGING, module_rank, split_keys
 
-__all__ = ["check_adapter", "check_together", "check_weights"]
+__all__ = ["check_adapter", "check_together"]
 
 _VARIANTS = {
     "use_dora": "DoRA rescales the whole weight, so its update is not s B A",
@@ -82,24 +81,6 @@ def check_together(
             f"base_model is {base_model!r}, but {names[0]!r} was trained on {known[0]!r}; "
             "correct base_model or leave it out"
         )
-
-
-def check_weights(weights: Sequence[float], count: int) -> list[float]:
-    """One finite weight per adapter, none of them 0.
-
-    Raises:
-        ConfigError: What is wrong with which weight.
-    """
-    if count == 0:
-        raise ConfigError("nothing to merge: give at least one adapter")
-    if len(weights) != count:
-        raise ConfigError(f"expected one weight per adapter, got {len(weights)} weights for {count} adapters")
-    for number, weight in enumerate(weights):
-        if not math.isfinite(weight):
-            raise ConfigError(f"weight {number} is {weight}; give a finite number")
-        if weight == 0:
-            raise ConfigError(f"weight {number} is 0; leave that adapter out instead")
-    return [float(w) for w in weights]
 
 
 def _check_tensors(posterior: Posterior, name: str) -> None:

@@ -1,12 +1,13 @@
 """Configuration of ``vlora merge``."""
 
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from vlora.merge.gradient_matching import CURVATURES
 from vlora.merge.methods import get_method
+from vlora.merge.options import OPTIONS, check_option, check_rank
 
 __all__ = ["AdapterSource", "MergeConfig"]
 
@@ -20,7 +21,11 @@ class AdapterSource:
     path: str
     """Posterior or PEFT adapter folder, or a hub id."""
     weight: float = 1.0
-    """How much it counts; negative takes it away. Normalised by ``linear``, used as given by the other methods."""
+    """How much it counts; negative takes it away. Means (``linear``, ``slerp``, ``fisher``, ``regmean``, sign election)
+    use ratios of weights, the other methods use them as given."""
+    module_weights: dict[str, float] = field(default_factory=dict)
+    """Regular expression -> weight in the modules whose name it matches anywhere, instead of ``weight``; the first
+    that matches counts. 0 leaves the adapter out there. A pattern that matches nothing is refused."""
     name: str | None = None
     """Short name for messages and the report; the last part of the path if not given."""
     revision: str | None = None
@@ -34,40 +39,57 @@ class MergeConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     method: str = "gradient_matching"
-    """One of ``linear``, ``task_arithmetic``, ``gradient_matching``."""
+    """One of :data:`vlora.merge.METHODS`: ``linear``, ``slerp``, ``task_arithmetic``, ``ties``, ``dare_linear``,
+    ``dare_ties``, ``della``, ``tsv``, ``iso_c``, ``fisher``, ``regmean``, ``gradient_matching``."""
     adapters: tuple[AdapterSource, ...]
     """The adapters, one or more; order does not matter."""
     output: str
     """Folder to write; a former adapter there is replaced only with ``overwrite``."""
     base_model: str | None = None
     """Base model that all adapters must have been trained on; checked, not loaded."""
-    rank: Literal["keep", "lossless"] | int = "keep"
-    """``keep`` the common rank, ``lossless`` (concatenation, sum of the ranks), or a rank."""
+    rank: Literal["keep", "lossless"] | int | float = "keep"
+    """``keep`` the common rank, ``lossless`` (concatenation, sum of the ranks), a rank, or a share of energy in (0, 1):
+    per module the smallest rank that retains it."""
     tau: float | None = None
-    """Prior precision relative to an adapter's mean curvature, for ``gradient_matching``; .3 if not given."""
+    """``gradient_matching``: prior precision relative to an adapter's mean curvature; .3 if not given."""
     scale: float | None = None
-    """Factor on the merged update, for ``task_arithmetic`` and ``gradient_matching``; 1 if not given."""
+    """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None
-    """``auto``, ``sites``, ``kronecker``, ``separable`` or ``isotropic``, for ``gradient_matching``."""
+    """``gradient_matching``: ``auto``, ``sites``, ``kronecker``, ``separable`` or ``isotropic``."""
+    density: float | None = None
+    """``ties`` (.2 if not given), ``dare_linear``, ``dare_ties``, ``della`` (.5): share of entries that stay."""
+    epsilon: float | None = None
+    """``della``: width of the window of probabilities around ``density``; .2 if not given."""
+    seed: int | None = None
+    """``dare_linear``, ``dare_ties``, ``della``: start of the masks, one per adapter and module; 0 if not given."""
+    space: str | None = None
+    """``ties``, ``dare_linear``, ``dare_ties``, ``della``: coordinates whose entries are compared, ``full`` (the update
+    itself, the default), ``knots`` or ``core``."""
+    normalise: bool | None = None
+    """``ties``, ``dare_ties``, ``della``: mean (true, the default) or sum of what agrees; ``fisher``: each Fisher at
+    mean 1 (true, the default) or as N h."""
+    task_rank: int | None = None
+    """``tsv``: singular triples that each adapter contributes; min(m, n) / number of adapters if not given."""
+    shrink: float | None = None
+    """``regmean``: factor on the off-diagonal entries of the Grams; .9 if not given."""
     overwrite: bool = False
     """Whether a former adapter at ``output`` may be replaced."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before any file is read."""
         method = get_method(self.method)
-        for option in ("tau", "scale", "curvature"):
-            if getattr(self, option) is not None and option not in method.options:
-                raise ValueError(f"method {self.method} has no option {option}; remove it")
-        if self.tau is not None and not self.tau > 0:
-            raise ValueError(f"tau must be > 0, got {self.tau}")
-        if self.curvature is not None and self.curvature not in CURVATURES:
-            raise ValueError(f"curvature must be one of {', '.join(CURVATURES)}, got {self.curvature!r}")
-        if isinstance(self.rank, int) and self.rank < 1:
-            raise ValueError(f"rank must be keep, lossless or a number >= 1, got {self.rank}")
+        for option, value in self.options().items():
+            if option not in method.options:
+                known = ", ".join(method.options) or "none"
+                raise ValueError(
+                    f"method {self.method} has no option {option}, its options: {known}; remove it"
+                )
+            check_option(option, value)
+        check_rank(self.rank)
         if not self.adapters:
             raise ValueError("adapters is empty; list at least one path")
 
-    def options(self) -> dict[str, float | str]:
+    def options(self) -> dict[str, Any]:
         """Method options that were given."""
-        given = {name: getattr(self, name) for name in ("tau", "scale", "curvature")}
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in OPTIONS}
         return {name: value for name, value in given.items() if value is not None}

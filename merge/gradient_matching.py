@@ -36,7 +36,7 @@ def gradient_matching(
     updates: Sequence[LoraUpdate],
     weights: Sequence[float],
     *,
-    rank: str | int = "keep",
+    rank: str | float = "keep",
     tau: float = 0.3,
     scale: float = 1.0,
     curvature: str = "auto",
@@ -83,7 +83,7 @@ def choose_curvature(updates: Sequence[LoraUpdate]) -> str:
     return "kronecker" if all(u.input_gram is not None for u in updates) else fallback
 
 
-def _sites(updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | None) -> MergedModule:
+def _sites(updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None) -> MergedModule:
     for update in updates:
         if update.precision_b is None or update.precision_a is not None or not shared_a(updates):
             raise IncompatibleAdaptersError(
@@ -96,7 +96,7 @@ def _sites(updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | 
 
 
 def _kronecker(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | None, tau: float
+    updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None, tau: float
 ) -> MergedModule:
     """Closed form at full rank, then S^1/2 X G^1/2 truncated; S is left out unless every adapter has it."""
     full, clamped = kronecker_merge(updates, weights, tau)

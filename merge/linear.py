@@ -16,14 +16,14 @@ __all__ = ["linear", "normalised"]
 
 
 def linear(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], *, rank: str | int = "keep"
+    updates: Sequence[LoraUpdate], weights: Sequence[float], *, rank: str | float = "keep"
 ) -> MergedModule:
     """Weighted mean of the updates of one module.
 
     Args:
         updates: Updates of one module; an adapter without this module takes part with an empty update.
         weights: w_t, of any sign with a positive sum.
-        rank: ``keep``, ``lossless`` or a number.
+        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
 
     Returns:
         The merged update; exact where the rank allows.

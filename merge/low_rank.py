@@ -11,7 +11,20 @@ from torch import Tensor
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.update import LoraUpdate
 
-__all__ = ["concatenate", "cosine", "inner_product", "relative_distance", "resolve_rank", "truncate"]
+__all__ = [
+    "concatenate",
+    "cosine",
+    "inner_product",
+    "kept_components",
+    "relative_distance",
+    "resolve_rank",
+    "thin_svd",
+    "truncate",
+    "truncate_dense",
+]
+
+_EXACT_SIZE = 512  # dense matrices with a smaller side than this get a full SVD
+_OVERSAMPLING, _POWER_STEPS = 16, 6
 
 
 def concatenate(updates: Sequence[LoraUpdate], coefficients: Sequence[float]) -> LoraUpdate:
@@ -49,7 +62,7 @@ def concatenate(updates: Sequence[LoraUpdate], coefficients: Sequence[float]) ->
 
 
 def truncate(
-    b: Tensor, a: Tensor, rank: int, left: Tensor | None = None, right: Tensor | None = None
+    b: Tensor, a: Tensor, rank: int | float, left: Tensor | None = None, right: Tensor | None = None
 ) -> tuple[Tensor, Tensor, float]:
     """Best rank-``rank`` approximation of B A in the norm tr(S E G E^T), S = L L^T, G = R R^T.
 
@@ -58,7 +71,7 @@ def truncate(
     Args:
         b: Shape ``(m, R)``.
         a: Shape ``(R, n)``.
-        rank: Wanted rank; fewer come back when the product cannot have as many.
+        rank: Wanted rank, fewer come back when the product cannot have as many; or a share of the squared norm.
         left: L, lower triangular, shape ``(m, m)``; None is the identity.
         right: R, lower triangular, shape ``(n, n)``; None is the identity.
 
@@ -68,20 +81,52 @@ def truncate(
     """
     scaled_b = b if left is None else left.mT @ b
     scaled_a = a if right is None else a @ right
-    q_b, r_b = torch.linalg.qr(scaled_b)
-    q_a, r_a = torch.linalg.qr(scaled_a.mT)
-    u, values, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-    keep = min(rank, values.numel())
-    energy = values.square()
-    total = energy.sum().item()
-    retained = 1.0 if total == 0 else (energy[:keep].sum() / total).item()
-    root = values[:keep].sqrt()
-    new_b, new_a = q_b @ (u[:, :keep] * root), (root[:, None] * vh[:keep]) @ q_a.mT
+    u, values, vh = thin_svd(scaled_b, scaled_a)
+    new_b, new_a, retained = _halved(u, values, vh, rank, values.square().sum().item())
     if left is not None:
         new_b = torch.linalg.solve_triangular(left.mT, new_b, upper=True)
     if right is not None:
         new_a = torch.linalg.solve_triangular(right, new_a, upper=False, left=False)
     return new_b, new_a, retained
+
+
+def thin_svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD ``(u, values, vh)`` of B A, from QR of both factors and a core of the size of their rank."""
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.mT)
+    u, values, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    return q_b @ u, values, vh @ q_a.mT
+
+
+def truncate_dense(matrix: Tensor, rank: int | float) -> tuple[Tensor, Tensor, float]:
+    """Best low-rank factors of a dense matrix, as :func:`truncate` gives them for a product.
+
+    Beyond 512 on the smaller side the leading part comes from a randomised subspace iteration with a fixed seed
+    (Halko, Martinsson and Tropp 2011, arXiv:0909.4061), whose ``retained`` is what it really kept; a share of energy
+    needs all singular values and takes the full SVD at any size.
+
+    Args:
+        matrix: Shape ``(m, n)``.
+        rank: Wanted rank, or the share of the squared norm to retain.
+
+    Returns:
+        ``(b, a, retained)``.
+    """
+    total = matrix.square().sum().item()
+    if isinstance(rank, float) or min(matrix.shape) <= max(_EXACT_SIZE, rank + _OVERSAMPLING):
+        u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        u, values, vh = _leading_svd(matrix, rank + _OVERSAMPLING)
+    return _halved(u, values, vh, rank, total)
+
+
+def kept_components(values: Tensor, rank: int | float) -> int:
+    """How many leading singular values stay: ``rank`` of them, or enough for a share of the squared norm."""
+    if not isinstance(rank, float):
+        return min(rank, values.numel())
+    shares = values.square().cumsum(0)
+    # The last share is the total itself, so that rounding cannot ask for more than there is.
+    return int((shares < rank * shares[-1]).sum()) + 1 if values.numel() else 0
 
 
 def inner_product(first: LoraUpdate, second: LoraUpdate, gram: Tensor | None = None) -> float:
@@ -106,16 +151,16 @@ def relative_distance(merged: LoraUpdate, update: LoraUpdate, gram: Tensor | Non
     return max(0.0, (both + own) / own)
 
 
-def resolve_rank(updates: Sequence[LoraUpdate], rank: str | int) -> int | None:
-    """Rank of the merged module: a number, or None for lossless.
+def resolve_rank(updates: Sequence[LoraUpdate], rank: str | float) -> int | float | None:
+    """Rank of the merged module: a number, a share of energy in (0, 1), or None for lossless.
 
     Raises:
         IncompatibleAdaptersError: ``keep`` with inputs of different ranks.
     """
     if rank == "lossless":
         return None
-    if rank != "keep":
-        return int(rank)
+    if not isinstance(rank, str):
+        return rank
     for other in updates[1:]:
         if other.rank != updates[0].rank:
             raise IncompatibleAdaptersError(
@@ -124,6 +169,26 @@ def resolve_rank(updates: Sequence[LoraUpdate], rank: str | int) -> int | None:
                 "set rank to a number or to lossless"
             )
     return updates[0].rank
+
+
+def _halved(
+    u: Tensor, values: Tensor, vh: Tensor, rank: int | float, total: float
+) -> tuple[Tensor, Tensor, float]:
+    """Leading components, singular values shared evenly by both factors, and their share of ``total``."""
+    keep = kept_components(values, rank)
+    root = values[:keep].sqrt()
+    retained = min(1.0, values[:keep].square().sum().item() / total) if total > 0 else 1.0
+    return u[:, :keep] * root, root[:, None] * vh[:keep], retained
+
+
+def _leading_svd(matrix: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(matrix.shape[1], size, generator=generator, dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ start.to(matrix.device))[0]
+    for _ in range(_POWER_STEPS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mT @ basis)[0])[0]
+    u, values, vh = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
+    return basis @ u, values, vh
 
 
 def _over(tensor: Tensor | None, divisor: float) -> Tensor | None:

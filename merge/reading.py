@@ -43,7 +43,7 @@ class Inputs:
 
     def updates(self, module: str) -> list[LoraUpdate]:
         """One update per adapter; of rank 0 where an adapter leaves the module alone."""
-        return [self._update(index, module) for index in range(len(self.posteriors))]
+        return [self.update(index, module) for index in range(len(self.posteriors))]
 
     def full_tensors(self, key: str) -> list[tuple[int, FullTensor]]:
         """Number of the adapter and its copy, for all adapters that have the tensor."""
@@ -55,7 +55,8 @@ class Inputs:
                 found.append((index, FullTensor(mean, precision, prior, self.names[index], key)))
         return found
 
-    def _update(self, index: int, module: str) -> LoraUpdate:
+    def update(self, index: int, module: str) -> LoraUpdate:
+        """The update of one adapter."""
         posterior, layout, name = self.posteriors[index], self.layouts[index], self.names[index]
         if module not in layout:
             return self._empty(module, name)
@@ -76,6 +77,7 @@ class Inputs:
             _gram(posterior, f"{keys.stem}.output_gram"),
             name,
             module,
+            _gram(posterior, f"{keys.stem}.activation_gram"),
         )
 
     def _empty(self, module: str, name: str) -> LoraUpdate:

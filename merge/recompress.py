@@ -1,7 +1,8 @@
 """From a lossless merge to the wanted rank, with the posterior that belongs to the new factors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -9,14 +10,14 @@ from vlora.merge.lift import lift_update, pull_back
 from vlora.merge.low_rank import truncate
 from vlora.merge.update import LoraUpdate, MergedModule
 
-__all__ = ["pooled_precision", "recompress"]
+__all__ = ["from_factors", "pooled_precision", "recompress"]
 
 
 def recompress(
     full: LoraUpdate,
     updates: Sequence[LoraUpdate],
     weights: Sequence[float],
-    rank: int | None,
+    rank: int | float | None,
     *,
     left: Tensor | None = None,
     right: Tensor | None = None,
@@ -27,20 +28,48 @@ def recompress(
         full: The merge, exact, of rank sum r_t.
         updates: The inputs; their h gives the posterior of the new factors.
         weights: w_t per input, with which its evidence is counted.
-        rank: Wanted rank; None keeps everything.
+        rank: Wanted rank, or share of energy in (0, 1); None keeps everything.
         left: Cholesky factor of the output metric, see :func:`vlora.merge.low_rank.truncate`.
         right: Cholesky factor of the input metric.
 
     Returns:
         The update and ``exact``, ``retained_energy`` in its report.
     """
-    if rank is None or full.rank <= rank:
+    if rank is None or (isinstance(rank, int) and full.rank <= rank):
         return MergedModule(full, {"exact": True, "retained_energy": 1.0})
     b, a, retained = truncate(full.b, full.a, rank, left, right)
     update = pooled_precision(
         replace(full, b=b * full.scale, a=a, scale=1.0, precision_b=None, precision_a=None), updates, weights
     )
     return MergedModule(update, {"exact": retained > 1 - 1e-12, "retained_energy": retained})
+
+
+def from_factors(
+    b: Tensor,
+    a: Tensor,
+    updates: Sequence[LoraUpdate],
+    rank: int | float | None,
+    report: Mapping[str, Any],
+    retained: float = 1.0,
+) -> MergedModule:
+    """A merged module from new factors, scaling included, that are no plain sum of the inputs' own.
+
+    Args:
+        b: Shape ``(m, R)``.
+        a: Shape ``(R, n)``.
+        updates: The inputs; the posterior is that of their pooled data, every input counted once.
+        rank: As for :func:`recompress`.
+        report: What else is to be said of the module.
+        retained: Share of energy that the factors already hold.
+    """
+    if a.shape[0] == 0:  # a merge of nothing but zeros; PEFT has no rank 0
+        b, a = b.new_zeros(b.shape[0], 1), a.new_zeros(1, a.shape[1])
+    full = LoraUpdate(b, a, adapter="merged", module=updates[0].module)
+    done = recompress(full, updates, [1.0] * len(updates), rank)
+    kept = retained * done.report["retained_energy"]
+    merged = pooled_precision(done.update, updates, [1.0] * len(updates))
+    told = {"exact": kept > 1 - 1e-12, "retained_energy": kept}
+    return MergedModule(merged, {"curvature": "none", "clamped_fraction": 0.0, **told, **report})
 
 
 def pooled_precision(

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.assemble import MergedTensors, assemble, mean_ess
-from vlora.merge.compatibility import check_adapter, check_together, check_weights
+from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.reading import read_inputs
 from vlora.merge.sites import remove_shared_a
 from vlora.merge.update import LoraUpdate, shared_a
+from vlora.merge.weights import check_weights
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
 
@@ -32,7 +33,7 @@ def remove_adapter(merged: Posterior, adapter: Posterior, *, weight: float = 1.0
     Raises:
         IncompatibleAdaptersError: A is not common and frozen, a tensor has no h, or nothing would be left.
     """
-    (weight,) = check_weights([weight], 1)
+    (weight,) = check_weights([weight], 1).scalars
     names = ["the merge", "the adapter"]
     for posterior, name in zip((merged, adapter), names, strict=True):
         check_adapter(posterior, name)

@@ -27,7 +27,7 @@ class MergeReport:
     """Outcome of a merge, written beside it as ``merge_report.json``."""
 
     method: str
-    rank: str | int
+    rank: str | float
     adapters: list[dict[str, Any]]
     """Name, path, weight and hash of each input."""
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)

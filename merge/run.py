@@ -15,13 +15,15 @@ from vlora.config import config_sha256, to_plain
 from vlora.errors import ConfigError
 from vlora.files import check_output_folder
 from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
-from vlora.merge.compatibility import check_adapter, check_together, check_weights
+from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import AdapterSource, MergeConfig
 from vlora.merge.full_tensors import merge_full
 from vlora.merge.methods import Method, get_method
+from vlora.merge.options import check_option, check_rank
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.report import MergeReport, describe_module, merge_notes
 from vlora.merge.update import present
+from vlora.merge.weights import Weights, check_weights
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
 
@@ -42,7 +44,8 @@ def merge_with_report(
     *,
     method: str = "gradient_matching",
     weights: Sequence[float] | None = None,
-    rank: str | int = "keep",
+    module_weights: Sequence[Mapping[str, float]] | None = None,
+    rank: str | float = "keep",
     names: Sequence[str] | None = None,
     paths: Sequence[str] | None = None,
     base_model: str | None = None,
@@ -55,7 +58,8 @@ def merge_with_report(
         posteriors: Posteriors or plain PEFT LoRA adapters of one base model.
         method: A name of :data:`vlora.merge.METHODS`.
         weights: One per adapter, 1 if not given.
-        rank: ``keep``, ``lossless`` or a number.
+        module_weights: Per adapter: regular expression on module names -> weight there, which may be 0.
+        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         names: Short names for messages.
         paths: Where the adapters came from, for the lineage.
         base_model: Base model they are expected to belong to.
@@ -69,18 +73,23 @@ def merge_with_report(
         ConfigError: A weight, method or option is not usable.
         IncompatibleAdaptersError: The adapters do not fit together; which, where, and the cure.
     """
-    weights = check_weights([1.0] * len(posteriors) if weights is None else weights, len(posteriors))
+    count = len(posteriors)
+    checked = check_weights([1.0] * count if weights is None else weights, count, module_weights)
     names = _distinct(names or [f"adapter {number}" for number in range(len(posteriors))])
     chosen = _checked_method(method, options)
+    check_rank(rank)
     for posterior, name in zip(posteriors, names, strict=True):
         check_adapter(posterior, name)
     check_together(posteriors, names, base_model)
-    sources = [_source(*row) for row in zip(posteriors, names, weights, paths or names, strict=True)]
+    sources = [
+        _source(*row, checked, i) for i, row in enumerate(zip(posteriors, names, paths or names, strict=True))
+    ]
     report = MergeReport(method, rank, sources)
     inputs = read_inputs(posteriors, names)
-    if _is_identity(chosen, weights, rank, options):
+    checked.check_patterns([*inputs.modules, *inputs.full_keys], names)
+    if _is_identity(chosen, checked, rank, options):
         return _unchanged(posteriors[0], sources), report
-    return _merge(inputs, weights, chosen, report, progress, options), report
+    return _merge(inputs, checked, chosen, report, progress, options), report
 
 
 def run_merge(config: MergeConfig) -> Path:
@@ -106,6 +115,7 @@ def run_merge(config: MergeConfig) -> Path:
         posteriors,
         method=config.method,
         weights=[source.weight for source in sources],
+        module_weights=[source.module_weights for source in sources],
         rank=config.rank,
         names=[_name(source) for source in sources],
         paths=[source.path for source in sources],
@@ -125,7 +135,7 @@ def run_merge(config: MergeConfig) -> Path:
 
 def _merge(
     inputs: Inputs,
-    weights: Sequence[float],
+    weights: Weights,
     method: Method,
     report: MergeReport,
     progress: bool,
@@ -135,14 +145,16 @@ def _merge(
     curvature = {}
     bar = tqdm(inputs.modules, desc="merge modules", file=sys.stderr, disable=None if progress else True)
     for module in bar:
-        updates = inputs.updates(module)
-        done = method.function(updates, weights, rank=report.rank, **options)
+        counted = weights.counted(module, [i for i, layout in enumerate(inputs.layouts) if module in layout])
+        updates, shares = [inputs.update(i, module) for i, _ in counted], [w for _, w in counted]
+        done = method.function(updates, shares, rank=report.rank, **options)
         merged.add_module(inputs, module, done.update)
         report.modules[module] = describe_module(updates, done)
-        curvature |= merged_curvature(*present(updates, weights), inputs.keys_of(module).stem)
+        curvature |= merged_curvature(*present(updates, shares), inputs.keys_of(module).stem)
     for key in inputs.full_keys:
-        found = inputs.full_tensors(key)
-        value = merge_full([t for _, t in found], [weights[i] for i, _ in found], method.full_tensors)
+        found = dict(inputs.full_tensors(key))
+        counted = [(i, w) for i, w in weights.counted(key, list(found)) if i in found]
+        value = merge_full([found[i] for i, _ in counted], [w for _, w in counted], method.full_tensors)
         merged.add_full(inputs, key, value)
         report.full_tensors.append(key)
     if not all(p.has_hess for p in inputs.posteriors):
@@ -154,20 +166,27 @@ def _merge(
 
 def _checked_method(name: str, options: Mapping[str, Any]) -> Method:
     method = get_method(name)
-    for option in options:
+    for option, value in options.items():
         if option not in method.options:
             known = ", ".join(method.options) or "none"
             raise ConfigError(f"method {name} has no option {option!r}; its options: {known}")
+        check_option(option, value)
     return method
 
 
-def _is_identity(
-    method: Method, weights: Sequence[float], rank: str | int, options: Mapping[str, Any]
-) -> bool:
+def _is_identity(method: Method, weights: Weights, rank: str | float, options: Mapping[str, Any]) -> bool:
     """Whether the merge is of one adapter and must give it back, bit for bit."""
-    if len(weights) != 1 or isinstance(rank, int):
+    if (
+        len(weights.scalars) != 1
+        or not weights.uniform
+        or not isinstance(rank, str)
+        or "task_rank" in options
+    ):
         return False
-    return weights[0] * options.get("scale", 1.0) == 1 if method.identity_scale else weights[0] > 0
+    weight = weights.scalars[0]
+    return (method.single == "mean" and weight > 0) or (
+        method.single == "sum" and weight * options.get("scale", 1.0) == 1
+    )
 
 
 def _unchanged(posterior: Posterior, sources: Sequence[Mapping[str, Any]]) -> Posterior:
@@ -176,11 +195,13 @@ def _unchanged(posterior: Posterior, sources: Sequence[Mapping[str, Any]]) -> Po
     )
 
 
-def _source(posterior: Posterior, name: str, weight: float, path: str) -> dict[str, Any]:
+def _source(posterior: Posterior, name: str, path: str, weights: Weights, index: int) -> dict[str, Any]:
+    patterns = weights.patterns[index]
     return {
         "name": name,
         "path": str(path),
-        "weight": weight,
+        "weight": weights.scalars[index],
+        **({"module_weights": dict(patterns)} if patterns else {}),
         "mean_sha256": posterior.meta.mean_sha256 or tensors_sha256(posterior.mean),
         "num_examples": posterior.meta.num_examples,
         "sources": posterior.meta.sources,

@@ -27,7 +27,7 @@ __all__ = ["separable_merge"]
 
 
 def separable_merge(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | None, tau: float
+    updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None, tau: float
 ) -> MergedModule:
     """Precision-weighted merge of updates that carry h, re-factorised to a rank.
 
@@ -48,9 +48,8 @@ def separable_merge(
     curvatures = [_unit_curvature(u) for u in updates]
     full = concatenate(updates, weights)
     precisions, targets = _terms(updates, weights, curvatures, full, tau)
-    wanted = min(full.rank if rank is None else rank, full.rank, full.b.shape[0], full.a.shape[1])
     left, right = _scaling(precisions)
-    b, a, _ = truncate(full.b, full.a, wanted, left, right)
+    b, a, _ = truncate(full.b, full.a, full.rank if rank is None else rank, left, right)
     b, a, clamped = weighted_als(precisions, targets, (b, a))
     merged = replace(full, b=b, a=a, precision_b=None, precision_a=None)
     report = {"curvature": "separable", "exact": len(updates) == 1, "clamped_fraction": clamped}

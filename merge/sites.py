@@ -91,6 +91,7 @@ def merge_shared_a(updates: Sequence[LoraUpdate], weights: Sequence[float]) -> M
         prior_b=float(merged.prior_precision),
         input_gram=None,
         output_gram=None,
+        activation_gram=None,
         adapter="merged",
     )
     return MergedModule(update, {"curvature": "sites", "exact": True, "clamped_fraction": clamped})

@@ -17,14 +17,14 @@ __all__ = ["task_arithmetic", "weighted_sum"]
 
 
 def task_arithmetic(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], *, rank: str | int = "keep", scale: float = 1.0
+    updates: Sequence[LoraUpdate], weights: Sequence[float], *, rank: str | float = "keep", scale: float = 1.0
 ) -> MergedModule:
     """Scaled weighted sum of the updates of one module.
 
     Args:
         updates: Updates of one module.
         weights: w_t, any sign, not 0.
-        rank: ``keep``, ``lossless`` or a number.
+        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         scale: Factor on the whole sum.
 
     Returns:
@@ -34,7 +34,7 @@ def task_arithmetic(
 
 
 def weighted_sum(
-    updates: Sequence[LoraUpdate], coefficients: Sequence[float], rank: str | int
+    updates: Sequence[LoraUpdate], coefficients: Sequence[float], rank: str | float
 ) -> MergedModule:
     """sum_t c_t s_t B_t A_t at a rank; a common A is kept, since the sum is then linear in B.
 
@@ -66,5 +66,5 @@ def _sum_in_b(updates: Sequence[LoraUpdate], coefficients: Sequence[float]) -> L
         )
         if all(u.prior_b > 0 for u in same):
             prior_b = 1.0 / sum(c * c / u.prior_b for c, u in pairs)
-    first = replace(same[0], input_gram=None, output_gram=None, adapter="merged")
+    first = replace(same[0], input_gram=None, output_gram=None, activation_gram=None, adapter="merged")
     return replace(first, b=b, precision_b=precision_b, prior_b=prior_b)

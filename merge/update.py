@@ -41,6 +41,8 @@ class LoraUpdate:
     """Name of the adapter, for messages."""
     module: str = "module"
     """Name of the module, for messages."""
+    activation_gram: Tensor | None = None
+    """Unweighted second moment of the module's inputs, X^T X. Shape ``(n, n)``, any scale."""
 
     @property
     def rank(self) -> int:
@@ -79,7 +81,8 @@ class MergedModule:
     update: LoraUpdate
     report: dict[str, Any] = field(default_factory=dict)
     """``curvature`` (what weighted the merge), ``exact``, ``retained_energy`` (1 = nothing lost to the rank),
-    ``clamped_fraction`` (share of precisions that negative weights would have made non-positive)."""
+    ``space`` (of element-wise methods), ``clamped_fraction`` (share of precisions that negative weights would have
+    made non-positive)."""
 
 
 def present(updates: Sequence[LoraUpdate], weights: Sequence[float]) -> tuple[list[LoraUpdate], list[float]]:

@@ -113,10 +113,29 @@ def posterior(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 @app.command()
 @_plain
 def merge(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Merge adapters into one: linear, task_arithmetic, or gradient_matching by what each is sure of.
+    """Merge adapters into one, by what each is sure of (gradient_matching) or by one of the other methods.
 
-    Keys: method, base_model, adapters: [{path, weight}], rank: keep | lossless | a number, output.
-    """
+    Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
+    rank: keep | lossless | a number | a share of energy such as 0.95.
+
+    Methods and their own keys:
+
+    \b
+    linear             weighted mean
+    slerp              along the arc between two adapters
+    task_arithmetic    weighted sum: scale
+    ties               large entries that agree in sign: density, scale, normalise, space
+    dare_linear        random entries, summed: density, scale, seed, space
+    dare_ties          random entries that agree: density, scale, normalise, seed, space
+    della              as dare_ties, large ones first: density, epsilon, scale, normalise, seed, space
+    tsv                orthogonal singular vectors: scale, task_rank
+    iso_c              equal singular values: scale
+    fisher             average weighted by h: normalise
+    regmean            least squares on activations: shrink
+    gradient_matching  weighted by curvature (the default): tau, scale, curvature
+
+    space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.
+    """  # noqa: D301 (click wants the backspace itself)
     from vlora.config import load_config
     from vlora.merge.config import MergeConfig
     from vlora.merge.run import run_merge

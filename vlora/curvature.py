@@ -15,7 +15,8 @@ Deviations from K-FAC, both chosen for merging: tokens enter :math:`G` weighted 
 misfit example cannot dominate. The gradients are those of the labels in the data (the empirical Fisher).
 
 Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_gram`` is :math:`S`, shape
-[out_features, out_features].
+[out_features, out_features]; ``activation_gram``, on request, is the unweighted
+:math:`\sum_i \sum_t x_{it} x_{it}^\top` of the tokens that the loss depends on, which RegMean takes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +45,7 @@ def collect_curvature(
     adapter_name: str = "default",
     max_examples: int | None = None,
     normalise: bool = True,
+    activations: bool = False,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
@@ -65,11 +67,13 @@ def collect_curvature(
         normalise: give each example the same vote (c_i above) and scale each matrix to mean eigenvalue 1
             (trace = its size; a module without any gradient keeps zeros). False: c_i = 1, the plain sums of
             the rows' own losses, computed one row at a time, which is slower.
+        activations: gather the unweighted Gram of the inputs too, for ``method: regmean``.
         progress: show a progress bar on stderr.
         dtype: of the sums and the result, float32 or float64.
 
     Returns:
-        ``{"<module>.input_gram": G, "<module>.output_gram": S}`` on the CPU, symmetric and positive
+        ``{"<module>.input_gram": G, "<module>.output_gram": S}``, with ``activations`` also
+        ``"<module>.activation_gram"``, on the CPU, symmetric and positive
         semi-definite; ``<module>`` is the adapter's key in the checkpoint without ``.lora_A.weight``.
 
     Raises:
@@ -80,7 +84,7 @@ def collect_curvature(
     """
     if max_examples is not None and max_examples < 1:
         raise ConfigError(f"max_examples must be at least 1 or None for all rows, got {max_examples}")
-    collector = _Collector(adapted_layers(model, adapter_name), normalise, dtype)
+    collector = _Collector(adapted_layers(model, adapter_name), normalise, activations, dtype)
     device = next(model.parameters()).device
     with (
         _restored(model),
@@ -101,12 +105,18 @@ def collect_curvature(
 class _Collector:
     """Running sums of G and S of all adapted layers, fed by hooks; ``rows`` is the current batch size."""
 
-    def __init__(self, layers: Mapping[str, "LoraLayer"], normalise: bool, dtype: torch.dtype):
+    def __init__(
+        self, layers: Mapping[str, "LoraLayer"], normalise: bool, activations: bool, dtype: torch.dtype
+    ):
         self.layers, self.normalise, self.dtype, self.rows = layers, normalise, dtype, 0
+        self.activations = activations
         self.sums: dict[str, Tensor] = {}
         for name, layer in layers.items():
             base: Any = layer.get_base_layer()
-            for gram, size in ("input_gram", base.in_features), ("output_gram", base.out_features):
+            sizes = {"input_gram": base.in_features, "output_gram": base.out_features}
+            if activations:
+                sizes["activation_gram"] = base.in_features
+            for gram, size in sizes.items():
                 self.sums[f"{name}.{gram}"] = torch.zeros(size, size, dtype=dtype, device=base.weight.device)
 
     @contextmanager
@@ -146,6 +156,8 @@ class _Collector:
             g = _unit_per_row(g)
         used = g.any(dim=-1)
         x, g = x[used], g[used]
+        if self.activations:
+            self.sums[f"{name}.activation_gram"].addmm_(x.T, x)
         weighted = x * g.norm(dim=-1, keepdim=True)
         self.sums[f"{name}.input_gram"].addmm_(weighted.T, weighted)
         self.sums[f"{name}.output_gram"].addmm_(g.T, g)

@@ -170,3 +170,21 @@ def test_quantised_base_on_cpu(bits):
         assert torch.linalg.eigvalsh(got[key]).min() > -1e-4
         cosine = nn.functional.cosine_similarity(got[key].flatten(), gram.flatten(), dim=0)
         assert cosine > (0.999 if bits == 8 else 0.8), key
+
+
+def test_the_unweighted_gram_is_that_of_the_inputs_the_loss_depends_on():
+    model, batch = with_adapter(tiny_llama()), token_rows([7, 7, 7], pad_to=9)
+    name = "base_model.model.model.layers.1.mlp.up_proj"
+    seen = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _m, args, _o: seen.append(args[0].detach()))
+    with torch.no_grad():
+        model.eval()(**batch)
+    hook.remove()
+    # The last token of a row predicts nothing, and padding is masked.
+    x = seen[0][:, :6].reshape(-1, 16)
+    plain = collect_curvature(model, split(batch, 2), normalise=False, activations=True, progress=False)
+    torch.testing.assert_close(plain[f"{name}.activation_gram"], x.T @ x, rtol=1e-4, atol=1e-5)
+    scaled = collect_curvature(model, [batch], activations=True, progress=False)
+    assert scaled[f"{name}.activation_gram"].trace().item() == pytest.approx(16, rel=1e-5)
+    without = collect_curvature(model, [batch], progress=False)
+    assert set(scaled) - set(without) == {key for key in scaled if key.endswith(".activation_gram")}

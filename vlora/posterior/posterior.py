@@ -35,7 +35,8 @@ class Posterior:
             without h is deterministic (a frozen factor); no h at all makes this a plain PEFT adapter.
         meta: Settings, lineage, health.
         adapter_config: Content of PEFT's ``adapter_config.json``.
-        curvature: Optional Kronecker factors for merging, ``<module>.input_gram`` and ``.output_gram``.
+        curvature: Optional Kronecker factors for merging, ``<module>.input_gram``, ``.output_gram``
+            and ``.activation_gram``.
         calibration: Optional temperature and thresholds fitted by evaluation.
     """
 

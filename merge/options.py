@@ -1,0 +1,94 @@
+"""The keys that merge methods take besides weights and rank: what each means and which values it may have."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlora.errors import ConfigError
+from vlora.merge.gradient_matching import CURVATURES
+from vlora.merge.spaces import SPACES
+
+__all__ = ["OPTIONS", "Option", "check_option", "check_rank"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
+    """What :attr:`accepts`, for messages."""
+    meaning: str
+    """One line for people."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+OPTIONS: dict[str, Option] = {
+    "tau": Option(
+        lambda v: _number(v) and 0 < v < float("inf"),
+        "> 0",
+        "prior precision relative to an adapter's mean curvature",
+    ),
+    "scale": Option(
+        lambda v: _number(v) and abs(v) < float("inf"), "a finite number", "factor on the merged update"
+    ),
+    "curvature": Option(
+        lambda v: v in CURVATURES, f"one of {', '.join(CURVATURES)}", "what weights the merge"
+    ),
+    "density": Option(
+        lambda v: _number(v) and 0 < v <= 1, "a share in (0, 1]", "share of entries that stay in each update"
+    ),
+    "epsilon": Option(
+        lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)", "width of the window around density"
+    ),
+    "seed": Option(
+        lambda v: _whole(v, 0), "a whole number >= 0", "start of the masks, one per adapter and module"
+    ),
+    "space": Option(
+        lambda v: v in SPACES, f"one of {', '.join(SPACES)}", "coordinates whose entries are compared"
+    ),
+    "normalise": Option(
+        lambda v: isinstance(v, bool),
+        "true or false",
+        "sign election: a mean (true) or a sum; fisher: Fishers of mean 1 (true) or N h",
+    ),
+    "task_rank": Option(
+        lambda v: _whole(v, 1), "a whole number >= 1", "singular triples that each adapter contributes"
+    ),
+    "shrink": Option(
+        lambda v: _number(v) and 0 <= v <= 1,
+        "a number in [0, 1]",
+        "factor on off-diagonal entries of the Grams",
+    ),
+}
+"""Name -> option."""
+
+
+def check_option(name: str, value: Any) -> None:
+    """Refuse a value that an option cannot have.
+
+    Raises:
+        ConfigError: What was expected, and what came.
+    """
+    if not OPTIONS[name].accepts(value):
+        raise ConfigError(f"{name} must be {OPTIONS[name].expected}, got {value!r}")
+
+
+def check_rank(rank: Any) -> None:
+    """Refuse a rank that is neither a word, a number of components nor a share of energy.
+
+    Raises:
+        ConfigError: What was expected, and what came.
+    """
+    share = isinstance(rank, float) and 0 < rank < 1
+    if not (rank in ("keep", "lossless") or _whole(rank, 1) or share):
+        raise ConfigError(
+            f"rank must be keep, lossless or a number >= 1, or a share of energy in (0, 1), got {rank!r}"
+        )
