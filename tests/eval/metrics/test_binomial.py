@@ -37,7 +37,9 @@ def test_interval_of_five_in_twenty():
 
 def test_coverage_is_never_below_the_level():
     for p in (0.03, 0.2, 0.47):
-        inside = [k for k in range(13) if clopper_pearson(k, 12, 0.9)[0] <= p <= clopper_pearson(k, 12, 0.9)[1]]
+        inside = [
+            k for k in range(13) if clopper_pearson(k, 12, 0.9)[0] <= p <= clopper_pearson(k, 12, 0.9)[1]
+        ]
         assert sum(comb(12, k) * p**k * (1 - p) ** (12 - k) for k in inside) >= 0.9
 
 

@@ -58,7 +58,11 @@ def test_properties(size, seed, coarse):
     y, order = rng.integers(2, size=size).astype(float), rng.permutation(size)
     assert isotonic_fit(p, y) == pytest.approx(max_min_fit(p, y))
     assert all(a <= b + 1e-12 for a, b in pairwise(isotonic_fit(p, y)[np.argsort(p)]))
-    parts = [isotonic_decomposition(p, y), binned_decomposition(p, y, 7), binned_decomposition(p, y, 7, "equal_mass")]
+    parts = [
+        isotonic_decomposition(p, y),
+        binned_decomposition(p, y, 7),
+        binned_decomposition(p, y, 7, "equal_mass"),
+    ]
     for part in parts:
         assert part.score == pytest.approx(part.reliability - part.resolution + part.uncertainty, abs=1e-12)
         assert part.score == pytest.approx(np.mean((p - y) ** 2)) and part.reliability >= 0

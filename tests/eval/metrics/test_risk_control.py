@@ -56,7 +56,14 @@ def test_false_claims_are_rarer_than_delta_by_enumeration():
         for b in range(second + 1):
             wrong = np.concatenate([np.arange(first) < a, np.arange(second) < b]).astype(int)
             found = controlled_threshold(u, wrong, [0.0, 1.0], risk=risk, delta=delta, num_starts=2)
-            weight = comb(first, a) * 0.2**a * 0.8 ** (first - a) * comb(second, b) * 0.45**b * 0.55 ** (second - b)
+            weight = (
+                comb(first, a)
+                * 0.2**a
+                * 0.8 ** (first - a)
+                * comb(second, b)
+                * 0.45**b
+                * 0.55 ** (second - b)
+            )
             total += weight * (found.threshold > -np.inf)
     assert 0 < total <= delta
 

@@ -1,4 +1,4 @@
-"""Smooth calibration error: its integral from the definition, its fixed point, its floor, and the peer's discretisation."""
+"""Smooth calibration error: its integral from the definition, its fixed point, and its floor."""
 
 import numpy as np
 import pytest

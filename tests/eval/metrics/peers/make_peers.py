@@ -26,15 +26,14 @@ def softmax(z):
 
 
 def cases():
-    """Probabilities and labels: the medium anchor, and a small over-confident set."""
+    """Probabilities and labels: the medium anchor, and a small calibrated set."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(2000, 4)) * 1.5
     label = np.array([rng.choice(4, p=softmax(row)) for row in truth])
     yield "medium", softmax(2 * truth), label
     rng = np.random.default_rng(7)
-    truth = rng.normal(size=(150, 3))
-    label = np.array([rng.choice(3, p=softmax(row)) for row in truth])
-    yield "small", softmax(1.7 * truth), label
+    small = softmax(rng.normal(size=(150, 3)))
+    yield "small", small, np.array([rng.choice(3, p=row) for row in small])
 
 
 def torchmetrics(probs, label):
