@@ -12,6 +12,7 @@ __all__ = [
     "IntArray",
     "labels",
     "log_prob_array",
+    "normalised",
     "same_length",
     "unit_interval",
     "vector",
@@ -76,6 +77,22 @@ def log_prob_array(name: str, values: Any, ndim: int) -> Array:
     if array.max() > 1e-6:
         raise DataError(
             f"{name} must be log-probabilities (<= 0), got {array.max():.3g}; were logits passed?"
+        )
+    return array
+
+
+def normalised(name: str, values: Any, ndim: int) -> Array:
+    """Return ``values`` as float64 log-probabilities that sum to one over the last axis.
+
+    Raises:
+        DataError: As for ``log_prob_array``, or probabilities whose sum is off by more than .001.
+    """
+    array = log_prob_array(name, values, ndim)
+    total = np.exp(array).sum(axis=-1)
+    off = np.abs(total - 1) > 1e-3
+    if off.any():
+        raise DataError(
+            f"{name} must sum to 1 over the choices, got {total[off][0]:.4g} in {int(off.sum())} of {total.size} rows"
         )
     return array
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, labels, log_prob_array, same_length
+from vlora.eval.metrics.arrays import Array, labels, normalised, same_length
 
 __all__ = ["NegativeLogLikelihood", "brier_score", "correctness", "kl_to_truth", "negative_log_likelihood"]
 
@@ -45,7 +45,7 @@ def negative_log_likelihood(log_probs: Any, label: Any) -> NegativeLogLikelihood
     Raises:
         DataError: Shapes differ, NaN, or a label out of range.
     """
-    log_probs = log_prob_array("log_probs", log_probs, 2)
+    log_probs = normalised("log_probs", log_probs, 2)
     label = labels(label, log_probs)
     per_item = -log_probs[np.arange(len(label)), label] + 0.0  # + 0.0 turns -0.0 into 0.0
     finite = np.isfinite(per_item)
@@ -68,7 +68,7 @@ def brier_score(log_probs: Any, label: Any) -> Array:
     Raises:
         DataError: Shapes differ, NaN, or a label out of range.
     """
-    log_probs = log_prob_array("log_probs", log_probs, 2)
+    log_probs = normalised("log_probs", log_probs, 2)
     label = labels(label, log_probs)
     error = np.exp(log_probs)
     error[np.arange(len(label)), label] -= 1.0
@@ -91,7 +91,7 @@ def correctness(log_probs: Any, label: Any) -> Array:
     Raises:
         DataError: Shapes differ, NaN, or a label out of range.
     """
-    log_probs = log_prob_array("log_probs", log_probs, 2)
+    log_probs = normalised("log_probs", log_probs, 2)
     label = labels(label, log_probs)
     top = log_probs == log_probs.max(axis=1, keepdims=True)
     return top[np.arange(len(label)), label] / top.sum(axis=1)
@@ -110,7 +110,7 @@ def kl_to_truth(label_probs: Any, log_probs: Any) -> Array:
     Raises:
         DataError: Shapes differ, NaN, or rows of ``label_probs`` that do not sum to one.
     """
-    log_probs = log_prob_array("log_probs", log_probs, 2)
+    log_probs = normalised("log_probs", log_probs, 2)
     truth = np.asarray(label_probs, dtype=np.float64)
     same_length(label_probs=truth, log_probs=log_probs)
     if (

@@ -1,8 +1,10 @@
 """Selective prediction: how right the answers are that a model would keep when it may decline the rest.
 
-    R(k) = (1/k) sum_{i <= k} err_i  over the k most certain items,     AURC = (1/N) sum_k R(k)
+    R(k) = (1/k) sum_{i <= k} err_i  over the k most certain items,     AURC  = (1/N) sum_k R(k)
+                                                                        AUGRC = (1/N) sum_k (k/N) R(k)
 
-Sources: El-Yaniv & Wiener 2010 (risk-coverage); Geifman et al. 2019, arXiv:1805.08206 (AURC, E-AURC).
+Sources: El-Yaniv & Wiener 2010 (risk-coverage); Geifman et al. 2019, arXiv:1805.08206 (AURC, E-AURC); Traub et al.
+2024, arXiv:2407.01032 (AUGRC).
 Ties: items of equal uncertainty have no order, so every function returns the expectation over all orders of them, in
 closed form (each tied item errs with the mean rate of its group). ``uncertainty``: higher is less certain.
 """
@@ -16,7 +18,16 @@ from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, same_length, unit_interval, vector
 from vlora.eval.metrics.ranking import Ranking
 
-__all__ = ["Kept", "RiskCoverage", "accuracy_at_coverage", "aurc", "excess_aurc", "risk_coverage"]
+__all__ = [
+    "Kept",
+    "RiskCoverage",
+    "accuracy_at_coverage",
+    "augrc",
+    "aurc",
+    "coverage_at_risk",
+    "excess_aurc",
+    "risk_coverage",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,12 @@ class Kept:
         ahead, errors_ahead = self.total - self.count, self.total_errors - self.errors
         area = errors_ahead * delta + self._rate() * (self.count - ahead * delta)
         return area.sum(axis=1) / size
+
+    def augrc(self) -> Array:
+        """AUGRC per resample, ``(B,)``: a group of g items with e errors behind E adds ``g E + e (g + 1) / 2``."""
+        size = int(self.total[0, -1])
+        errors_ahead = self.total_errors - self.errors
+        return (self.count * errors_ahead + self.errors * (self.count + 1) / 2).sum(axis=1) / size**2
 
     def oracle_aurc(self) -> Array:
         """AURC of the best order, all m errors last: (1/N) [m - (N-m) (H_N - H_{N-m})]. Shape ``(B,)``."""
@@ -136,6 +153,25 @@ def aurc(uncertainty: Any, correct: Any) -> float:
     return float(_once(uncertainty, correct).aurc()[0])
 
 
+def augrc(uncertainty: Any, correct: Any) -> float:
+    """Area under the generalised risk-coverage curve: mean over k of the share of all items kept and wrong.
+
+    AURC counts an error among the first few answers many times over; here every error counts by how long it is kept.
+    With error rate e it is (1 - AUROC) e (1 - e) + e^2 / 2 up to terms of 1/N. In [0, 1/2 + 1/(2N)], lower is better.
+
+    Args:
+        uncertainty: Higher is less certain. Shape ``(N,)``.
+        correct: Whether the answer is right, in [0, 1]. Shape ``(N,)``.
+
+    Returns:
+        The area, in expectation over the order of ties.
+
+    Raises:
+        DataError: Lengths differ, empty, or NaN.
+    """
+    return float(_once(uncertainty, correct).augrc()[0])
+
+
 def excess_aurc(uncertainty: Any, correct: Any) -> float:
     """E-AURC: AURC minus that of the best possible order of the same answers, by the exact sum; lower is better.
 
@@ -170,3 +206,28 @@ def accuracy_at_coverage(uncertainty: Any, correct: Any, coverage: float = 0.8) 
     if not 0 < coverage <= 1:
         raise DataError(f"coverage must lie in (0, 1], got {coverage}")
     return float(_once(uncertainty, correct).accuracy_at(coverage)[0])
+
+
+def coverage_at_risk(uncertainty: Any, correct: Any, risk: float = 0.05) -> float:
+    """Largest share of the items that can be answered with an error rate of at most ``risk``; higher is better.
+
+    The curve may cross the risk several times; this is the last crossing, in steps of whole tie groups, since no
+    threshold can answer a part of one. It is fitted to the items it is measured on: for a threshold that holds on new
+    items see ``risk_control``.
+
+    Args:
+        uncertainty: Higher is less certain. Shape ``(N,)``.
+        correct: Whether the answer is right, in [0, 1]. Shape ``(N,)``.
+        risk: Error rate allowed among the answers, in [0, 1].
+
+    Returns:
+        The coverage, 0 when no threshold keeps the risk.
+
+    Raises:
+        DataError: Lengths differ, empty, NaN, or a risk outside [0, 1].
+    """
+    if not 0 <= risk <= 1:
+        raise DataError(f"risk must lie in [0, 1], got {risk}")
+    kept = _once(uncertainty, correct)
+    good = kept.total_errors[0] <= risk * kept.total[0] + 1e-9
+    return float(kept.total[0][good].max(initial=0.0) / kept.total[0, -1])

@@ -4,6 +4,7 @@
     total        expected (aleatoric)   mutual information (epistemic)
 
 Sources: Houlsby et al. 2011, arXiv:1112.5745 (mutual information); Depeweg et al. 2018, arXiv:1710.07283 (the split).
+What the draws would answer if each had one vote: Freeman 1965 (variation ratio).
 Notation: ``sample_log_probs`` (S, N, K) is log p_s(k | x), ``mixture`` (N, K) is log p_bar.
 """
 
@@ -11,9 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from vlora.eval.metrics.arrays import Array, log_prob_array
+from vlora.eval.metrics.arrays import Array, normalised
 
-__all__ = ["entropy", "expected_entropy", "mixture_log_probs", "mutual_information"]
+__all__ = [
+    "disagreement",
+    "entropy",
+    "expected_entropy",
+    "expected_pairwise_kl",
+    "mixture_log_probs",
+    "mutual_information",
+    "variation_ratio",
+]
 
 
 def _plogp(log_probs: Array) -> Array:
@@ -33,7 +42,7 @@ def mixture_log_probs(sample_log_probs: Any) -> Array:
     Raises:
         DataError: Wrong shape or NaN.
     """
-    samples = log_prob_array("sample_log_probs", sample_log_probs, 3)
+    samples = normalised("sample_log_probs", sample_log_probs, 3)
     top = samples.max(axis=0)
     shift = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):
@@ -52,7 +61,7 @@ def entropy(log_probs: Any) -> Array:
     Raises:
         DataError: Wrong shape or NaN.
     """
-    return np.maximum(-_plogp(log_prob_array("log_probs", log_probs, 2)).sum(axis=-1), 0.0)
+    return np.maximum(-_plogp(normalised("log_probs", log_probs, 2)).sum(axis=-1), 0.0)
 
 
 def expected_entropy(sample_log_probs: Any) -> Array:
@@ -67,7 +76,7 @@ def expected_entropy(sample_log_probs: Any) -> Array:
     Raises:
         DataError: Wrong shape or NaN.
     """
-    samples = log_prob_array("sample_log_probs", sample_log_probs, 3)
+    samples = normalised("sample_log_probs", sample_log_probs, 3)
     return np.maximum(-_plogp(samples).sum(axis=-1), 0.0).mean(axis=0)
 
 
@@ -89,7 +98,7 @@ def mutual_information(sample_log_probs: Any, *, antithetic: bool = False, corre
     Raises:
         DataError: Wrong shape or NaN.
     """
-    samples = log_prob_array("sample_log_probs", sample_log_probs, 3)
+    samples = normalised("sample_log_probs", sample_log_probs, 3)
     num_samples = len(samples)
     mixture = mixture_log_probs(samples)
     with np.errstate(invalid="ignore"):  # -inf - -inf, masked below
@@ -100,3 +109,79 @@ def mutual_information(sample_log_probs: Any, *, antithetic: bool = False, corre
     if num_samples == 1:
         return np.full_like(divergence, np.nan)
     return divergence * (num_samples / (num_samples - 1))
+
+
+def expected_pairwise_kl(sample_log_probs: Any) -> Array:
+    """Mean of KL(p_s || p_t) over all pairs of different draws, s != t: epistemic like the mutual information.
+
+    Unbiased for independent draws at any S, and never below their corrected mutual information. One impossible
+    choice that another draw allows makes it infinite, which the mutual information never is.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+
+    Returns:
+        Nats >= 0, shape ``(N,)``; NaN for a single draw.
+
+    Raises:
+        DataError: Wrong shape, NaN, or rows that do not sum to one.
+    """
+    samples = normalised("sample_log_probs", sample_log_probs, 3)
+    num_samples = len(samples)
+    if num_samples == 1:
+        return np.full(samples.shape[1], np.nan)
+    # sum_{s,t} p_s (log p_s - log p_t): a choice that no draw allows adds nothing, one that only some allow infinity.
+    allowed = ~np.isneginf(samples)
+    times_allowed = allowed.sum(axis=0)
+    mixed = ((times_allowed > 0) & (times_allowed < num_samples)).sum(axis=1) > 0
+    logs = np.where(allowed, samples, 0.0)
+    probs = np.exp(samples)
+    total = num_samples * (probs * logs).sum(axis=(0, 2)) - (probs.sum(axis=0) * logs.sum(axis=0)).sum(axis=1)
+    mean = np.maximum(total / (num_samples * (num_samples - 1)), 0.0)
+    return np.where(mixed, np.inf, mean)
+
+
+def variation_ratio(sample_log_probs: Any) -> Array:
+    """Share of draws that do not vote for the most popular choice, 1 - max_k (votes_k / S).
+
+    A draw with several most probable choices splits its vote among them.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+
+    Returns:
+        Values in [0, 1 - 1/K], shape ``(N,)``; higher is less certain.
+
+    Raises:
+        DataError: Wrong shape, NaN, or rows that do not sum to one.
+    """
+    return np.maximum(1 - _votes(sample_log_probs).mean(axis=0).max(axis=1), 0.0)
+
+
+def disagreement(sample_log_probs: Any) -> Array:
+    """Chance that two different draws answer differently, mean over pairs s != t.
+
+    A draw with several most probable choices answers one of them at random.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+
+    Returns:
+        Values in [0, 1], shape ``(N,)``; higher is less certain; NaN for a single draw.
+
+    Raises:
+        DataError: Wrong shape, NaN, or rows that do not sum to one.
+    """
+    votes = _votes(sample_log_probs)
+    num_samples = len(votes)
+    if num_samples == 1:
+        return np.full(votes.shape[1], np.nan)
+    same = np.square(votes.sum(axis=0)).sum(axis=1) - np.square(votes).sum(axis=(0, 2))
+    return np.maximum(1 - same / (num_samples * (num_samples - 1)), 0.0)
+
+
+def _votes(sample_log_probs: Any) -> Array:
+    """Vote of every draw, ``(S, N, K)``, rows summing to one."""
+    samples = normalised("sample_log_probs", sample_log_probs, 3)
+    top = samples == samples.max(axis=-1, keepdims=True)
+    return top / top.sum(axis=-1, keepdims=True)

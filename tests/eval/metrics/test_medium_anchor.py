@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 
 from vlora.eval.metrics.calibration import calibration, debiased_l2
+from vlora.eval.metrics.classwise import marginal_debiased_l2
 from vlora.eval.metrics.proper_scores import brier_score, correctness, negative_log_likelihood
 from vlora.eval.metrics.ranking import auroc, average_precision
-from vlora.eval.metrics.selective import aurc, excess_aurc, risk_coverage
+from vlora.eval.metrics.selective import augrc, aurc, excess_aurc, risk_coverage
 from vlora.eval.metrics.temperature import fit_temperature, temper
-from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.metrics.uncertainty import (
+    entropy,
+    expected_entropy,
+    mixture_log_probs,
+    mutual_information,
+    variation_ratio,
+)
 
 
 def log_softmax(z):
@@ -51,6 +58,7 @@ def test_calibration_errors(anchor):
     # 2000 items in 15 bins: the other package puts the larger bins first, ours spreads them.
     assert mass.error(2) == pytest.approx(0.173260, abs=1e-4)
     assert debiased_l2(mass) == pytest.approx(0.168575, abs=1e-4)
+    assert marginal_debiased_l2(log_probs, label) == pytest.approx(0.099497, abs=1e-4)
 
 
 def test_ranking_and_selective_metrics(anchor):
@@ -61,6 +69,7 @@ def test_ranking_and_selective_metrics(anchor):
     assert average_precision(uncertainty, 1 - correct) == digits(0.530364)
     assert aurc(uncertainty, correct) == digits(0.236666)
     assert excess_aurc(uncertainty, correct) == digits(0.153669)
+    assert augrc(uncertainty, correct) == pytest.approx(0.146120, abs=2e-4)
     curve = risk_coverage(uncertainty, correct)
     assert np.trapezoid(curve.risk, curve.coverage) / (1 - 1 / 2000) == digits(0.236690)
 
@@ -80,3 +89,4 @@ def test_split_of_the_entropy(anchor):
     assert entropy(mixture_log_probs(draws)).mean() == digits(0.612791)
     assert expected_entropy(draws).mean() == digits(0.536061)
     assert mutual_information(draws, corrected=False).mean() == digits(0.076730)
+    assert variation_ratio(draws).mean() == digits(0.129875)

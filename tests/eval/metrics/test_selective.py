@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from vlora.errors import DataError
 from vlora.eval.metrics.ranking import Ranking
-from vlora.eval.metrics.selective import Kept, accuracy_at_coverage, aurc, excess_aurc, risk_coverage
+from vlora.eval.metrics.selective import (
+    Kept,
+    accuracy_at_coverage,
+    augrc,
+    aurc,
+    coverage_at_risk,
+    excess_aurc,
+    risk_coverage,
+)
 
 
 def plain_aurc(errors):
@@ -53,6 +61,23 @@ def test_accuracy_at_coverage_counts_up_and_takes_ties_in_expectation():
         accuracy_at_coverage(u, correct, 0)
 
 
+def test_augrc_by_hand_and_by_its_formula():
+    # Errors kept after 1 … 4 answers: 0, 1, 1, 2 of 4.
+    assert augrc([1, 2, 3, 4], [1, 0, 1, 0]) == pytest.approx((0 + 1 + 1 + 2) / 16)
+    assert augrc([1, 1, 1, 1], [1, 0, 1, 0]) == pytest.approx((0.5 + 1 + 1.5 + 2) / 16)
+
+
+def test_coverage_at_risk_is_the_last_crossing_in_whole_groups():
+    correct = [1, 0, 1, 1, 1, 0]
+    assert coverage_at_risk([1, 2, 3, 4, 5, 6], correct, 0.2) == pytest.approx(5 / 6)
+    assert coverage_at_risk([1, 2, 3, 4, 5, 6], correct, 0.0) == pytest.approx(1 / 6)
+    assert coverage_at_risk([1, 2, 3, 4, 5, 5], correct, 0.2) == pytest.approx(1 / 6)  # 5 and 6 only together
+    assert coverage_at_risk([1, 1], [0, 1], 0.2) == 0.0
+    assert coverage_at_risk([1, 2], [0, 0], 1.0) == 1.0
+    with pytest.raises(DataError, match=r"risk must lie in \[0, 1\], got 2"):
+        coverage_at_risk([1, 2], [0, 0], 2)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 40), st.integers(0, 2**31), st.booleans())
 def test_properties(size, seed, coarse):
@@ -65,6 +90,8 @@ def test_properties(size, seed, coarse):
     assert aurc(u[order], correct[order]) == pytest.approx(aurc(u, correct))
     assert 0 <= excess_aurc(u, correct) <= aurc(u, correct) + 1e-12
     assert excess_aurc(1.0 - correct, correct) == pytest.approx(0, abs=1e-12)
+    assert augrc(u, correct) == pytest.approx((curve.risk * curve.coverage).mean())
+    assert augrc(1.0 - correct, correct) - 1e-12 <= augrc(u, correct) <= aurc(u, correct) + 1e-12
     oracle = plain_aurc(np.sort(1 - correct))
     assert aurc(u, correct) - excess_aurc(u, correct) == pytest.approx(oracle)
 
@@ -80,6 +107,7 @@ def test_resamples_equal_laid_out_resamples(size, seed, coarse):
     kept = Kept.of(Ranking.of(u), correct, weights)
     for row, items in enumerate(drawn):
         assert kept.aurc()[row] == pytest.approx(aurc(u[items], correct[items]))
+        assert kept.augrc()[row] == pytest.approx(augrc(u[items], correct[items]))
         assert kept.accuracy_at(0.7)[row] == pytest.approx(
             accuracy_at_coverage(u[items], correct[items], 0.7)
         )

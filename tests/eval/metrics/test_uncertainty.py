@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlora.errors import DataError
-from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.metrics.uncertainty import (
+    disagreement,
+    entropy,
+    expected_entropy,
+    expected_pairwise_kl,
+    mixture_log_probs,
+    mutual_information,
+    variation_ratio,
+)
 
 
 def log_softmax(z):
@@ -81,7 +89,33 @@ def test_properties(draws, items, choices, seed, spread):
     )
 
 
+def test_votes_by_hand():
+    with np.errstate(divide="ignore"):
+        draws = np.log([[[0.6, 0.4, 0.0]], [[0.9, 0.1, 0.0]], [[0.2, 0.3, 0.5]], [[0.5, 0.5, 0.0]]])
+    # Votes: 0, 0, 2, and one split between 0 and 1.
+    assert variation_ratio(draws) == pytest.approx([1 - 2.5 / 4])
+    differ = [0, 1, 0.5, 1, 0.5, 1]  # pairs 01, 02, 03, 12, 13, 23
+    assert disagreement(draws) == pytest.approx([np.mean(differ)])
+    assert np.isnan(disagreement(draws[:1])).all() and variation_ratio(draws[:1]) == pytest.approx([0])
+
+
+def test_pairwise_divergence_equals_its_double_sum():
+    draws = log_softmax(np.random.default_rng(5).normal(size=(4, 6, 3)))
+    pairs = [
+        (np.exp(draws[s]) * (draws[s] - draws[t])).sum(axis=1) for s in range(4) for t in range(4) if s != t
+    ]
+    assert expected_pairwise_kl(draws) == pytest.approx(np.mean(pairs, axis=0))
+    assert (expected_pairwise_kl(draws) >= mutual_information(draws) - 1e-12).all()
+    with np.errstate(divide="ignore"):
+        certain = np.log([[[1.0, 0.0, 0.0]], [[0.5, 0.5, 0.0]]])
+    assert expected_pairwise_kl(certain) == pytest.approx([np.inf])
+    assert expected_pairwise_kl(certain[[0, 0]]) == pytest.approx([0])
+    assert np.isnan(expected_pairwise_kl(draws[:1])).all()
+
+
 def test_bad_input_is_named():
+    with pytest.raises(DataError, match=r"must sum to 1 over the choices, got 0\.2707 in 1 of 1 rows"):
+        entropy([[-2.0, -2.0]])
     with pytest.raises(DataError, match="must be a non-empty 3-D array"):
         mutual_information([[0.0]])
     with pytest.raises(DataError, match="were logits passed"):

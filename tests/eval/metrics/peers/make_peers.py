@@ -1,0 +1,143 @@
+"""Compute the same metrics with other packages and freeze what they say in peers.json, next to this file.
+
+    pip install torchmetrics netcal uncertainty-calibration relplot lm-polygraph
+    python tests/eval/metrics/peers/make_peers.py
+
+Packages that are not installed are skipped; what they said before is kept.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import sys
+import types
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+def softmax(z):
+    z = np.exp(z - z.max(-1, keepdims=True))
+    return z / z.sum(-1, keepdims=True)
+
+
+def cases():
+    """Probabilities and labels: the medium anchor, and a small calibrated set."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(2000, 4)) * 1.5
+    label = np.array([rng.choice(4, p=softmax(row)) for row in truth])
+    yield "medium", softmax(2 * truth), label
+    rng = np.random.default_rng(7)
+    small = softmax(rng.normal(size=(150, 3)))
+    yield "small", small, np.array([rng.choice(3, p=row) for row in small])
+
+
+def torchmetrics(probs, label):
+    import torch
+    from torchmetrics.functional.classification import (
+        binary_auroc,
+        binary_average_precision,
+        multiclass_calibration_error,
+    )
+
+    p, y = torch.tensor(probs, dtype=torch.float64), torch.tensor(label)
+    wrong = (p.argmax(1) != y).long()
+    error = {
+        f"ece_{norm}": multiclass_calibration_error(p, y, probs.shape[1], n_bins=15, norm=norm).item()
+        for norm in ("l1", "l2", "max")
+    }
+    score = 1 - p.max(1).values
+    return error | {
+        "auroc_error": binary_auroc(score, wrong).item(),
+        "ap_error": binary_average_precision(score, wrong).item(),
+    }
+
+
+def netcal(probs, label):
+    from netcal.metrics import ECE, MCE
+
+    confidence, right = probs.max(1), (probs.argmax(1) == label).astype(int)
+    return {
+        "ece_15": float(ECE(15).measure(confidence, right)),
+        "ece_15_mass": float(ECE(15, equal_intervals=False).measure(confidence, right)),
+        "mce_15": float(MCE(15).measure(confidence, right)),
+    }
+
+
+def calibration(probs, label):
+    import calibration as other
+
+    return {
+        "ece_15": other.get_ece(probs, label, num_bins=15),
+        "ece_15_mass": other.get_ece_em(probs, label, num_bins=15),
+        "debiased_l2_mass": other.get_calibration_error(probs, label, p=2, debias=True, mode="top-label"),
+        "marginal_debiased_l2": other.get_calibration_error(probs, label, p=2, debias=True, mode="marginal"),
+    }
+
+
+def relplot(probs, label):
+    import relplot as other
+
+    value, width = other.smECE(probs.max(1), (probs.argmax(1) == label) * 1.0, return_width=True)
+    class_zero = other.smECE(probs[:, 0], (label == 0) * 1.0)
+    return {"smooth_ece": float(value), "bandwidth": float(width), "smooth_ece_class_0": float(class_zero)}
+
+
+def lm_polygraph(probs, label):
+    other = polygraph_metrics()
+    uncertainty, right = -probs.max(1), (probs.argmax(1) == label).astype(float)
+    found = {"aurc": other.RiskCoverageCurveAUC()(uncertainty, right)}
+    for share in (1.0, 0.5):
+        area = other.PredictionRejectionArea(share)
+        found[f"area_{share}"] = area(uncertainty, right)
+        found[f"oracle_{share}"] = area(-right, right)
+    found["auroc"] = other.ROCAUC()(list(uncertainty), list(right))
+    return {name: float(value) for name, value in found.items()}
+
+
+@functools.cache
+def polygraph_metrics():
+    """lm-polygraph's metric classes alone: its packages import every API client and judge they know."""
+    spec = importlib.util.find_spec("lm_polygraph")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("lm_polygraph is not installed")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for name in ("lm_polygraph", "lm_polygraph.ue_metrics"):
+        shell = types.ModuleType(name)
+        shell.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = shell
+    modules = ("risk_cov_curve", "pred_rej_area", "roc_auc")
+    found = types.SimpleNamespace()
+    for name in modules:
+        vars(found).update(vars(importlib.import_module(f"lm_polygraph.ue_metrics.{name}")))
+    return found
+
+
+PEERS = {
+    "torchmetrics": (torchmetrics, "torchmetrics"),
+    "netcal": (netcal, "netcal"),
+    "calibration": (calibration, "uncertainty-calibration"),
+    "relplot": (relplot, "relplot"),
+    "lm_polygraph": (lm_polygraph, "lm-polygraph"),
+}
+
+
+def main():
+    path = HERE / "peers.json"
+    frozen = json.loads(path.read_text()) if path.exists() else {}
+    for name, (compute, package) in PEERS.items():
+        try:
+            values = {case: compute(probs, label) for case, probs, label in cases()}
+        except ImportError as error:
+            print(f"{name}: kept as it was ({error})", file=sys.stderr)
+            continue
+        frozen[name] = {"package": f"{package} {version(package)}", "cases": values}
+    path.write_text(json.dumps(frozen, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

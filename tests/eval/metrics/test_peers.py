@@ -1,0 +1,107 @@
+"""Our metrics against what other packages said about the same arrays, frozen by peers/make_peers.py."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlora.eval.metrics.calibration import calibration, debiased_l2
+from vlora.eval.metrics.classwise import marginal_debiased_l2
+from vlora.eval.metrics.ranking import auroc, average_precision
+from vlora.eval.metrics.smooth_calibration import smooth_ece
+
+FOLDER = Path(__file__).parent / "peers"
+FROZEN = json.loads((FOLDER / "peers.json").read_text())
+
+
+def generated_cases():
+    """The arrays of make_peers.py, so that both sides read one definition."""
+    spec = importlib.util.spec_from_file_location("make_peers", FOLDER / "make_peers.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {name: (probs, label) for name, probs, label in module.cases()}
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """Every number of ours that a peer has a counterpart of."""
+    found = {}
+    for case, (probs, label) in generated_cases().items():
+        confidence, right = probs.max(1), (probs.argmax(1) == label).astype(float)
+        width, mass = calibration(confidence, right), calibration(confidence, right, scheme="equal_mass")
+        found[case] = {
+            "ece": width.ece,
+            "ece_mass": mass.ece,
+            "l2": width.error(2),
+            "max": width.maximum_error(1),
+            "debiased_l2_mass": debiased_l2(mass),
+            "marginal_debiased_l2": marginal_debiased_l2(np.log(probs), label),
+            "auroc": auroc(-confidence, 1 - right),
+            "ap": average_precision(-confidence, 1 - right),
+            "smooth_ece": smooth_ece(confidence, right),
+            "smooth_ece_class_0": smooth_ece(probs[:, 0], label == 0),
+        }
+    return found
+
+
+# Ours, theirs, and how close: torchmetrics computes in float32; bins of equal mass put the odd items elsewhere where
+# N is no multiple of the bins; relplot's mesh moves the third digit (see smooth_calibration).
+AGREEMENT = [
+    ("ece", "torchmetrics", "ece_l1", 1e-6),
+    ("l2", "torchmetrics", "ece_l2", 1e-6),
+    ("max", "torchmetrics", "ece_max", 1e-6),
+    ("auroc", "torchmetrics", "auroc_error", 1e-6),
+    ("ap", "torchmetrics", "ap_error", 1e-6),
+    ("ece", "netcal", "ece_15", 1e-12),
+    ("ece_mass", "netcal", "ece_15_mass", 1e-12),
+    ("max", "netcal", "mce_15", 1e-12),
+    ("ece", "calibration", "ece_15", 1e-12),
+    ("ece_mass", "calibration", "ece_15_mass", 1e-12),
+    ("debiased_l2_mass", "calibration", "debiased_l2_mass", 1e-4),
+    ("marginal_debiased_l2", "calibration", "marginal_debiased_l2", 1e-4),
+    ("smooth_ece", "relplot", "smooth_ece", 2e-3),
+    ("smooth_ece_class_0", "relplot", "smooth_ece_class_0", 2e-3),
+]
+
+
+@pytest.mark.parametrize(("ours_name", "peer", "theirs_name", "tolerance"), AGREEMENT)
+@pytest.mark.parametrize("case", ["medium", "small"])
+def test_agreement(ours, case, ours_name, peer, theirs_name, tolerance):
+    theirs = FROZEN[peer]["cases"][case][theirs_name]
+    assert ours[case][ours_name] == pytest.approx(theirs, abs=tolerance)
+
+
+def relplot_rule(f, y):
+    """What relplot 1.0.3 computes: its mesh, its cut kernel, its ends counted once, its ten halvings."""
+
+    def error(sigma):
+        nodes = max(2000, round(20 / sigma)) // 2 + 1
+        grid, shared = np.linspace(0, 1, nodes), np.minimum((f * (nodes - 1)).astype(int), nodes - 2)
+        part = f * (nodes - 1) - shared
+        kernel = np.exp(-((grid - 0.5) ** 2) / (2 * sigma**2))
+        half = nodes // 2
+        seen = np.linspace(0, 1, max(round(10 / sigma), 200))
+        smooth = []
+        for values in (f - y, np.ones(len(f))):
+            mesh = np.bincount(shared, values * (1 - part), nodes)
+            mesh += np.bincount(shared + 1, values * part, nodes)
+            wide = np.convolve(np.concatenate([mesh[::-1][:-1], mesh, mesh[::-1][1:]]), kernel, "valid")
+            smooth.append(np.interp(seen, grid, wide[half : half + nodes]))
+        return np.abs(smooth[0]).sum() / smooth[1].sum()
+
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle < error(middle) else (low, middle)
+    return error(high)
+
+
+def test_the_gap_to_relplot_is_its_discretisation():
+    probs, label = generated_cases()["medium"]
+    confidence, right = probs.max(1), (probs.argmax(1) == label).astype(float)
+    assert relplot_rule(confidence, right) == pytest.approx(0.160351, abs=6e-7)
+    # Every region is over-confident here, so the integral is the plain gap, at any bandwidth.
+    assert smooth_ece(confidence, right) == pytest.approx(float((confidence - right).mean()), abs=1e-5)
