@@ -1,6 +1,6 @@
 """Several processes of one run, as ``accelerate launch`` and ``torchrun`` start them: the first decides and writes.
 
-What every process must agree on (which checkpoint to go on from, settings measured by a probe) is found by the first
+What every process must agree on (which checkpoint to go on from, what a folder holds) is found by the first
 process and sent to the others. On one process everything here just calls its function.
 """
 
