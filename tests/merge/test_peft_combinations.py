@@ -36,6 +36,11 @@ def our_merge(posteriors, folder, **settings):
     return peft_deltas(folder)
 
 
+def small(deltas):
+    """Modules of 6 outputs, which rank 6 holds exactly (PEFT's svd fails beyond the smaller side)."""
+    return {module: delta for module, delta in deltas.items() if "v_proj" in module}
+
+
 def relative(found, expected):
     error = sum((found[m] - expected[m]).square().sum() for m in expected)
     return math.sqrt(error / sum(e.square().sum() for e in expected.values()))
@@ -65,11 +70,11 @@ def test_ties_svd_elects_signs_without_the_weights(pair):
     """PEFT elects signs before it applies weights, so that taking an adapter away (-1) keeps entries of the *sum's*
     sign. The negative of an adapter must merge like that adapter with its factors negated: PEFT's does not."""
     folders, _, deltas = pair
-    theirs = peft_merge(folders, [1.0, -1.0], "ties_svd", density=1 - 1e-9, svd_rank=12)
+    theirs = small(peft_merge(folders, [1.0, -1.0], "ties_svd", density=1.0, svd_rank=6))
     negated = {m: elect_and_merge([deltas[0][m], -deltas[1][m]], [1.0, 1.0]) for m in theirs}
     ours = {m: elect_and_merge([deltas[0][m], deltas[1][m]], [1.0, -1.0]) for m in theirs}
     assert relative(ours, negated) < 1e-12
-    assert relative(theirs, negated) > 0.5
+    assert relative(theirs, negated) > 0.3
 
 
 @pytest.mark.parametrize("kind", ["svd", "cat"])
@@ -101,14 +106,16 @@ def test_dare_linear_svd_is_ours_in_expectation(pair, tmp_path):
     """Both are unbiased for the weighted sum; their masks differ, and ours are the same in every run."""
     folders, posteriors, deltas = pair
     torch.manual_seed(0)
-    theirs = [peft_merge(folders, [1.0, 0.5], "dare_linear_svd", density=0.8, svd_rank=12) for _ in range(12)]
+    theirs = [
+        small(peft_merge(folders, [1.0, 0.5], "dare_linear_svd", density=0.5, svd_rank=6)) for _ in range(12)
+    ]
     mean = {m: torch.stack([t[m] for t in theirs]).mean(0) for m in theirs[0]}
-    settings = {"method": "dare_linear", "weights": [1.0, 0.5], "density": 0.8, "rank": 12}
-    ours = [our_merge(posteriors, tmp_path / str(s), seed=s, **settings) for s in range(12)]
+    settings = {"method": "dare_linear", "weights": [1.0, 0.5], "density": 0.5, "rank": 6}
+    ours = [small(our_merge(posteriors, tmp_path / str(s), seed=s, **settings)) for s in range(12)]
     ours_mean = {m: torch.stack([t[m] for t in ours]).mean(0) for m in ours[0]}
     total = {m: deltas[0][m] + 0.5 * deltas[1][m] for m in mean}
-    # One draw is off by sqrt((1 - p) / p) = .5 of the rms at most, a mean of 12 by .144.
-    assert relative(mean, total) < 0.17
-    assert relative(ours_mean, total) < 0.17
-    again = our_merge(posteriors, tmp_path / "again", seed=0, **settings)
+    # One draw is off by about sqrt((1 - p) / p) = 1, a mean of 12 by .29; without the rescaling, by more than .5.
+    assert relative(mean, total) < 0.4
+    assert relative(ours_mean, total) < 0.4
+    again = small(our_merge(posteriors, tmp_path / "again", seed=0, **settings))
     assert all(torch.equal(again[m], ours[0][m]) for m in again)
