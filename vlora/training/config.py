@@ -108,6 +108,8 @@ class OptimizerConfig:
             )
         if self.hess_approx == "price" and self.noise_cost is not None:
             raise ConfigError("optimizer: noise_cost needs hess_approx gradsq")
+        if self.prior == "empirical_bayes" and self.ess is None and self.hess_approx != "price":
+            raise ConfigError("optimizer: prior empirical_bayes needs a fixed ess; give optimizer.ess")
 
 
 @dataclass(frozen=True, kw_only=True)

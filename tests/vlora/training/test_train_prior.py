@@ -14,6 +14,7 @@ def test_the_posterior_carries_the_learned_priors(make_config, tmp_path):
     config = make_config(
         "causal_lm",
         "optimizer.prior=empirical_bayes",
+        "optimizer.ess=1e5",
         "optimizer.prior_update_every=2",
         "optimizer.prior_pull=false",
     )
@@ -29,6 +30,8 @@ def test_the_posterior_carries_the_learned_priors(make_config, tmp_path):
 
 
 def test_a_flat_prior_cannot_be_learned(make_config):
-    config = make_config("causal_lm", "optimizer.prior=empirical_bayes", "optimizer.weight_decay=0")
+    config = make_config(
+        "causal_lm", "optimizer.prior=empirical_bayes", "optimizer.ess=1e5", "optimizer.weight_decay=0"
+    )
     with pytest.raises(ConfigError, match="starts from a weight_decay above 0"):
         run_training(config)
