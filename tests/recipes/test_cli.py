@@ -299,7 +299,10 @@ def test_ctrl_c_leaves_the_old_output_and_the_run_goes_on(world, tmp_path):
         sys.executable, "-m", "vlora", "train", str(world / "train.yaml"), f"output={tmp_path}/o",
         "training.max_steps=400", "training.save_steps=2", "training.logging_steps=1",
     ]  # fmt: skip
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while (
         not list((tmp_path / "o.work").glob("checkpoint-*/trainer_state.json"))

@@ -26,10 +26,13 @@ def serve(rank, size, port, pipe):
     dist.init_process_group("gloo")
     while (job := pipe.recv()) is not None:
         function, args, kwargs = job
+        former = dict(os.environ)
         try:
             pipe.send((True, function(*args, **kwargs)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+        os.environ.clear()
+        os.environ |= former  # accelerate's plugins leave switches behind
 
 
 class TwoRanks:
