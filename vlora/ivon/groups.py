@@ -139,7 +139,7 @@ def _rescaled(group: dict[str, Any]) -> bool:
 
 
 def step_settings(group: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of ``ivon_step`` and ``foreach_ivon_step_`` that are shared by a group."""
+    """Keyword arguments of ``ivon_step`` and ``ivon_step_`` that are shared by a group."""
     lr = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
     names = (
         "ess",

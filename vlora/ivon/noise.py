@@ -31,6 +31,7 @@ from vlora.ivon.shards import sum_of_ranks
 
 __all__ = [
     "COST_MEMORY",
+    "Measured",
     "NoiseTally",
     "controlled",
     "derive_ess",
