@@ -1,17 +1,15 @@
 """The tables of ``benchmarks/first_run`` on a small made-up tree of results whose numbers are worked out by hand."""
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.first_run import cells, sentiment_tables, table
+from benchmarks.readme_table import END, START, replaced, t_quantile
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "first_run"
-sys.path.insert(0, str(FOLDER))
-cells, sentiment_tables, table = map(importlib.import_module, ("cells", "sentiment_tables", "table"))
-sys.path.remove(str(FOLDER))
 
 TRAINED, UNSEEN = sentiment_tables.TRAINED, sentiment_tables.UNSEEN
 
@@ -98,7 +96,7 @@ def line(tree: Path) -> Callable[..., list[str]]:
     ("df", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (11, 2.2010), (100, 1.9840)]
 )
 def test_student_quantiles_are_those_of_the_books(df, quantile):
-    assert cells.t_quantile(df) == pytest.approx(quantile, abs=1e-3)
+    assert t_quantile(df) == pytest.approx(quantile, abs=1e-3)
 
 
 def test_adapters_show_mean_and_standard_error_over_seeds(line):
@@ -217,12 +215,10 @@ def test_the_block_is_replaced_between_its_markers_only(tree, tmp_path):
     assert readme.read_text() == first
 
 
-@pytest.mark.parametrize(
-    "text", ["", table.START, f"{table.END}{table.START}", f"{table.START}{table.END}" * 2]
-)
+@pytest.mark.parametrize("text", ["", START, f"{END}{START}", f"{START}{END}" * 2])
 def test_markers_that_do_not_fit_are_refused(text):
     with pytest.raises(SystemExit, match="expected one <!-- table:start -->"):
-        table.replaced(text, "new")
+        replaced(text, "new")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
@@ -239,9 +235,7 @@ def committed() -> Path:
 
 def test_the_readme_holds_the_tables_of_the_committed_results(committed):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert text == table.replaced(text, table.block(cells.Results(committed))), (
-        "run benchmarks/first_run/table.py"
-    )
+    assert text == replaced(text, table.block(cells.Results(committed))), "run benchmarks/first_run/table.py"
 
 
 def test_committed_results_name_no_folder_of_a_machine(committed):

@@ -1,25 +1,12 @@
 """The tables of ``benchmarks/low_precision`` on made-up records whose numbers are worked out by hand."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
-import pytest
+from benchmarks.low_precision import table
+from benchmarks.readme_table import END, START
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "low_precision"
-
-
-@pytest.fixture(scope="module")
-def table():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("low_precision_table", FOLDER / "table.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FOLDER))
-    return module
 
 
 def record(root, name, accuracy, nll, state=12.0, seconds=10.0, spearman=1.0):
@@ -42,7 +29,7 @@ def line(text, *starts):
     return next(row for row in text.splitlines() if row.startswith("| " + " | ".join(starts)))
 
 
-def test_differences_are_paired_by_task_and_seed(table, tmp_path):
+def test_differences_are_paired_by_task_and_seed(tmp_path):
     for seed, (accuracy, nll) in enumerate([(0.80, 0.50), (0.70, 0.60)]):
         record(tmp_path, f"tasks/sst2_float32_{seed}", accuracy, nll)
         record(
@@ -59,7 +46,7 @@ def test_differences_are_paired_by_task_and_seed(table, tmp_path):
     assert line(costs, "8-bit states") == "| 8-bit states | 6.00 | 2.00 | — | 0.9900 | — | — |"
 
 
-def test_a_quantised_base_is_shown_without_training_and_as_reference(table, tmp_path):
+def test_a_quantised_base_is_shown_without_training_and_as_reference(tmp_path):
     for form, nll in (("float32", 2.0), ("4bit_base", 2.1)):
         record(tmp_path, f"bases/gsm8k_{form}_0", 0.3, nll)
         record(tmp_path, f"stories/gsm8k_{form}_0", 0.4, nll - 0.5)
@@ -77,7 +64,7 @@ def test_a_quantised_base_is_shown_without_training_and_as_reference(table, tmp_
     )
 
 
-def test_the_readme_has_the_tables_of_the_results(table):
+def test_the_readme_has_the_tables_of_the_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    shown = text.split(table.START)[1].split(table.END)[0].strip()
-    assert shown == table.block(table.read(table.RESULTS)).strip()
+    shown = text.split(START)[1].split(END)[0].strip()
+    assert shown == table.block(table.read(FOLDER / "results")).strip()

@@ -1,27 +1,15 @@
 """The tables of ``benchmarks/optimizer`` on made-up results whose numbers are worked out by hand."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.optimizer import table
+from benchmarks.readme_table import replaced
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "optimizer"
-
-
-def load(name: str):
-    """The module of this benchmark, which shares its name with those of other benchmarks."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks_optimizer_{name}", FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-table = load("table")
 
 
 @pytest.fixture
@@ -98,20 +86,9 @@ def test_the_block_is_replaced_between_its_markers_only(tmp_path, records):
     assert text.endswith("<!-- table:end -->\nafter\n") and "former" not in text
 
 
-@pytest.mark.parametrize("text", ["", table.START, f"{table.END}{table.START}"])
-def test_markers_that_do_not_fit_are_refused(text):
-    with pytest.raises(SystemExit, match="expected one <!-- table:start -->"):
-        table.replaced(text, "new")
-
-
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="is not a folder; run run.py first"):
-        table.main(["--results", str(tmp_path / "none")])
-
-
 def test_the_readme_holds_the_tables_of_the_committed_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert text == table.replaced(text, table.block(table.read(FOLDER / "results"))), (
+    assert text == replaced(text, table.block(table.read(FOLDER / "results"))), (
         "run benchmarks/optimizer/table.py"
     )
 

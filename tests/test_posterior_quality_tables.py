@@ -1,17 +1,15 @@
 """The tables of ``benchmarks/posterior_quality``: numbers by hand, and the README holds what the files say."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.posterior_quality import table
+from benchmarks.readme_table import replaced
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "posterior_quality"
-SPEC = importlib.util.spec_from_file_location("posterior_quality_table", FOLDER / "table.py")
-assert SPEC is not None and SPEC.loader is not None
-table = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(table)
 
 
 def record(task: str, arm: str, seed: int, **nll: float) -> dict:
@@ -65,8 +63,7 @@ def test_noisy_tasks_come_first(records):
 
 def test_the_readme_holds_the_tables_of_the_committed_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    inside = text.split(table.START)[1].split(table.END)[0].strip()
-    assert inside == table.block(FOLDER / "results"), "run benchmarks/posterior_quality/table.py"
+    assert text == replaced(text, table.block(FOLDER / "results")), "run benchmarks.posterior_quality.table"
 
 
 def test_results_hold_no_path_of_the_machine():

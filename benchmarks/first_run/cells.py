@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.readme_table import t_quantile
+
 DASH, NAN = "—", float("nan")
 ECE = "ece_15_equal_width"
 OPTIMIZERS = {"adamw": "AdamW", "ivon": "IVON"}
@@ -76,18 +78,6 @@ def known(values: Any) -> Array:
     """The values that are there, flat."""
     flat = np.asarray(values, dtype=np.float64).ravel()
     return flat[~np.isnan(flat)]
-
-
-def t_quantile(df: int) -> float:
-    """.975 quantile of Student's t with ``df`` degrees of freedom: bisection on the integral of its density."""
-    log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
-    low, high = 0.0, 20.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        x = np.linspace(0.0, middle, 4001)
-        mass = math.exp(log_scale) * np.trapezoid((1 + x * x / df) ** (-(df + 1) / 2), x)
-        low, high = (middle, high) if mass < 0.475 else (low, middle)
-    return low
 
 
 def standard_error(values: Array) -> float:

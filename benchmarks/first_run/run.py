@@ -1,7 +1,7 @@
 """First run on real data: every stage of vlora through its own command line, recorded.
 
-    python benchmarks/first_run/run.py sentiment --data DATA --work WORK [--seeds 0 1 2] [--jobs 2]
-    python benchmarks/first_run/run.py stories --data DATA --stories MODEL --work WORK
+    python -m benchmarks.first_run.run sentiment --data DATA --work WORK [--seeds 0 1 2] [--jobs 2]
+    python -m benchmarks.first_run.run stories --data DATA --stories MODEL --work WORK
 
 DATA holds one folder per data set with ``<split>.jsonl.gz`` files. Each unit (a training run, a merge, an
 evaluation) is one child process, measured from outside, and leaves one JSON file under ``results/``; a unit whose
@@ -9,20 +9,20 @@ file exists is not repeated. ``table.py`` makes the tables from these files.
 """
 
 import argparse
-import gzip
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from benchmarks.rows import read_rows, without_paths, write_rows
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED = ("books", "dvd", "electronics", "kitchen_housewares")
@@ -254,28 +254,6 @@ class Unit:
                 content.pop("sources", None)
                 found[file] = without_paths(content)
         return found
-
-
-def without_paths(config: Any) -> Any:
-    """The content with every path cut to its last part, so that results carry no machine's folders."""
-    if isinstance(config, dict):
-        return {key: without_paths(value) for key, value in config.items()}
-    if isinstance(config, list):
-        return [without_paths(value) for value in config]
-    return Path(config).name if isinstance(config, str) and config.startswith("/") else config
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a gzipped JSONL file."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> str:
-    """Write JSONL and return the path as text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Tables of the sentiment adapters and of their merges. Arrays are ``(seeds, 4 domains)`` or ``(seeds,)``."""
 
 import numpy as np
-from cells import (
+
+from benchmarks.first_run.cells import (
     ADAMW,
     DASH,
     DRAWS,

@@ -1,17 +1,17 @@
 """The tables of the first run, made from its JSON files and from nothing else.
 
-    python benchmarks/first_run/table.py [--results DIR] [--print]
+    python -m benchmarks.first_run.table [--results DIR] [--print]
 
 rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
 Every row states from how many runs it is; one without any file shows dashes. How numbers are formed: ``cells.py``.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from cells import (
+
+from benchmarks.first_run.cells import (
     ADAMW,
     DRAWS,
     ECE,
@@ -28,10 +28,16 @@ from cells import (
     mean_cell,
     ratio_cell,
 )
-from sentiment_tables import TRAINED, individual_differences, individual_table, merge_differences, merge_table
+from benchmarks.first_run.sentiment_tables import (
+    TRAINED,
+    individual_differences,
+    individual_table,
+    merge_differences,
+    merge_table,
+)
+from benchmarks.readme_table import write_tables
 
 HERE = Path(__file__).parent
-START, END = "<!-- table:start -->", "<!-- table:end -->"
 TEXTS = ("tinystories", "gsm8k")
 UNTRAINED = "not trained"
 BASES = {"none": "float32", "8bit": "8-bit"}
@@ -171,33 +177,11 @@ hold the time that other programs took: where they exceed CPU seconds by much, c
 {cost_table(results)}"""
 
 
-def replaced(text: str, new: str) -> str:
-    """The text with another block between its markers.
-
-    Raises:
-        SystemExit: The markers are missing, doubled or in the wrong order.
-    """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or text.count(START) > 1 or text.count(END) > 1:
-        raise SystemExit(f"expected one {START} and after it one {END}; put them where the tables belong")
-    return f"{before}{START}\n{new}{END}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the tables and put them into the README."""
-    parser = argparse.ArgumentParser(description="Tables of the first run from its JSON files.")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
-    parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the two markers")
-    parser.add_argument("--print", action="store_true", help="show the block, change nothing")
-    args = parser.parse_args(arguments)
-    if not args.results.is_dir():
-        raise SystemExit(f"{args.results} is not a folder; run run.py first or give --results")
-    new = block(Results(args.results))
-    if args.print:
-        print(new)
-    else:
-        args.readme.write_text(replaced(args.readme.read_text(encoding="utf-8"), new), encoding="utf-8")
+    write_tables(
+        HERE, lambda folder: block(Results(folder)), "Tables of the first run from its JSON files.", arguments
+    )
 
 
 if __name__ == "__main__":

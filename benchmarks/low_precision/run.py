@@ -1,6 +1,6 @@
 """What low precision costs: training and evaluation of one adapter in each number format, recorded.
 
-    python benchmarks/low_precision/run.py --data DATA --stories MODEL --work WORK [--parts stories tasks …]
+    python -m benchmarks.low_precision.run --data DATA --stories MODEL --work WORK [--parts stories tasks …]
 
 DATA holds one folder per data set with ``<split>.jsonl.gz`` files, MODEL stories260K. A unit is one adapter, trained
 and evaluated in this process by the functions behind ``vlora train`` and ``vlora eval``; it leaves one JSON file under
@@ -8,19 +8,20 @@ and evaluated in this process by the functions behind ``vlora train`` and ``vlor
 """
 
 import argparse
-import gzip
 import importlib
 import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from formats import FORMATS, RESULTS, TASKS, TRACKED
+
+from benchmarks.low_precision.formats import FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.rows import read_rows, without_paths, write_rows
 
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -227,28 +228,6 @@ def prepare_stories(data: Path, target: Path) -> dict[str, str]:
         "train": write_rows(rows[:400], target / "gsm8k_train.jsonl"),
         "test": write_rows(rows[800:860], target / "gsm8k_test.jsonl"),
     }
-
-
-def without_paths(config: Any) -> Any:
-    """The content with every path cut to its last part, so that results carry no machine's folders."""
-    if isinstance(config, dict):
-        return {key: without_paths(value) for key, value in config.items()}
-    if isinstance(config, list):
-        return [without_paths(value) for value in config]
-    return Path(config).name if isinstance(config, str) and config.startswith("/") else config
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a gzipped JSONL file."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> str:
-    """Write JSONL and return the path as text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 if __name__ == "__main__":

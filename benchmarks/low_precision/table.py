@@ -1,12 +1,11 @@
 """The tables of the number formats, made from the JSON files of ``run.py`` and from nothing else.
 
-    python benchmarks/low_precision/table.py [--results DIR] [--print]
+    python -m benchmarks.low_precision.table [--results DIR] [--print]
 
 rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
 What has no file is a dash. Over pairs: mean difference with the 95 % interval mean ± t(.975, n - 1) sd / sqrt(n).
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from formats import FORMATS, NAMES, RESULTS, TASKS
+
+from benchmarks.low_precision.formats import FORMATS, NAMES, TASKS
+from benchmarks.readme_table import t_quantile, write_tables
 
 HERE = Path(__file__).parent
-START, END = "<!-- table:start -->", "<!-- table:end -->"
 DASH = "—"
 PREDICTORS = {"mean": "mean", "samples": "draws"}
 METRICS = {
@@ -157,18 +157,6 @@ def interval(values: np.ndarray, digits: int) -> str:
     return text.replace("-", "−")
 
 
-def t_quantile(df: int) -> float:
-    """.975 quantile of Student's t: bisection on the integral of its density."""
-    log_scale = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
-    low, high = 0.0, 20.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        x = np.linspace(0.0, middle, 4001)
-        mass = math.exp(log_scale) * np.trapezoid((1 + x * x / df) ** (-(df + 1) / 2), x)
-        low, high = (middle, high) if mass < 0.475 else (low, middle)
-    return low
-
-
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], labels: int) -> str:
     """Table with ``labels`` columns to the left and numbers to the right."""
     rule = ["---"] * labels + ["---:"] * (len(heads) - labels)
@@ -207,21 +195,14 @@ of the same seed, over all entries.
 {costs(records)}"""
 
 
-def main() -> None:
-    """Rewrite the README's tables, or print them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the tables and put them into the README."""
+    write_tables(
+        HERE,
+        lambda folder: block(read(folder)),
+        "Tables of the number formats from their JSON files.",
+        arguments,
     )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--print", action="store_true")
-    args = parser.parse_args()
-    text = block(read(args.results))
-    if args.print:
-        print(text)
-        return
-    readme = HERE / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(START)
-    readme.write_text(f"{before}{START}\n{text}{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

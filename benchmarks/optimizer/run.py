@@ -1,6 +1,6 @@
 """Cost of an optimizer step: time, peak memory, and its share of a whole training step.
 
-    python benchmarks/optimizer/run.py [--threads 1] [--only time_lora ...] [--again]
+    python -m benchmarks.optimizer.run [--threads 1] [--only time_lora ...] [--again]
 
 Each unit is one child process and leaves one JSON file under ``results/``; a unit whose file exists is not repeated
 unless ``--again`` says so. At the end the tables of the README are made anew (``table.py``). Linux, some 8 minutes.
@@ -47,13 +47,13 @@ def main() -> None:
             print(name, file=sys.stderr, flush=True)
             path.parent.mkdir(exist_ok=True)
             path.write_text(child(name, args.threads) + "\n", encoding="utf-8")
-    subprocess.run([sys.executable, str(HERE / "table.py")], check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.optimizer.table"], check=True)
 
 
 def child(name: str, threads: int) -> str:
     """Result of one unit, from a process of its own."""
     settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--unit", name, "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.optimizer.run", "--unit", name, "--threads", str(threads)]
     found = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}, check=True
     )
@@ -62,8 +62,9 @@ def child(name: str, threads: int) -> str:
 
 def measured(name: str, threads: int) -> dict[str, Any]:
     """Output of one unit with the conditions of the measurement."""
-    import measure
     import torch
+
+    from benchmarks.optimizer import measure
 
     torch.set_num_threads(threads)
     function, *arguments = UNITS[name]

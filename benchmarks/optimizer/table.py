@@ -1,9 +1,8 @@
 """Tables of ``README.md`` from ``results/*.json``: nothing stands between the markers that is not computed here.
 
-python benchmarks/optimizer/table.py [--print]
+python -m benchmarks.optimizer.table [--print]
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -11,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.readme_table import write_tables
+
 HERE = Path(__file__).parent
-START, END = "<!-- table:start -->", "<!-- table:end -->"
 NAMES = {
     "randn": "`randn` alone",
     "adamw_loop": "AdamW, for-loop",
@@ -159,33 +159,14 @@ def block(records: Records) -> str:
     return "\n".join(parts)
 
 
-def replaced(text: str, new: str) -> str:
-    """The text with another block between its markers.
-
-    Raises:
-        SystemExit: The markers are missing, doubled or in the wrong order.
-    """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or text.count(START) > 1 or text.count(END) > 1:
-        raise SystemExit(f"expected one {START} and after it one {END}; put them where the tables belong")
-    return f"{before}{START}\n{new}{END}{after}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the tables and put them into the README."""
-    parser = argparse.ArgumentParser(description="Tables of the optimizer benchmark from its JSON files.")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
-    parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="file with the two markers")
-    parser.add_argument("--print", action="store_true", help="show the block, change nothing")
-    args = parser.parse_args(arguments)
-    if not args.results.is_dir():
-        raise SystemExit(f"{args.results} is not a folder; run run.py first or give --results")
-    new = block(read(args.results))
-    if args.print:
-        print(new)
-    else:
-        args.readme.write_text(replaced(args.readme.read_text(encoding="utf-8"), new), encoding="utf-8")
+    write_tables(
+        HERE,
+        lambda folder: block(read(folder)),
+        "Tables of the optimizer benchmark from its JSON files.",
+        arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from network import Network
 from safetensors.torch import load_file
-from scores import draws_nll
-from tasks import Rows, Task
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks.posterior_quality.network import Network
+from benchmarks.posterior_quality.scores import draws_nll
+from benchmarks.posterior_quality.tasks import Rows, Task
 from vlora import IVON
 from vlora.posterior.ranks import spearman
 

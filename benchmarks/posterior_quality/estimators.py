@@ -1,6 +1,6 @@
 """Which estimate of h says most about the data, over the length of a run? All are fed by the same draws of one run.
 
-    python benchmarks/posterior_quality/estimators.py --data DATA --work WORK [--jobs 2]
+    python -m benchmarks.posterior_quality.estimators --data DATA --work WORK [--jobs 2]
 
 ``IVON.auto`` trains; beside it every estimate keeps a moving average of its own with the same beta2:
 
@@ -54,7 +54,8 @@ def one(unit: tuple[str, int, int, Path, Path]) -> str:
     if target.exists():
         return f"{target.stem}: there"
     import torch
-    from tasks import load_task
+
+    from benchmarks.posterior_quality.tasks import load_task
 
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -72,10 +73,10 @@ def one(unit: tuple[str, int, int, Path, Path]) -> str:
 def measure(task: Any, length: int, seed: int) -> dict[str, dict[str, float]]:
     """Train for ``length`` steps and compare every estimate with the reference."""
     import torch
-    from arms import BATCH, squared_gradients
-    from network import Network
     from torch.nn.functional import cross_entropy
 
+    from benchmarks.posterior_quality.arms import BATCH, squared_gradients
+    from benchmarks.posterior_quality.network import Network
     from vlora import IVON
     from vlora.posterior.ranks import spearman
 

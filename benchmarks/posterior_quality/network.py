@@ -4,8 +4,9 @@ import warnings
 from typing import Any
 
 import torch
-from tasks import BASE, FROZEN_LAYERS, Rows
 from torch import Tensor, nn
+
+from benchmarks.posterior_quality.tasks import BASE, FROZEN_LAYERS, Rows
 
 DROPOUT = 0.1
 

@@ -1,8 +1,8 @@
 """Does IVON's posterior say more than a point and a temperature? Eight text classification tasks, one JSON a run.
 
-    python benchmarks/posterior_quality/run.py tune --data DATA --work WORK [--jobs 2]
-    python benchmarks/posterior_quality/run.py main --data DATA --work WORK [--jobs 2] [--seeds 0 1 2]
-    python benchmarks/posterior_quality/table.py
+    python -m benchmarks.posterior_quality.run tune --data DATA --work WORK [--jobs 2]
+    python -m benchmarks.posterior_quality.run main --data DATA --work WORK [--jobs 2] [--seeds 0 1 2]
+    python -m benchmarks.posterior_quality.table
 
 DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps features and log-probabilities. A run
 whose file exists under ``results/`` is not repeated. ``tune`` uses a seed of its own and validation rows only; ``main``
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="only these tasks")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from tasks import TASKS
+    from benchmarks.posterior_quality.tasks import TASKS
 
     tasks = args.tasks or list(TASKS)
     units = tuning_units(tasks) if args.part == "tune" else main_units(tasks, args.seeds)
@@ -136,7 +136,8 @@ def one(job: tuple[str, dict[str, Any], Path, Path]) -> str:
     if target.exists():
         return f"{target.stem}: there"
     import torch
-    from tasks import load_task
+
+    from benchmarks.posterior_quality.tasks import load_task
 
     torch.set_num_threads(1)
     task = load_task(unit["task"], data, work / "features")
@@ -153,9 +154,10 @@ def one(job: tuple[str, dict[str, Any], Path, Path]) -> str:
 
 def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str, Any]:
     """Facts and scores of one unit; in the main part its log-probabilities are kept for ensembles."""
-    import arms
     from safetensors.torch import save_file
-    from scores import draws_nll, score_predictor
+
+    from benchmarks.posterior_quality import arms
+    from benchmarks.posterior_quality.scores import draws_nll, score_predictor
 
     if unit["arm"] == "adamw_ensemble":
         outcome = arms.ensemble(work / "adamw", task, ENSEMBLE)

@@ -1,13 +1,12 @@
 """The tables of this benchmark, made from its JSON files and from nothing else.
 
-    python benchmarks/posterior_quality/table.py [--results DIR] [--print]
+    python -m benchmarks.posterior_quality.table [--results DIR] [--print]
 
 rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
 A difference is paired: same task, same seed, same test rows. Its interval is mean ± t(.975, n - 1) s.e. over the n
 tasks' means over seeds, since seeds of one task share their test rows.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.readme_table import t_quantile, write_tables
+
 HERE = Path(__file__).parent
-START, END = "<!-- table:start -->", "<!-- table:end -->"
 NOISY = ("sst2", "imdb_cf_orig", "fdu_books", "fdu_kitchen_housewares", "fdu_music", "fdu_software")
 ROWS: dict[str, tuple[str, str, str]] = {
     "AdamW": ("adamw", "mean", "raw"),
@@ -60,8 +60,6 @@ PAIRS = {
     "IVON auto draws − MC dropout": ("IVON auto, 8 draws", "MC dropout, 8"),
     "IVON auto draws − Laplace": ("IVON auto, 8 draws", "diagonal Laplace, 8"),
 }
-T975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
-"""Student's t at 97.5 % for 1 to 11 degrees of freedom."""
 
 Records = list[dict[str, Any]]
 
@@ -115,7 +113,7 @@ def interval(values: np.ndarray, digits: int) -> str:
     known = values[~np.isnan(values)]
     if len(known) < 2:
         return "—"
-    half = T975[min(len(known) - 2, len(T975) - 1)] * known.std(ddof=1) / math.sqrt(len(known))
+    half = t_quantile(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
     return (
         f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
     )
@@ -191,22 +189,21 @@ def block(root: Path) -> str:
     """Everything between the markers."""
     records = load(root, "main")
     if not records:
-        return "No results yet."
+        return "No results yet.\n"
     first = records[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     minutes = sum(record["seconds"] for part in ("tune", "main") for record in load(root, part)) / 60
-    return "\n\n".join(
-        [
-            f"From {len(records)} runs of {len(seeds(records))} seeds and {len(load(root, 'tune'))} of tuning, "
-            f"{minutes:.0f} minutes of one thread in all; {versions}.",
-            "**All predictors, mean over tasks and seeds.**", main_table(records),
-            "**Paired differences** (NLL, ECE, AURC: lower is better).", pairs_table(records),
-            "**NLL by task.**", task_table(records, "nll", 3),
-            "**Accuracy by task, %.**", task_table(records, "accuracy", 1, 100.0),
-            "**Foreign rows by entropy, AUROC by task.**", task_table(records, "foreign_auroc_entropy", 3),
-            "**The posteriors.**", health_table(records),
-        ]
-    )  # fmt: skip
+    parts = [
+        f"From {len(records)} runs of {len(seeds(records))} seeds and {len(load(root, 'tune'))} of tuning, "
+        f"{minutes:.0f} minutes of one thread in all; {versions}.",
+        "**All predictors, mean over tasks and seeds.**", main_table(records),
+        "**Paired differences** (NLL, ECE, AURC: lower is better).", pairs_table(records),
+        "**NLL by task.**", task_table(records, "nll", 3),
+        "**Accuracy by task, %.**", task_table(records, "accuracy", 1, 100.0),
+        "**Foreign rows by entropy, AUROC by task.**", task_table(records, "foreign_auroc_entropy", 3),
+        "**The posteriors.**", health_table(records),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
 
 
 def _mean(values: Any) -> float:
@@ -219,22 +216,9 @@ def _number(number: float, digits: int) -> str:
     return "—" if math.isnan(number) else f"{number:.{digits}f}"
 
 
-def main() -> None:
-    """Print or write the block."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--print", action="store_true", help="show the block and leave the file alone")
-    args = parser.parse_args()
-    text = block(args.results)
-    if args.print:
-        print(text)
-        return
-    readme = HERE / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(START)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the tables and put them into the README."""
+    write_tables(HERE, block, "Tables of posterior_quality from its JSON files.", arguments)
 
 
 if __name__ == "__main__":

