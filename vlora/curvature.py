@@ -20,14 +20,15 @@ Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_g
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
+from vlora.backward import watched
 from vlora.data.pieces import pieces
 from vlora.errors import ConfigError, DataError, IncompatibleAdaptersError, TrainingError
 
@@ -119,31 +120,11 @@ class _Collector:
             for gram, size in sizes.items():
                 self.sums[f"{name}.{gram}"] = torch.zeros(size, size, dtype=dtype, device=base.weight.device)
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attached(self) -> AbstractContextManager[None]:
         """Hooks on every layer for the length of the block."""
-        handles: list[RemovableHandle] = []
-        try:
-            handles.extend(self._watch(name, layer) for name, layer in self.layers.items())
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        layers: Mapping[str, Any] = self.layers
+        return watched({layer: partial(self._add, name) for name, layer in layers.items()})
 
-    def _watch(self, name: str, layer: Any) -> RemovableHandle:
-        def forward_hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output
-            if not output.requires_grad:  # nothing below is trainable: the graph starts here
-                output = output.detach().requires_grad_().clone()
-            inputs = args[0].detach()
-            # The hook runs as backward passes by, so only one module's gradient is alive at a time.
-            output.register_hook(lambda gradient: self._add(name, inputs, gradient))
-            return output
-
-        return layer.register_forward_hook(forward_hook)
-
-    @torch.no_grad()
     def _add(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
         if self.rows != 1 and inputs.shape[0] != self.rows:
             raise DataError(

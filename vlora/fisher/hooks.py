@@ -6,11 +6,14 @@ For a linear layer :math:`y = W x + b` and the tokens t of row i, the gradient o
 [rows, out, in] numbers at a time, which is cheap for the factors of a LoRA. Gradients of parameters are never made.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from vlora.backward import watched
 
 __all__ = ["RowGradients", "RowsMixedError", "linear_layers"]
 
@@ -63,31 +66,10 @@ class RowGradients:
         sums, self.sums = self.sums, {}
         return sums
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attached(self) -> AbstractContextManager[None]:
         """Hooks on every layer for the length of the block."""
-        handles = []
-        try:
-            for layer, roles in self.layers.items():
-                handles.append(layer.register_forward_hook(self._forward_hook(roles)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return watched({layer: partial(self._add, roles) for layer, roles in self.layers.items()})
 
-    def _forward_hook(self, roles: Mapping[str, str]):
-        def hook(_layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output
-            if not output.requires_grad:  # nothing below is trainable: the graph starts here
-                output = output.detach().requires_grad_().clone()
-            inputs = args[0].detach()
-            output.register_hook(lambda gradient: self._add(roles, inputs, gradient))
-            return output
-
-        return hook
-
-    @torch.no_grad()
     def _add(self, roles: Mapping[str, str], inputs: Tensor, gradient: Tensor) -> None:
         if self.rows != 1 and inputs.shape[0] != self.rows:
             raise RowsMixedError
