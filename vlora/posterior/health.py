@@ -16,6 +16,9 @@ __all__ = ["compare_with_reference", "describe_health", "measure_health"]
 LAPLACE = "laplace"
 """``method`` in the settings of a posterior whose h was measured after training."""
 
+NEGLIGIBLE_START = 1e-6
+"""Start of h, beside its mean, below which h holds nothing but the data."""
+
 
 def measure_health(
     hess: Mapping[str, Tensor], *, steps: int, beta2: float, hess_init: Mapping[str, float]
@@ -30,17 +33,21 @@ def measure_health(
 
     Returns:
         ``effective_memory`` = 1 - beta2^steps, the weight of the data in h (0 to 1, higher is better);
-        ``share_moved``, the share of entries outside +-10 % of ``hess_init``; ``share_negative``, the share
-        of entries below zero, where the noisy estimate claims negative curvature (lower is better).
+        ``share_moved``, the share of entries outside +-10 % of ``hess_init``, where h started at values that are
+        not negligible beside it (``IVON.auto`` starts it next to zero, where having left the start means nothing);
+        ``share_negative``, the share of entries below zero, where the noisy estimate claims negative curvature
+        (lower is better).
     """
     flat = {key: h.detach().float().flatten().cpu() for key, h in hess.items()}
     values = torch.cat(list(flat.values()))
-    moved = torch.cat([(h - hess_init[key]).abs() > 0.1 * abs(hess_init[key]) for key, h in flat.items()])
-    return {
+    found = {
         "effective_memory": 1.0 - beta2**steps,
-        "share_moved": moved.double().mean().item(),
         "share_negative": (values < 0).double().mean().item(),
     }
+    if max(map(abs, hess_init.values())) > NEGLIGIBLE_START * values.abs().mean().item():
+        moved = [(h - hess_init[key]).abs() > 0.1 * abs(hess_init[key]) for key, h in flat.items()]
+        found["share_moved"] = torch.cat(moved).double().mean().item()
+    return found
 
 
 def compare_with_reference(hess: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -100,7 +107,7 @@ def _quantiles(values: Tensor) -> dict[str, float]:
 def _verdict(health: Mapping[str, Any], method: str | None) -> str:
     """What the numbers mean, most important first."""
     rank, lost = health.get("rank_correlation"), health["share_below_spacing"]
-    clauses = [_origin(health.get("share_moved"), method)]
+    clauses = [_origin(health.get("share_moved"), health.get("effective_memory"), method)]
     if rank is not None:
         clauses.append(f"{_likeness(rank)} the per-example squared gradients (rank correlation {rank:.2f})")
     if lost > 0.1:
@@ -108,11 +115,15 @@ def _verdict(health: Mapping[str, Any], method: str | None) -> str:
     return "; ".join(clauses)
 
 
-def _origin(moved: float | None, method: str | None) -> str:
+def _origin(moved: float | None, memory: float | None, method: str | None) -> str:
     if method == LAPLACE:
         return "h was measured after training (Laplace)"
     if moved is None:
-        return "not measured: h does not come from one training run"
+        if memory is None:
+            return "not measured: h does not come from one training run"
+        if memory < 0.5:
+            return f"weak: h started next to zero and has filled to {memory:.0%}; lower beta2 or train longer"
+        return "h is the data's: it started next to zero"
     if moved < 0.1:
         return "this posterior is still its prior: h has hardly left its start; lower beta2 or train longer"
     if moved < 0.5:

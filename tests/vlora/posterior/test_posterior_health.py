@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlora import Posterior
-from vlora.posterior.health import compare_with_reference
+from vlora.posterior.health import compare_with_reference, measure_health
 from vlora.posterior.ranks import spearman
 from vlora.posterior.spacing import share_below_spacing, spacing
 
@@ -74,6 +74,13 @@ def test_comparison_with_the_reference_by_hand():
     assert found["rank_correlation"] == pytest.approx(spearman(*everything))
 
 
+@pytest.mark.parametrize(("start", "counts"), [(1e-20, False), (1e-3, True)])
+def test_leaving_a_start_next_to_zero_says_nothing(start, counts):
+    found = measure_health({"a": torch.tensor([1e-3, 2e-3])}, steps=10, beta2=0.5, hess_init={"a": start})
+    assert found.get("share_moved") == (0.5 if counts else None)
+    assert found["effective_memory"] == pytest.approx(1 - 0.5**10)
+
+
 @pytest.mark.parametrize(
     ("health", "method", "words"),
     [
@@ -89,6 +96,8 @@ def test_comparison_with_the_reference_by_hand():
             "h has moved with the data; it ranks loosely like",
         ),
         ({"share_moved": 0.9, "rank_correlation": 0.9}, None, "h has moved with the data; it ranks like"),
+        ({"effective_memory": 0.99, "rank_correlation": 0.9}, None, "^h is the data's: .* it ranks like"),
+        ({"effective_memory": 0.1}, None, "weak: h started next to zero and has filled to 10%"),
         ({"rank_correlation": None}, "laplace", r"measured after training \(Laplace\)$"),
     ],
 )
