@@ -179,6 +179,21 @@ def health_table(records: Records) -> str:
     return markdown(["arm", "task", "lr", "median std", *keys], rows)
 
 
+def estimator_table(records: Records) -> str:
+    """Estimates of h by length of the run, mean over tasks and seeds."""
+    keys = {
+        "rank correlation": "rank_correlation", "within tensors": "rank_correlation_within",
+        "share negative": "share_negative", "h / reference": "mean_to_reference",
+    }  # fmt: skip
+    rows = []
+    for steps in sorted({record["steps"] for record in records}):
+        found = [record["estimates"] for record in records if record["steps"] == steps]
+        for name in found[0]:
+            means = [_mean([one[name][key] for one in found]) for key in keys.values()]
+            rows.append([str(steps), name, *(_number(mean, 2) for mean in means), str(len(found))])
+    return markdown(["steps", "estimate", *keys, "runs"], rows)
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -202,6 +217,7 @@ def block(root: Path) -> str:
         "**Accuracy by task, %.**", task_table(records, "accuracy", 1, 100.0),
         "**Foreign rows by entropy, AUROC by task.**", task_table(records, "foreign_auroc_entropy", 3),
         "**The posteriors.**", health_table(records),
+        "**Estimates of h** (`estimators.py`).", estimator_table(load(root, "estimators")),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
