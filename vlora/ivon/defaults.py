@@ -146,14 +146,14 @@ def short_run_defaults(
 def auto_settings(
     num_steps: int, *, grad_batch_size: float, width: int, noise_cost: float | None = 0.03,
     init_std: float | None = None, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
-    ess: float | None = None, hess_init: float = 1e-20, beta1: float = 0.9, beta2: float | None = None,
+    ess: float | None = None, hess_init: float = 1e-20, beta1: float = 0.9, beta2: float = 0.999,
     weight_decay: float | None = None, clip_radius: float = math.inf,
 ) -> IvonSettings:  # fmt: skip
     """Hyper-parameters that need nothing but the shape of the run; what is given wins.
 
         lr           = 1e-3 min(1, 512 / width)        on AdamW's scale, as the mean moves as under AdamW
-        h            = squared gradients, from next to zero, its start corrected as in Adam
-        beta2        = max(1 - 5 / T, 0.5)             the start keeps a weight of exp(-5) at the end
+        h            = squared gradients, corrected for its start as in Adam
+        beta2        = 0.999                           Adam's; a shorter memory slows the mean
         ess          set during the run so that noise costs ``noise_cost`` nats (vlora.ivon.noise)
         weight_decay = mean(h) / (max_std_ratio^2 - 1) also followed during the run
 
@@ -176,7 +176,7 @@ def auto_settings(
         ess: Effective sample size, fixed, instead of the control.
         hess_init: Start of h.
         beta1: Decay rate of the gradient average.
-        beta2: Decay rate of h instead of the rule.
+        beta2: Decay rate of h.
         weight_decay: Prior precision over ``ess``, fixed; only with ``ess``.
         clip_radius: Largest entry of a preconditioned step.
 
@@ -194,7 +194,7 @@ def auto_settings(
         weight_decay = 1 / (ess * init_std**2)
     return IvonSettings(
         lr=1e-3 * min(1.0, 512 / width) if lr is None else lr, ess=ess, hess_init=hess_init, beta1=beta1,
-        beta2=max(1 - 5 / num_steps, 0.5) if beta2 is None else beta2, weight_decay=weight_decay,
+        beta2=beta2, weight_decay=weight_decay,
         clip_radius=clip_radius, hess_approx="gradsq", grad_batch_size=grad_batch_size, mean_step="adam",
         rescale_lr=False, noise_cost=noise_cost if ess is None else None, init_std=init_std, max_std=max_std,
         max_std_ratio=max_std_ratio, noise_warmup=num_steps, noise_rate=min(NOISE_RATE / num_steps, 0.5),

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from vlora.ivon.step import ADAM_EPS
+from vlora.ivon.step import ADAM_EPS, corrected_decay
 
 __all__ = ["all_norms_finite", "draw_", "ivon_step_", "make_scratch", "product_of_draw"]
 
@@ -113,7 +113,7 @@ def ivon_step_(
         beta1: Decay rate of the momentum.
         beta2: Decay rate of h.
         clip_radius: Trust region on each preconditioned entry.
-        debias: Correct the momentum for its start at zero.
+        debias: Correct the momentum for its start at zero, and for ``"adam"`` h for any start.
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``: scale of the estimate instead of ``ess``, without retraction.
         mean_step: ``"newton"`` or ``"adam"``.
@@ -129,7 +129,8 @@ def ivon_step_(
         hess.sub_(change, alpha=1 - beta2)
         hess.addcdiv_(change.square_(), precision, value=0.5 * (1 - beta2) ** 2)
     else:
-        hess.mul_(beta2).add_(product, alpha=(1 - beta2) * grad_batch_size)
+        keep = corrected_decay(beta2, step) if mean_step == "adam" and debias else beta2
+        hess.mul_(keep).add_(product, alpha=(1 - keep) * grad_batch_size)
     momentum.lerp_(grad, 1 - beta1)
     bias = 1 - beta1**step if debias else 1.0
     force = momentum
@@ -140,8 +141,7 @@ def ivon_step_(
             force = torch.add(momentum, mean, alpha=pull, out=second)
     else:
         assert grad_batch_size is not None
-        scale = grad_batch_size * (1 - beta2**step if debias else 1.0)
-        divisor = torch.mul(hess, 1 / scale, out=first).sqrt_().add_(ADAM_EPS)
+        divisor = torch.mul(hess, 1 / grad_batch_size, out=first).sqrt_().add_(ADAM_EPS)
     if math.isfinite(clip_radius):
         direction = torch.div(force, divisor, out=first).clamp_(-bias * clip_radius, bias * clip_radius)
         mean.sub_(direction, alpha=lr / bias)

@@ -179,7 +179,8 @@ class IVON(DrawingOptimizer):
 
         Returns:
             ``mean`` and ``hess`` (new tensors in the state's dtype; the exact mean even while a draw is held),
-            ``ess``, ``weight_decay``, ``hess_init``, ``beta2`` and ``step``, the number of updates.
+            ``ess``, ``weight_decay``, ``hess_init``, ``beta2``, ``step``, the number of updates, and ``start_weight``,
+            the weight of ``hess_init`` in h.
 
         Raises:
             TrainingError: If the parameter is not the optimizer's, or was never updated.

@@ -157,9 +157,11 @@ def describe_posterior(
         ensure_state(state, param, group)
         adopt_changed_params([(local(param), local_state(state))])
     numbers = {key: float(group[key]) for key in ("ess", "weight_decay", "hess_init", "beta2")}
+    corrected = group["mean_step"] == "adam" and group["debias"]
     return {
         "mean": whole(state["mean"]).clone(),
         "hess": whole(read_state(state, "hess")).clone(),
         "step": int(state["step"]),
+        "start_weight": 0.0 if corrected and state["step"] else numbers["beta2"] ** int(state["step"]),
         **numbers,
     }

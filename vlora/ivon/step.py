@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "ADAM_EPS",
+    "corrected_decay",
     "effective_lr",
     "hessian_estimate_gradsq",
     "hessian_estimate_reparam",
@@ -94,6 +95,21 @@ def update_momentum(momentum: Tensor, grad: Tensor, beta1: float) -> Tensor:
     return beta1 * momentum + (1 - beta1) * grad
 
 
+def corrected_decay(beta2: float, step: float) -> float:
+    """Decay of a moving average that is its bias-corrected self at every step: its start has no weight.
+
+        beta2_t = beta2 (1 - beta2^(t-1)) / (1 - beta2^t)
+
+    With it, h_t = beta2_t h_(t-1) + (1 - beta2_t) f_t equals Adam's (sum_i beta2^(t-i) f_i) / (sum_i beta2^(t-i))
+    (arXiv:1412.6980, section 3), so that draws, saved posterior and step all see the same h.
+
+    Args:
+        beta2: Decay rate in [0, 1).
+        step: t, 1-based number of the update.
+    """
+    return beta2 * (1 - beta2 ** (step - 1)) / (1 - beta2**step)
+
+
 def update_hess(
     hess: Tensor, hess_sample: Tensor, *, beta2: float, weight_decay: float, retraction: bool = True
 ) -> Tensor:
@@ -141,19 +157,17 @@ def update_mean(
     debias: bool = True,
     mean_step: str = "newton",
     grad_batch_size: float | None = None,
-    beta2: float = 0.0,
     prior_pull: bool = True,
 ) -> Tensor:
     """Step of the mean inside an elementwise trust region.
 
         newton  m <- m - lr * clip((momentum / (1 - beta1^step) + weight_decay m) / (h + weight_decay), +-clip_radius)
-        adam    m <- m - lr * clip(momentum / (1 - beta1^step) / (sqrt(h / (b (1 - beta2^step))) + 1e-8), +-clip_radius)
+        adam    m <- m - lr * clip(momentum / (1 - beta1^step) / (sqrt(h / b) + 1e-8), +-clip_radius)
 
     Source of newton: arXiv:2402.17641, Algorithm 1. Source of adam: the square root of Adam (arXiv:1412.6980) in a
     variational method, as in Vadam (Khan et al. 2018, arXiv:1806.04854). With squared gradients on the scale of one
-    example, h / b is the moving average of squared mini-batch gradients, Adam's second moment, so ``lr`` is that of
-    Adam. Deviation from Vadam: the prior does not pull the mean. The correction by ``1 - beta2^step`` is Adam's for a
-    start at zero, so h should start far below the squared gradients.
+    example, h / b is the moving average of squared mini-batch gradients, Adam's second moment, already corrected for
+    its start (``corrected_decay``), so ``lr`` is that of Adam. Deviation from Vadam: the prior does not pull the mean.
 
     Without ``prior_pull`` the term ``weight_decay m`` of newton is left out, as in arXiv:2506.14280: the prior then
     shapes the variance and the step's length only.
@@ -167,10 +181,9 @@ def update_mean(
         beta1: Decay rate of ``momentum``.
         weight_decay: Prior precision divided by ``ess``.
         clip_radius: Largest preconditioned entry; no entry moves by more than ``lr * clip_radius``.
-        debias: Divide the momentum by ``1 - beta1^step``, and for ``"adam"`` h by ``1 - beta2^step``.
+        debias: Divide the momentum by ``1 - beta1^step``.
         mean_step: ``"newton"`` or ``"adam"``.
         grad_batch_size: b, examples averaged in one gradient; needed for ``"adam"``.
-        beta2: Decay rate of ``hess``; needed for ``"adam"``.
         prior_pull: Pull the mean of ``"newton"`` towards the prior's.
 
     Returns:
@@ -182,8 +195,7 @@ def update_mean(
         direction = force / (hess + weight_decay)
     else:
         assert grad_batch_size is not None
-        second = hess / (grad_batch_size * (1 - beta2**step if debias else 1.0))
-        direction = unbiased / (second.sqrt() + ADAM_EPS)
+        direction = unbiased / ((hess / grad_batch_size).sqrt() + ADAM_EPS)
     return mean - lr * direction.clamp(-clip_radius, clip_radius)
 
 
@@ -225,7 +237,7 @@ def ivon_step(
         beta1: Decay rate of ``momentum``.
         beta2: Decay rate of ``hess``.
         clip_radius: Trust region, see ``update_mean``.
-        debias: Correct the momentum for its start at zero.
+        debias: Correct the momentum for its start at zero, and for ``"adam"`` h for any start.
         hess_approx: ``"price"`` or ``"gradsq"``.
         grad_batch_size: Only for ``"gradsq"``, see ``hessian_estimate_gradsq``.
         mean_step: ``"newton"`` or ``"adam"``, see ``update_mean``.
@@ -239,12 +251,13 @@ def ivon_step(
     else:
         hess_sample = hessian_estimate_gradsq(product, ess=ess, grad_batch_size=grad_batch_size)
     momentum = update_momentum(momentum, grad, beta1)
+    decay = corrected_decay(beta2, step) if mean_step == "adam" and debias else beta2
     hess = update_hess(
-        hess, hess_sample, beta2=beta2, weight_decay=weight_decay, retraction=grad_batch_size is None
+        hess, hess_sample, beta2=decay, weight_decay=weight_decay, retraction=grad_batch_size is None
     )
     mean = update_mean(
         mean, momentum, hess, step=step, lr=lr, beta1=beta1, weight_decay=weight_decay,
         clip_radius=clip_radius, debias=debias, mean_step=mean_step, grad_batch_size=grad_batch_size,
-        beta2=beta2, prior_pull=prior_pull,
+        prior_pull=prior_pull,
     )  # fmt: skip
     return mean, momentum, hess

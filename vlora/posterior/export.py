@@ -161,7 +161,8 @@ def _run_facts(states: Mapping[str, Mapping[str, Any]], hess: Mapping[str, Tenso
     if len({state["beta2"] for state in states.values()}) > 1:
         return facts
     starts = {key: float(state["hess_init"]) for key, state in states.items()}
-    health = measure_health(hess, steps=facts["steps"], beta2=first["beta2"], hess_init=starts)
+    weight = max(float(state["start_weight"]) for state in states.values())
+    health = measure_health(hess, start_weight=weight, hess_init=starts)
     return {**facts, "beta2": first["beta2"], "hess_init": _shared(starts), "health": health}
 
 

@@ -21,30 +21,30 @@ NEGLIGIBLE_START = 1e-6
 
 
 def measure_health(
-    hess: Mapping[str, Tensor], *, steps: int, beta2: float, hess_init: Mapping[str, float]
+    hess: Mapping[str, Tensor], *, start_weight: float, hess_init: Mapping[str, float]
 ) -> dict[str, Any]:
     """Two numbers that tell how far h has left its start.
 
     Args:
         hess: h of every stochastic tensor.
-        steps: Optimizer steps taken.
-        beta2: Decay of the Hessian average.
+        start_weight: Weight of the start in h: beta2^steps, or 0 where h is corrected for its start.
         hess_init: Value that the entries of each tensor started from.
 
     Returns:
-        ``effective_memory`` = 1 - beta2^steps, the weight of the data in h (0 to 1, higher is better);
+        ``effective_memory`` = 1 - ``start_weight``, the weight of the data in h (0 to 1, higher is better);
         ``share_moved``, the share of entries outside +-10 % of ``hess_init``, where h started at values that are
-        not negligible beside it (``IVON.auto`` starts it next to zero, where having left the start means nothing);
+        not negligible beside it (the h of ``IVON.auto`` has no start to leave);
         ``share_negative``, the share of entries below zero, where the noisy estimate claims negative curvature
         (lower is better).
     """
     flat = {key: h.detach().float().flatten().cpu() for key, h in hess.items()}
     values = torch.cat(list(flat.values()))
     found = {
-        "effective_memory": 1.0 - beta2**steps,
+        "effective_memory": 1.0 - start_weight,
         "share_negative": (values < 0).double().mean().item(),
     }
-    if max(map(abs, hess_init.values())) > NEGLIGIBLE_START * values.abs().mean().item():
+    start = start_weight and max(map(abs, hess_init.values()))
+    if start > NEGLIGIBLE_START * values.abs().mean().item():
         moved = [(h - hess_init[key]).abs() > 0.1 * abs(hess_init[key]) for key, h in flat.items()]
         found["share_moved"] = torch.cat(moved).double().mean().item()
     return found
@@ -123,7 +123,7 @@ def _origin(moved: float | None, memory: float | None, method: str | None) -> st
             return "not measured: h does not come from one training run"
         if memory < 0.5:
             return f"weak: h started next to zero and has filled to {memory:.0%}; lower beta2 or train longer"
-        return "h is the data's: it started next to zero"
+        return "h is the data's: nothing of its start is left"
     if moved < 0.1:
         return "this posterior is still its prior: h has hardly left its start; lower beta2 or train longer"
     if moved < 0.5:

@@ -9,16 +9,27 @@ from torch import nn
 from vlora import IVON
 from vlora.errors import ConfigError
 from vlora.ivon.defaults import auto_settings, median_width
-from vlora.ivon.step import update_mean
+from vlora.ivon.step import corrected_decay, update_mean
 
 
 def test_adams_step_by_hand():
     mean = update_mean(
         torch.tensor([1.0, 1.0]), torch.tensor([0.1, -0.2]), torch.tensor([0.64, 0.0]), step=2, lr=0.5, beta1=0.5,
-        weight_decay=3.0, clip_radius=7.0, mean_step="adam", grad_batch_size=16.0, beta2=0.5,
+        weight_decay=3.0, clip_radius=7.0, mean_step="adam", grad_batch_size=16.0,
     )  # fmt: skip
-    # .1 / (1 - .25) / sqrt(.64 / (16 (1 - .25))) = .1333 / .2309; a second moment of zero meets the trust region
-    assert mean.tolist() == pytest.approx([1 - 0.5 * 0.1 / 0.75 / math.sqrt(0.64 / 12), 1 + 0.5 * 7.0])
+    # .1 / (1 - .25) / sqrt(.64 / 16) = .1333 / .2; a second moment of zero meets the trust region
+    assert mean.tolist() == pytest.approx([1 - 0.5 * 0.1 / 0.75 / 0.2, 1 + 0.5 * 7.0])
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.5, 0.999])
+def test_a_corrected_average_is_adams_and_forgets_its_start(beta2):
+    values, average = [3.0, 1.0, 4.0, 1.0, 5.0], 1e6
+    for step, value in enumerate(values, 1):
+        keep = corrected_decay(beta2, step)
+        average = keep * average + (1 - keep) * value
+        weights = [beta2 ** (step - i) for i in range(1, step + 1)]
+        adams = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
+        assert average == pytest.approx(adams, rel=1e-9)
 
 
 @pytest.mark.parametrize("foreach", [True, False])
@@ -30,7 +41,7 @@ def test_without_noise_the_mean_moves_as_under_torchs_adam(foreach):
     optimizer = IVON.auto(
         [ours], num_steps=500, grad_batch_size=8.0, lr=0.01, ess=1e18, init_std=1e-12, foreach=foreach
     )
-    adam = torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.99))
+    adam = torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.999))
     for step in range(40):
         rows = slice(8 * (step % 8), 8 * (step % 8) + 8)
         for param, opt in ((ours, optimizer), (theirs, adam)):
@@ -40,9 +51,8 @@ def test_without_noise_the_mean_moves_as_under_torchs_adam(foreach):
             (data[rows] @ param - target[rows]).square().mean().backward()
             opt.step()
     assert torch.allclose(ours.detach(), theirs.detach(), rtol=1e-6, atol=1e-8)
-    assert torch.allclose(
-        optimizer.state[ours]["hess"], 8.0 * adam.state[theirs]["exp_avg_sq"], rtol=1e-6
-    )  # h is b times Adam's second moment
+    second = adam.state[theirs]["exp_avg_sq"] / (1 - 0.999**40)
+    assert torch.allclose(optimizer.state[ours]["hess"], 8.0 * second, rtol=1e-6)  # b times Adam's second moment
 
 
 def test_the_first_draws_have_the_first_width_whatever_h_starts_at():
@@ -64,7 +74,7 @@ def test_given_settings_win_and_fix_the_noise():
     assert auto_settings(20, grad_batch_size=16, width=384, beta2=0.9, lr=1.0).beta2 == 0.9
     params = [nn.Parameter(torch.zeros(2))]
     group = IVON.auto(params, num_steps=50, grad_batch_size=4, lr=0.5, skip_nonfinite=True).param_groups[0]
-    assert (group["lr"], group["beta2"], group["noise_warmup"]) == (0.5, 0.9, 50)
+    assert (group["lr"], group["beta2"], group["noise_warmup"]) == (0.5, 0.999, 50)
     assert group["skip_nonfinite"] is True
 
 
@@ -95,6 +105,6 @@ def test_impossible_numbers_are_refused(settings, message):
 def test_the_line_for_the_log_says_what_was_chosen():
     assert auto_settings(500, grad_batch_size=16.0, width=384).describe() == (
         "ivon: adam step with lr 0.001, noise may cost 0.03 nats (std from 0.001 to at most 0.1), h by gradsq of 16 "
-        "examples, beta2 0.99"
+        "examples, beta2 0.999"
     )
     assert "ess 1e+06, first std 0.02" in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()

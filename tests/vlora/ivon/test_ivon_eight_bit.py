@@ -237,7 +237,8 @@ def test_h_follows_float32_for_2000_steps_on_real_text(shared_dir):
             optimizer.step()
             losses[bits] += loss.item() / 500 if step >= steps - 500 else 0
         hess[bits] = optimizer.posterior_state(model.weight)["hess"]
-    assert hess[32].log10().std() > 0.5
+    seen = hess[32] > 0  # words of the rows drawn
+    assert hess[32][seen].log10().std() > 0.5
     assert spearman(hess[8], hess[32]) >= 0.98
-    assert (hess[8] / hess[32]).median().item() == pytest.approx(1.0, abs=0.01)
+    assert (hess[8] / hess[32])[seen].median().item() == pytest.approx(1.0, abs=0.01)
     assert losses[8] == pytest.approx(losses[32], abs=0.01)

@@ -74,11 +74,11 @@ def test_comparison_with_the_reference_by_hand():
     assert found["rank_correlation"] == pytest.approx(spearman(*everything))
 
 
-@pytest.mark.parametrize(("start", "counts"), [(1e-20, False), (1e-3, True)])
-def test_leaving_a_start_next_to_zero_says_nothing(start, counts):
-    found = measure_health({"a": torch.tensor([1e-3, 2e-3])}, steps=10, beta2=0.5, hess_init={"a": start})
+@pytest.mark.parametrize(("start", "weight", "counts"), [(1e-20, 0.1, False), (1e-3, 0.1, True), (1e-3, 0.0, False)])
+def test_leaving_a_start_without_weight_says_nothing(start, weight, counts):
+    found = measure_health({"a": torch.tensor([1e-3, 2e-3])}, start_weight=weight, hess_init={"a": start})
     assert found.get("share_moved") == (0.5 if counts else None)
-    assert found["effective_memory"] == pytest.approx(1 - 0.5**10)
+    assert found["effective_memory"] == 1 - weight
 
 
 @pytest.mark.parametrize(
