@@ -40,7 +40,7 @@ class MergeConfig:
 
     method: str = "gradient_matching"
     """One of :data:`vlora.merge.METHODS`: ``linear``, ``slerp``, ``task_arithmetic``, ``ties``, ``dare_linear``,
-    ``dare_ties``, ``della``, ``tsv``, ``iso_c``, ``fisher``, ``regmean``, ``gradient_matching``."""
+    ``dare_ties``, ``della``, ``tsv``, ``iso_c``, ``fisher``, ``regmean``, ``mats``, ``gradient_matching``."""
     adapters: tuple[AdapterSource, ...]
     """The adapters, one or more; order does not matter."""
     output: str
@@ -51,7 +51,7 @@ class MergeConfig:
     """``keep`` the common rank, ``lossless`` (concatenation, sum of the ranks), a rank, or a share of energy in (0, 1):
     per module the smallest rank that retains it."""
     tau: float | None = None
-    """``gradient_matching``: prior precision relative to an adapter's mean curvature; .3 if not given."""
+    """``gradient_matching``, ``mats``: prior precision relative to an adapter's mean curvature; .3 if not given."""
     scale: float | None = None
     """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None
@@ -70,6 +70,8 @@ class MergeConfig:
     mean 1 (true, the default) or as N h."""
     task_rank: int | None = None
     """``tsv``: singular triples that each adapter contributes; min(m, n) / number of adapters if not given."""
+    steps: int | None = None
+    """``mats``: upper limit of conjugate gradient steps; 100 if not given."""
     shrink: float | None = None
     """``regmean``: factor on the off-diagonal entries of the Grams; .9 if not given."""
     overwrite: bool = False

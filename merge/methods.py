@@ -12,6 +12,7 @@ from vlora.merge.fisher import fisher
 from vlora.merge.gradient_matching import gradient_matching
 from vlora.merge.iso import iso_c
 from vlora.merge.linear import linear
+from vlora.merge.mats import mats
 from vlora.merge.regmean import regmean
 from vlora.merge.slerp import slerp
 from vlora.merge.task_arithmetic import task_arithmetic
@@ -127,6 +128,15 @@ METHODS: dict[str, Method] = {
         needs="the unweighted input Gram of every adapter (activation_gram), positive weights",
         options=("shrink",),
         single="mean",
+    ),
+    "mats": Method(
+        mats,
+        paper="Tam, Bansal and Raffel 2024, arXiv:2312.04339",
+        summary="K-FAC of every adapter on both sides, solved by conjugate gradients; the base takes part as a prior",
+        needs="curvature.safetensors (input and output Grams) of every adapter, positive weights",
+        options=("tau", "scale", "steps"),
+        full_tensors="precision",
+        single="sum",
     ),
     "gradient_matching": Method(
         gradient_matching,

@@ -59,6 +59,7 @@ OPTIONS: dict[str, Option] = {
         "true or false",
         "sign election: a mean (true) or a sum; fisher: Fishers of mean 1 (true) or N h",
     ),
+    "steps": Option(lambda v: _whole(v, 1), "a whole number >= 1", "upper limit of conjugate gradient steps"),
     "task_rank": Option(
         lambda v: _whole(v, 1), "a whole number >= 1", "singular triples that each adapter contributes"
     ),

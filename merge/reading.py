@@ -9,6 +9,7 @@ from torch import Tensor
 from vlora.merge.full_tensors import FullTensor
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior
+from vlora.posterior.grams import read_gram
 from vlora.posterior.lora_layout import LoraKeys, module_scaling, split_keys
 
 __all__ = ["Inputs", "read_inputs"]
@@ -103,5 +104,5 @@ def _precision(posterior: Posterior, key: str) -> tuple[Tensor | None, float]:
 
 
 def _gram(posterior: Posterior, key: str) -> Tensor | None:
-    found = (posterior.curvature or {}).get(key)
+    found = read_gram(posterior.curvature or {}, key)
     return None if found is None else found.to(COMPUTE_DTYPE)

@@ -132,6 +132,7 @@ def merge(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     iso_c              equal singular values: scale
     fisher             average weighted by h: normalise
     regmean            least squares on activations: shrink
+    mats               K-FAC of both sides by conjugate gradients: tau, scale, steps
     gradient_matching  weighted by curvature (the default): tau, scale, curvature
 
     space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.

@@ -32,6 +32,7 @@ CASES = [
     ("iso_c", {}),
     ("fisher", {}),
     ("regmean", {}),
+    ("mats", {}),
     ("gradient_matching", {"curvature": "kronecker"}),
     ("gradient_matching", {"curvature": "separable"}),
     ("gradient_matching", {"curvature": "isotropic"}),

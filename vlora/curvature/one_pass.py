@@ -1,23 +1,4 @@
-r"""Kronecker factors of the loss curvature at an adapter, for merging: one pass over data, any LoRA adapter.
-
-For an adapted linear module :math:`y = W x` and a token :math:`t` of example :math:`i`, let :math:`x_{it}` be
-the module's input and :math:`g_{it}` the gradient of the example's loss with respect to its output. The
-gradient of :math:`W` is :math:`\sum_t g_{it} x_{it}^\top`; K-FAC (Martens and Grosse, arXiv:1503.05671)
-approximates the curvature of :math:`W` by a Kronecker product of two small matrices. Here they are
-
-.. math::
-    G = \sum_i c_i \sum_t \|g_{it}\|^2 \, x_{it} x_{it}^\top, \qquad
-    S = \sum_i c_i \sum_t g_{it} g_{it}^\top, \qquad
-    c_i = 1 / \sum_t \|g_{it}\|^2 .
-
-Deviations from K-FAC, both chosen for merging: tokens enter :math:`G` weighted by their squared gradient
-(K-FAC counts them equally), and :math:`c_i`, taken per module, gives every example the same vote, so that one
-misfit example cannot dominate. The gradients are those of the labels in the data (the empirical Fisher).
-
-Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_gram`` is :math:`S`, shape
-[out_features, out_features]; ``activation_gram``, on request, is the unweighted
-:math:`\sum_i \sum_t x_{it} x_{it}^\top` of the tokens that the loss depends on, which RegMean takes.
-"""
+"""Kronecker factors of a finished adapter: one pass over data, see :mod:`vlora.curvature` for the formulas."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -29,14 +10,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlora.backward import watched
+from vlora.curvature.layers import adapted_layers
 from vlora.data.pieces import pieces
-from vlora.errors import ConfigError, DataError, IncompatibleAdaptersError, TrainingError
+from vlora.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-__all__ = ["adapted_layers", "collect_curvature"]
+__all__ = ["collect_curvature"]
 
 
 def collect_curvature(
@@ -169,42 +151,6 @@ def _finish(total: Tensor, normalise: bool) -> Tensor:
     if normalise and trace > 0:
         gram = gram * (len(gram) / trace)
     return gram.cpu()
-
-
-def adapted_layers(model: "PeftModel", adapter_name: str = "default") -> dict[str, "LoraLayer"]:
-    """The layers whose curvature can be measured, by name; call it before a long run to fail early.
-
-    Args:
-        model: a PEFT model.
-        adapter_name: its active LoRA adapter.
-
-    Raises:
-        ConfigError: the adapter is unknown, inactive, disabled, or has no LoRA layer.
-        IncompatibleAdaptersError: an adapted layer is not a linear layer of torch or bitsandbytes.
-    """
-    if adapter_name not in model.active_adapters:
-        raise ConfigError(
-            f"adapter {adapter_name!r} is not active (active: {', '.join(model.active_adapters)}; loaded: "
-            f"{', '.join(model.peft_config)}): call model.set_adapter({adapter_name!r}) first"
-        )
-    from peft.tuners.lora import LoraLayer
-
-    layers: dict[str, LoraLayer] = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer) or adapter_name not in {*layer.lora_A, *layer.lora_embedding_A}:
-            continue
-        base = layer.get_base_layer()
-        if not isinstance(base, nn.Linear):
-            raise IncompatibleAdaptersError(
-                f"{name} adapts a {type(base).__name__}, expected a linear layer (torch, or bitsandbytes"
-                " 8-bit or 4-bit): curvature needs an adapter whose target_modules leave it out"
-            )
-        if layer.disable_adapters:  # type: ignore[attr-defined]
-            raise ConfigError(f"adapter {adapter_name!r} is disabled: leave model.disable_adapter() first")
-        layers[name] = layer
-    if not layers:
-        raise ConfigError(f"adapter {adapter_name!r} has no LoRA layer; curvature is measured for LoRA only")
-    return layers
 
 
 @contextmanager

@@ -1,0 +1,102 @@
+"""MaTS against a dense solve of its normal equations, mn x mn written out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from merge_cases import gram, make_update, positive, rand
+
+from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.merge.kronecker import kronecker_merge, normalised_gram
+from vlora.merge.mats import KroneckerSum, conjugate_gradients, mats, mats_dense
+
+
+def unit(value):
+    return normalised_gram(value, "a test")
+
+
+def dense_solution(deltas, left, right, weights, ridge):
+    """vec of rows: (S (x) G) vec(X) = vec(S X G) for symmetric factors."""
+    m, n = deltas[0].shape
+    total = ridge * torch.eye(m * n, dtype=torch.float64)
+    pull = torch.zeros(m * n, dtype=torch.float64)
+    for weight, s, g, delta in zip(weights, left, right, deltas, strict=True):
+        block = weight * torch.kron(s, g)
+        total += block
+        pull += (block + ridge * weight * torch.eye(m * n, dtype=torch.float64)) @ delta.flatten()
+    return torch.linalg.solve(total, pull).reshape(m, n)
+
+
+@pytest.mark.parametrize("ridge", [0.3, 1e-3])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.3, 2.0, 1.0)])
+def test_conjugate_gradients_solve_the_dense_normal_equations(ridge, weights):
+    updates = [make_update(20 * t + 1, r=3) for t in range(3)]
+    deltas = [u.delta() for u in updates]
+    left, right = [unit(u.output_gram) for u in updates], [unit(u.input_gram) for u in updates]
+    want = dense_solution(deltas, left, right, weights, ridge)
+    got, steps, residual = mats_dense(deltas, left, right, weights, ridge, steps=500)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
+    assert 0 < steps < 500
+    assert residual < 1e-5
+    merged = mats(updates, weights, rank=7, tau=ridge, steps=500)  # 7 = m: nothing is cut
+    torch.testing.assert_close(merged.update.delta(), want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
+    assert merged.report["retained_energy"] == pytest.approx(1.0)
+
+
+def test_with_one_sided_curvature_it_is_gradient_matching():
+    """S_t = I: the closed form is the solution, so the start leaves nothing to do."""
+    identity = torch.eye(7, dtype=torch.float64)
+    updates = [replace(make_update(20 * t + 1), output_gram=identity) for t in range(3)]
+    merged = mats(updates, [1.0, 0.5, 1.0], rank=7)
+    want = kronecker_merge(updates, [1.0, 0.5, 1.0], 0.3)[0].delta()
+    torch.testing.assert_close(merged.update.delta(), want, rtol=1e-6, atol=1e-6)
+    assert merged.report["steps"] == 0
+
+
+def test_it_is_the_joint_minimiser_of_quadratic_tasks_with_both_sides():
+    """l_t(W) = 1/2 tr(S_t (W - M_t) G_t (W - M_t)^T), each task tuned from 0 under 1/2 tau |W|^2."""
+    m, n, tau = 5, 6, 0.3
+    left, right = [unit(gram(m, t)) for t in (1, 2)], [unit(gram(n, t)) for t in (3, 4)]
+    goals = [rand(m, n, seed=t) for t in (5, 6)]
+    tuned, pull, total = [], 0, tau * torch.eye(m * n, dtype=torch.float64)
+    for s, g, goal in zip(left, right, goals, strict=True):
+        block = torch.kron(s, g)
+        own = block + tau * torch.eye(m * n, dtype=torch.float64)
+        tuned.append(torch.linalg.solve(own, block @ goal.flatten()).reshape(m, n))
+        pull, total = pull + block @ goal.flatten(), total + block
+    joint = torch.linalg.solve(total, pull).reshape(m, n)
+    got, _, _ = mats_dense(tuned, left, right, [1.0, 1.0], tau, steps=300)
+    torch.testing.assert_close(got, joint, rtol=1e-3, atol=1e-3)
+
+
+def test_jacobi_preconditioner_is_the_diagonal_and_few_steps_are_reported():
+    left, right = [gram(4, 1), gram(4, 2)], [gram(5, 3), gram(5, 4)]
+    system = KroneckerSum(left, right, (1.0, 2.0), 0.1)
+    dense = (
+        0.1 * torch.eye(20, dtype=torch.float64)
+        + torch.kron(left[0], right[0])
+        + 2 * torch.kron(left[1], right[1])
+    )
+    torch.testing.assert_close(system.diagonal(), dense.diagonal().reshape(4, 5))
+    x = rand(4, 5, seed=9)
+    torch.testing.assert_close(system(x).flatten(), dense @ x.flatten())
+    target = positive(4, 5, seed=10)
+    _, steps, residual = conjugate_gradients(system, target, torch.zeros_like(target), 2, system.diagonal())
+    assert steps == 2
+    assert residual > 1e-5
+
+
+def test_what_it_needs():
+    updates = [make_update(1), make_update(20)]
+    without = [replace(updates[0], output_gram=None), updates[1]]
+    with pytest.raises(
+        IncompatibleAdaptersError, match="mats needs output_gram of every adapter, but 'adapter1'"
+    ):
+        mats(without, [1.0, 1.0], rank=2)
+    foreign = [replace(updates[0], output_gram=gram(8, 3)), updates[1]]
+    with pytest.raises(IncompatibleAdaptersError, match="has 8 entries a side, its factors ask for 7"):
+        mats(foreign, [1.0, 1.0], rank=2)
+    with pytest.raises(ConfigError, match="MaTS takes positive weights, got -1"):
+        mats(updates, [1.0, -1.0], rank=2)
+    with pytest.raises(IncompatibleAdaptersError, match="a MaTS merge has full rank"):
+        mats(updates, [1.0, 1.0], rank="lossless")

@@ -1,0 +1,26 @@
+r"""Kronecker factors of the loss curvature at an adapter, for merging: while it trains, or in one pass over data.
+
+For an adapted linear module :math:`y = W x` and a token :math:`t` of example :math:`i`, let :math:`x_{it}` be
+the module's input and :math:`g_{it}` the gradient of the example's loss with respect to its output. The
+gradient of :math:`W` is :math:`\sum_t g_{it} x_{it}^\top`; K-FAC (Martens and Grosse, arXiv:1503.05671)
+approximates the curvature of :math:`W` by a Kronecker product of two small matrices. Here they are
+
+.. math::
+    G = \sum_i c_i \sum_t \|g_{it}\|^2 \, x_{it} x_{it}^\top, \qquad
+    S = \sum_i c_i \sum_t g_{it} g_{it}^\top, \qquad
+    c_i = 1 / \sum_t \|g_{it}\|^2 .
+
+Deviations from K-FAC, both chosen for merging: tokens enter :math:`G` weighted by their squared gradient
+(K-FAC counts them equally), and :math:`c_i`, taken per module, gives every example the same vote, so that one
+misfit example cannot dominate. The gradients are those of the labels in the data (the empirical Fisher).
+
+Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_gram`` is :math:`S`, shape
+[out_features, out_features]; ``activation_gram``, on request, is the unweighted
+:math:`\sum_i \sum_t x_{it} x_{it}^\top` of the tokens that the loss depends on, which RegMean takes.
+"""
+
+from vlora.curvature.layers import adapted_layers
+from vlora.curvature.one_pass import collect_curvature
+from vlora.curvature.streaming import CurvatureStream, gathering, stream_bytes
+
+__all__ = ["CurvatureStream", "adapted_layers", "collect_curvature", "gathering", "stream_bytes"]

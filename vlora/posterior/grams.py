@@ -1,0 +1,87 @@
+r"""Gram matrices as they are stored: full, or as leading directions and an isotropic tail.
+
+    M ~ V diag(values) V^T + tail (I - V V^T),      tail = (tr M - sum values) / (n - k)
+
+which keeps the trace and, for the k kept eigenvectors V, their eigenvalues. A full matrix has the key
+``<module>.input_gram``; the short form has ``<key>.vectors`` [n, k], ``<key>.values`` [k] (descending) and
+``<key>.tail`` (one number). At n = 4096 in float32 a full matrix takes 64 MiB, k = 64 takes 1 MiB.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vlora.errors import ConfigError
+
+__all__ = ["compress_grams", "leading", "read_gram", "retained_trace"]
+
+
+def read_gram(curvature: Mapping[str, Tensor], key: str) -> Tensor | None:
+    """The matrix of a key, written out from the short form where that is what is stored; None if there is none.
+
+    Args:
+        curvature: What ``curvature.safetensors`` holds.
+        key: Such as ``base_model.model.layers.0.q_proj.input_gram``.
+    """
+    if key in curvature:
+        return curvature[key]
+    if f"{key}.vectors" not in curvature:
+        return None
+    vectors, values, tail = (curvature[f"{key}.{part}"] for part in ("vectors", "values", "tail"))
+    gram = (vectors * (values - tail)) @ vectors.T
+    gram.diagonal().add_(tail)
+    return (gram + gram.T) / 2
+
+
+def compress_grams(curvature: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The same curvature with every full matrix wider than ``rank`` in the short form.
+
+    Args:
+        curvature: Full or already short matrices; the latter stay as they are.
+        rank: k, directions kept per matrix, at least 1.
+
+    Raises:
+        ConfigError: ``rank`` is not positive.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank of the curvature must be at least 1, got {rank}")
+    short: dict[str, Tensor] = {}
+    for key, gram in curvature.items():
+        if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) <= rank or key.endswith(".vectors"):
+            short[key] = gram
+            continue
+        values, vectors = torch.linalg.eigh(gram)
+        kept = values[-rank:].flip(0).clamp_min(0)
+        short |= leading(key, vectors[:, -rank:].flip(1), kept, gram.trace())
+    return short
+
+
+def leading(key: str, vectors: Tensor, values: Tensor, trace: Tensor) -> dict[str, Tensor]:
+    """The three tensors of the short form.
+
+    Args:
+        key: Of the full matrix.
+        vectors: Orthonormal columns, shape ``(n, k)``, k < n.
+        values: Their eigenvalues, descending, shape ``(k,)``.
+        trace: Of the whole matrix.
+    """
+    size, kept = vectors.shape
+    tail = (trace - values.sum()).clamp_min(0) / (size - kept)
+    return {
+        f"{key}.vectors": vectors.contiguous(),
+        f"{key}.values": values.contiguous(),
+        f"{key}.tail": tail.reshape(1),
+    }
+
+
+def retained_trace(curvature: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of the trace in the kept directions, per matrix in the short form; 1 is everything."""
+    shares = {}
+    for name, vectors in curvature.items():
+        if name.endswith(".vectors"):
+            key = name.removesuffix(".vectors")
+            kept = curvature[f"{key}.values"].sum().item()
+            rest = curvature[f"{key}.tail"].item() * (vectors.shape[0] - vectors.shape[1])
+            shares[key] = kept / (kept + rest) if kept + rest > 0 else 1.0
+    return shares
