@@ -54,8 +54,12 @@ def ensure_states(items: Sequence[Owned]) -> None:
     Args:
         items: States, changed in place, with parameters that hold the mean and their groups.
     """
-    _fill([item for item in items if "mean" not in item[0]])
+    _fill([item for item in items if "mean" not in item[0] and item[2]["state_bits"] == 32])
     for state, param, group in items:
+        if "mean" not in state:
+            _fill(
+                [(state, param, group)]
+            )  # one by one, so that only one is in float32 before it is quantised
         mean, usual = state["mean"], "format" not in state and is_coded(state) == (group["state_bits"] == 8)
         if not (usual and mean.dtype == param.dtype and mean.device == param.device):
             _follow(state, param, group)  # not called for nothing: there may be hundreds of parameters

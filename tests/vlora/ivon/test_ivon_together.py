@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from ivon_problems import same, snapshot
 
@@ -60,6 +61,25 @@ def test_memory_is_that_of_the_states_alone():
         if key != "step"
     }
     assert sum(storages.values()) == 3 * sum(optimizer.state[param]["mean"].nbytes for param in params)
+
+
+@pytest.mark.parametrize("loaded_bits", [None, 8, 32])
+def test_8_bit_states_keep_no_float32_memory(loaded_bits):
+    shapes = [(5,), (70, 70), (6,), (90, 90)]
+
+    def trained(bits):
+        params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+        optimizer = IVON(params, lr=0.1, ess=50.0, state_bits=bits)
+        step_of(optimizer, params)
+        return optimizer
+
+    optimizer = trained(8)
+    if loaded_bits is not None:
+        optimizer.load_state_dict(trained(loaded_bits).state_dict())
+    states = list(optimizer.state.values())
+    tensors = [value for state in states for key, value in state.items() if key not in ("step", "mean")]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    assert sum(storages.values()) == sum(each.nbytes for each in tensors) < 3 * (4900 + 8100)
 
 
 def test_tensors_that_were_replaced_give_the_same_numbers():
