@@ -72,12 +72,14 @@ def differences(records: Records, part: str, data: Sequence[str]) -> str:
     """Format minus float32 on the same task and seed."""
     rows = []
     for form in list(FORMATS)[1:]:
-        base = paired(records, "bases", data, form)
+        base, label = paired(records, "bases", data, form), "not trained"
+        if part == "tasks":
+            base, label = on_other_bases(records, data, form), "trained in float32"
         if base:
             cells = [
                 interval(gaps(base, "mean", name) * f, digits) for name, (_, f, digits) in METRICS.items()
             ]
-            rows.append([NAMES[form], "not trained", *cells, str(len(base))])
+            rows.append([NAMES[form], label, *cells, str(len(base))])
         for predictor, label in PREDICTORS.items():
             pairs = paired(records, part, data, form)
             cells = [
@@ -141,6 +143,18 @@ def paired(
     return pairs
 
 
+def on_other_bases(
+    records: Records, data: Sequence[str], form: str
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Evaluations of float32-trained adapters on the base of a format, each with that on the float32 base."""
+    pairs = []
+    for task in data:
+        trained = units(records, "tasks", task, "float32")
+        found = units(records, "swapped", task, form)
+        pairs += [(record, trained[seed]) for seed, record in found.items() if seed in trained]
+    return pairs
+
+
 def average(values: Sequence[float], factor: float, digits: int) -> str:
     """Mean of the values that there are."""
     return f"{factor * float(np.mean(values)):.{digits}f}" if len(values) else DASH
@@ -170,7 +184,8 @@ def block(records: Records) -> str:
 
 ### Against float32, MiniLM
 
-Format minus float32, paired by task and seed; 95 % t-intervals over the pairs.
+Format minus float32, paired by task and seed; 95 % t-intervals over the pairs. *Trained in float32*: the adapter of the
+float32 run on this base, so what the base loses by itself.
 
 {differences(records, "tasks", TASKS)}
 ### Against float32, stories260K on GSM8K text
