@@ -64,14 +64,13 @@ def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def swapped(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The adapters that were trained on the float32 base, on the other bases: what the base alone loses."""
-    for seed in args.seeds:
-        for task in TASKS:
-            files = prepare(args.data, args.work / "data", task, 600)
-            for form in (form for form in BASES[1:] if form in args.formats):
-                unit = classification(f"swapped/{task}_{form}_{seed}", form, files, seed, {})
-                del unit["train"]
-                unit["eval"]["num_samples"] = 0
-                yield {**unit, "adapter": args.work / f"tasks/{task}_float32_{seed}"}
+    for unit in (*tasks(args), *stories(args)):
+        if unit["form"] in BASES[1:]:
+            part, name = unit["name"].split("/")
+            trained = args.work / part / name.replace(f"_{unit['form']}_", "_float32_")
+            kept = {key: unit[key] for key in ("form", "common")}
+            test = {**unit["eval"], "num_samples": 0}
+            yield {**kept, "name": f"swapped/{name}", "eval": test, "adapter": trained}
 
 
 def tracking(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
