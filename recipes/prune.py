@@ -43,7 +43,7 @@ def prune_folder(
     Raises:
         VloraError: What does not fit, in one line; nothing is written then.
     """
-    check_output_folder(output, "adapter_config.json", overwrite=overwrite)
+    check_output_folder(output, "adapter_config.json", overwrite=overwrite, cure="pass --overwrite")
     if scope is not None:
         if scope not in _SCOPES[what]:
             raise ConfigError(f"scope of {what} must be {' or '.join(_SCOPES[what])}, got {scope!r}")

@@ -64,6 +64,17 @@ def test_a_quantised_base_is_shown_without_training_and_as_reference(tmp_path):
     )
 
 
+def test_an_adapter_trained_in_float32_shows_what_the_base_alone_loses(tmp_path):
+    record(tmp_path, "tasks/sst2_float32_0", 0.80, 0.50)
+    record(tmp_path, "tasks/sst2_4bit_base_0", 0.78, 0.54)
+    record(tmp_path, "swapped/sst2_4bit_base_0", 0.79, 0.53)
+    record(tmp_path, "swapped/trec_4bit_base_0", 0.79, 0.53)  # no float32 beside it
+    text = table.differences(table.read(tmp_path), "tasks", table.TASKS)
+    row = line(text, "4-bit base", "trained in float32")
+    assert row == "| 4-bit base | trained in float32 | −1.00 | +0.0300 | +0.0000 | 1 |"
+    assert line(text, "4-bit base", "mean").startswith("| 4-bit base | mean | −2.00 | +0.0400")
+
+
 def test_the_readme_has_the_tables_of_the_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     shown = text.split(START)[1].split(END)[0].strip()

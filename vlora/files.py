@@ -32,13 +32,16 @@ def output_path(folder: str | os.PathLike) -> Path:
     return path
 
 
-def check_output_folder(folder: str | os.PathLike, marker: str, *, overwrite: bool = True) -> Path:
+def check_output_folder(
+    folder: str | os.PathLike, marker: str, *, overwrite: bool = True, cure: str = "set overwrite=true"
+) -> Path:
     """Refuse an output folder that holds something this program did not make.
 
     Args:
         folder: Where the output is to go; need not exist.
         marker: File that a former output of the same kind would hold, e.g. ``adapter_config.json``.
         overwrite: Whether a former output of the same kind may be replaced.
+        cure: How the caller's user allows that.
 
     Raises:
         OutputExistsError: The folder holds something else, or a former output and ``overwrite`` is false.
@@ -55,9 +58,7 @@ def check_output_folder(folder: str | os.PathLike, marker: str, *, overwrite: bo
                 f"output folder {path} holds something else ({shown}) and no {marker}; choose another folder"
             )
         if not overwrite:
-            raise OutputExistsError(
-                f"output folder {path} already holds a result; set overwrite=true or move it"
-            )
+            raise OutputExistsError(f"output folder {path} already holds a result; {cure} or move it")
     elif path.exists():
         raise OutputExistsError(f"output {path} is a file where a folder was expected; choose another name")
     return path

@@ -19,6 +19,8 @@ FORMATS: dict[str, dict[str, Any]] = {
         "quantization": "4bit", "adapter_dtype": "bfloat16", "optimizer": {**BITS8, "stochastic_rounding": True},
     },
 }  # fmt: skip
+BASES = ("float32", "bf16_base", "8bit_base", "4bit_base")
+"""Formats that differ in the base alone."""
 TASKS = ("sst2", "trec", "fdu_books")
 TRACKED = ("float32", "8bit_states")
 NAMES = {

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.low_precision.formats import FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.formats import BASES, FORMATS, RESULTS, TASKS, TRACKED
 from benchmarks.rows import read_rows, without_paths, write_rows
 
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--stories", type=Path, required=True, help="folder of the stories260K model")
     parser.add_argument("--work", type=Path, required=True, help="folder for adapters and evaluations")
-    parser.add_argument("--parts", nargs="+", default=["bases", "stories", "tasks", "tracking"])
+    parser.add_argument("--parts", nargs="+", default=["bases", "stories", "tasks", "swapped", "tracking"])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
@@ -42,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for module in ("vlora.training.train", "vlora.eval.run", "peft", "bitsandbytes"):
         importlib.import_module(module)  # so that the first run's time does not hold it
-    units = {"bases": bases, "tasks": tasks, "stories": stories, "tracking": tracking}
+    units = {"bases": bases, "tasks": tasks, "swapped": swapped, "stories": stories, "tracking": tracking}
     todo = [unit for part in args.parts for unit in units[part](args)]
     todo = [unit for unit in todo if not (args.results / f"{unit['name']}.json").exists()]
     for number, unit in enumerate(todo, 1):
@@ -60,6 +60,17 @@ def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield classification(
                     f"tasks/{task}_{form}_{seed}", form, files, seed, {"num_train_epochs": 3}
                 )
+
+
+def swapped(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The adapters that were trained on the float32 base, on the other bases: what the base alone loses."""
+    for unit in (*tasks(args), *stories(args)):
+        if unit["form"] in BASES[1:]:
+            part, name = unit["name"].split("/")
+            trained = args.work / part / name.replace(f"_{unit['form']}_", "_float32_")
+            kept = {key: unit[key] for key in ("form", "common")}
+            test = {**unit["eval"], "num_samples": 0}
+            yield {**kept, "name": f"swapped/{name}", "eval": test, "adapter": trained}
 
 
 def tracking(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -118,7 +129,7 @@ def stories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def bases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """stories260K without an adapter, on the same texts: what the format costs before any training."""
     files = prepare_stories(args.data, args.work / "data")
-    for form in ("float32", "bf16_base", "8bit_base", "4bit_base"):
+    for form in BASES:
         yield {
             "name": f"bases/gsm8k_{form}_0",
             "form": form,
@@ -141,7 +152,11 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
             "h": compare_h(place, reference),
             "config": without_paths(train),
         }
-    model = str(place) if "train" in unit else {"path": "base", "name": "base"}
+    model = (
+        str(unit.get("adapter", place))
+        if {"train", "adapter"} & unit.keys()
+        else {"path": "base", "name": "base"}
+    )
     test = {**base, **unit["eval"], "model": [model], "output": f"{place}_eval", "overwrite": True}
     record |= {
         **evaluate_one(test),

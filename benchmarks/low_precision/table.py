@@ -72,19 +72,20 @@ def differences(records: Records, part: str, data: Sequence[str]) -> str:
     """Format minus float32 on the same task and seed."""
     rows = []
     for form in list(FORMATS)[1:]:
-        base = paired(records, "bases", data, form)
-        if base:
-            cells = [
-                interval(gaps(base, "mean", name) * f, digits) for name, (_, f, digits) in METRICS.items()
-            ]
-            rows.append([NAMES[form], "not trained", *cells, str(len(base))])
-        for predictor, label in PREDICTORS.items():
-            pairs = paired(records, part, data, form)
-            cells = [
-                interval(gaps(pairs, predictor, name) * f, digits) for name, (_, f, digits) in METRICS.items()
-            ]
-            rows.append([NAMES[form], label, *cells, str(len(pairs))])
+        found = {
+            "not trained": (paired(records, "bases", data, form), "mean"),
+            "trained in float32": (on_other_bases(records, part, data, form), "mean"),
+        }
+        found = {label: some for label, some in found.items() if some[0]}
+        found |= {label: (paired(records, part, data, form), name) for name, label in PREDICTORS.items()}
+        rows += [[NAMES[form], label, *_cells(*some)] for label, some in found.items()]
     return markdown(["format", "", *(head for head, *_ in METRICS.values()), "pairs"], rows, 2)
+
+
+def _cells(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], predictor: str) -> list[str]:
+    """Differences in every metric, and the number of pairs."""
+    values = (interval(gaps(pairs, predictor, name) * f, digits) for name, (_, f, digits) in METRICS.items())
+    return [*values, str(len(pairs))]
 
 
 def on_quantised_bases(records: Records) -> str:
@@ -95,11 +96,8 @@ def on_quantised_bases(records: Records) -> str:
         ("4bit_base_8bit_states_bf16_adapter_sr", "4bit_base"),
     ):
         for part, data in (("tasks", TASKS), ("stories", ("gsm8k",))):
-            pairs = paired(records, part, data, form, base)
-            cells = [
-                interval(gaps(pairs, "mean", name) * f, digits) for name, (_, f, digits) in METRICS.items()
-            ]
-            rows.append([f"{NAMES[form]} − {NAMES[base]}", part, *cells, str(len(pairs))])
+            cells = _cells(paired(records, part, data, form, base), "mean")
+            rows.append([f"{NAMES[form]} − {NAMES[base]}", part, *cells])
     return markdown(["difference", "", *(head for head, *_ in METRICS.values()), "pairs"], rows, 2)
 
 
@@ -141,6 +139,18 @@ def paired(
     return pairs
 
 
+def on_other_bases(
+    records: Records, part: str, data: Sequence[str], form: str
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Evaluations of float32-trained adapters on the base of a format, each with that on the float32 base."""
+    pairs = []
+    for task in data:
+        trained = units(records, part, task, "float32")
+        found = units(records, "swapped", task, form)
+        pairs += [(record, trained[seed]) for seed, record in found.items() if seed in trained]
+    return pairs
+
+
 def average(values: Sequence[float], factor: float, digits: int) -> str:
     """Mean of the values that there are."""
     return f"{factor * float(np.mean(values)):.{digits}f}" if len(values) else DASH
@@ -170,12 +180,13 @@ def block(records: Records) -> str:
 
 ### Against float32, MiniLM
 
-Format minus float32, paired by task and seed; 95 % t-intervals over the pairs.
+Format minus float32, paired by task and seed; 95 % t-intervals over the pairs. *Trained in float32*: the adapter of the
+float32 run on this base, so what the base loses by itself; *mean* and *draws*: trained in the format.
 
 {differences(records, "tasks", TASKS)}
 ### Against float32, stories260K on GSM8K text
 
-Per token, paired by seed. *Not trained*: the base alone, without an adapter.
+Per token, paired by seed. *Not trained*: the base alone, without an adapter; the others as above.
 
 {differences(records, "stories", ["gsm8k"])}
 ### Against the same base with float32 states

@@ -45,8 +45,17 @@ def adamw(params: list[Tensor], **kind: Any) -> Callable[[], Any]:
 
 
 def vlora(params: list[Tensor], **kind: Any) -> Callable[[], None]:
-    """Draw and step of ``vlora.IVON``."""
-    optimizer = IVON(params, lr=1e-3, ess=1e5, hess_init=0.1, clip_radius=1.0, **kind)
+    """Draw and step of ``vlora.IVON`` with the algorithm of the paper."""
+    return draw_and_step_of(IVON(params, lr=1e-3, ess=1e5, hess_init=0.1, clip_radius=1.0, **kind))
+
+
+def vlora_auto(params: list[Tensor]) -> Callable[[], None]:
+    """Draw and step with the settings of ``vlora train``."""
+    return draw_and_step_of(IVON.auto(params, num_steps=10_000, grad_batch_size=16))
+
+
+def draw_and_step_of(optimizer: IVON) -> Callable[[], None]:
+    """One training step without the model."""
 
     def draw_and_step() -> None:
         optimizer.train()
@@ -77,6 +86,7 @@ COMPETITORS: dict[str, Callable[[list[Tensor]], Callable[[], Any]]] = {
     "ivon_opt": published,
     "vlora_reference": lambda params: vlora(params, foreach=False),
     "vlora_foreach": vlora,
+    "vlora_auto": vlora_auto,
     "vlora_compiled": lambda params: vlora(params, compiled=True),
 }
 
@@ -137,19 +147,22 @@ def memory(case: str, competitor: str) -> dict[str, Any]:
 
 
 def minilm() -> dict[str, Any]:
-    """Whole training steps of MiniLM with LoRA on all linear layers: AdamW and IVON in turn, on the same batches."""
-    models = {name: minilm_lora() for name in ("adamw", "ivon")}
+    """Whole training steps of MiniLM with LoRA on all linear layers, each optimizer in turn on the same batches."""
+    models = {name: minilm_lora() for name in ("adamw", "ivon", "ivon_auto")}
     params = {name: [p for p in model.parameters() if p.requires_grad] for name, model in models.items()}
     optimizers = {
         "adamw": torch.optim.AdamW(params["adamw"], lr=1e-4),
         "ivon": IVON(params["ivon"], lr=1e-3, ess=1e5, hess_init=0.1, clip_radius=1.0),
+        "ivon_auto": IVON.auto(params["ivon_auto"], num_steps=1000, grad_batch_size=MINILM_BATCH),
     }
+    names = list(models)
     g = torch.Generator().manual_seed(0)
     seconds: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in models}
     for pair in range(-WARM_UP, MINILM_PAIRS):
         ids = torch.randint(1000, 20_000, (MINILM_BATCH, MINILM_TOKENS), generator=g)
         labels = torch.randint(2, (MINILM_BATCH,), generator=g)
-        for name in ("adamw", "ivon") if pair % 2 else ("ivon", "adamw"):
+        start = pair % len(names)
+        for name in names[start:] + names[:start]:
             found = timed(partial(train_step, models[name], optimizers[name], ids, labels))
             for key, value in found.items():
                 if pair >= 0:

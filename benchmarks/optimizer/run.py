@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-MEMORY = ("adamw_foreach", "adamw_fused", "ivon_opt", "vlora_reference", "vlora_foreach", "vlora_compiled")
+MEMORY = (
+    "adamw_foreach", "adamw_fused", "ivon_opt", "vlora_reference", "vlora_foreach", "vlora_auto", "vlora_compiled",
+)  # fmt: skip
 UNITS: dict[str, list[str]] = {
     "time_lora": ["times", "lora"],
     "time_small": ["times", "small"],
     "time_single": ["times", "single"],
-    **{f"memory_{case}_{name}": ["memory", case, name] for case in ("lora", "single") for name in MEMORY},
+    **{
+        f"memory_{case}_{name}": ["memory", case, name]
+        for case in ("lora", "small", "single")
+        for name in MEMORY
+    },
     "minilm": ["minilm"],
 }
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "ivon-opt")

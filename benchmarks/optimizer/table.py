@@ -20,9 +20,11 @@ NAMES = {
     "adamw_fused": "AdamW, fused",
     "ivon_opt": "ivon-opt 0.1.3",
     "vlora_reference": "vlora, reference (`foreach=False`)",
-    "vlora_foreach": "vlora, default",
+    "vlora_foreach": "vlora, default path",
+    "vlora_auto": "vlora, default path, `IVON.auto`",
     "vlora_compiled": "vlora, `compiled=True`",
 }
+WHOLE_STEP = {"adamw": "AdamW, foreach", "ivon": "vlora, default path", "ivon_auto": "vlora, `IVON.auto`"}
 CASES = {
     "lora": "10 M entries in 112 LoRA-shaped tensors",
     "small": "1 M entries in 400 tensors of 50 x 50",
@@ -97,9 +99,9 @@ def aim(found: dict[str, dict[str, list[float]]]) -> dict[str, list[float]]:
 
 def memory_table(records: Records) -> str:
     """Peak memory in copies of the trainables."""
-    lines = [row("what", "112 tensors", "one tensor"), row("---", "---:", "---:")]
+    lines = [row("what", "112 tensors", "400 small tensors", "one tensor"), row("---", *["---:"] * 3)]
     for name, words in NAMES.items():
-        units = [f"memory_{case}_{name}" for case in ("lora", "single")]
+        units = [f"memory_{case}_{name}" for case in CASES]
         if any(unit in records for unit in units):
             lines.append(row(words, *(_copies(records, unit) for unit in units)))
     return "\n".join(lines) + "\n"
@@ -113,19 +115,25 @@ def _copies(records: Records, unit: str) -> str:
 
 
 def minilm_text(records: Records) -> str:
-    """One sentence on the whole training step."""
+    """Milliseconds of a whole training step, and the ratio to AdamW's in the same round."""
     if "minilm" not in records:
         return "Not measured.\n"
     output = records["minilm"]["output"]
     found = output["seconds"]
-    paired = ratios(found["ivon"], found["adamw"])
-    low, high = order_interval(paired)
-    both = [1e3 * statistics.median(found[name]["cpu"]) for name in ("adamw", "ivon")]
-    return (
+    lines = [
         f"{output['entries']:,} trainable entries in {output['tensors']} tensors, batch {output['batch']} of "
-        f"{output['tokens']} tokens: AdamW {both[0]:.1f} ms, IVON {both[1]:.1f} ms of CPU time; IVON / AdamW, "
-        f"median of {len(paired)} pairs: **{statistics.median(paired):.3f}** [{low:.3f}, {high:.3f}].\n"
-    )
+        f"{output['tokens']} tokens; {len(found['adamw']['cpu'])} rounds.\n",
+        row("what", "CPU ms", "x AdamW, paired", "95 % interval"),
+        row("---", *["---:"] * 3),
+    ]
+    for name, words in ((name, words) for name, words in WHOLE_STEP.items() if name in found):
+        paired = ratios(found[name], found["adamw"])
+        low, high = order_interval(paired)
+        middle = statistics.median(found[name]["cpu"])
+        lines.append(
+            row(words, f"{1e3 * middle:.1f}", f"{statistics.median(paired):.3f}", f"{low:.3f} to {high:.3f}")
+        )
+    return "\n".join(lines) + "\n"
 
 
 def conditions(records: Records) -> str:

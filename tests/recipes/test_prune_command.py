@@ -124,6 +124,6 @@ def test_a_former_adapter_is_replaced_only_when_told(adapter, tmp_path, capsys):
     arguments = ("prune", adapter, "--out", tmp_path / "p", "--keep-rank")
     assert run(*arguments, 2) == 0
     assert run(*arguments, 1) == 1
-    assert "already holds a result" in capsys.readouterr().err
+    assert "already holds a result; pass --overwrite or move it" in capsys.readouterr().err
     assert run(*arguments, 1, "--overwrite") == 0
     assert Posterior.from_pretrained(tmp_path / "p").adapter_config["r"] == 1

@@ -63,7 +63,9 @@ def compiled_step_(
         numbers: From ``step_numbers``.
     """
     if mean.numel():
-        _compiled(BACKEND)(param.detach(), mean, momentum, hess, grad, product, numbers)
+        # .data is no view of anything: the size of what a vector is a view of would compile again
+        plain = [None if each is None else each.data for each in (param, mean, momentum, hess, grad, product)]
+        _compiled(BACKEND)(*plain, numbers)
 
 
 @cache

@@ -114,6 +114,9 @@ def restore_storage(
         for param in group["params"]:
             if "mean" in states.get(param, {}):
                 conform_state(states[param], group)
+                if group["state_bits"] == 8 and not is_coded(states[param]):
+                    # it may share memory with larger tensors, which would be kept for it
+                    states[param].update({key: states[param][key].clone() for key in CODED})
 
 
 def state_bytes(states: Iterable[Mapping[str, Any]]) -> int:

@@ -169,6 +169,7 @@ class IVON(DrawingOptimizer):
         """
         for group in prepare_groups(param_group, self.defaults):
             super().add_param_group(group)
+            self._remember(group)
 
     @torch.no_grad()
     def posterior_state(self, param: Tensor) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.gradients import Entry, all_finite, drawn_products, gather_entries, overflowed
 from vlora.ivon.rounding import NoiseCheck
 from vlora.ivon.sampling import advance, starts_step, take_grads, write_draw, write_mean
+from vlora.ivon.shards import refuse_replaced
 from vlora.ivon.turns import mean_loss, require_free_for_context, require_free_for_train
 
 __all__ = ["DrawingOptimizer"]
@@ -113,6 +115,7 @@ class DrawingOptimizer(torch.optim.Optimizer):
             TrainingError: If no draw was made since the last step, or a gradient is not finite; the parameters
                 then hold the mean, and mean, momentum and h are as before.
         """
+        refuse_replaced(self.param_groups, self._given)
         loss = None if closure is None else self._run_closure(closure)
         collected = self._averages.count > 0
         if not collected and not starts_step(self.param_groups, self.state):
@@ -138,9 +141,18 @@ class DrawingOptimizer(torch.optim.Optimizer):
         """What copies and checkpoints do not carry."""
         self._averages, self._in_context = DrawAverages(), False
         self._noise_check, self.noise_ranks = NoiseCheck(), NoiseRanks()
+        if not hasattr(self, "_given"):  # loading a checkpoint changes no parameters
+            self._given = WeakIdKeyDictionary()
+            for group in getattr(self, "param_groups", []):
+                self._remember(group)
+
+    def _remember(self, group: dict[str, Any]) -> None:
+        """Know the parameters of a new group again, so that an exchange behind our back is noticed."""
+        self._given.update((param, None) for param in group["params"])
 
     def _draw(self, stream: str) -> None:
         """Put a draw into the parameters, and look whether they can hold it."""
+        refuse_replaced(self.param_groups, self._given)
         ahead = self.noise_ranks.rank if stream == "train" else 0
         write_draw(self.param_groups, self.state, stream, ahead=ahead)
         if stream == "train":

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from vlora.errors import TrainingError
-from vlora.ivon.blocks import block_entries, flat_blocks, row_groups
+from vlora.ivon.blocks import Room, block_entries, flat_blocks, row_groups
 from vlora.ivon.draws import noise_seed
 from vlora.ivon.kernels import draw_, make_scratch
 from vlora.ivon.low_precision import is_coded, read_state
 from vlora.ivon.rounding import is_coarse, rounding_seed, stochastic_round
 from vlora.ivon.shard_noise import fill_noise_
 from vlora.ivon.shards import drop_gathered, local, local_state
-from vlora.ivon.state import adopt_changed_params, ensure_state
+from vlora.ivon.state import adopt_changed_params, ensure_states
 from vlora.ivon.step import posterior_std
 
 __all__ = [
@@ -60,9 +60,9 @@ def write_draw(groups: Groups, state: State, stream: str, *, ahead: int = 0) -> 
         stream: ``"train"`` or ``"eval"``, which numbers its draws separately.
         ahead: Which draw after the next one: this process's place among those that draw for one step.
     """
-    todo = []
-    for index, group, position, param in _undrawn(groups):
-        ensure_state(state[param], param, group)
+    undrawn, todo = list(_undrawn(groups)), []
+    ensure_states([(state[param], param, group) for _, group, _, param in undrawn])
+    for index, group, position, param in undrawn:
         seed = noise_seed(group["seed"], stream, group[COUNTERS[stream]] + ahead, index)
         todo.append(_Draw(local(param), local_state(state[param]), group, position, seed, param))
     adopt_changed_params([(draw.param, draw.state) for draw in todo])
@@ -106,15 +106,15 @@ def _undrawn(groups: Groups) -> Iterator[tuple[int, dict[str, Any], int, Tensor]
 
 
 def _draw_foreach(bucket: list[_Draw], generator: torch.Generator, settings: dict[str, float]) -> None:
-    """The noise is made in the parameters themselves where their dtype is that of the state."""
-    limit = block_entries(bucket[0].param.device)
+    """Large parameters have their noise made in themselves, where their dtype is that of the state."""
+    limit, room = block_entries(bucket[0].param.device), Room()
     scratch = make_scratch(bucket[0].state["mean"], limit)
     for rows in row_groups([draw.param for draw in bucket], limit):
         some = [bucket[row] for row in rows]
         params = [draw.param for draw in some]
         means, hesses = ([draw.state[key] for draw in some] for key in ("mean", "hess"))
-        in_place = params[0].dtype == means[0].dtype
-        noises = params if in_place else [torch.empty_like(mean) for mean in means]
+        in_place = len(some) == 1 and params[0].dtype == means[0].dtype
+        noises = params if in_place else room.shaped(means)
         for draw, noise in zip(some, noises, strict=True):
             fill_noise_(noise, draw.owner, draw.seed, generator)
         for noise, mean, hess in flat_blocks([noises, means, hesses], limit, writes=1):
@@ -191,8 +191,7 @@ def _fill_empty_state(groups: Groups, state: State) -> bool:
         return False
     if any(param.grad is None or local(param.grad).any() for _, param in params):
         return False
-    for group, param in params:
-        ensure_state(state[param], param, group)
+    ensure_states([(state[param], param, group) for group, param in params])
     return True
 
 

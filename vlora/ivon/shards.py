@@ -4,7 +4,8 @@ IVON is elementwise, so every process works on its own part, and nothing is sent
 gradients are finite. The noise of parts is in ``vlora.ivon.shard_noise``.
 """
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "local_state",
     "lowest_of_ranks",
     "refuse_hidden",
+    "refuse_replaced",
     "set_grad",
     "sum_of_ranks",
     "whole",
@@ -109,4 +111,27 @@ def refuse_hidden(param: Tensor) -> None:
         raise TrainingError(
             "IVON cannot draw into the partitioned parameters of DeepSpeed ZeRO-3: use FSDP2 (fsdp_version: 2 in the "
             "accelerate configuration), or DDP"
+        )
+
+
+def refuse_replaced(groups: Iterable[dict[str, Any]], given: Container[Tensor]) -> None:
+    """Refuse parameters that DeepSpeed has put in the place of the model's.
+
+    ZeRO stages 1 and 2, and its bf16 and fp16 optimizers, exchange the parameters of every group for flat float32
+    copies of their own. A draw in those would never reach the model, which computes with the parameters it had.
+
+    Args:
+        groups: Parameter groups.
+        given: The parameters that the optimizer was made with.
+
+    Raises:
+        TrainingError: If a group holds a parameter that the optimizer was not given, and DeepSpeed is in use.
+    """
+    if "deepspeed" not in sys.modules:
+        return  # FSDP2 exchanges parameters too, for the shards that the model then computes with
+    params = (param for group in groups for param in group["params"])
+    if any(param not in given and not is_sharded(param) for param in params):
+        raise TrainingError(
+            "IVON cannot draw into the flat copies that DeepSpeed (ZeRO-1, ZeRO-2, bf16, fp16) puts in the place of "
+            "the model's parameters: use DDP, or FSDP2 (fsdp_version: 2 in the accelerate configuration)"
         )

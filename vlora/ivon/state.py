@@ -2,6 +2,9 @@
 
 Tensors are float32, or float64 for float64 parameters, and shaped like the parameter: 1 - beta2 is far below the
 resolution of bfloat16, where h would never move. ``mean`` is the master copy of a low-precision parameter.
+
+Small tensors of a group are made as views that lie next to one another, so that ``vlora.ivon.blocks`` need not gather
+them at every step. Nothing depends on it: a tensor that was replaced is gathered.
 """
 # pyright: reportPrivateImportUsage=false
 
@@ -12,14 +15,15 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
+from vlora.ivon.blocks import empty_together
 from vlora.ivon.low_precision import CODE_KEYS, conform_state, is_coded, read_state
-from vlora.ivon.shards import local, local_state, refuse_hidden, whole
+from vlora.ivon.shards import is_sharded, local, local_state, refuse_hidden, whole
 
 __all__ = [
     "adopt_changed_params",
     "by_device",
     "describe_posterior",
-    "ensure_state",
+    "ensure_states",
     "restore_loaded_state",
     "state_dtype",
 ]
@@ -36,30 +40,77 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
-def ensure_state(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> None:
-    """Fill an empty ``state`` from the parameter, or follow a parameter or group that changed.
+STATE_KEYS = ("mean", "momentum", "hess")
+Owned = tuple[dict[str, Any], Tensor, Mapping[str, Any]]
+"""``optimizer.state[param]``, the parameter, and its group."""
+
+
+def ensure_states(items: Sequence[Owned]) -> None:
+    """Fill empty states from their parameters; let the others follow a parameter or group that changed.
 
     A parameter may change device or dtype, its group ``state_bits``. A cast of the parameter loses nothing: the mean
     keeps the digits that the parameter had before.
 
     Args:
-        state: ``optimizer.state[param]``, changed in place.
-        param: Parameter, holding the mean.
-        group: Its parameter group.
+        items: States, changed in place, with parameters that hold the mean and their groups.
     """
-    usual = "mean" in state and "format" not in state and is_coded(state) == (group["state_bits"] == 8)
-    if usual and state["mean"].dtype == param.dtype and state["mean"].device == param.device:
-        return  # in as little time as hundreds of parameters deserve
+    _fill([item for item in items if "mean" not in item[0] and item[2]["state_bits"] == 32])
+    for state, param, group in items:
+        if "mean" not in state:
+            _fill(
+                [(state, param, group)]
+            )  # one by one, so that only one is in float32 before it is quantised
+        mean, usual = state["mean"], "format" not in state and is_coded(state) == (group["state_bits"] == 8)
+        if not (usual and mean.dtype == param.dtype and mean.device == param.device):
+            _follow(state, param, group)  # not called for nothing: there may be hundreds of parameters
+
+
+def _fill(items: Sequence[Owned]) -> None:
+    for _, param, group in items:
+        state_dtype(param)
+        _refuse_shards(param, group)
+        refuse_hidden(param)
+    for state, *_ in items:
+        state["step"] = torch.zeros(())
+    pairs = [(state, param) for state, param, _ in items]
+    store(pairs, "mean", [param.detach() for _, param in pairs])
+    store(pairs, "momentum", [0.0] * len(items))
+    store(pairs, "hess", [group["hess_init"] for *_, group in items])
+
+
+def store(pairs: Sequence[tuple[dict[str, Any], Tensor]], key: str, values: Sequence[Tensor | float]) -> None:
+    """Give states a tensor each, shaped like the parameter and in the state's dtype; small ones together in memory.
+
+    Args:
+        pairs: States with their parameters.
+        key: ``mean``, ``momentum`` or ``hess``.
+        values: What the tensors are to hold, copied.
+    """
+    places: dict[Any, list[int]] = {}
+    for i, (state, param) in enumerate(pairs):
+        if is_sharded(param):
+            state[key] = _sharded(values[i], param)
+        else:
+            places.setdefault((param.device, param.dtype), []).append(i)
+    for rows in places.values():
+        params = [pairs[i][1] for i in rows]
+        for i, room in zip(rows, empty_together(params, state_dtype(params[0])), strict=True):
+            value = values[i]
+            pairs[i][0][key] = room.copy_(value) if isinstance(value, Tensor) else room.fill_(value)
+
+
+def _sharded(value: Tensor | float, param: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(param.device, state_dtype(param), copy=True)
+    return torch.full_like(param, value, dtype=state_dtype(param))
+
+
+def _follow(state: dict[str, Any], param: Tensor, group: Mapping[str, Any]) -> None:
     dtype = state_dtype(param)
     _refuse_shards(param, group)
-    if "mean" not in state:
-        refuse_hidden(param)
-        mean = param.detach().to(dtype, copy=True)
-        state.update(step=torch.zeros(()), momentum=torch.zeros_like(mean), mean=mean)
-        state["hess"] = torch.full_like(mean, group["hess_init"])
-    elif state["mean"].device != param.device or state["mean"].dtype != dtype:
+    if state["mean"].device != param.device or state["mean"].dtype != dtype:
         conform_state(state, {**group, "state_bits": 32})
-        for key in ("momentum", "hess", "mean"):
+        for key in STATE_KEYS:
             state[key] = state[key].to(param.device, dtype)
     _follow_format(state, param)
     conform_state(state, group)
@@ -132,21 +183,31 @@ def restore_loaded_state(
         TrainingError: If a saved tensor has another shape than its parameter.
     """
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    for number, param in zip(numbers, params, strict=True):
-        loaded = saved["state"].get(number, {})
+    numbered = zip(numbers, params, strict=True)
+    numbered = [(number, param) for number, param in numbered if number in saved["state"]]
+    found = []
+    for number, param in numbered:
+        state, loaded = states[param], saved["state"][number]
+        _require_shapes(loaded, param, number)
+        found.append((state, param, loaded))
         if "format" in loaded:
-            states[param]["format"] = loaded["format"].detach().cpu()
+            state["format"] = loaded["format"].detach().cpu()
         for key in loaded.keys() & set(CODE_KEYS):
-            states[param][key] = loaded[key].detach().to(param.device, copy=True)
-        for key in loaded.keys() & {"momentum", "hess", "mean"}:
-            if loaded[key].shape != param.shape:
-                raise TrainingError(
-                    f"expected IVON state of shape {tuple(param.shape)} for parameter {number}, the checkpoint has "
-                    f"{tuple(loaded[key].shape)}: it belongs to another model or adapter rank"
-                )
-            states[param][key] = loaded[key].detach().to(param.device, state_dtype(param), copy=True)
+            state[key] = loaded[key].detach().to(param.device, copy=True)
         if "step" in loaded:
-            states[param]["step"] = torch.as_tensor(loaded["step"]).detach().to("cpu", copy=True)
+            state["step"] = torch.as_tensor(loaded["step"]).detach().to("cpu", copy=True)
+    for key in STATE_KEYS:
+        kept = [(state, param, loaded[key].detach()) for state, param, loaded in found if key in loaded]
+        store([(state, param) for state, param, _ in kept], key, [value for *_, value in kept])
+
+
+def _require_shapes(loaded: Mapping[str, Any], param: Tensor, number: int) -> None:
+    for key in loaded.keys() & set(STATE_KEYS):
+        if loaded[key].shape != param.shape:
+            raise TrainingError(
+                f"expected IVON state of shape {tuple(param.shape)} for parameter {number}, the checkpoint has "
+                f"{tuple(loaded[key].shape)}: it belongs to another model or adapter rank"
+            )
 
 
 def describe_posterior(
@@ -154,7 +215,7 @@ def describe_posterior(
 ) -> dict[str, Any]:
     """Copies of the whole mean and hess with what turns them into a posterior; see ``IVON.posterior_state``."""
     if not holds_draw:
-        ensure_state(state, param, group)
+        ensure_states([(state, param, group)])
         adopt_changed_params([(local(param), local_state(state))])
     numbers = {key: float(group[key]) for key in ("ess", "weight_decay", "hess_init", "beta2")}
     corrected = group["mean_step"] == "adam" and group["debias"]

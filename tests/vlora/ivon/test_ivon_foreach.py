@@ -11,7 +11,7 @@ from torch import Tensor
 import vlora.ivon.blocks
 from vlora import IVON
 from vlora.errors import TrainingError
-from vlora.ivon.blocks import flat_blocks, row_groups
+from vlora.ivon.blocks import empty_together, flat_blocks, row_groups
 from vlora.ivon.draws import NOISE_BLOCK, block_seed, fill_standard_normal_, noise_seed, standard_normal
 from vlora.ivon.kernels import all_norms_finite, draw_, ivon_step_, make_scratch, product_of_draw
 from vlora.ivon.step import ivon_step, posterior_std
@@ -85,11 +85,11 @@ def test_a_norm_that_overflows_is_not_taken_for_an_infinity():
 
 class TestBlocks:
     def test_small_tensors_share_a_block_and_large_ones_are_alone(self):
-        column = [torch.zeros(n) for n in (4, 6, 200, 7, 0, 11, 160, 10)]
+        column = [torch.zeros(n) for n in (4, 6, 200, 7, 0, 41, 160, 10)]
         assert row_groups(column, 160) == [[2], [5], [6], [0, 1, 3, 4, 7]]
-        assert row_groups([torch.zeros(10) for _ in range(17)], 160) == [list(range(16)), [16]]
+        assert row_groups([torch.zeros(40) for _ in range(5)], 160) == [[0, 1, 2, 3], [4]]
         sizes = [[t.numel() for t in block] for block in flat_blocks([column], 160, writes=0)]
-        assert sizes == [[160], [40], [11], [160], [27]]
+        assert sizes == [[160], [40], [41], [160], [27]]
 
     @pytest.mark.parametrize("limit", [1, 7, 64, 10**6])
     def test_every_entry_is_reached_once_and_read_only_columns_stay(self, limit):
@@ -108,6 +108,30 @@ class TestBlocks:
             assert left.shape == right.shape and left.numel() <= 8
             left.copy_(right)
         assert torch.equal(column[0], contiguous[0])
+
+    def test_neighbours_in_memory_are_worked_on_as_they_lie(self):
+        column = empty_together([torch.zeros(shape) for shape in SHAPES], torch.float32)
+        assert [t.shape for t in column] == [torch.Size(shape) for shape in SHAPES]
+        ((vector,),) = flat_blocks([column], 4 * 1200, writes=1)
+        assert vector.data_ptr() == column[0].data_ptr() and vector.numel() == sum(t.numel() for t in column)
+        vector.copy_(torch.arange(vector.numel()))
+        assert torch.equal(torch.cat([t.reshape(-1) for t in column]), vector)
+
+    @pytest.mark.parametrize("change", ["order", "gap", "layout", "other"])
+    def test_what_only_looks_like_neighbours_is_gathered(self, change):
+        memory = torch.arange(24.0)
+        column = [memory[:6].view(2, 3), memory[6:12].view(2, 3), memory[12:18].view(2, 3)]
+        if change == "order":
+            column = column[::-1]
+        elif change == "gap":
+            column[2] = memory[13:19].view(2, 3)
+        elif change == "layout":
+            column[1] = memory[6:12].view(3, 2).t()
+        else:
+            column[2] = torch.zeros(2, 3)
+        want = torch.cat([t.reshape(-1) for t in column])
+        ((vector,),) = flat_blocks([column], 10**6, writes=1)
+        assert torch.equal(vector, want)
 
 
 class TestNoise:

@@ -1,5 +1,9 @@
 """IVON over FSDP2's sharded parameters: the draws, the steps and the checkpoints of one process."""
 
+import copy
+import sys
+from types import ModuleType
+
 import fsdp_problems as fsdp
 import pytest
 import torch
@@ -99,6 +103,54 @@ def test_zero3_is_refused():
     w.ds_id = 0  # the mark of a partitioned parameter
     with pytest.raises(TrainingError, match="DeepSpeed ZeRO-3: use FSDP2"):
         IVON([w], **SETTINGS).train()
+
+
+class DeepSpeedZeroOptimizer:
+    """What ZeRO-1 and 2 do to the optimizer that they wrap: flat float32 copies in the place of the parameters."""
+
+    __module__ = "deepspeed.runtime.zero.stage_1_and_2"
+
+    def __init__(self, inner):
+        self.optimizer, self.model_params = inner, [group["params"] for group in inner.param_groups]
+        for group in inner.param_groups:
+            flat = torch.cat([p.detach().reshape(-1) for p in group["params"]])
+            group["params"] = [flat.clone().requires_grad_()]
+
+    def step(self):
+        for group, params in zip(self.optimizer.param_groups, self.model_params, strict=True):
+            group["params"][0].grad = torch.cat([p.grad.reshape(-1) for p in params])
+        self.optimizer.step()
+
+
+class TestZero2:
+    refused = r"flat copies that DeepSpeed \(ZeRO-1, ZeRO-2, bf16, fp16\) puts .* use DDP, or FSDP2"
+
+    @pytest.fixture
+    def wrapped(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
+        params = [param(2, 3), param(4)]
+        for each in params:
+            each.grad = torch.ones_like(each)
+        return DeepSpeedZeroOptimizer(IVON(params, **SETTINGS))
+
+    def test_is_refused_with_and_without_a_draw(self, wrapped):
+        with pytest.raises(TrainingError, match=self.refused):
+            wrapped.step()  # its own train() does not exist, so nobody called IVON's
+        with pytest.raises(TrainingError, match=self.refused):
+            wrapped.optimizer.train()
+        wrapped.optimizer.load_state_dict(wrapped.optimizer.state_dict())
+        with pytest.raises(TrainingError, match=self.refused):
+            wrapped.optimizer.train()
+
+    def test_parameters_that_stay_are_not_refused(self, wrapped):
+        for group, params in zip(wrapped.optimizer.param_groups, wrapped.model_params, strict=True):
+            group["params"] = params
+        wrapped.optimizer.add_param_group({"params": [param(5)]})
+        twin = copy.deepcopy(wrapped.optimizer)
+        for optimizer in (wrapped.optimizer, twin):
+            optimizer.train()
+            optimizer.step()
+            assert not optimizer.holds_sample
 
 
 @pytest.mark.slow
