@@ -1,0 +1,67 @@
+"""``vlora merge``: the command and its subcommands. It only parses arguments, like :mod:`vlora.recipes.cli`.
+
+``vlora merge CONFIG.yaml [key=value]`` merges; ``vlora merge NAME ...`` is a subcommand where NAME is one of them. A
+file of such a name is meant by ``./NAME``.
+"""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from vlora.recipes.command import ConfigPath, Debug, Overrides, plain
+
+__all__ = ["merge_app"]
+
+_MERGE = "run"
+
+
+class _MergeGroup(TyperGroup):
+    """A group whose arguments are those of ``run`` unless they start with the name of a subcommand."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name of the default command in front where none is given."""
+        if args and args[0] not in self.commands and "--help" not in args:
+            args = [_MERGE, *args]
+        return super().parse_args(ctx, args)
+
+
+merge_app = typer.Typer(
+    cls=_MergeGroup,
+    no_args_is_help=True,
+    subcommand_metavar="CONFIG.yaml [KEY=VALUE]... | COMMAND [ARGS]...",
+    help="""Merge adapters into one, by what each is sure of (gradient_matching) or by one of the other methods.
+
+    Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
+    rank: keep | lossless | a number | a share of energy such as 0.95.
+
+    Methods and their own keys:
+
+    \b
+    linear             weighted mean
+    slerp              along the arc between two adapters
+    task_arithmetic    weighted sum: scale
+    ties               large entries that agree in sign: density, scale, normalise, space
+    dare_linear        random entries, summed: density, scale, seed, space
+    dare_ties          random entries that agree: density, scale, normalise, seed, space
+    della              as dare_ties, large ones first: density, epsilon, scale, normalise, seed, space
+    tsv                orthogonal singular vectors: scale, task_rank
+    iso_c              equal singular values: scale
+    fisher             average weighted by h: normalise
+    regmean            least squares on activations: shrink
+    gradient_matching  weighted by curvature (the default): tau, scale, curvature
+
+    space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.
+    """,
+)
+
+
+@merge_app.command(name=_MERGE)
+@plain
+def run(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Merge what CONFIG.yaml says; the word `run` may be left out."""
+    from vlora.config import load_config
+    from vlora.merge.config import MergeConfig
+    from vlora.merge.run import run_merge
+
+    print(f"wrote {run_merge(load_config(MergeConfig, config, overrides or ()))}")
