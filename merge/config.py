@@ -72,6 +72,8 @@ class MergeConfig:
     """``tsv``: singular triples that each adapter contributes; min(m, n) / number of adapters if not given."""
     shrink: float | None = None
     """``regmean``: factor on the off-diagonal entries of the Grams; .9 if not given."""
+    verify: bool = True
+    """Whether the golden identities run on a few modules of the actual inputs before anything is written."""
     overwrite: bool = False
     """Whether a former adapter at ``output`` may be replaced."""
 

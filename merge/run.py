@@ -18,11 +18,12 @@ from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import AdapterSource, MergeConfig
 from vlora.merge.full_tensors import merge_full
+from vlora.merge.identities import check_before, check_written
 from vlora.merge.methods import Method, get_method
 from vlora.merge.options import check_option, check_rank
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.report import MergeReport, describe_module, merge_notes
-from vlora.merge.update import present
+from vlora.merge.update import LoraUpdate, present
 from vlora.merge.weights import Weights, check_weights
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
@@ -50,6 +51,7 @@ def merge_with_report(
     paths: Sequence[str] | None = None,
     base_model: str | None = None,
     progress: bool = False,
+    verify: bool = True,
     **options: Any,
 ) -> tuple[Posterior, MergeReport]:
     """Merge adapters and say what happened to every module.
@@ -64,6 +66,7 @@ def merge_with_report(
         paths: Where the adapters came from, for the lineage.
         base_model: Base model they are expected to belong to.
         progress: Show a progress bar on stderr.
+        verify: Run the golden identities of :mod:`vlora.merge.identities` on a few modules first.
         **options: Options of the method, such as ``tau``, ``scale`` and ``curvature``.
 
     Returns:
@@ -72,6 +75,7 @@ def merge_with_report(
     Raises:
         ConfigError: A weight, method or option is not usable.
         IncompatibleAdaptersError: The adapters do not fit together; which, where, and the cure.
+        IdentityError: A golden identity does not hold on these inputs.
     """
     count = len(posteriors)
     checked = check_weights([1.0] * count if weights is None else weights, count, module_weights)
@@ -87,6 +91,8 @@ def merge_with_report(
     report = MergeReport(method, rank, sources)
     inputs = read_inputs(posteriors, names)
     checked.check_patterns([*inputs.modules, *inputs.full_keys], names)
+    if verify:
+        report.identities.update(check_before(inputs, checked, chosen, rank, options))
     if _is_identity(chosen, checked, rank, options):
         return _unchanged(posteriors[0], sources), report
     return _merge(inputs, checked, chosen, report, progress, options), report
@@ -121,6 +127,7 @@ def run_merge(config: MergeConfig) -> Path:
         paths=[source.path for source in sources],
         base_model=config.base_model,
         progress=True,
+        verify=config.verify,
         **config.options(),
     )
     merged = replace(merged, meta=replace(merged.meta, config_sha256=config_sha256(config)))
@@ -143,12 +150,15 @@ def _merge(
 ) -> Posterior:
     merged = MergedTensors(sum(p.meta.num_examples for p in inputs.posteriors))
     curvature = {}
+    looked_at: dict[str, LoraUpdate] = {}
     bar = tqdm(inputs.modules, desc="merge modules", file=sys.stderr, disable=None if progress else True)
     for module in bar:
         counted = weights.counted(module, [i for i, layout in enumerate(inputs.layouts) if module in layout])
         updates, shares = [inputs.update(i, module) for i, _ in counted], [w for _, w in counted]
         done = method.function(updates, shares, rank=report.rank, **options)
         merged.add_module(inputs, module, done.update)
+        if module in report.identities.get("modules", ()):
+            looked_at[module] = done.update
         report.modules[module] = describe_module(updates, done)
         curvature |= merged_curvature(*present(updates, shares), inputs.keys_of(module).stem)
     for key in inputs.full_keys:
@@ -161,7 +171,10 @@ def _merge(
         merged.hess.clear()
         merged.weight_decay.clear()
     report.notes.extend(merge_notes(inputs, report, bool(merged.hess)))
-    return replace(assemble(inputs, merged, report.adapters, report.notes), curvature=curvature or None)
+    result = assemble(inputs, merged, report.adapters, report.notes)
+    if looked_at:
+        report.identities["written"] = check_written(result, looked_at)
+    return replace(result, curvature=curvature or None)
 
 
 def _checked_method(name: str, options: Mapping[str, Any]) -> Method:
