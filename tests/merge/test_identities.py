@@ -7,7 +7,7 @@ import pytest
 import torch
 from merge_cases import add_curvature, add_posterior, make_adapter, make_update
 
-import vlora.merge.run as run
+import vlora.merge.adapters as adapters
 from vlora.config import load_config
 from vlora.errors import IdentityError
 from vlora.merge import METHODS, MergeConfig, merge_adapters, run_merge
@@ -112,7 +112,7 @@ def test_nothing_is_written_when_one_fails(folders, tmp_path, monkeypatch):
     def fail(*_):
         raise IdentityError("golden identity")
 
-    monkeypatch.setattr(run, "check_before", fail)
+    monkeypatch.setattr(adapters, "check_before", fail)
     with pytest.raises(IdentityError, match="golden identity"):
         run_merge(load_config(MergeConfig, {**values, "output": str(tmp_path / "second")}))
     assert not (tmp_path / "second").exists()
