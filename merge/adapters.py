@@ -10,6 +10,7 @@ from tqdm import tqdm
 from vlora.errors import ConfigError
 from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
 from vlora.merge.compatibility import check_adapter, check_together
+from vlora.merge.config import distinct
 from vlora.merge.full_tensors import merge_full
 from vlora.merge.identities import check_before, check_written
 from vlora.merge.methods import Method, get_method
@@ -21,7 +22,7 @@ from vlora.merge.weights import Weights, check_weights
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
 
-__all__ = ["distinct", "merge_adapters", "merge_with_report"]
+__all__ = ["merge_adapters", "merge_with_report"]
 
 
 def merge_adapters(posteriors: Sequence[Posterior], **settings: Any) -> Posterior:
@@ -81,7 +82,7 @@ def merge_with_report(
     sources = [
         _source(*row, checked, i) for i, row in enumerate(zip(posteriors, names, paths or names, strict=True))
     ]
-    report = MergeReport(method, rank, sources)
+    report = MergeReport(method, rank, sources, options=dict(options))
     inputs = read_inputs(posteriors, names)
     checked.check_patterns([*inputs.modules, *inputs.full_keys], names)
     if verify:
@@ -170,8 +171,3 @@ def _source(posterior: Posterior, name: str, path: str, weights: Weights, index:
         "num_examples": posterior.meta.num_examples,
         "sources": posterior.meta.sources,
     }
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names with a number appended where two are the same."""
-    return [f"{name} #{i + 1}" if list(names).count(name) > 1 else name for i, name in enumerate(names)]

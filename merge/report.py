@@ -37,6 +37,8 @@ class MergeReport:
     """Keys that were averaged whole."""
     notes: list[str] = field(default_factory=list)
     """Sentences a reader should see."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the method that were given."""
     identities: dict[str, Any] = field(default_factory=dict)
     """Golden identities on these inputs, see :mod:`vlora.merge.identities`; empty if ``verify`` was false."""
 

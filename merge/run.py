@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +11,21 @@ import yaml
 from tqdm import tqdm
 
 from vlora.config import config_sha256, to_plain
-from vlora.files import check_output_folder
+from vlora.files import atomic_folder, check_output_folder
+from vlora.merge import ledger
 from vlora.merge.adapters import merge_adapters, merge_with_report
-from vlora.merge.config import AdapterSource, MergeConfig
+from vlora.merge.config import MergeConfig
 from vlora.merge.report import MergeReport
 from vlora.posterior import Posterior
 
-__all__ = ["MergeReport", "merge_adapters", "merge_with_report", "run_merge"]
+__all__ = ["MergeReport", "merge_adapters", "merge_with_report", "run_merge", "write_merge"]
 
 
 def run_merge(config: MergeConfig) -> Path:
     """Merge adapter folders into a new posterior folder.
 
-    Beside the posterior it holds ``merge.yaml`` (the resolved configuration) and ``merge_report.json``.
+    Beside the posterior it holds ``merge.yaml`` (the resolved configuration), ``merge_report.json`` and
+    ``merge_ledger.json``.
 
     Args:
         config: What to merge, how, and where to.
@@ -33,36 +36,59 @@ def run_merge(config: MergeConfig) -> Path:
     Raises:
         VloraError: Anything that does not fit, in one line; nothing is written then.
     """
-    start = time.perf_counter()
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
-    sources = config.adapters
-    loaded = tqdm(sources, desc="read adapters", file=sys.stderr, disable=None)
-    posteriors = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
+    loaded = tqdm(config.adapters, desc="read adapters", file=sys.stderr, disable=None)
+    inputs = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
+    write_merge(config, inputs, output)
+    return output
+
+
+def write_merge(
+    config: MergeConfig, inputs: Sequence[Posterior], output: Path, notes: Sequence[str] = ()
+) -> MergeReport:
+    """Merge adapters that were already read, and write the folder whole or not at all.
+
+    Args:
+        config: What to merge, and how.
+        inputs: The adapters of the configuration, in its order.
+        output: The checked folder to write.
+        notes: Further sentences for the lineage.
+
+    Returns:
+        The report, as written.
+    """
+    start = time.perf_counter()
+    names = config.names()
     merged, report = merge_with_report(
-        posteriors,
+        inputs,
         method=config.method,
-        weights=[source.weight for source in sources],
-        module_weights=[source.module_weights for source in sources],
+        weights=config.weights(),
+        module_weights=[source.module_weights for source in config.adapters],
         rank=config.rank,
-        names=[_name(source) for source in sources],
-        paths=[source.path for source in sources],
+        names=names,
+        paths=[source.path for source in config.adapters],
         base_model=config.base_model,
         progress=True,
         verify=config.verify,
         **config.options(),
     )
-    merged = replace(merged, meta=replace(merged.meta, config_sha256=config_sha256(config)))
+    report.notes.extend(notes)
+    meta = replace(merged.meta, config_sha256=config_sha256(config), notes=[*merged.meta.notes, *notes])
+    merged = replace(merged, meta=meta)
     texts = {
         "merge.yaml": yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True),
         "merge_report.json": json.dumps(report.to_json(), indent=2) + "\n",
     }
-    merged.save_pretrained(output, overwrite=config.overwrite, extra_files=texts)
+    if config.ledger != "none":
+        texts[ledger.FILE] = ledger.describe_ledger(config, names, inputs, merged, output)
+    if config.ledger == "full":
+        with atomic_folder(output) as folder:  # both whole, or neither
+            merged.save_pretrained(folder, extra_files=texts)
+            ledger.save_inputs(names, inputs, folder)
+    else:
+        merged.save_pretrained(output, overwrite=config.overwrite, extra_files=texts)
     _tell(report, output, time.perf_counter() - start)
-    return output
-
-
-def _name(source: AdapterSource) -> str:
-    return source.name or Path(source.path).name or source.path
+    return report
 
 
 def _tell(report: MergeReport, output: Path, seconds: float) -> None:

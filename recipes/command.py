@@ -8,15 +8,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
-from vlora.errors import VloraError
+from vlora.errors import ConfigError, VloraError
 
-__all__ = ["ConfigPath", "Debug", "Overrides", "plain", "say"]
+__all__ = ["ConfigPath", "Debug", "Overrides", "pairs", "plain", "say"]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -60,3 +60,15 @@ def say(result: str) -> None:
     """Print a result, on the first process of a run only."""
     if os.environ.get("RANK", "0") == "0":
         print(result)
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` arguments as a mapping.
+
+    Raises:
+        ConfigError: One has no ``=``.
+    """
+    for text in given:
+        if not all(text.partition("=")):
+            raise ConfigError(f"{option} takes NAME=VALUE, got {text!r}")
+    return {name: value for name, _, value in (text.partition("=") for text in given)}

@@ -4,12 +4,13 @@
 file of such a name is meant by ``./NAME``.
 """
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vlora.recipes.command import ConfigPath, Debug, Overrides, plain
+from vlora.recipes.command import ConfigPath, Debug, Overrides, pairs, plain
 
 __all__ = ["merge_app"]
 
@@ -65,3 +66,32 @@ def run(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
     from vlora.merge.run import run_merge
 
     print(f"wrote {run_merge(load_config(MergeConfig, config, overrides or ()))}")
+
+
+@merge_app.command()
+@plain
+def remove(
+    merged: Annotated[str, typer.Argument(help="Folder that `vlora merge` wrote.")],
+    contributor: Annotated[list[str], typer.Option(help="Name of an input to take out; may be repeated.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    source: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of an input that has moved; may be repeated.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Take a contributor out of a merge: the others are merged again from the ledger, to the last bit."""
+    from vlora.merge.unmerge import remove_contributors
+
+    done = remove_contributors(
+        merged, contributor, output, sources=pairs(source or (), "--source"), overwrite=overwrite
+    )
+    print(f"took out {', '.join(done.removed)}, left {', '.join(done.left)}: {done.way}")
+    if done.reproduced is not None:
+        print(f"the ledger gives the merge itself again bit for bit: {'yes' if done.reproduced else 'no'}")
+    print(
+        "residual: none, exact"
+        if done.way == "merged again"
+        else f"residual: about {done.residual:.2g} (relative)"
+    )
+    print(f"wrote {done.output}")

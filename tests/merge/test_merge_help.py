@@ -40,4 +40,5 @@ def test_the_configuration_has_every_option_and_no_other():
         "rank",
         "overwrite",
         "verify",
+        "ledger",
     }
