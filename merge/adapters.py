@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlora.errors import ConfigError
+from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import distinct
@@ -15,6 +15,7 @@ from vlora.merge.full_tensors import merge_full
 from vlora.merge.identities import check_before, check_written
 from vlora.merge.methods import Method, get_method
 from vlora.merge.options import check_option, check_rank
+from vlora.merge.positive import CLAMP_LIMIT
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.report import MergeReport, describe_module, merge_notes
 from vlora.merge.update import LoraUpdate, present
@@ -112,6 +113,7 @@ def _merge(
         if module in report.identities.get("modules", ()):
             looked_at[module] = done.update
         report.modules[module] = describe_module(updates, done)
+        _check_definite(module, done.report.get("clamped_fraction", 0.0))
         curvature |= merged_curvature(*present(updates, shares), inputs.keys_of(module).stem)
     for key in inputs.full_keys:
         found = dict(inputs.full_tensors(key))
@@ -127,6 +129,14 @@ def _merge(
     if looked_at:
         report.identities["written"] = check_written(result, looked_at)
     return replace(result, curvature=curvature or None)
+
+
+def _check_definite(module: str, clamped: float) -> None:
+    if clamped > CLAMP_LIMIT:
+        raise IncompatibleAdaptersError(
+            f"indefinite precision in {module}: negative weights outweigh all evidence in {clamped:.0%} of it; use "
+            "smaller ones, or negative: negate (or method: task_arithmetic) to subtract the update"
+        )
 
 
 def _checked_method(name: str, options: Mapping[str, Any]) -> Method:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlora.merge.assemble import mean_ess
 from vlora.merge.low_rank import cosine, relative_distance
+from vlora.merge.positive import PRECISION_FLOOR
 from vlora.merge.reading import Inputs
 from vlora.merge.update import LoraUpdate, MergedModule, shared_a
 
@@ -86,10 +87,13 @@ def _about_loss(report: MergeReport) -> list[str]:
             f"rank: {report.rank} retains {mean:.1%} of the merged update on average, {kept[worst]:.1%} in {worst}; "
             "a higher rank or lossless retains more"
         )
-    clamped = max((v.get("clamped_fraction", 0.0) for v in report.modules.values()), default=0.0)
+    shares = {m: v.get("clamped_fraction", 0.0) for m, v in report.modules.items()}
+    worst = max(shares, key=lambda m: shares[m], default=None)
+    clamped = shares[worst] if worst is not None else 0.0
     if clamped > 0:
         notes.append(
-            f"negative weights would have made precisions non-positive; clamped up to {clamped:.1%} of a module"
+            f"negative weights would have made precisions non-positive; kept at {PRECISION_FLOOR:.0%} of their "
+            f"positive part, in up to {clamped:.1%} of a module ({worst})"
         )
     return notes
 

@@ -50,9 +50,10 @@ merge_app = typer.Typer(
     iso_c              equal singular values: scale
     fisher             average weighted by h: normalise
     regmean            least squares on activations: shrink
-    gradient_matching  weighted by curvature (the default): tau, scale, curvature
+    gradient_matching  weighted by curvature (the default): tau, scale, curvature, negative
 
     space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.
+    negative: negate | remove.
     """,
 )
 
