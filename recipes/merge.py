@@ -96,3 +96,31 @@ def remove(
         else f"residual: about {done.residual:.2g} (relative)"
     )
     print(f"wrote {done.output}")
+
+
+@merge_app.command()
+@plain
+def preview(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Path of the page and the JSON, without ending.")] = Path(
+        "merge_preview"
+    ),
+    count: Annotated[int, typer.Option(help="How many weightings.")] = 4096,
+    low: Annotated[float, typer.Option(help="Smallest weight.")] = 0.0,
+    high: Annotated[float, typer.Option(help="Largest weight.")] = 1.5,
+    seed: Annotated[int, typer.Option(help="Seed of the weightings.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Predict the loss of every task for thousands of weightings, without merging; name the best.
+
+    Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, as far as the
+    quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task.
+    """
+    from vlora.config import load_config
+    from vlora.merge.config import MergeConfig
+    from vlora.recipes.merge_preview import preview_table, run_preview
+
+    merge = load_config(MergeConfig, config, overrides or ())
+    print(preview_table(run_preview(merge, out, count=count, low=low, high=high, seed=seed)))
+    print(f"wrote {out}.html and {out}.json")
