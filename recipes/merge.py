@@ -22,7 +22,7 @@ class _MergeGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the name of the default command in front where none is given."""
-        if args and args[0] not in self.commands and "--help" not in args:
+        if args and args[0] not in self.commands and args[0] != "--help":
             args = [_MERGE, *args]
         return super().parse_args(ctx, args)
 
@@ -35,6 +35,8 @@ merge_app = typer.Typer(
 
     Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
     rank: keep | lossless | a number | a share of energy such as 0.95.
+
+    A mergekit file is read too: vlora merge mergekit.yaml output=FOLDER.
 
     Methods and their own keys:
 
@@ -62,14 +64,13 @@ merge_app = typer.Typer(
 @plain
 def run(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Merge what CONFIG.yaml says; the word `run` may be left out."""
-    from vlora.config import load_config
-    from vlora.merge.config import MergeConfig
     from vlora.merge.run import run_merge
+    from vlora.recipes.merge_config import load_merge
 
-    print(f"wrote {run_merge(load_config(MergeConfig, config, overrides or ()))}")
+    print(f"wrote {run_merge(load_merge(config, overrides or ()))}")
 
 
-@merge_app.command()
+@merge_app.command(name="remove")
 @plain
 def remove(
     merged: Annotated[str, typer.Argument(help="Folder that `vlora merge` wrote.")],
@@ -98,7 +99,7 @@ def remove(
     print(f"wrote {done.output}")
 
 
-@merge_app.command()
+@merge_app.command(name="preview")
 @plain
 def preview(
     config: ConfigPath,
@@ -117,10 +118,9 @@ def preview(
     Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, as far as the
     quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task.
     """
-    from vlora.config import load_config
-    from vlora.merge.config import MergeConfig
+    from vlora.recipes.merge_config import load_merge
     from vlora.recipes.merge_preview import preview_table, run_preview
 
-    merge = load_config(MergeConfig, config, overrides or ())
+    merge = load_merge(config, overrides or ())
     print(preview_table(run_preview(merge, out, count=count, low=low, high=high, seed=seed)))
     print(f"wrote {out}.html and {out}.json")

@@ -36,6 +36,11 @@ def test_every_subcommand_has_help(capsys, command):
     assert f"Usage: vlora merge {command}" in capsys.readouterr().out
 
 
+def test_help_after_a_configuration_is_that_of_merging(capsys):
+    assert outcome("merge", "cfg.yaml", "--help") == 0
+    assert "Usage: vlora merge run" in capsys.readouterr().out
+
+
 def test_help_lists_the_subcommands(capsys):
     assert outcome("merge", "--help") == 0
     shown = capsys.readouterr().out.partition("Commands:")[2].split()
