@@ -11,6 +11,7 @@ from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import distinct
+from vlora.merge.conflict import total_conflict
 from vlora.merge.full_tensors import merge_full
 from vlora.merge.identities import check_before, check_written
 from vlora.merge.methods import Method, get_method
@@ -112,7 +113,8 @@ def _merge(
         merged.add_module(inputs, module, done.update)
         if module in report.identities.get("modules", ()):
             looked_at[module] = done.update
-        report.modules[module] = describe_module(updates, done)
+        examples = [inputs.posteriors[i].meta.num_examples for i, _ in counted]
+        report.modules[module] = describe_module(updates, done, examples)
         _check_definite(module, done.report.get("clamped_fraction", 0.0))
         curvature |= merged_curvature(*present(updates, shares), inputs.keys_of(module).stem)
     for key in inputs.full_keys:
@@ -124,6 +126,7 @@ def _merge(
     if not all(p.has_hess for p in inputs.posteriors):
         merged.hess.clear()
         merged.weight_decay.clear()
+    report.conflict.update(total_conflict(report.modules))
     report.notes.extend(merge_notes(inputs, report, bool(merged.hess)))
     result = assemble(inputs, merged, report.adapters, report.notes)
     if looked_at:

@@ -3,9 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -21,7 +22,11 @@ from vlora.posterior import Posterior
 __all__ = ["MergeReport", "merge_adapters", "merge_with_report", "run_merge", "write_merge"]
 
 
-def run_merge(config: MergeConfig) -> Path:
+Page = Callable[[Mapping[str, Any]], str]
+"""From the content of ``merge_report.json`` to an HTML page."""
+
+
+def run_merge(config: MergeConfig, page: Page | None = None) -> Path:
     """Merge adapter folders into a new posterior folder.
 
     Beside the posterior it holds ``merge.yaml`` (the resolved configuration), ``merge_report.json`` and
@@ -29,6 +34,7 @@ def run_merge(config: MergeConfig) -> Path:
 
     Args:
         config: What to merge, how, and where to.
+        page: Renders ``report.html`` beside them, see :func:`vlora.recipes.merge_pages.merge_page`.
 
     Returns:
         The folder that was written.
@@ -39,12 +45,16 @@ def run_merge(config: MergeConfig) -> Path:
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
     loaded = tqdm(config.adapters, desc="read adapters", file=sys.stderr, disable=None)
     inputs = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
-    write_merge(config, inputs, output)
+    write_merge(config, inputs, output, page=page)
     return output
 
 
 def write_merge(
-    config: MergeConfig, inputs: Sequence[Posterior], output: Path, notes: Sequence[str] = ()
+    config: MergeConfig,
+    inputs: Sequence[Posterior],
+    output: Path,
+    notes: Sequence[str] = (),
+    page: Page | None = None,
 ) -> MergeReport:
     """Merge adapters that were already read, and write the folder whole or not at all.
 
@@ -53,6 +63,7 @@ def write_merge(
         inputs: The adapters of the configuration, in its order.
         output: The checked folder to write.
         notes: Further sentences for the lineage.
+        page: As for :func:`run_merge`.
 
     Returns:
         The report, as written.
@@ -79,6 +90,8 @@ def write_merge(
         "merge.yaml": yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True),
         "merge_report.json": json.dumps(report.to_json(), indent=2) + "\n",
     }
+    if page is not None:
+        texts["report.html"] = page(report.to_json())
     if config.ledger != "none":
         texts[ledger.FILE] = ledger.describe_ledger(config, names, inputs, merged, output)
     if config.ledger == "full":

@@ -18,7 +18,7 @@ from vlora.files import check_output_folder
 from vlora.merge.adapters import merge_with_report
 from vlora.merge.config import MergeConfig
 from vlora.merge.ledger import Ledger, read_ledger
-from vlora.merge.run import write_merge
+from vlora.merge.run import Page, write_merge
 from vlora.merge.subtract import subtract
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
@@ -51,6 +51,7 @@ class _Job:
     output: Path
     sources: Mapping[str, str]
     overwrite: bool
+    page: Page | None
     inputs: dict[str, Posterior] = field(default_factory=dict)
     """Contributors that are at hand."""
 
@@ -62,6 +63,7 @@ def remove_contributors(
     *,
     sources: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    page: Page | None = None,
 ) -> Removal:
     """Take contributors out of a merged folder and write what is left as a new posterior folder.
 
@@ -71,6 +73,7 @@ def remove_contributors(
         output: Folder to write.
         sources: Name -> folder of inputs that have moved.
         overwrite: Whether a former adapter at ``output`` may be replaced.
+        page: Renders ``report.html``, as for :func:`vlora.merge.run.run_merge`.
 
     Returns:
         What was done, and how far it may be off.
@@ -81,7 +84,9 @@ def remove_contributors(
     """
     folder = Path(merged).expanduser()
     target = check_output_folder(output, "adapter_config.json", overwrite=overwrite)
-    job = _Job(folder, Posterior.from_pretrained(folder), contributors, target, sources or {}, overwrite)
+    job = _Job(
+        folder, Posterior.from_pretrained(folder), contributors, target, sources or {}, overwrite, page
+    )
     _check_names(job)
     ledger = read_ledger(folder)
     if ledger is None:
@@ -117,7 +122,9 @@ def _merge_again(job: _Job, ledger: Ledger, left: Sequence[str]) -> Removal:
     note = f"{', '.join(job.removed)} was taken out of {job.folder.name}: the others were merged again"
     if reproduced is False:
         note += "; the ledger did not give the merge itself again bit for bit (another version or machine?)"
-    write_merge(_config_of(job, ledger, left), [job.inputs[name] for name in left], job.output, [note])
+    write_merge(
+        _config_of(job, ledger, left), [job.inputs[name] for name in left], job.output, [note], job.page
+    )
     return Removal(job.output, job.removed, left, "merged again", reproduced, 0.0)
 
 

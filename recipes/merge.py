@@ -66,8 +66,9 @@ def run(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -
     """Merge what CONFIG.yaml says; the word `run` may be left out."""
     from vlora.merge.run import run_merge
     from vlora.recipes.merge_config import load_merge
+    from vlora.recipes.merge_pages import merge_page
 
-    print(f"wrote {run_merge(load_merge(config, overrides or ()))}")
+    print(f"wrote {run_merge(load_merge(config, overrides or ()), merge_page)}")
 
 
 @merge_app.command(name="remove")
@@ -84,9 +85,11 @@ def remove(
 ) -> None:
     """Take a contributor out of a merge: the others are merged again from the ledger, to the last bit."""
     from vlora.merge.unmerge import remove_contributors
+    from vlora.recipes.merge_pages import merge_page
 
+    moved = pairs(source or (), "--source")
     done = remove_contributors(
-        merged, contributor, output, sources=pairs(source or (), "--source"), overwrite=overwrite
+        merged, contributor, output, sources=moved, overwrite=overwrite, page=merge_page
     )
     print(f"took out {', '.join(done.removed)}, left {', '.join(done.left)}: {done.way}")
     if done.reproduced is not None:

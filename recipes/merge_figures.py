@@ -50,12 +50,15 @@ def preview_figure(preview: Preview) -> tuple[str, str]:
     return svg(figure, "preview"), f"Predicted loss increase relative to having no adapter: {words}"
 
 
-def conflict_maps(modules: Mapping[str, Mapping[str, Any]], measure: str) -> list[ConflictMap]:
+def conflict_maps(
+    modules: Mapping[str, Mapping[str, Any]], measure: str, full: float = 1.0
+) -> list[ConflictMap]:
     """Lay a measure per module and adapter out as maps: layers across, kinds of module down.
 
     Args:
         modules: ``modules`` of ``merge_report.json``.
         measure: Key of a module's entry that holds one number per adapter, or one number.
+        full: Value of the darkest cell.
 
     Returns:
         One map per adapter: title, column and row labels, cells with position, value and shade in [0, 1].
@@ -63,10 +66,12 @@ def conflict_maps(modules: Mapping[str, Mapping[str, Any]], measure: str) -> lis
     values = {m: v for m, v in ((m, row.get(measure)) for m, row in modules.items()) if v is not None}
     tables = {m: v if isinstance(v, Mapping) else {"": v} for m, v in values.items()}
     names = list(dict.fromkeys(name for table in tables.values() for name in table))
-    return [_map(name, {m: t[name] for m, t in tables.items() if t.get(name) is not None}) for name in names]
+    return [
+        _map(name, {m: t[name] for m, t in tables.items() if t.get(name) is not None}, full) for name in names
+    ]
 
 
-def _map(name: str, values: Mapping[str, float]) -> ConflictMap:
+def _map(name: str, values: Mapping[str, float], full: float) -> ConflictMap:
     places = {module: _place(module) for module in values}
     columns = sorted({layer for layer, _ in places.values()})
     rows = list(dict.fromkeys(kind for _, kind in places.values()))
@@ -76,7 +81,7 @@ def _map(name: str, values: Mapping[str, float]) -> ConflictMap:
             "y": rows.index(kind),
             "module": module,
             "value": values[module],
-            "shade": min(1.0, max(0.0, values[module])),
+            "shade": min(1.0, max(0.0, values[module] / full)),
         }
         for module, (layer, kind) in places.items()
     ]

@@ -1,5 +1,6 @@
 """HTML pages about merges: self-contained, no script, in the style of the evaluation report."""
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -8,9 +9,36 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlora.merge.preview import Preview
-from vlora.recipes.merge_figures import preview_figure
+from vlora.recipes.merge_figures import conflict_maps, preview_figure
 
-__all__ = ["page", "preview_page"]
+__all__ = ["merge_page", "page", "preview_page"]
+
+
+def merge_page(report: Mapping[str, Any]) -> str:
+    """What a merge did, as one HTML page: inputs, notes, conflict map, table of modules, identities.
+
+    Args:
+        report: Content of ``merge_report.json``.
+    """
+    modules = report["modules"]
+    maps = [{**m, "what": m["name"]} for m in conflict_maps(modules, "increase")]
+    apart = [{**m, "what": "all pairs"} for m in conflict_maps(modules, "disagreement", full=2.0)]
+    settings = {"rank": report["rank"], **report["options"]}
+    return page(
+        "merge.html.j2",
+        title=f"Merge by {report['method']}",
+        sub=f"{len(report['adapters'])} adapters, {len(modules)} modules; "
+        + ", ".join(f"{key}: {value}" for key, value in settings.items()),
+        notes=report["notes"],
+        adapters=report["adapters"],
+        totals=report["conflict"],
+        maps=maps,
+        apart=apart,
+        names=[source["name"] for source in report["adapters"]],
+        modules=modules,
+        identities={k: v for k, v in report["identities"].items() if k not in ("modules", "tolerance")},
+        checked=report["identities"].get("modules", []),
+    )
 
 
 def preview_page(preview: Preview) -> str:
@@ -41,10 +69,19 @@ def page(template: str, **view: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("vlora.recipes", "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["figure"] = _figure
+    return environment
+
+
+def _figure(value: Any, pattern: str = "%.3f") -> str:
+    """A number in a table; a dash for what is not there, words as they are."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return pattern % value
+    return "–" if value is None or value == "" else str(value)
