@@ -22,11 +22,20 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Curve", "PointSet", "entropy_scatter", "reliability_diagram", "risk_coverage"]
+__all__ = [
+    "COLOURS",
+    "Curve",
+    "PointSet",
+    "entropy_scatter",
+    "panel",
+    "reliability_diagram",
+    "risk_coverage",
+    "svg",
+]
 
 _NAMED = {"ink": "#fe0100", "muted": "#fe0200", "grid": "#fe0300", "paper": "#fe0400"}
 PALETTE_SIZE = 10
-_COLOURS = _NAMED | {f"c{i}": f"#fe10{i:02x}" for i in range(PALETTE_SIZE)}
+COLOURS = _NAMED | {f"c{i}": f"#fe10{i:02x}" for i in range(PALETTE_SIZE)}
 _WIDTH = 3.3  # inches; the page scales panels, so this sets only the size of text relative to the drawing
 _MARKERS = ("o", "^", "s", "D")
 _RC: dict[Any, Any] = {
@@ -95,15 +104,15 @@ def reliability_diagram(curves: Sequence[Curve], *, key: str = "") -> str:
     Returns:
         One ``<svg>`` element. On the diagonal is right; below it the model is over-confident.
     """
-    figure, (axes, below) = _panel(height=3.35, ratios=(4.2, 1.0))
-    axes.plot([0, 1], [0, 1], color=_COLOURS["muted"], lw=0.8, ls=(0, (3, 3)))
+    figure, (axes, below) = panel(height=3.35, ratios=(4.2, 1.0))
+    axes.plot([0, 1], [0, 1], color=COLOURS["muted"], lw=0.8, ls=(0, (3, 3)))
     for curve in curves:
         _bins(axes, curve, alone=len(curves) == 1)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="accuracy")
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=[""] * 5)
     _histogram(below, curves)
-    return _svg(figure, key)
+    return svg(figure, key)
 
 
 def risk_coverage(
@@ -120,9 +129,9 @@ def risk_coverage(
     Returns:
         One ``<svg>`` element. Lower is better everywhere.
     """
-    figure, (axes,) = _panel(height=2.55)
+    figure, (axes,) = panel(height=2.55)
     for curve in background:
-        axes.plot(curve.x, curve.y, color=_COLOURS["muted"], lw=0.8, alpha=0.4)
+        axes.plot(curve.x, curve.y, color=COLOURS["muted"], lw=0.8, alpha=0.4)
     for curve in curves:
         _line(axes, curve)
     axes.set(
@@ -132,7 +141,7 @@ def risk_coverage(
         ylabel="risk (share wrong)",
     )
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
-    return _svg(figure, key)
+    return svg(figure, key)
 
 
 def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key: str = "") -> str:
@@ -147,21 +156,21 @@ def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key
     Returns:
         One ``<svg>`` element. Right is less certain, up means that the posterior draws disagree.
     """
-    figure, (axes,) = _panel(height=2.75)
+    figure, (axes,) = panel(height=2.75)
     limit = max(min(right, top), 1e-9)
-    axes.plot([0, limit], [0, limit], color=_COLOURS["muted"], lw=0.7, ls=(0, (3, 3)))
+    axes.plot([0, limit], [0, limit], color=COLOURS["muted"], lw=0.7, ls=(0, (3, 3)))
     for group in points:
-        colour = _COLOURS[f"c{group.slot % PALETTE_SIZE}"]
+        colour = COLOURS[f"c{group.slot % PALETTE_SIZE}"]
         marker = _MARKERS[(group.slot // PALETTE_SIZE) % len(_MARKERS)]
         face = "none" if group.hollow else colour
         style: dict[str, Any] = {"ls": "none", "marker": marker, "ms": 3.2, "mew": 0.7, "alpha": 0.6}
         axes.plot(group.x, group.y, color=colour, mfc=face, **style)
     axes.set(xlabel="predictive entropy (nats)", ylabel="mutual information (nats)")
     axes.set(xlim=(-0.02 * right, 1.03 * right), ylim=(-0.03 * top, 1.05 * top))
-    return _svg(figure, key)
+    return svg(figure, key)
 
 
-def _panel(height: float, ratios: Sequence[float] = (1.0,)) -> tuple[Figure, Sequence[Axes]]:
+def panel(height: float, ratios: Sequence[float] = (1.0,)) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure of the common width with stacked, plainly styled axes."""
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(_WIDTH, height))
@@ -172,25 +181,25 @@ def _panel(height: float, ratios: Sequence[float] = (1.0,)) -> tuple[Figure, Seq
     for axes in stacked:
         axes.set_axisbelow(True)
         axes.set_facecolor("none")
-        axes.grid(True, color=_COLOURS["grid"], lw=0.5)
+        axes.grid(True, color=COLOURS["grid"], lw=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_COLOURS["muted"])
-        axes.tick_params(colors=_COLOURS["muted"], labelcolor=_COLOURS["ink"], length=2.5)
+        axes.spines[["left", "bottom"]].set_color(COLOURS["muted"])
+        axes.tick_params(colors=COLOURS["muted"], labelcolor=COLOURS["ink"], length=2.5)
         axes.yaxis.set_label_coords(-0.135, 0.5)
-        axes.xaxis.label.set_color(_COLOURS["ink"])
-        axes.yaxis.label.set_color(_COLOURS["ink"])
+        axes.xaxis.label.set_color(COLOURS["ink"])
+        axes.yaxis.label.set_color(COLOURS["ink"])
     return figure, stacked
 
 
 def _line(axes: Axes, curve: Curve) -> None:
     """Add one curve."""
     style = (0, (4, 2)) if curve.dashed else "-"
-    axes.plot(curve.x, curve.y, color=_COLOURS[curve.colour], lw=1.4, ls=style)
+    axes.plot(curve.x, curve.y, color=COLOURS[curve.colour], lw=1.4, ls=style)
 
 
 def _bins(axes: Axes, curve: Curve, *, alone: bool) -> None:
     """Add the bins of a reliability diagram: dots by number of items, interval bars, a band if nothing overlaps."""
-    colour = _COLOURS[curve.colour]
+    colour = COLOURS[curve.colour]
     if len(curve.low) == len(curve.x) == len(curve.high) and len(curve.x) > 0:
         if alone:
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.14, lw=0)
@@ -210,13 +219,13 @@ def _histogram(axes: Axes, curves: Sequence[Curve]) -> None:
             continue
         offset = (index - (len(curves) - 1) / 2) * width
         share = [count / total for count in curve.counts]
-        axes.bar([x + offset for x in curve.x], share, width=width, color=_COLOURS[curve.colour], alpha=0.8)
+        axes.bar([x + offset for x in curve.x], share, width=width, color=COLOURS[curve.colour], alpha=0.8)
     axes.set(xlim=(-0.02, 1.02), ylim=(0, 1), xlabel="confidence", ylabel="share")
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
     axes.set_yticks([0, 1.0], labels=["0", "1"])
 
 
-def _svg(figure: Figure, key: str) -> str:
+def svg(figure: Figure, key: str) -> str:
     """Return the figure as one self-contained ``<svg>`` element coloured by CSS variables."""
     buffer = io.StringIO()
     with matplotlib.rc_context(_RC):
@@ -266,5 +275,5 @@ def _own_ids(text: str, key: str) -> str:
 
 def _colours_to_variables(text: str) -> str:
     """Replace the placeholder colours by the CSS variables they stand for."""
-    names: Mapping[str, str] = {code: name for name, code in _COLOURS.items()}
+    names: Mapping[str, str] = {code: name for name, code in COLOURS.items()}
     return re.sub(r"#fe[0-9a-f]{4}", lambda m: f"var(--{names[m[0]]})" if m[0] in names else m[0], text)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vlora.merge.methods import METHODS, Method
     from vlora.merge.remove import remove_adapter
     from vlora.merge.run import MergeReport, merge_adapters, run_merge
+    from vlora.merge.unmerge import Removal, remove_contributors
 
 __all__ = [
     "METHODS",
@@ -18,8 +19,10 @@ __all__ = [
     "MergeConfig",
     "MergeReport",
     "Method",
+    "Removal",
     "merge_adapters",
     "remove_adapter",
+    "remove_contributors",
     "run_merge",
 ]
 
@@ -30,7 +33,9 @@ _HOME = {
     "MergeReport": "vlora.merge.run",
     "Method": "vlora.merge.methods",
     "merge_adapters": "vlora.merge.run",
+    "Removal": "vlora.merge.unmerge",
     "remove_adapter": "vlora.merge.remove",
+    "remove_contributors": "vlora.merge.unmerge",
     "run_merge": "vlora.merge.run",
 }
 

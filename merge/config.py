@@ -1,7 +1,9 @@
 """Configuration of ``vlora merge``."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict
@@ -9,7 +11,12 @@ from pydantic import ConfigDict
 from vlora.merge.methods import get_method
 from vlora.merge.options import OPTIONS, check_option, check_rank
 
-__all__ = ["AdapterSource", "MergeConfig"]
+__all__ = ["AdapterSource", "MergeConfig", "distinct"]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number appended where two are the same."""
+    return [f"{name} #{i + 1}" if list(names).count(name) > 1 else name for i, name in enumerate(names)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,9 @@ class AdapterSource:
     """Short name for messages and the report; the last part of the path if not given."""
     revision: str | None = None
     """Revision of a hub id."""
+    group: str | None = None
+    """Task of the adapter, where several adapters (seeds) of one task go in: each member counts ``weight`` divided by
+    the number of members, and ``vlora merge preview`` gives one weight to the group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +66,9 @@ class MergeConfig:
     """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None
     """``gradient_matching``: ``auto``, ``sites``, ``kronecker``, ``separable`` or ``isotropic``."""
+    negative: str | None = None
+    """``gradient_matching``: a negative weight merges the adapter's negative (``negate``) or takes its data out of the
+    sum (``remove``); ``remove`` for curvature ``sites``, else ``negate`` if not given."""
     density: float | None = None
     """``ties`` (.2 if not given), ``dare_linear``, ``dare_ties``, ``della`` (.5): share of entries that stay."""
     epsilon: float | None = None
@@ -74,6 +87,11 @@ class MergeConfig:
     """``mats``: upper limit of conjugate gradient steps; 100 if not given."""
     shrink: float | None = None
     """``regmean``: factor on the off-diagonal entries of the Grams; .9 if not given."""
+    ledger: Literal["reference", "full", "none"] = "reference"
+    """What is kept so that ``vlora merge remove`` can take an adapter out again: hashes and places of the inputs, a
+    copy of them inside the output, or nothing."""
+    verify: bool = True
+    """Whether the golden identities run on a few modules of the actual inputs before anything is written."""
     overwrite: bool = False
     """Whether a former adapter at ``output`` may be replaced."""
 
@@ -90,6 +108,15 @@ class MergeConfig:
         check_rank(self.rank)
         if not self.adapters:
             raise ValueError("adapters is empty; list at least one path")
+
+    def weights(self) -> list[float]:
+        """Weight of each adapter; members of a group share theirs."""
+        groups = [source.group for source in self.adapters]
+        return [s.weight / groups.count(s.group) if s.group else s.weight for s in self.adapters]
+
+    def names(self) -> list[str]:
+        """Short names, distinct."""
+        return distinct([s.name or Path(s.path).name or s.path for s in self.adapters])
 
     def options(self) -> dict[str, Any]:
         """Method options that were given."""

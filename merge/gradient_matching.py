@@ -1,4 +1,4 @@
-"""Uncertainty-based gradient matching for LoRA (Daheim et al. 2024, arXiv:2310.12808).
+r"""Uncertainty-based gradient matching for LoRA (Daheim et al. 2024, arXiv:2310.12808).
 
     theta' = theta_0 + sum_t w_t (H_0 + sum_u w_u H_u)^-1 (H_0 + H_t) (theta_t - theta_0)
 
@@ -12,6 +12,18 @@ isotropic   nothing                        H_t = 0 against H_0 = tau I: the weig
 =========== ============================== ======================================================================
 
 Weights count an adapter's data: w = 1 for all approximates joint training, and one adapter of weight 1 is unchanged.
+
+A negative weight has two meanings (``negative``):
+
+``negate``  unlearning: the merge gets the adapter's negative, -W_t with weight \|w\| and curvature H_t > 0. It moves
+            away from W_t as far as w says, and little where the others have curvature. Always well posed.
+``remove``  the formula as it stands: data that are in the sum are taken out of it. Exact for sites that are in there;
+            else the objective l_0 - \|w\| l_t has no minimum where H_t outweighs the rest. Precisions are then kept at
+            5 % of their positive part (:mod:`vlora.merge.positive`), and the clamped share is reported.
+
+The default is ``remove`` for sites, where it undoes a merge, and ``negate`` for all other curvatures. In a linear model
+of two tasks with overlapping inputs (``tests/merge/test_unlearning.py``) ``remove`` with Kronecker curvature blows up
+both losses; at the same weight ``negate`` costs the task that stays about half of what subtracting the update does.
 """
 
 from collections.abc import Sequence
@@ -26,10 +38,12 @@ from vlora.merge.sites import merge_shared_a
 from vlora.merge.task_arithmetic import weighted_sum
 from vlora.merge.update import LoraUpdate, MergedModule, present, shared_a
 
-__all__ = ["CURVATURES", "choose_curvature", "gradient_matching"]
+__all__ = ["CURVATURES", "NEGATIVE", "choose_curvature", "gradient_matching"]
 
 CURVATURES = ("auto", "sites", "kronecker", "separable", "isotropic")
 """Accepted values of the option ``curvature``."""
+NEGATIVE = ("negate", "remove")
+"""Accepted values of the option ``negative``."""
 
 
 def gradient_matching(
@@ -40,6 +54,7 @@ def gradient_matching(
     tau: float = 0.3,
     scale: float = 1.0,
     curvature: str = "auto",
+    negative: str | None = None,
 ) -> MergedModule:
     """Merge the updates of one module by what each adapter is sure of.
 
@@ -50,6 +65,7 @@ def gradient_matching(
         tau: Prior precision H_0 relative to the mean curvature of an adapter. Hardly matters between .1 and 1.
         scale: Factor on the merged update; 1 leaves a single adapter unchanged.
         curvature: ``auto`` takes the best that all adapters have, see :data:`CURVATURES`.
+        negative: What a negative weight means, ``negate`` or ``remove``; see above for the default.
 
     Returns:
         The merged update; its report names the curvature that was used.
@@ -60,6 +76,9 @@ def gradient_matching(
     updates, weights = present(updates, weights)
     kind = choose_curvature(updates) if curvature == "auto" else curvature
     wanted = resolve_rank(updates, rank)
+    if (negative or ("remove" if kind == "sites" else "negate")) == "negate":
+        updates = [replace(u, b=-u.b) if w < 0 else u for u, w in zip(updates, weights, strict=True)]
+        weights = [abs(w) for w in weights]
     if kind == "sites":
         merged = _sites(updates, weights, wanted)
     elif kind == "kronecker":

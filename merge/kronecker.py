@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.low_rank import concatenate
-from vlora.merge.positive import subtract_clamped
+from vlora.merge.positive import cholesky, subtract_clamped
 from vlora.merge.update import LoraUpdate
 
 __all__ = ["kronecker_merge", "metric_root", "normalised_gram", "total_gram"]
@@ -80,7 +80,7 @@ def kronecker_merge(
     """
     grams = [_gram(u) for u in updates]
     total, clamped = total_gram(grams, weights, tau)
-    root = torch.linalg.cholesky(total)
+    root = cholesky(total, updates[0].module)
     moved = [_moved(u, gram, tau, root) for u, gram in zip(updates, grams, strict=True)]
     return concatenate(moved, weights), clamped
 
@@ -91,7 +91,7 @@ def metric_root(grams: Sequence[Tensor | None], weights: Sequence[float], tau: f
     if len(present) < len(grams):
         return None
     normalised = [normalised_gram(gram, "an adapter") for gram in present]
-    return torch.linalg.cholesky(total_gram(normalised, weights, tau)[0])
+    return cholesky(total_gram(normalised, weights, tau)[0], "a module")
 
 
 def _moved(update: LoraUpdate, gram: Tensor, tau: float, root: Tensor) -> LoraUpdate:

@@ -3,7 +3,7 @@
 Cost O((m + n) R^2) for R the sum of the ranks; the singular values come from an R x R core.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ __all__ = [
     "cosine",
     "inner_product",
     "kept_components",
+    "relative_difference",
     "relative_distance",
     "resolve_rank",
     "thin_svd",
@@ -25,6 +26,7 @@ __all__ = [
 
 _EXACT_SIZE = 512  # dense matrices with a smaller side than this get a full SVD
 _OVERSAMPLING, _POWER_STEPS = 16, 6
+_PROBES = 4
 
 
 def concatenate(updates: Sequence[LoraUpdate], coefficients: Sequence[float]) -> LoraUpdate:
@@ -151,6 +153,23 @@ def relative_distance(merged: LoraUpdate, update: LoraUpdate, gram: Tensor | Non
     return max(0.0, (both + own) / own)
 
 
+def relative_difference(first: LoraUpdate, second: LoraUpdate | Callable[[Tensor], Tensor]) -> float:
+    """|X V - Y V| / |Y V| on a few fixed random vectors V; 0 is equal. Exact to rounding, without an m x n matrix.
+
+    Args:
+        first: X.
+        second: Y, or the map V -> Y V on tensors of shape ``(n, k)``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(first.a.shape[1], _PROBES, generator=generator, dtype=first.a.dtype).to(
+        first.a.device
+    )
+    ours, theirs = _apply(first, vectors), _apply(second, vectors)
+    size = theirs.norm().item()
+    difference = (ours - theirs).norm().item()
+    return difference / size if size > 0 else difference
+
+
 def resolve_rank(updates: Sequence[LoraUpdate], rank: str | float) -> int | float | None:
     """Rank of the merged module: a number, a share of energy in (0, 1), or None for lossless.
 
@@ -189,6 +208,12 @@ def _leading_svd(matrix: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mT @ basis)[0])[0]
     u, values, vh = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
     return basis @ u, values, vh
+
+
+def _apply(update: LoraUpdate | Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    if isinstance(update, LoraUpdate):
+        return update.scale * (update.b @ (update.a @ vectors))
+    return update(vectors)
 
 
 def _over(tensor: Tensor | None, divisor: float) -> Tensor | None:

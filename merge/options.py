@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlora.errors import ConfigError
-from vlora.merge.gradient_matching import CURVATURES
+from vlora.merge.gradient_matching import CURVATURES, NEGATIVE
 from vlora.merge.spaces import SPACES
 
 __all__ = ["OPTIONS", "Option", "check_option", "check_rank"]
@@ -41,6 +41,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "curvature": Option(
         lambda v: v in CURVATURES, f"one of {', '.join(CURVATURES)}", "what weights the merge"
+    ),
+    "negative": Option(
+        lambda v: v in NEGATIVE, f"one of {', '.join(NEGATIVE)}", "what a negative weight means"
     ),
     "density": Option(
         lambda v: _number(v) and 0 < v <= 1, "a share in (0, 1]", "share of entries that stay in each update"

@@ -3,10 +3,29 @@
 import torch
 from torch import Tensor
 
-__all__ = ["PRECISION_FLOOR", "add_clamped", "subtract_clamped"]
+from vlora.errors import IncompatibleAdaptersError
+
+__all__ = ["CLAMP_LIMIT", "PRECISION_FLOOR", "add_clamped", "cholesky", "subtract_clamped"]
 
 PRECISION_FLOOR = 0.05
 """Smallest share of the positive part that a difference of precisions may fall to."""
+CLAMP_LIMIT = 0.5
+"""Largest clamped share of a module that a merge accepts; beyond it the clamp makes the result, not the data."""
+
+
+def cholesky(matrix: Tensor, where: str) -> Tensor:
+    """Cholesky factor of a total curvature.
+
+    Raises:
+        IncompatibleAdaptersError: The matrix is indefinite, since one of the Grams is no Gram.
+    """
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.any():
+        raise IncompatibleAdaptersError(
+            f"the total curvature in {where} is indefinite: a stored Gram has negative eigenvalues and is none; "
+            "gather the curvature again"
+        )
+    return root
 
 
 def add_clamped(positive: Tensor, change: Tensor, floor: float = PRECISION_FLOOR) -> tuple[Tensor, float]:
@@ -43,7 +62,7 @@ def subtract_clamped(
     """
     if not negative.any():
         return positive, 0.0
-    root = torch.linalg.cholesky(positive)
+    root = cholesky(positive, "a module")
     half = torch.linalg.solve_triangular(root, negative, upper=False)
     whitened = torch.linalg.solve_triangular(root, half.mT, upper=False)
     identity = torch.eye(positive.shape[-1], dtype=positive.dtype, device=positive.device)

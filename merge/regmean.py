@@ -22,6 +22,7 @@ from torch import Tensor
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.low_rank import concatenate, resolve_rank
+from vlora.merge.positive import cholesky
 from vlora.merge.recompress import pooled_precision, recompress
 from vlora.merge.update import LoraUpdate, MergedModule, present
 
@@ -84,7 +85,7 @@ def shrunk_gram(gram: Tensor, shrink: float) -> Tensor:
 
 def _root(grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Cholesky factor of sum w G."""
-    return torch.linalg.cholesky(torch.stack([w * g for w, g in zip(weights, grams, strict=True)]).sum(0))
+    return cholesky(torch.stack([w * g for w, g in zip(weights, grams, strict=True)]).sum(0), "a module")
 
 
 def _gram(update: LoraUpdate) -> Tensor:

@@ -8,7 +8,9 @@ from itertools import combinations
 from typing import Any
 
 from vlora.merge.assemble import mean_ess
+from vlora.merge.conflict import conflict
 from vlora.merge.low_rank import cosine, relative_distance
+from vlora.merge.positive import PRECISION_FLOOR
 from vlora.merge.reading import Inputs
 from vlora.merge.update import LoraUpdate, MergedModule, shared_a
 
@@ -32,19 +34,34 @@ class MergeReport:
     """Name, path, weight and hash of each input."""
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Per module: rank, curvature, exact, retained_energy, clamped_fraction, lowest cosine between two updates, and
-    per adapter ``distance``, the share of its update that the merge lost (0 none, 1 all)."""
+    per adapter ``distance``, the share of its update that the merge lost (0 none, 1 all); and the conflict map, see
+    :mod:`vlora.merge.conflict`."""
     full_tensors: list[str] = field(default_factory=list)
     """Keys that were averaged whole."""
     notes: list[str] = field(default_factory=list)
     """Sentences a reader should see."""
+    conflict: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per adapter the predicted loss over all modules, see :func:`vlora.merge.conflict.total_conflict`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the method that were given."""
+    identities: dict[str, Any] = field(default_factory=dict)
+    """Golden identities on these inputs, see :mod:`vlora.merge.identities`; empty if ``verify`` was false."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return dataclasses.asdict(self)
 
 
-def describe_module(updates: Sequence[LoraUpdate], merged: MergedModule) -> dict[str, Any]:
-    """Numbers of one module; distances are in the metric of each adapter's own input Gram where there is one."""
+def describe_module(
+    updates: Sequence[LoraUpdate], merged: MergedModule, examples: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Numbers of one module; distances are in the metric of each adapter's own input Gram where there is one.
+
+    Args:
+        updates: The updates that took part.
+        merged: What came out.
+        examples: Training examples behind each adapter.
+    """
     present = [u for u in updates if u.rank > 0]
     cosines = [cosine(first, second) for first, second in combinations(present, 2)]
     return {
@@ -52,6 +69,7 @@ def describe_module(updates: Sequence[LoraUpdate], merged: MergedModule) -> dict
         **merged.report,
         "lowest_cosine": min(cosines) if cosines else None,
         "distance": {u.adapter: relative_distance(merged.update, u, u.input_gram) for u in present},
+        **conflict(updates, merged.update, examples or [0] * len(updates)),
     }
 
 
@@ -82,10 +100,13 @@ def _about_loss(report: MergeReport) -> list[str]:
             f"rank: {report.rank} retains {mean:.1%} of the merged update on average, {kept[worst]:.1%} in {worst}; "
             "a higher rank or lossless retains more"
         )
-    clamped = max((v.get("clamped_fraction", 0.0) for v in report.modules.values()), default=0.0)
+    shares = {m: v.get("clamped_fraction", 0.0) for m, v in report.modules.items()}
+    worst = max(shares, key=lambda m: shares[m], default=None)
+    clamped = shares[worst] if worst is not None else 0.0
     if clamped > 0:
         notes.append(
-            f"negative weights would have made precisions non-positive; clamped up to {clamped:.1%} of a module"
+            f"negative weights would have made precisions non-positive; kept at {PRECISION_FLOOR:.0%} of their "
+            f"positive part, in up to {clamped:.1%} of a module ({worst})"
         )
     return notes
 

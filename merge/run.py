@@ -1,9 +1,9 @@
-"""Merge whole adapters: posteriors in, a posterior out; and the program behind ``vlora merge``."""
+"""The program behind ``vlora merge``: adapter folders in, a posterior folder out."""
 
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,93 +12,29 @@ import yaml
 from tqdm import tqdm
 
 from vlora.config import config_sha256, to_plain
-from vlora.errors import ConfigError
-from vlora.files import check_output_folder
-from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
-from vlora.merge.compatibility import check_adapter, check_together
-from vlora.merge.config import AdapterSource, MergeConfig
-from vlora.merge.full_tensors import merge_full
-from vlora.merge.methods import Method, get_method
-from vlora.merge.options import check_option, check_rank
-from vlora.merge.reading import Inputs, read_inputs
-from vlora.merge.report import MergeReport, describe_module, merge_notes
-from vlora.merge.update import present
-from vlora.merge.weights import Weights, check_weights
+from vlora.files import atomic_folder, check_output_folder
+from vlora.merge import ledger
+from vlora.merge.adapters import merge_adapters, merge_with_report
+from vlora.merge.config import MergeConfig
+from vlora.merge.report import MergeReport
 from vlora.posterior import Posterior
-from vlora.posterior.hashing import tensors_sha256
 
-__all__ = ["MergeReport", "merge_adapters", "merge_with_report", "run_merge"]
-
-
-def merge_adapters(posteriors: Sequence[Posterior], **settings: Any) -> Posterior:
-    """Merge adapters into one; see :func:`merge_with_report` for the settings.
-
-    Returns:
-        A posterior that can be sampled, evaluated and merged again; a plain adapter if an input is one.
-    """
-    return merge_with_report(posteriors, **settings)[0]
+__all__ = ["MergeReport", "merge_adapters", "merge_with_report", "run_merge", "write_merge"]
 
 
-def merge_with_report(
-    posteriors: Sequence[Posterior],
-    *,
-    method: str = "gradient_matching",
-    weights: Sequence[float] | None = None,
-    module_weights: Sequence[Mapping[str, float]] | None = None,
-    rank: str | float = "keep",
-    names: Sequence[str] | None = None,
-    paths: Sequence[str] | None = None,
-    base_model: str | None = None,
-    progress: bool = False,
-    **options: Any,
-) -> tuple[Posterior, MergeReport]:
-    """Merge adapters and say what happened to every module.
-
-    Args:
-        posteriors: Posteriors or plain PEFT LoRA adapters of one base model.
-        method: A name of :data:`vlora.merge.METHODS`.
-        weights: One per adapter, 1 if not given.
-        module_weights: Per adapter: regular expression on module names -> weight there, which may be 0.
-        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
-        names: Short names for messages.
-        paths: Where the adapters came from, for the lineage.
-        base_model: Base model they are expected to belong to.
-        progress: Show a progress bar on stderr.
-        **options: Options of the method, such as ``tau``, ``scale`` and ``curvature``.
-
-    Returns:
-        The merged posterior and the report.
-
-    Raises:
-        ConfigError: A weight, method or option is not usable.
-        IncompatibleAdaptersError: The adapters do not fit together; which, where, and the cure.
-    """
-    count = len(posteriors)
-    checked = check_weights([1.0] * count if weights is None else weights, count, module_weights)
-    names = _distinct(names or [f"adapter {number}" for number in range(len(posteriors))])
-    chosen = _checked_method(method, options)
-    check_rank(rank)
-    for posterior, name in zip(posteriors, names, strict=True):
-        check_adapter(posterior, name)
-    check_together(posteriors, names, base_model)
-    sources = [
-        _source(*row, checked, i) for i, row in enumerate(zip(posteriors, names, paths or names, strict=True))
-    ]
-    report = MergeReport(method, rank, sources)
-    inputs = read_inputs(posteriors, names)
-    checked.check_patterns([*inputs.modules, *inputs.full_keys], names)
-    if _is_identity(chosen, checked, rank, options):
-        return _unchanged(posteriors[0], sources), report
-    return _merge(inputs, checked, chosen, report, progress, options), report
+Page = Callable[[Mapping[str, Any]], str]
+"""From the content of ``merge_report.json`` to an HTML page."""
 
 
-def run_merge(config: MergeConfig) -> Path:
+def run_merge(config: MergeConfig, page: Page | None = None) -> Path:
     """Merge adapter folders into a new posterior folder.
 
-    Beside the posterior it holds ``merge.yaml`` (the resolved configuration) and ``merge_report.json``.
+    Beside the posterior it holds ``merge.yaml`` (the resolved configuration), ``merge_report.json`` and
+    ``merge_ledger.json``.
 
     Args:
         config: What to merge, how, and where to.
+        page: Renders ``report.html`` beside them, see :func:`vlora.recipes.merge_pages.merge_page`.
 
     Returns:
         The folder that was written.
@@ -106,115 +42,66 @@ def run_merge(config: MergeConfig) -> Path:
     Raises:
         VloraError: Anything that does not fit, in one line; nothing is written then.
     """
-    start = time.perf_counter()
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
-    sources = config.adapters
-    loaded = tqdm(sources, desc="read adapters", file=sys.stderr, disable=None)
-    posteriors = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
+    loaded = tqdm(config.adapters, desc="read adapters", file=sys.stderr, disable=None)
+    inputs = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
+    write_merge(config, inputs, output, page=page)
+    return output
+
+
+def write_merge(
+    config: MergeConfig,
+    inputs: Sequence[Posterior],
+    output: Path,
+    notes: Sequence[str] = (),
+    page: Page | None = None,
+) -> MergeReport:
+    """Merge adapters that were already read, and write the folder whole or not at all.
+
+    Args:
+        config: What to merge, and how.
+        inputs: The adapters of the configuration, in its order.
+        output: The checked folder to write.
+        notes: Further sentences for the lineage.
+        page: As for :func:`run_merge`.
+
+    Returns:
+        The report, as written.
+    """
+    start = time.perf_counter()
+    names = config.names()
     merged, report = merge_with_report(
-        posteriors,
+        inputs,
         method=config.method,
-        weights=[source.weight for source in sources],
-        module_weights=[source.module_weights for source in sources],
+        weights=config.weights(),
+        module_weights=[source.module_weights for source in config.adapters],
         rank=config.rank,
-        names=[_name(source) for source in sources],
-        paths=[source.path for source in sources],
+        names=names,
+        paths=[source.path for source in config.adapters],
         base_model=config.base_model,
         progress=True,
+        verify=config.verify,
         **config.options(),
     )
-    merged = replace(merged, meta=replace(merged.meta, config_sha256=config_sha256(config)))
+    report.notes.extend(notes)
+    meta = replace(merged.meta, config_sha256=config_sha256(config), notes=[*merged.meta.notes, *notes])
+    merged = replace(merged, meta=meta)
     texts = {
         "merge.yaml": yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True),
         "merge_report.json": json.dumps(report.to_json(), indent=2) + "\n",
     }
-    merged.save_pretrained(output, overwrite=config.overwrite, extra_files=texts)
+    if page is not None:
+        texts["report.html"] = page(report.to_json())
+    if config.ledger != "none":
+        texts[ledger.FILE] = ledger.describe_ledger(config, names, inputs, merged, output)
+    if config.ledger == "full":
+        with atomic_folder(output) as folder:  # both whole, or neither
+            merged.save_pretrained(folder, extra_files=texts)
+            ledger.save_inputs(names, inputs, folder)
+    else:
+        merged.save_pretrained(output, overwrite=config.overwrite, extra_files=texts)
     _tell(report, output, time.perf_counter() - start)
-    return output
-
-
-def _merge(
-    inputs: Inputs,
-    weights: Weights,
-    method: Method,
-    report: MergeReport,
-    progress: bool,
-    options: Mapping[str, Any],
-) -> Posterior:
-    merged = MergedTensors(sum(p.meta.num_examples for p in inputs.posteriors))
-    curvature = {}
-    bar = tqdm(inputs.modules, desc="merge modules", file=sys.stderr, disable=None if progress else True)
-    for module in bar:
-        counted = weights.counted(module, [i for i, layout in enumerate(inputs.layouts) if module in layout])
-        updates, shares = [inputs.update(i, module) for i, _ in counted], [w for _, w in counted]
-        done = method.function(updates, shares, rank=report.rank, **options)
-        merged.add_module(inputs, module, done.update)
-        report.modules[module] = describe_module(updates, done)
-        curvature |= merged_curvature(*present(updates, shares), inputs.keys_of(module).stem)
-    for key in inputs.full_keys:
-        found = dict(inputs.full_tensors(key))
-        counted = [(i, w) for i, w in weights.counted(key, list(found)) if i in found]
-        value = merge_full([found[i] for i, _ in counted], [w for _, w in counted], method.full_tensors)
-        merged.add_full(inputs, key, value)
-        report.full_tensors.append(key)
-    if not all(p.has_hess for p in inputs.posteriors):
-        merged.hess.clear()
-        merged.weight_decay.clear()
-    report.notes.extend(merge_notes(inputs, report, bool(merged.hess)))
-    return replace(assemble(inputs, merged, report.adapters, report.notes), curvature=curvature or None)
-
-
-def _checked_method(name: str, options: Mapping[str, Any]) -> Method:
-    method = get_method(name)
-    for option, value in options.items():
-        if option not in method.options:
-            known = ", ".join(method.options) or "none"
-            raise ConfigError(f"method {name} has no option {option!r}; its options: {known}")
-        check_option(option, value)
-    return method
-
-
-def _is_identity(method: Method, weights: Weights, rank: str | float, options: Mapping[str, Any]) -> bool:
-    """Whether the merge is of one adapter and must give it back, bit for bit."""
-    if (
-        len(weights.scalars) != 1
-        or not weights.uniform
-        or not isinstance(rank, str)
-        or "task_rank" in options
-    ):
-        return False
-    weight = weights.scalars[0]
-    return (method.single == "mean" and weight > 0) or (
-        method.single == "sum" and weight * options.get("scale", 1.0) == 1
-    )
-
-
-def _unchanged(posterior: Posterior, sources: Sequence[Mapping[str, Any]]) -> Posterior:
-    return replace(
-        posterior, meta=replace(posterior.meta, sources=[dict(s) for s in sources]), calibration=None
-    )
-
-
-def _source(posterior: Posterior, name: str, path: str, weights: Weights, index: int) -> dict[str, Any]:
-    patterns = weights.patterns[index]
-    return {
-        "name": name,
-        "path": str(path),
-        "weight": weights.scalars[index],
-        **({"module_weights": dict(patterns)} if patterns else {}),
-        "mean_sha256": posterior.meta.mean_sha256 or tensors_sha256(posterior.mean),
-        "num_examples": posterior.meta.num_examples,
-        "sources": posterior.meta.sources,
-    }
-
-
-def _name(source: AdapterSource) -> str:
-    return source.name or Path(source.path).name or source.path
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names with a number appended where two are the same."""
-    return [f"{name} #{i + 1}" if list(names).count(name) > 1 else name for i, name in enumerate(names)]
+    return report
 
 
 def _tell(report: MergeReport, output: Path, seconds: float) -> None:

@@ -1,54 +1,16 @@
-"""The ``vlora`` command. It only parses arguments; every stage is imported when it is asked for.
+"""The ``vlora`` command. It only parses arguments; every stage is imported when it is asked for."""
 
-Exit codes: 0 done, 1 an error of ours (one line on stderr), 2 wrong usage, 130 interrupted.
-"""
-
-import functools
 import json
-import logging
-import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated
 
 import typer
 
-from vlora.errors import VloraError
+from vlora.recipes.command import ConfigPath, Debug, Overrides, plain, say
+from vlora.recipes.merge import merge_app
 
 __all__ = ["app", "main"]
-
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def _plain(command: Command) -> Command:
-    """Turn our errors and Ctrl-C into one line and an exit code; ``--debug`` shows the traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
-        logging.basicConfig(format="%(message)s", level=logging.WARNING)  # to stderr; stdout is for results
-        first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
-        logging.getLogger("vlora").setLevel(logging.INFO if first else logging.ERROR)
-        try:
-            command(*args, debug=debug, **kwargs)
-        except (VloraError, KeyboardInterrupt) as error:
-            if debug:
-                raise
-            if not first:  # the first process says it too, and its launcher then ends this one
-                time.sleep(_LAUNCHER_SECONDS)
-            interrupted = isinstance(error, KeyboardInterrupt)
-            print(
-                f"vlora: {_INTERRUPTED if interrupted else 'error: ' + ' '.join(str(error).split())}",
-                file=sys.stderr,
-            )
-            raise typer.Exit(130 if interrupted else 1) from None
-
-    return cast(Command, run)
-
-
-_LAUNCHER_SECONDS = 5
-_INTERRUPTED = "interrupted; what existed before is as it was, the same command goes on from here"
 
 app = typer.Typer(
     name="vlora",
@@ -63,24 +25,12 @@ app = typer.Typer(
     "`vlora train my.yaml optimizer.name=adamw training.num_train_epochs=1`.",
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="Configurations to start from: list, show, copy.")
+app.add_typer(merge_app, name="merge")
 app.add_typer(recipes_app, name="recipes")
-
-ConfigPath = Annotated[Path, typer.Argument(help="YAML file; see `vlora recipes ls`.", metavar="CONFIG.yaml")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes to the file, e.g. optimizer.lr=1e-3.", metavar="[KEY=VALUE]..."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-def _say(result: str) -> None:
-    """Print a result, on the first process of a run only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(result)
 
 
 @app.command()
-@_plain
+@plain
 def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune an adapter with IVON (or AdamW) and save its posterior beside it.
 
@@ -92,11 +42,11 @@ def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False)
     from vlora.training.config import TrainConfig
     from vlora.training.train import run_training
 
-    _say(f"wrote {run_training(load_config(TrainConfig, config, overrides or ()))}")
+    say(f"wrote {run_training(load_config(TrainConfig, config, overrides or ()))}")
 
 
 @app.command()
-@_plain
+@plain
 def posterior(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Give a trained LoRA adapter a posterior: a Laplace approximation from squared gradients on its data.
 
@@ -110,42 +60,8 @@ def posterior(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
     print(f"wrote {run_posterior(load_config(PosteriorConfig, config, overrides or ()))}")
 
 
-@app.command()
-@_plain
-def merge(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Merge adapters into one, by what each is sure of (gradient_matching) or by one of the other methods.
-
-    Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
-    rank: keep | lossless | a number | a share of energy such as 0.95.
-
-    Methods and their own keys:
-
-    \b
-    linear             weighted mean
-    slerp              along the arc between two adapters
-    task_arithmetic    weighted sum: scale
-    ties               large entries that agree in sign: density, scale, normalise, space
-    dare_linear        random entries, summed: density, scale, seed, space
-    dare_ties          random entries that agree: density, scale, normalise, seed, space
-    della              as dare_ties, large ones first: density, epsilon, scale, normalise, seed, space
-    tsv                orthogonal singular vectors: scale, task_rank
-    iso_c              equal singular values: scale
-    fisher             average weighted by h: normalise
-    regmean            least squares on activations: shrink
-    mats               K-FAC of both sides by conjugate gradients: tau, scale, steps
-    gradient_matching  weighted by curvature (the default): tau, scale, curvature
-
-    space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.
-    """  # noqa: D301 (click wants the backspace itself)
-    from vlora.config import load_config
-    from vlora.merge.config import MergeConfig
-    from vlora.merge.run import run_merge
-
-    print(f"wrote {run_merge(load_config(MergeConfig, config, overrides or ()))}")
-
-
 @app.command(name="eval")
-@_plain
+@plain
 def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Score posteriors and adapters on a task: accuracy, calibration, uncertainty, with intervals.
 
@@ -164,7 +80,7 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 
 
 @app.command()
-@_plain
+@plain
 def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Fit the width of posteriors on data.validation, by NLL; evaluate it with `temperature=stored`.
 
@@ -182,7 +98,7 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 
 
 @app.command()
-@_plain
+@plain
 def inspect(
     folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -196,7 +112,7 @@ def inspect(
 
 
 @app.command()
-@_plain
+@plain
 def prune(
     folder: Annotated[str, typer.Argument(help="Posterior folder or hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -221,7 +137,7 @@ def prune(
 
 
 @app.command()
-@_plain
+@plain
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Seed of the people, the facts and the training.")] = 0,
@@ -238,7 +154,7 @@ def demo(
 
 
 @recipes_app.command("ls")
-@_plain
+@plain
 def recipes_ls(debug: Debug = False) -> None:
     """List the configurations that ship with vlora."""
     from vlora.recipes.library import list_recipes
@@ -248,7 +164,7 @@ def recipes_ls(debug: Debug = False) -> None:
 
 
 @recipes_app.command("show")
-@_plain
+@plain
 def recipes_show(
     name: Annotated[str, typer.Argument(help="Name as `vlora recipes ls` prints it.")],
     debug: Debug = False,
@@ -260,7 +176,7 @@ def recipes_show(
 
 
 @recipes_app.command("copy")
-@_plain
+@plain
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="Name as `vlora recipes ls` prints it.")],
     target: Annotated[Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")] = None,

@@ -21,7 +21,7 @@ import yaml
 
 from vlora.errors import ConfigError
 
-__all__ = ["config_sha256", "load_config", "save_config", "suggest_key", "to_plain"]
+__all__ = ["config_sha256", "load_config", "read_mapping", "save_config", "suggest_key", "to_plain"]
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def load_config(cls: type[T], source: str | os.PathLike | Mapping, overrides: Se
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown or missing, or a value is not usable.
     """
-    where, values = _read_mapping(source)
+    where, values = read_mapping(source)
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -100,7 +100,12 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
     return f"unknown key {key!r}; {hint}keys here: {', '.join(known)}"
 
 
-def _read_mapping(source: str | os.PathLike | Mapping) -> tuple[str, dict[str, Any]]:
+def read_mapping(source: str | os.PathLike | Mapping) -> tuple[str, dict[str, Any]]:
+    """Name of a source for messages, and its keys, not yet checked against any class.
+
+    Raises:
+        ConfigError: The file is missing or not YAML.
+    """
     if isinstance(source, Mapping):
         return "config", json.loads(json.dumps(to_plain(source)))
     path = Path(source)

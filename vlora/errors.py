@@ -6,6 +6,7 @@ Each class is also the builtin a caller would expect, so ``except ValueError`` k
 __all__ = [
     "ConfigError",
     "DataError",
+    "IdentityError",
     "IncompatibleAdaptersError",
     "MissingDependencyError",
     "OutputError",
@@ -34,6 +35,10 @@ class PosteriorFormatError(VloraError, ValueError):
 
 class IncompatibleAdaptersError(VloraError, ValueError):
     """Adapters cannot be combined by the requested method."""
+
+
+class IdentityError(VloraError, ArithmeticError):
+    """A check of the arithmetic on the actual inputs failed; nothing was written."""
 
 
 class TrainingError(VloraError, RuntimeError):

@@ -113,7 +113,8 @@ def test_negative_weights_are_clamped_and_reported():
     merged, clamped = kronecker_merge(updates, [1.0, -5.0], 0.3)
     assert 0 < clamped <= 1
     assert torch.isfinite(merged.delta()).all()
-    report = gradient_matching(updates, [1.0, -5.0], rank="lossless", curvature="kronecker").report
+    settings = {"rank": "lossless", "curvature": "kronecker", "negative": "remove"}
+    report = gradient_matching(updates, [1.0, -5.0], **settings).report
     assert report["clamped_fraction"] == clamped
 
 

@@ -32,4 +32,13 @@ def test_the_configuration_has_every_option_and_no_other():
     fields = {f.name for f in dataclasses.fields(MergeConfig)}
     assert set(OPTIONS) <= fields
     assert {option for method in METHODS.values() for option in method.options} == set(OPTIONS)
-    assert fields - set(OPTIONS) == {"method", "adapters", "output", "base_model", "rank", "overwrite"}
+    assert fields - set(OPTIONS) == {
+        "method",
+        "adapters",
+        "output",
+        "base_model",
+        "rank",
+        "overwrite",
+        "verify",
+        "ledger",
+    }

@@ -1,0 +1,222 @@
+"""Which weighting to merge: predicted loss of thousands of scaled sums, before one of them is built.
+
+The family is X(w) = scale sum_g w_g W_g, one weight per task (``task_arithmetic``; of several seeds of a task the mean;
+``linear`` divides by the sum of the weights). ``gradient_matching`` does not belong to it: its updates mix through the
+inverse of the total curvature. The preview of such a configuration is of the plain sum with the same weights, which the
+curvature-weighted merge is meant to beat, and says so.
+
+``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter, as far as
+the quadratic model of :mod:`vlora.merge.preview_model` reaches. Lower is better. Where h gives the scale, the increase
+is also told in nats per training example.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlora.errors import ConfigError
+from vlora.merge.compatibility import check_adapter, check_together
+from vlora.merge.config import MergeConfig
+from vlora.merge.preview_model import PreviewModel, build_model
+from vlora.merge.reading import Inputs, read_inputs
+from vlora.merge.weightings import Family, pareto_front, special_weightings
+from vlora.posterior import Posterior
+
+__all__ = ["METHODS", "Preview", "preview"]
+
+METHODS = ("task_arithmetic", "linear", "gradient_matching")
+"""Methods whose configurations can be previewed."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Predictions for all weightings."""
+
+    tasks: list[str]
+    members: dict[str, list[str]]
+    """Per task, names of its adapters."""
+    weights: Tensor
+    """Shape ``(k, T)``."""
+    increase: Tensor
+    """Relative loss increase. Shape ``(k, T)``."""
+    std: Tensor | None
+    """Its standard deviation over the adapters' posteriors, same shape; None without posteriors."""
+    without: Tensor
+    """What 1 stands for: the increase without any adapter, in nats over all training examples. Shape ``(T,)``."""
+    examples: list[int | None]
+    """Training examples per task; None where the scale is not known and only ratios count."""
+    front: list[int]
+    """Weightings that no other beats on all tasks."""
+    named: dict[str, int]
+    """Row of the best average, the best worst task, and of the configuration's own weights."""
+    notes: list[str] = field(default_factory=list)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One weighting as plain data."""
+        facts: dict[str, Any] = {
+            "weights": _named(self.tasks, self.weights[index]),
+            "increase": _named(self.tasks, self.increase[index]),
+            "average": _short(self.increase[index].mean().item()),
+            "worst": _short(self.increase[index].max().item()),
+        }
+        if self.std is not None:
+            facts["std"] = _named(self.tasks, self.std[index])
+        nats = {
+            task: _short((self.increase[index, t] * self.without[t]).item() / count)
+            for t, (task, count) in enumerate(zip(self.tasks, self.examples, strict=True))
+            if count
+        }
+        return facts | ({"nats_per_example": nats} if nats else {})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the named weightings and the front in full, all others as arrays."""
+        return {
+            "format": 1,
+            "tasks": self.tasks,
+            "members": self.members,
+            "notes": self.notes,
+            "named": {name: self.row(index) for name, index in self.named.items()},
+            "front": [self.row(index) for index in self.front],
+            "weights": _rows(self.weights),
+            "increase": _rows(self.increase),
+            "std": None if self.std is None else _rows(self.std),
+        }
+
+
+def preview(
+    config: MergeConfig,
+    inputs: Sequence[Posterior],
+    *,
+    count: int = 4096,
+    low: float = 0.0,
+    high: float = 1.5,
+    seed: int = 0,
+    watch: Callable[[Sequence[str]], Any] = list,
+) -> Preview:
+    """Predict the loss of every task for many weightings of a merge.
+
+    Args:
+        config: The merge. Its method says whether weights are normalised; adapters of one ``group`` are one task.
+        inputs: The adapters of the configuration, in its order.
+        count: How many weightings.
+        low: Smallest weight.
+        high: Largest weight.
+        seed: Of the weightings.
+        watch: Wraps the list of modules while the model is built, for a progress bar.
+
+    Raises:
+        ConfigError: The method is no weighted sum, there is one task only, or the box is empty.
+        IncompatibleAdaptersError: The adapters do not belong together.
+    """
+    _check(config, count, low, high)
+    names = config.names()
+    for posterior, name in zip(inputs, names, strict=True):
+        check_adapter(posterior, name)
+    check_together(inputs, names, config.base_model)
+    read = read_inputs(inputs, names)
+    tasks = [source.group or name for source, name in zip(config.adapters, names, strict=True)]
+    model = build_model(read, tasks, config.scale or 1.0, watch)
+    family = Family(model, config.method == "linear", low, high)
+    empty = [task for task, base in zip(model.tasks, model.without().tolist(), strict=True) if not base > 0]
+    if empty:
+        raise ConfigError(
+            f"{empty[0]!r} loses nothing without its adapter by its own curvature; leave it out"
+        )
+    given = _given(config, tasks, model.tasks)
+    weights = torch.cat([given[None], special_weightings(len(model.tasks)), family.sobol(count, seed)])
+    named = {"given": 0}
+    for name, objective in (("best average", torch.mean), ("best worst task", torch.amax)):
+        weights = torch.cat([weights, family.refine(weights, objective, seed)[None]])
+        named[name] = len(weights) - 1
+    increase, std = family.relative(weights)
+    members = {task: [names[i] for i in own] for task, own in zip(model.tasks, model.members, strict=True)}
+    return Preview(
+        model.tasks,
+        members,
+        family.normalised(weights),
+        increase,
+        std,
+        model.without(),
+        _examples(read, model),
+        pareto_front(increase),
+        named,
+        _notes(config, read),
+    )
+
+
+def _check(config: MergeConfig, count: int, low: float, high: float) -> None:
+    if config.method not in METHODS:
+        raise ConfigError(
+            f"a preview is of weighted sums ({', '.join(METHODS)}), and {config.method} is none; preview with "
+            "method=task_arithmetic"
+        )
+    tasks = {source.group or i for i, source in enumerate(config.adapters)}
+    if len(tasks) < 2:
+        raise ConfigError("a preview weighs tasks against each other; give adapters of at least two")
+    if any(source.module_weights for source in config.adapters):
+        raise ConfigError("a preview gives every task one weight; leave module_weights out")
+    if count < 1 or not low < high:
+        raise ConfigError(
+            f"expected count >= 1 and low < high, got count {count}, low {low:g}, high {high:g}"
+        )
+    if config.method == "linear" and low < 0:
+        raise ConfigError(f"linear divides by the sum of the weights; give low >= 0, got {low:g}")
+
+
+def _given(config: MergeConfig, tasks: Sequence[str], distinct: Sequence[str]) -> Tensor:
+    """The configuration's own weights per task; of a group, the mean over its members."""
+    own = [[s.weight for s, t in zip(config.adapters, tasks, strict=True) if t == task] for task in distinct]
+    return torch.tensor([sum(w) / len(w) for w in own], dtype=torch.float64)
+
+
+def _examples(inputs: Inputs, model: PreviewModel) -> list[int | None]:
+    counts = []
+    for members in model.members:
+        metas = [inputs.posteriors[i].meta for i in members]
+        known = all(inputs.posteriors[i].has_hess for i in members)
+        counts.append(sum(m.num_examples for m in metas) // len(metas) if known else None)
+    return counts
+
+
+def _notes(config: MergeConfig, inputs: Inputs) -> list[str]:
+    notes = []
+    if config.method == "gradient_matching":
+        notes.append(
+            "the preview is of scaled sums (task_arithmetic); gradient_matching with the same weights is no such sum, "
+            "and is meant to do better"
+        )
+    for i, name in enumerate(inputs.names):
+        lacking = [m for m in inputs.modules if m not in inputs.layouts[i]]
+        if lacking:
+            notes.append(
+                f"{name} has no adapter, so no curvature, in {len(lacking)} modules; they count 0 for it"
+            )
+        if not inputs.posteriors[i].has_hess:
+            kind = (
+                "Grams of unknown scale"
+                if inputs.posteriors[i].curvature
+                else "nothing: plain distance between updates"
+            )
+            notes.append(
+                f"{name} has no h; its curvature is {kind}, and modules count by the size of the update"
+            )
+    if inputs.full_keys:
+        notes.append(
+            f"{len(inputs.full_keys)} fully trained tensors (first {inputs.full_keys[0]}) are not part of it"
+        )
+    return notes
+
+
+def _named(tasks: Sequence[str], values: Tensor) -> dict[str, float]:
+    return {task: _short(value) for task, value in zip(tasks, values.tolist(), strict=True)}
+
+
+def _rows(values: Tensor) -> list[list[float]]:
+    return [[_short(value) for value in row] for row in values.tolist()]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

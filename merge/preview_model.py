@@ -1,0 +1,131 @@
+"""Every task's quadratic loss as a form in the weights of a scaled sum: thousands of weightings for the price of one.
+
+For X(w) = sum_u c_u W_u and task t, D = X - W_t = sum_u (c_u - delta_ut) W_u is linear in the weights, so that
+
+    increase_t(w) = 1/2 <D, D>_t = 1/2 d^T M_t d,      M_t[u, v] = sum over modules <W_u, W_v>_t,      d = c - e_t
+
+costs P^2 multiplications once the P x P matrices M_t are there (P adapters). The posteriors of the adapters make it
+uncertain: with dW_s = s (dB A + B dA) and independent entries of variance v = 1 / (N (h + delta)),
+
+    variance_t = sum_s d_s^2 d^T K_ts d + 1/2 sum_su d_s^2 d_u^2 R_t[s, u]
+    K_ts[u, v] = sum_p (J_s^T H_t W_u)_p (J_s^T H_t W_v)_p v_p       (J_s: from the factors of s to its update)
+    R_t[s, u]  = sum_pq (J_s^T H_t J_u)_pq^2 v_p v_q
+
+which is the variance of the quadratic form for Gaussian noise, exact for a frozen A and to first order of the product
+dB dA otherwise. Several adapters of one task (a mixture posterior, one per seed; Daheim et al., arXiv:2412.08147)
+share one weight w_g, c_u = w_g / K. The prediction is the mean over members, an upper bound of the mixture's own loss
+(Jensen), and its variance is the mean of the members' variances plus the variance of their means.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlora.merge.preview_noise import linear_noise, square_noise
+from vlora.merge.quadratic import Metric, metric_of, product
+from vlora.merge.reading import Inputs
+from vlora.merge.update import LoraUpdate
+
+__all__ = ["PreviewModel", "build_model"]
+
+
+@dataclass(frozen=True)
+class PreviewModel:
+    """Forms of all adapters, and which adapter belongs to which task."""
+
+    tasks: list[str]
+    members: list[list[int]]
+    """Per task, numbers of its adapters."""
+    forms: Tensor
+    """M_t / 2. Shape ``(P, P, P)``: adapter whose loss it is, u, v."""
+    linear: Tensor | None
+    """K_ts. Shape ``(P, P, P, P)``: adapter whose loss it is, s, u, v; None if an adapter has no posterior."""
+    square: Tensor | None
+    """R_t / 2. Shape ``(P, P, P)``."""
+    scale: float = 1.0
+    """Factor on the whole sum."""
+
+    def predict(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss increase per task, and its variance.
+
+        Args:
+            weights: One row per weighting. Shape ``(k, T)``.
+
+        Returns:
+            Two tensors of shape ``(k, T)``; nats over all training examples of the task, lower is better.
+        """
+        increases, variances = [], []
+        for own in self.members:
+            means, spreads = zip(*(self._of_adapter(t, weights) for t in own), strict=True)
+            mean = torch.stack(means)
+            increases.append(mean.mean(0))
+            if self.linear is not None:
+                variances.append(torch.stack(spreads).mean(0) + mean.var(0, correction=0))
+        return torch.stack(increases, -1), torch.stack(variances, -1) if variances else None
+
+    def without(self) -> Tensor:
+        """Loss increase per task when there is no adapter at all, X = 0. Shape ``(T,)``."""
+        own = [torch.stack([self.forms[t, t, t] for t in members]).mean() for members in self.members]
+        return torch.stack(own)
+
+    def coefficients(self, weights: Tensor) -> Tensor:
+        """c: weight of every adapter in the sum. Shape ``(k, P)``."""
+        spread = weights.new_zeros(weights.shape[1], self.forms.shape[0])
+        for task, own in enumerate(self.members):
+            spread[task, own] = self.scale / len(own)
+        return weights @ spread
+
+    def _of_adapter(self, t: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+        d = self.coefficients(weights)
+        d[:, t] -= 1.0
+        increase = torch.einsum("ku,uv,kv->k", d, self.forms[t], d)
+        if self.linear is None or self.square is None:
+            return increase, increase
+        outer = torch.einsum("ku,kv->kuv", d, d)
+        spread = torch.einsum("ks,suv,kuv->k", d.square(), self.linear[t], outer)
+        spread = spread + torch.einsum("ks,su,ku->k", d.square(), self.square[t], d.square())
+        return increase, spread
+
+
+def build_model(
+    inputs: Inputs,
+    tasks: Sequence[str],
+    scale: float = 1.0,
+    watch: Callable[[Sequence[str]], Iterable[str]] = list,
+) -> PreviewModel:
+    """Add up the forms over all modules.
+
+    Args:
+        inputs: The adapters.
+        tasks: Task of every adapter; adapters of one task are members of its mixture.
+        scale: Factor on the whole sum.
+        watch: Wraps the list of modules, for a progress bar.
+    """
+    count = len(inputs.posteriors)
+    names = list(dict.fromkeys(tasks))
+    members = [[i for i, task in enumerate(tasks) if task == name] for name in names]
+    stochastic = all(p.has_hess for p in inputs.posteriors)
+    forms, square = torch.zeros(2, count, count, count, dtype=torch.float64)
+    linear = torch.zeros(count, count, count, count, dtype=torch.float64)
+    absolute = [
+        all(inputs.update(i, m).precision_b is not None for m in inputs.layouts[i]) for i in range(count)
+    ]
+    for module in watch(inputs.modules):
+        updates = inputs.updates(module)
+        for t, own in enumerate(updates):
+            if not own.rank:  # nothing is known of what this module does to the task
+                continue
+            metric = metric_of(own, absolute[t])
+            forms[t] += _products(metric, updates)
+            if stochastic:
+                linear[t] += linear_noise(metric, updates)
+                square[t] += square_noise(metric, updates)
+    known = (linear, 0.5 * square) if stochastic else (None, None)
+    return PreviewModel(names, members, 0.5 * forms, *known, scale)
+
+
+def _products(metric: Metric, updates: Sequence[LoraUpdate]) -> Tensor:
+    rows = [[product(metric, first, second) for second in updates] for first in updates]
+    return torch.tensor(rows, dtype=torch.float64)

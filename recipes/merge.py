@@ -1,0 +1,130 @@
+"""``vlora merge``: the command and its subcommands. It only parses arguments, like :mod:`vlora.recipes.cli`.
+
+``vlora merge CONFIG.yaml [key=value]`` merges; ``vlora merge NAME ...`` is a subcommand where NAME is one of them. A
+file of such a name is meant by ``./NAME``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vlora.recipes.command import ConfigPath, Debug, Overrides, pairs, plain
+
+__all__ = ["merge_app"]
+
+_MERGE = "run"
+
+
+class _MergeGroup(TyperGroup):
+    """A group whose arguments are those of ``run`` unless they start with the name of a subcommand."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name of the default command in front where none is given."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [_MERGE, *args]
+        return super().parse_args(ctx, args)
+
+
+merge_app = typer.Typer(
+    cls=_MergeGroup,
+    no_args_is_help=True,
+    subcommand_metavar="CONFIG.yaml [KEY=VALUE]... | COMMAND [ARGS]...",
+    help="""Merge adapters into one, by what each is sure of (gradient_matching) or by one of the other methods.
+
+    Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
+    rank: keep | lossless | a number | a share of energy such as 0.95.
+
+    A mergekit file is read too: vlora merge mergekit.yaml output=FOLDER.
+
+    Methods and their own keys:
+
+    \b
+    linear             weighted mean
+    slerp              along the arc between two adapters
+    task_arithmetic    weighted sum: scale
+    ties               large entries that agree in sign: density, scale, normalise, space
+    dare_linear        random entries, summed: density, scale, seed, space
+    dare_ties          random entries that agree: density, scale, normalise, seed, space
+    della              as dare_ties, large ones first: density, epsilon, scale, normalise, seed, space
+    tsv                orthogonal singular vectors: scale, task_rank
+    iso_c              equal singular values: scale
+    fisher             average weighted by h: normalise
+    regmean            least squares on activations: shrink
+    mats               K-FAC of both sides by conjugate gradients: tau, scale, steps
+    gradient_matching  weighted by curvature (the default): tau, scale, curvature, negative
+
+    space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.
+    negative: negate | remove.
+    """,
+)
+
+
+@merge_app.command(name=_MERGE)
+@plain
+def run(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Merge what CONFIG.yaml says; the word `run` may be left out."""
+    from vlora.merge.run import run_merge
+    from vlora.recipes.merge_config import load_merge
+    from vlora.recipes.merge_pages import merge_page
+
+    print(f"wrote {run_merge(load_merge(config, overrides or ()), merge_page)}")
+
+
+@merge_app.command(name="remove")
+@plain
+def remove(
+    merged: Annotated[str, typer.Argument(help="Folder that `vlora merge` wrote.")],
+    contributor: Annotated[list[str], typer.Option(help="Name of an input to take out; may be repeated.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    source: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of an input that has moved; may be repeated.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Take a contributor out of a merge: the others are merged again from the ledger, to the last bit."""
+    from vlora.merge.unmerge import remove_contributors
+    from vlora.recipes.merge_pages import merge_page
+
+    moved = pairs(source or (), "--source")
+    done = remove_contributors(
+        merged, contributor, output, sources=moved, overwrite=overwrite, page=merge_page
+    )
+    print(f"took out {', '.join(done.removed)}, left {', '.join(done.left)}: {done.way}")
+    if done.reproduced is not None:
+        print(f"the ledger gives the merge itself again bit for bit: {'yes' if done.reproduced else 'no'}")
+    print(
+        "residual: none, exact"
+        if done.way == "merged again"
+        else f"residual: about {done.residual:.2g} (relative)"
+    )
+    print(f"wrote {done.output}")
+
+
+@merge_app.command(name="preview")
+@plain
+def preview(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Path of the page and the JSON, without ending.")] = Path(
+        "merge_preview"
+    ),
+    count: Annotated[int, typer.Option(help="How many weightings.")] = 4096,
+    low: Annotated[float, typer.Option(help="Smallest weight.")] = 0.0,
+    high: Annotated[float, typer.Option(help="Largest weight.")] = 1.5,
+    seed: Annotated[int, typer.Option(help="Seed of the weightings.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Predict the loss of every task for thousands of weightings, without merging; name the best.
+
+    Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, as far as the
+    quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task.
+    """
+    from vlora.recipes.merge_config import load_merge
+    from vlora.recipes.merge_preview import preview_table, run_preview
+
+    merge = load_merge(config, overrides or ())
+    print(preview_table(run_preview(merge, out, count=count, low=low, high=high, seed=seed)))
+    print(f"wrote {out}.html and {out}.json")

@@ -1,0 +1,146 @@
+"""Named weightings and the front of a preview, and ``vlora merge preview`` from folders to page and JSON."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from merge_cases import add_curvature, add_posterior, make_adapter, rand
+
+from vlora.config import load_config
+from vlora.errors import ConfigError
+from vlora.merge import MergeConfig
+from vlora.merge.preview import preview
+from vlora.merge.weightings import pareto_front
+from vlora.posterior import Posterior
+from vlora.recipes.cli import main
+
+NAMES = ("math", "code", "law")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("preview")
+    for seed, name in enumerate(NAMES, 1):
+        plain = Posterior.from_pretrained(make_adapter(root / "plain" / name, seed))
+        add_curvature(add_posterior(plain, seed, num_examples=40), 50 * seed).save_pretrained(root / name)
+    return root
+
+
+def values(folder, names=NAMES, **settings):
+    adapters = [{"path": str(folder / name)} for name in names]
+    return {"method": "task_arithmetic", "adapters": adapters, "output": str(folder / "m"), **settings}
+
+
+def previewed(folder, names=NAMES, count=256, low=0.0, high=1.5, **settings):
+    config = load_config(MergeConfig, values(folder, names, **settings))
+    inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
+    return preview(config, inputs, count=count, low=low, high=high)
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_the_front_is_what_brute_force_finds(columns):
+    losses = rand(80, columns, seed=columns).round(decimals=1)  # with ties
+    beaten = lambda i: any(  # noqa: E731
+        (losses[j] <= losses[i]).all() and (losses[j] < losses[i]).any() for j in range(len(losses))
+    )
+    assert set(pareto_front(losses)) == {i for i in range(len(losses)) if not beaten(i)}
+
+
+def test_the_named_weightings_are_the_best(folder):
+    done = previewed(folder, count=512)
+    rows = {name: done.row(index) for name, index in done.named.items()}
+    assert rows["given"]["weights"] == {"math": 1.0, "code": 1.0, "law": 1.0}
+    assert rows["best average"]["average"] <= done.increase.mean(1).min().item() + 1e-6
+    assert rows["best worst task"]["worst"] <= done.increase.amax(1).min().item() + 1e-6
+    assert done.named["best average"] in done.front
+    single = (done.weights == torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)).all(1).nonzero()[0].item()
+    assert done.increase[single, 1].item() == pytest.approx(0.0, abs=1e-12)
+    assert all(len(values) == 3 for values in (done.weights[0], done.without, done.examples))
+    assert done.examples == [40, 40, 40]
+    nats = rows["given"]["nats_per_example"]["code"]
+    assert nats == pytest.approx(rows["given"]["increase"]["code"] * done.without[1].item() / 40, rel=1e-4)
+
+
+def test_the_best_average_is_the_closed_form_where_the_box_does_not_bind(folder):
+    done = previewed(folder, names=NAMES[:2], low=-5.0, high=5.0)
+    best = done.weights[done.named["best average"]]
+    config = load_config(MergeConfig, values(folder, NAMES[:2]))
+    inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
+    from vlora.merge.preview_model import build_model
+    from vlora.merge.reading import read_inputs
+
+    model = build_model(read_inputs(inputs, ["a", "b"]), ["a", "b"])
+    base = model.without()
+    total = sum(model.forms[t] / base[t] for t in (0, 1))
+    pull = sum(model.forms[t][:, t] / base[t] for t in (0, 1))
+    torch.testing.assert_close(best, torch.linalg.solve(total, pull), rtol=1e-2, atol=1e-2)
+
+
+def test_a_mean_is_previewed_as_a_mean(folder):
+    done = previewed(folder, method="linear")
+    torch.testing.assert_close(done.weights.sum(1), torch.ones(len(done.weights), dtype=torch.float64))
+    assert done.row(0)["weights"]["law"] == pytest.approx(1 / 3)
+
+
+def test_seeds_of_a_task_share_a_weight(folder):
+    adapters = [{"path": str(folder / n), "group": "school" if n != "law" else None} for n in NAMES]
+    done = previewed(folder, adapters=adapters)
+    assert done.tasks == ["school", "law"]
+    assert done.members == {"school": ["math", "code"], "law": ["law"]}
+    assert done.increase[:, 0].min() > 0  # no weighting is at both seeds at once
+
+
+def test_notes_say_what_the_preview_is_not(folder):
+    assert "meant to do better" in previewed(folder, method="gradient_matching").notes[0]
+    plain = load_config(MergeConfig, values(folder / "plain", method="task_arithmetic"))
+    inputs = [Posterior.from_pretrained(source.path) for source in plain.adapters]
+    done = preview(plain, inputs, count=16)
+    assert done.std is None and done.examples == [None] * 3
+    assert "plain distance between updates" in done.notes[0]
+    assert "nats_per_example" not in done.row(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "ties"}, "a preview is of weighted sums .* ties is none"),
+        ({"names": NAMES[:1]}, "at least two"),
+        ({"count": 0}, "expected count >= 1"),
+        ({"low": 2.0}, "low < high"),
+        ({"method": "linear", "low": -1.0}, "give low >= 0"),
+    ],
+)
+def test_what_cannot_be_previewed_is_refused(folder, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        previewed(folder, **settings)
+
+
+def test_weights_per_module_and_empty_adapters_are_refused(folder):
+    adapters = [{"path": str(folder / n), "module_weights": {"q_proj": 0.5}} for n in NAMES]
+    with pytest.raises(ConfigError, match="leave module_weights out"):
+        previewed(folder, adapters=adapters)
+    config = load_config(MergeConfig, values(folder, NAMES[:2]))
+    first, second = (Posterior.from_pretrained(source.path) for source in config.adapters)
+    nothing = replace(second, mean={k: 0 * v for k, v in second.mean.items()})
+    with pytest.raises(ConfigError, match="'code' loses nothing without its adapter"):
+        preview(config, [first, nothing], count=4)
+
+
+@pytest.mark.parametrize("names", [NAMES[:2], NAMES])
+def test_the_command(folder, tmp_path, capsys, names):
+    named = [{"path": str(folder / name), "name": f"<b>{name}"} for name in names]
+    (tmp_path / "c.json").write_text(json.dumps(values(folder, names, adapters=named)))
+    try:
+        main(["merge", "preview", str(tmp_path / "c.json"), "--out", str(tmp_path / "p"), "--count", "64"])
+    except SystemExit as stop:
+        assert not stop.code
+    captured = capsys.readouterr()
+    assert "best worst task" in captured.out and f"wrote {tmp_path}/p.html" in captured.out
+    assert "previewed" in captured.err
+    told = json.loads((tmp_path / "p.json").read_text())
+    assert len(told["weights"]) == len(told["increase"]) == len(told["std"]) > 64
+    assert set(told["named"]) == {"given", "best average", "best worst task"}
+    page = (tmp_path / "p.html").read_text()
+    assert "<svg" in page and "&lt;b&gt;math" in page
+    assert not any(outside in page for outside in ("http", "<script", "<b>math", "src="))

@@ -1,0 +1,47 @@
+"""``vlora merge``: a configuration merges, a known word is a subcommand, and every subcommand explains itself."""
+
+import pytest
+
+from vlora.recipes.cli import main
+from vlora.recipes.merge import merge_app
+
+COMMANDS = [command.name for command in merge_app.registered_commands]
+
+
+def outcome(*arguments: object) -> int:
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("words", [("cfg.yaml",), ("run", "cfg.yaml"), ("./run",), ("cfg.yaml", "tau=1")])
+def test_what_is_no_subcommand_is_a_configuration(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert outcome("merge", *words) == 1
+    file = "run" if words == ("./run",) else "cfg.yaml"
+    assert f"cannot read the configuration {file}" in capsys.readouterr().err
+
+
+def test_options_may_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match=r"cannot read the configuration cfg\.yaml"):
+        main(["merge", "--debug", "cfg.yaml"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_subcommand_has_help(capsys, command):
+    assert outcome("merge", command, "--help") == 0
+    assert f"Usage: vlora merge {command}" in capsys.readouterr().out
+
+
+def test_help_after_a_configuration_is_that_of_merging(capsys):
+    assert outcome("merge", "cfg.yaml", "--help") == 0
+    assert "Usage: vlora merge run" in capsys.readouterr().out
+
+
+def test_help_lists_the_subcommands(capsys):
+    assert outcome("merge", "--help") == 0
+    shown = capsys.readouterr().out.partition("Commands:")[2].split()
+    assert set(COMMANDS) <= set(shown)
