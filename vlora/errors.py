@@ -4,6 +4,7 @@ Each class is also the builtin a caller would expect, so ``except ValueError`` k
 """
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "IncompatibleAdaptersError",
@@ -34,6 +35,10 @@ class PosteriorFormatError(VloraError, ValueError):
 
 class IncompatibleAdaptersError(VloraError, ValueError):
     """Adapters cannot be combined by the requested method."""
+
+
+class CheckpointError(VloraError, ValueError):
+    """A model checkpoint is missing, damaged, or does not fit the others."""
 
 
 class TrainingError(VloraError, RuntimeError):
