@@ -40,8 +40,8 @@ class ModelSource:
     weight: float = 1.0
     """How much it counts; ``linear``, ``slerp``, ``fisher`` and sign election use ratios of weights."""
     module_weights: dict[str, float] = field(default_factory=dict)
-    """Regular expression -> weight for the tensors whose name it matches anywhere, instead of ``weight``; the first that
-    matches counts. 0 leaves the model out there."""
+    """Regular expression -> weight for the tensors whose name it matches anywhere, instead of ``weight``; the first
+    that matches counts. 0 leaves the model out there."""
     name: str | None = None
     """Short name for messages and masks; the last part of the path if not given."""
     revision: str | None = None
@@ -83,7 +83,8 @@ class ModelMergeConfig(MethodOptions):
     block_megabytes: float = 4.0
     """MiB of each input that a thread reads at once. Does not change the result."""
     tokenizer: str | None = None
-    """Not given: the common tokenizer, refused if they differ. ``base`` (or the first model's), ``union``, or a folder."""
+    """Not given: the common tokenizer, refused if they differ. ``base`` (or the first model's), ``union``, or a
+    folder."""
     hash_inputs: bool = False
     """Whether ``merge.json`` names the SHA-256 of every input file; reads them once more. Headers are always hashed."""
     overwrite: bool = False

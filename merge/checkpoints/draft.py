@@ -1,4 +1,4 @@
-"""What a plan is made of before sizes are counted: jobs, small files, what does not fit, and where everything came from."""
+"""What a plan is made of before sizes are counted: jobs, small files, what does not fit, and the lineage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

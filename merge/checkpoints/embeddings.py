@@ -98,8 +98,8 @@ def _matched(
     total = max(rows, max(ids.values()) + 1)
     draft.config["vocab_size"] = total
     draft.notes.append(
-        f"embeddings are matched by token ({total} rows); a token that a model lacks gets the mean of the rows of those "
-        "that have it"
+        f"embeddings are matched by token ({total} rows); a token that a model lacks gets the mean of the rows of "
+        "those that have it"
     )
     return Embeddings(ids, present, total, rows)
 
@@ -114,8 +114,8 @@ def _take_folder(draft: Draft, wanted: str, model: Path, rows: int) -> None:
     draft.files, draft.tokenizer = copied_files(model, folder), f"of {wanted}"
     if rows and vocabulary.size > rows:
         draft.problems.append(
-            f"the tokenizer of {wanted} has {vocabulary.size} tokens, the embeddings have {rows} rows; take the model's "
-            "own, or resize the embeddings first"
+            f"the tokenizer of {wanted} has {vocabulary.size} tokens, the embeddings have {rows} rows; take the "
+            "model's own, or resize the embeddings first"
         )
 
 
@@ -127,7 +127,7 @@ def _difference(present: Mapping[str, Vocabulary], first: str) -> str:
         if unlike or other.rules != base.rules:
             what = f"{len(unlike)} tokens, first {unlike[0]!r}" if unlike else "their rules"
             return (
-                f"the tokenizers of {first!r} and {name!r} differ in {what}; set tokenizer: union for added tokens of all, "
-                f"or tokenizer: base to keep those of {first!r}"
+                f"the tokenizers of {first!r} and {name!r} differ in {what}; set tokenizer: union for added tokens of "
+                f"all, or tokenizer: base to keep those of {first!r}"
             )
     return f"the tokenizers differ from that of {first!r}; set tokenizer: base to keep it"

@@ -1,14 +1,14 @@
 """Carry out the jobs of a plan: threads over tensors, blocks at known offsets, a journal of what is finished.
 
-Each thread takes one tensor at a time, the largest first, reads it block by block, merges it tile by tile and writes every
-block to its place. While one thread waits for a disk, others compute. Nothing depends on the order: see
+Each thread takes one tensor at a time, the largest first, reads it block by block, merges it tile by tile and writes
+every block to its place. While one thread waits for a disk, others compute. Nothing depends on the order: see
 :mod:`vlora.merge.checkpoints.tiles`.
 """
 
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlora.errors import CheckpointError, OutputError
+from vlora.errors import CheckpointError
 from vlora.files import output_error
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
 from vlora.merge.checkpoints.layout import Shard

@@ -1,8 +1,8 @@
 """Element-wise merge methods on tiles of whole checkpoints: float32 in, float32 out, in place where possible.
 
-A rule sees one tile of every input of a tensor (the base first where it needs one) and gives the merged tile; what it must
-know about the whole tensor it finds in a reading pass before. The formulas are those of the pure methods of the same name
-(:mod:`vlora.merge.ties` and the others), on differences to the base where a method is about updates.
+A rule sees one tile of every input of a tensor (the base first where it needs one) and gives the merged tile; what it
+must know about the whole tensor it finds in a reading pass before. The formulas are those of the pure methods of the
+same name (:mod:`vlora.merge.ties` and the others), on differences to the base where a method is about updates.
 """
 
 from collections.abc import Sequence

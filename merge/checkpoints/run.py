@@ -24,8 +24,8 @@ __all__ = ["carry_out", "run_model_merge"]
 def run_model_merge(config: ModelMergeConfig) -> Path:
     """Merge models, or adapters into their base, into a new model folder.
 
-    Beside the weights it holds the configuration and tokenizer of the base, ``merge.json`` and ``README.md``. A run that
-    was killed goes on where it stopped when it is started again.
+    Beside the weights it holds the configuration and tokenizer of the base, ``merge.json`` and ``README.md``. A killed
+    run goes on where it stopped when it is started again.
 
     Args:
         config: What to merge, how, and where to.

@@ -1,4 +1,4 @@
-"""TIES, DARE and DELLA on tiles of whole checkpoints, as :mod:`vlora.merge.sparsify` and :mod:`vlora.merge.ties` have them.
+"""TIES, DARE and DELLA on tiles of whole checkpoints, as :mod:`vlora.merge.ties` and its neighbours have them.
 
 Trimming is per tensor, the weights of the whole tensor compared. Masks belong to model, tensor and place
 (:mod:`vlora.merge.checkpoints.masks`), so they differ from those of an adapter merge with the same seed.

@@ -1,13 +1,12 @@
 """The exact k-th largest magnitude of a tensor that is only ever seen tile by tile.
 
 Magnitudes of float32 order like their bit patterns read as integers. A sample brackets the wanted pattern; one reading
-pass counts what lies above the bracket and makes a histogram of the few patterns inside, usually with one bin per pattern,
-which gives the exact answer. A wider bracket is narrowed by the next pass (a radix search), and a bracket that missed is
-replaced by the side that holds the answer, so that the result never depends on the sample.
+pass counts what lies above the bracket and makes a histogram of the few patterns inside, usually with one bin per
+pattern, which gives the exact answer. A wider bracket is narrowed by the next pass (a radix search), and a bracket that
+missed is replaced by the side that holds the answer, so that the result never depends on the sample.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ KEEP_ALL = -1.0
 
 _LARGEST = 0x7FFFFFFF
 _BINS = 20  # log2 of the number of bins
-_DEVIATIONS = 8.0  # half width of the bracket in standard deviations of a sample quantile
+_DEVIATIONS = 5.0  # half width of the bracket in standard deviations of a sample quantile
 
 
 class KthLargest:
@@ -34,16 +33,18 @@ class KthLargest:
 
     def __init__(self, count: int, numel: int, sample: Tensor) -> None:
         self.count, self.bits = count, -1
-        ordered = np.sort(_patterns(sample))
-        if ordered.size >= numel:
-            self.bits = int(ordered[numel - count])
+        patterns = _patterns(sample.abs())
+        if patterns.size >= numel:
+            self.bits = int(np.partition(patterns, numel - count)[numel - count])
             return
         share = 1 - count / numel
-        slack = _DEVIATIONS * math.sqrt(share * (1 - share) / ordered.size) + 1 / ordered.size
-        low, high = math.floor((share - slack) * ordered.size), math.ceil((share + slack) * ordered.size)
+        slack = _DEVIATIONS * math.sqrt(share * (1 - share) / patterns.size) + 1 / patterns.size
+        low, high = math.floor((share - slack) * patterns.size), math.ceil((share + slack) * patterns.size)
+        inside = [k for k in (low, high) if 0 <= k < patterns.size]
+        ordered = np.partition(patterns, inside) if inside else patterns
         self._set(
             int(ordered[low]) if low >= 0 else 0,
-            int(ordered[high]) if high < ordered.size else _LARGEST,
+            int(ordered[high]) if high < patterns.size else _LARGEST,
         )
 
     @property
@@ -57,7 +58,7 @@ class KthLargest:
             return
         bits = _patterns(magnitudes)
         offset = bits - np.int32(self._low)
-        inside = offset.view(np.uint32) <= np.uint32(self._high - self._low)
+        inside = np.flatnonzero(offset.view(np.uint32) <= np.uint32(self._high - self._low))
         self._above += np.count_nonzero(bits > self._high)
         np.add.at(self._histogram, offset[inside] >> self._shift, 1)
 
@@ -97,9 +98,4 @@ def shrink(tensor: Tensor, limits: float) -> Tensor:
 
 
 def _patterns(values: Tensor) -> np.ndarray:
-    return values.abs().view(torch.int32).numpy()
-
-
-def searches(counts: int, numel: int, samples: Sequence[Tensor]) -> list[KthLargest]:
-    """One search per tensor."""
-    return [KthLargest(counts, numel, sample) for sample in samples]
+    return values.view(torch.int32).numpy()

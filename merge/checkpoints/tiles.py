@@ -1,8 +1,8 @@
 """How a tensor is cut: tiles for arithmetic, blocks of tiles for reading and writing.
 
-A tile is a fixed range of entries that depends on the shape alone, never on block size or threads. Every rule works tile
-by tile, and everything random or summed belongs to a tile, so that any block size and any number of threads give the
-same bytes. A tile of 2^16 entries in float32 fits into a core's cache, where arithmetic costs a fraction of the reading.
+A tile is a fixed range of entries that depends on the shape alone, never on block size or threads. Every rule works
+tile by tile, and everything random or summed belongs to a tile, so that any block size and any number of threads give
+the same bytes. A tile of 2^16 entries in float32 fits into a core's cache, where arithmetic costs less than reading.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Tokenizers of the inputs: whether they agree, and the vocabulary of the output where they do not.
 
-Three cases. Equal vocabularies: nothing to do. Added tokens differ (special and chat tokens that a fine-tune brought):
-``tokenizer: union`` appends what the base lacks, with new ids, and rows of the embeddings are taken by token, not by id.
+Three cases. Equal vocabularies: nothing to do. Added tokens differ (special and chat tokens of a fine-tune):
+``tokenizer: union`` appends what the base lacks, with new ids, and rows of the embeddings are taken by token.
 Ordinary tokens differ: two tokenizers then cut a text differently, and no rows can be matched; refused.
 """
 

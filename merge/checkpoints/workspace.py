@@ -3,9 +3,9 @@
     .NAME.merging/           shards at their full size, and journal.jsonl
     .NAME.merging.lock       held (flock) while a run works; the system releases it when the process dies
 
-The first line of the journal says which plan it belongs to and which start of the machine; every other line names a tensor
-that is written. A run with the same plan goes on from there. After a crash of the machine itself, when written data
-may not have reached the disk, it starts anew.
+The first line of the journal says which plan it belongs to and which start of the machine; every other line names a
+tensor that is written. A run with the same plan goes on from there. After a crash of the machine itself, when
+written data may not have reached the disk, it starts anew.
 """
 
 import contextlib
