@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vlora.errors import OutputError
+from vlora.errors import CheckpointError, OutputError
 from vlora.files import atomic_write
 from vlora.merge.checkpoints.card import card, hash_files, merge_json
 from vlora.merge.checkpoints.config import ModelMergeConfig
@@ -61,8 +61,8 @@ def carry_out(plan: MergePlan) -> Path:
             _merge(plan, work, done)
             _write_small_files(plan, work.folder)
             work.finish()
-        except OutputError:
-            work.discard()  # a full disk is not helped by an unfinished output
+        except (OutputError, CheckpointError):
+            work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs
             raise
     seconds = time.perf_counter() - start
     for note in plan.draft.notes:
