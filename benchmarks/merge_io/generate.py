@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-__all__ = ["CONFIG", "shapes", "write_checkpoints"]
+__all__ = ["CONFIG", "shapes", "write_adapter", "write_checkpoints"]
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,6 +58,24 @@ def write_checkpoints(folder: Path, names: tuple[str, ...] = ("base", "a", "b"))
         for number, (key, value) in enumerate(base.items()):
             model[key] = (value.float() + 0.002 * _normal(value.shape, 1000 * index + number)).bfloat16()
         _save(folder / name, model)
+
+
+def write_adapter(folder: Path, rank: int = 16) -> None:
+    """A PEFT adapter on all linear layers of the decoder."""
+    folder.mkdir()
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    tensors = {}
+    for number, (key, shape) in enumerate(shapes().items()):
+        if len(shape) == 2 and any(layer in key for layer in layers):
+            stem = f"base_model.model.{key.removesuffix('.weight')}"
+            tensors[f"{stem}.lora_A.weight"] = 0.02 * _normal((rank, shape[1]), 5000 + number)
+            tensors[f"{stem}.lora_B.weight"] = 0.02 * _normal((shape[0], rank), 6000 + number)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": layers,
+        "base_model_name_or_path": None, "bias": "none", "inference_mode": True,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
