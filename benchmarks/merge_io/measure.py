@@ -127,7 +127,7 @@ def mergekit(folder: Path, program: str, method: str, threads: int) -> Result:
     config = folder / f"mergekit-{method}.yaml"
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     start = _child([program, "--help"], threads)
-    found = _child([program, str(config), str(folder / "out"), "--no-write-model-card"], threads)
+    found = _child([program, str(config), str(folder / "out"), "--no-write-model-card", "--no-copy-tokenizer"], threads)
     shutil.rmtree(folder / "out")
     return {**found, "start_up": start, "load": os.getloadavg()[0]}
 
