@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from vlora.errors import ConfigError
 from vlora.merge.methods import get_method
 from vlora.merge.options import OPTIONS, check_option, check_rank
 
-__all__ = ["AdapterSource", "MergeConfig", "distinct"]
+__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "distinct"]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -43,32 +44,17 @@ class AdapterSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """Adapters in, one posterior folder out."""
+class MethodOptions:
+    """Keys of the methods, the same for every kind of merge; None is the method's own default."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    method: str = "gradient_matching"
-    """One of :data:`vlora.merge.METHODS`: ``linear``, ``slerp``, ``task_arithmetic``, ``ties``, ``dare_linear``,
-    ``dare_ties``, ``della``, ``tsv``, ``iso_c``, ``fisher``, ``regmean``, ``mats``, ``gradient_matching``."""
-    adapters: tuple[AdapterSource, ...]
-    """The adapters, one or more; order does not matter."""
-    output: str
-    """Folder to write; a former adapter there is replaced only with ``overwrite``."""
-    base_model: str | None = None
-    """Base model that all adapters must have been trained on; checked, not loaded."""
-    rank: Literal["keep", "lossless"] | int | float = "keep"
-    """``keep`` the common rank, ``lossless`` (concatenation, sum of the ranks), a rank, or a share of energy in (0, 1):
-    per module the smallest rank that retains it."""
     tau: float | None = None
     """``gradient_matching``, ``mats``: prior precision relative to an adapter's mean curvature; .3 if not given."""
     scale: float | None = None
     """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None
     """``gradient_matching``: ``auto``, ``sites``, ``kronecker``, ``separable`` or ``isotropic``."""
-    negative: str | None = None
-    """``gradient_matching``: a negative weight merges the adapter's negative (``negate``) or takes its data out of the
-    sum (``remove``); ``remove`` for curvature ``sites``, else ``negate`` if not given."""
     density: float | None = None
     """``ties`` (.2 if not given), ``dare_linear``, ``dare_ties``, ``della`` (.5): share of entries that stay."""
     epsilon: float | None = None
@@ -87,6 +73,46 @@ class MergeConfig:
     """``mats``: upper limit of conjugate gradient steps; 100 if not given."""
     shrink: float | None = None
     """``regmean``: factor on the off-diagonal entries of the Grams; .9 if not given."""
+
+    def options(self) -> dict[str, Any]:
+        """Method options that were given."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in OPTIONS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def check_options(self, method: str, known: Sequence[str]) -> None:
+        """Refuse options that the method does not have, and values that they cannot have.
+
+        Raises:
+            ConfigError: Which option, and what was expected.
+        """
+        for option, value in self.options().items():
+            if option not in known:
+                raise ConfigError(
+                    f"method {method} has no option {option}, its options: {', '.join(known) or 'none'}; remove it"
+                )
+            check_option(option, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(MethodOptions):
+    """Adapters in, one posterior folder out."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    method: str = "gradient_matching"
+    """One of :data:`vlora.merge.METHODS`: ``linear``, ``slerp``, ``task_arithmetic``, ``ties``, ``dare_linear``,
+    ``dare_ties``, ``della``, ``tsv``, ``iso_c``, ``fisher``, ``regmean``, ``mats``, ``gradient_matching``."""
+    adapters: tuple[AdapterSource, ...]
+    """The adapters, one or more; order does not matter."""
+    into: Literal["adapter"] = "adapter"
+    """What comes out; ``model`` merges the adapters into ``base_model`` (:class:`ModelMergeConfig`)."""
+    output: str
+    """Folder to write; a former adapter there is replaced only with ``overwrite``."""
+    base_model: str | None = None
+    """Base model that all adapters must have been trained on; checked, not loaded."""
+    rank: Literal["keep", "lossless"] | int | float = "keep"
+    """``keep`` the common rank, ``lossless`` (concatenation, sum of the ranks), a rank, or a share of energy in (0, 1):
+    per module the smallest rank that retains it."""
     ledger: Literal["reference", "full", "none"] = "reference"
     """What is kept so that ``vlora merge remove`` can take an adapter out again: hashes and places of the inputs, a
     copy of them inside the output, or nothing."""
@@ -97,14 +123,7 @@ class MergeConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before any file is read."""
-        method = get_method(self.method)
-        for option, value in self.options().items():
-            if option not in method.options:
-                known = ", ".join(method.options) or "none"
-                raise ValueError(
-                    f"method {self.method} has no option {option}, its options: {known}; remove it"
-                )
-            check_option(option, value)
+        self.check_options(self.method, get_method(self.method).options)
         check_rank(self.rank)
         if not self.adapters:
             raise ValueError("adapters is empty; list at least one path")
@@ -117,8 +136,3 @@ class MergeConfig:
     def names(self) -> list[str]:
         """Short names, distinct."""
         return distinct([s.name or Path(s.path).name or s.path for s in self.adapters])
-
-    def options(self) -> dict[str, Any]:
-        """Method options that were given."""
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in OPTIONS}
-        return {name: value for name, value in given.items() if value is not None}

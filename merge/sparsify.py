@@ -18,7 +18,14 @@ from torch import Tensor
 
 from vlora.errors import ConfigError
 
-__all__ = ["drop_by_magnitude", "drop_random", "keep_largest", "mask_generator"]
+__all__ = [
+    "drop_by_magnitude",
+    "drop_random",
+    "keep_by_magnitude",
+    "keep_largest",
+    "keep_random",
+    "mask_generator",
+]
 
 
 def keep_largest(tensor: Tensor, density: float) -> Tensor:
@@ -46,7 +53,12 @@ def drop_random(tensor: Tensor, density: float, generator: torch.Generator) -> T
         density: Probability of staying, in (0, 1].
         generator: Source of the mask.
     """
-    return tensor * (_uniform(tensor, generator) < density) / density
+    return keep_random(tensor, density, _uniform(tensor, generator))
+
+
+def keep_random(tensor: Tensor, density: float, uniform: Tensor) -> Tensor:
+    """:func:`drop_random` with given numbers in [0, 1), of the shape of the tensor."""
+    return tensor * (uniform < density) / density
 
 
 def drop_by_magnitude(tensor: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
@@ -67,6 +79,11 @@ def drop_by_magnitude(tensor: Tensor, density: float, epsilon: float, generator:
     Raises:
         ConfigError: The window leaves (0, 1].
     """
+    return keep_by_magnitude(tensor, density, epsilon, _uniform(tensor, generator))
+
+
+def keep_by_magnitude(tensor: Tensor, density: float, epsilon: float, uniform: Tensor) -> Tensor:
+    """:func:`drop_by_magnitude` with given numbers in [0, 1), of the shape of the tensor."""
     low, high = density - epsilon / 2, density + epsilon / 2
     if low <= 0 or high > 1:
         raise ConfigError(
@@ -76,7 +93,7 @@ def drop_by_magnitude(tensor: Tensor, density: float, epsilon: float, generator:
     order = tensor.abs().argsort(dim=-1, descending=True, stable=True)
     steps = torch.linspace(high, low, tensor.shape[-1], dtype=tensor.dtype, device=tensor.device)
     keep = torch.empty_like(tensor).scatter_(-1, order, steps.expand_as(tensor))
-    return tensor * (_uniform(tensor, generator) < keep) / keep
+    return tensor * (uniform < keep) / keep
 
 
 def mask_generator(seed: int, adapter: str, module: str) -> torch.Generator:

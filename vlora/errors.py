@@ -4,6 +4,7 @@ Each class is also the builtin a caller would expect, so ``except ValueError`` k
 """
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "IdentityError",
@@ -39,6 +40,10 @@ class IncompatibleAdaptersError(VloraError, ValueError):
 
 class IdentityError(VloraError, ArithmeticError):
     """A check of the arithmetic on the actual inputs failed; nothing was written."""
+
+
+class CheckpointError(VloraError, ValueError):
+    """A model checkpoint is missing, damaged, or does not fit the others."""
 
 
 class TrainingError(VloraError, RuntimeError):

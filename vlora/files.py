@@ -15,7 +15,16 @@ from pathlib import Path
 
 from vlora.errors import OutputError, OutputExistsError
 
-__all__ = ["atomic_folder", "atomic_write", "check_output_folder", "output_path", "scratch_error"]
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "check_output_folder",
+    "fsync",
+    "move_into_place",
+    "output_error",
+    "output_path",
+    "scratch_error",
+]
 
 
 def output_path(folder: str | os.PathLike) -> Path:
@@ -81,11 +90,11 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
         temporary.chmod(0o755)  # mkdtemp makes private folders, outputs are ordinary ones
         yield temporary
         for path in sorted(temporary.rglob("*")):
-            _fsync(path)
-        _move_into_place(temporary, target)
-        _fsync(target.parent)
+            fsync(path)
+        move_into_place(temporary, target)
+        fsync(target.parent)
     except OSError as error:
-        raise _as_output_error(error, target) from error
+        raise output_error(error, target) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +117,7 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise _as_output_error(error, target) from error
+        raise output_error(error, target) from error
     finally:
         temporary.unlink(missing_ok=True)
     return target
@@ -121,7 +130,8 @@ def scratch_error(error: Exception) -> OutputError:
     )
 
 
-def _as_output_error(error: OSError, target: Path) -> OSError:
+def output_error(error: OSError, target: Path) -> OSError:
+    """The error for an output that could not be written, with the cure for its cause."""
     if isinstance(error, (OutputError, OutputExistsError)):
         return error
     cures = {
@@ -134,7 +144,8 @@ def _as_output_error(error: OSError, target: Path) -> OSError:
     return OutputError(f"cannot write {target}: {error.strerror or error}; {cure} (nothing was changed)")
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flush a file or folder to disk, where its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -145,7 +156,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move_into_place(new: Path, target: Path) -> None:
+def move_into_place(new: Path, target: Path) -> None:
+    """Give a finished folder its final name; what had the name before is gone, or left under the new one's."""
     if not target.exists():
         new.rename(target)
         return

@@ -83,7 +83,7 @@ def test_class_names_come_from_training(tmp_path):
     assert records[0].choices == ("neg", "neutral", "pos")
 
 
-@pytest.mark.parametrize("place", ["_move_into_place", "_fsync"])
+@pytest.mark.parametrize("place", ["move_into_place", "fsync"])
 def test_a_full_disk_keeps_the_former_evaluation_and_what_was_scored(world, tmp_path, monkeypatch, place):
     config = eval_world.config(world, tmp_path / "out", model=["base", str(world / "first")])
     run_eval(replace(config, num_samples=0))

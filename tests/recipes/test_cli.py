@@ -284,7 +284,7 @@ def test_unwritable_output_keeps_the_old_one(world, capsys, tmp_path, monkeypatc
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(vlora.files, "_move_into_place", refuse)
+    monkeypatch.setattr(vlora.files, "move_into_place", refuse)
     line = failure(
         capsys, "merge", world / "merge.yaml", f"output={tmp_path}/m", "method=linear", "overwrite=true"
     )

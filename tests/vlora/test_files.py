@@ -61,7 +61,7 @@ def test_whatever_is_raised_inside_keeps_the_old_folder(tmp_path, error):
         (errno.EIO, "Input/output error; check the path"),
     ],
 )
-@pytest.mark.parametrize("place", ["_fsync", "_move_into_place"])
+@pytest.mark.parametrize("place", ["fsync", "move_into_place"])
 def test_a_failing_disk_keeps_the_old_folder(tmp_path, monkeypatch, place, code, cure):
     fill(tmp_path / "out", "first")
 

@@ -52,7 +52,9 @@ def test_without_noise_the_mean_moves_as_under_torchs_adam(foreach):
             opt.step()
     assert torch.allclose(ours.detach(), theirs.detach(), rtol=1e-6, atol=1e-8)
     second = adam.state[theirs]["exp_avg_sq"] / (1 - 0.999**40)
-    assert torch.allclose(optimizer.state[ours]["hess"], 8.0 * second, rtol=1e-6)  # b times Adam's second moment
+    assert torch.allclose(
+        optimizer.state[ours]["hess"], 8.0 * second, rtol=1e-6
+    )  # b times Adam's second moment
 
 
 def test_the_first_draws_have_the_first_width_whatever_h_starts_at():

@@ -74,7 +74,9 @@ def test_comparison_with_the_reference_by_hand():
     assert found["rank_correlation"] == pytest.approx(spearman(*everything))
 
 
-@pytest.mark.parametrize(("start", "weight", "counts"), [(1e-20, 0.1, False), (1e-3, 0.1, True), (1e-3, 0.0, False)])
+@pytest.mark.parametrize(
+    ("start", "weight", "counts"), [(1e-20, 0.1, False), (1e-3, 0.1, True), (1e-3, 0.0, False)]
+)
 def test_leaving_a_start_without_weight_says_nothing(start, weight, counts):
     found = measure_health({"a": torch.tensor([1e-3, 2e-3])}, start_weight=weight, hess_init={"a": start})
     assert found.get("share_moved") == (0.5 if counts else None)

@@ -66,7 +66,7 @@ def test_a_disk_that_fails_at_the_end_costs_nothing_but_the_last_steps(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(vlora.files, "_move_into_place", refuse)
+        patch.setattr(vlora.files, "move_into_place", refuse)
         with pytest.raises(OutputError, match=rf"cannot write .*{os.strerror(code)}.*nothing was changed"):
             run_training(config)
     assert {path.name: path.read_bytes() for path in former.iterdir()} == before

@@ -1,0 +1,205 @@
+"""One measurement of merge_io in a process of its own: seconds of wall and CPU time, and resident memory.
+
+Memory is ``VmHWM`` (peak resident set) after the work less what was resident before it, when all imports were done.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["copy", "linear_family", "mergekit", "peft_into", "vlora", "vlora_into"]
+
+BLOCK = 4 * 2**20
+Result = dict[str, Any]
+
+
+def timed(work: Callable[[], Any]) -> Result:
+    """Wall and CPU seconds of a call, and memory above what was there."""
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from what is resident now
+    before, wall, cpu = _status("VmRSS"), time.perf_counter(), time.process_time()
+    work()
+    return {
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "memory": _status("VmHWM") - before,
+        "before": before,
+        "load": os.getloadavg()[0],
+    }
+
+
+def copy(folder: Path, threads: int, inputs: int = 2) -> Result:
+    """Read so many models block by block and write one of them, pre-sized and flushed: the floor of any merge."""
+    files = [
+        os.open(folder / name / "model.safetensors", os.O_RDONLY) for name in ("a", "b", "base")[:inputs]
+    ]
+    size = os.fstat(files[0]).st_size
+    target = folder / "copy.safetensors"
+
+    def part(number: int, output: int) -> None:
+        view = memoryview(bytearray(BLOCK))
+        for offset in range(number * BLOCK, size, threads * BLOCK):
+            counts = [os.preadv(file, [view], offset) for file in files]
+            os.pwrite(output, view[: counts[0]], offset)
+
+    def work() -> None:
+        output = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.posix_fallocate(output, 0, size)
+        workers = [threading.Thread(target=part, args=(i, output)) for i in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        os.fsync(output)
+        os.close(output)
+
+    found = timed(work)
+    target.unlink()
+    return found
+
+
+def vlora(folder: Path, method: str, threads: int) -> Result:
+    """A merge of two models (with their base, if the method has one) by the streaming engine."""
+    from vlora.merge.checkpoints import ModelMergeConfig, ModelSource, make_plan
+    from vlora.merge.checkpoints.run import carry_out
+
+    config = ModelMergeConfig(
+        method=method, models=tuple(ModelSource(path=str(folder / name)) for name in "ab"), threads=threads,
+        base_model=None if method == "linear" else str(folder / "base"), output=str(folder / "out"),
+    )  # fmt: skip
+    plan = make_plan(config)  # imports what is left to import, so that it counts as the interpreter's own
+    found = timed(lambda: carry_out(make_plan(config)))
+    shutil.rmtree(folder / "out")
+    return {**found, "planned_memory": plan.estimate.memory_bytes, "planned_seconds": plan.estimate.seconds}
+
+
+def vlora_into(folder: Path, threads: int) -> Result:
+    """A rank-16 adapter into its base by the streaming engine."""
+    from vlora.merge.checkpoints import ModelMergeConfig, make_plan
+    from vlora.merge.checkpoints.run import carry_out
+    from vlora.merge.config import AdapterSource
+
+    config = ModelMergeConfig(
+        adapters=(AdapterSource(path=str(folder / "adapter")),), base_model=str(folder / "base"), threads=threads,
+        output=str(folder / "out"),
+    )  # fmt: skip
+    make_plan(config)
+    found = timed(lambda: carry_out(make_plan(config)))
+    shutil.rmtree(folder / "out")
+    return found
+
+
+def peft_into(folder: Path, threads: int) -> Result:
+    """The same by PEFT: load the base, load the adapter, ``merge_and_unload``, save."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+
+    def work() -> None:
+        base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
+        merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
+        merged.save_pretrained(folder / "out")  # type: ignore[operator]
+        with (folder / "out" / "model.safetensors").open("rb") as file:
+            os.fsync(file.fileno())
+
+    found = timed(work)
+    shutil.rmtree(folder / "out")
+    return found
+
+
+def mergekit(folder: Path, program: str, method: str, threads: int) -> Result:
+    """The same merge by mergekit, as a child process; its start-up is measured by ``--help`` and stands beside."""
+    lines = [f"merge_method: {method}", "dtype: bfloat16", "models:"]
+    for name in "ab":
+        lines += [f"  - model: {folder / name}", "    parameters:", "      weight: 1.0"]
+        if method == "ties":
+            lines.append("      density: 0.2")
+    if method != "linear":
+        lines.append(f"base_model: {folder / 'base'}")
+    config = folder / f"mergekit-{method}.yaml"
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    start = _child([program, "--help"], threads)
+    found = _child(
+        [program, str(config), str(folder / "out"), "--no-write-model-card", "--no-copy-tokenizer"], threads
+    )
+    shutil.rmtree(folder / "out")
+    return {**found, "start_up": start, "load": os.getloadavg()[0]}
+
+
+def linear_family(method: str, rank: str, count: int = 4, size: int = 4096) -> Result:
+    """Seconds to merge four rank-16 adapters of one module, and the same by PEFT where it has the combination."""
+    import torch
+
+    from vlora.merge.methods import METHODS
+
+    adapters = [_update(seed, size, method) for seed in range(count)]
+    weights = [1.0] * count
+    function = METHODS[method].function
+    function([_update(9, 64, method)], [1.0], rank="keep")  # first calls load libraries
+    found = timed(lambda: function(adapters, weights, rank=rank))
+    return {**found, "threads": torch.get_num_threads()}
+
+
+def _update(seed: int, size: int, method: str) -> Any:
+    import torch
+
+    from vlora.merge.update import LoraUpdate
+
+    generator = torch.Generator().manual_seed(seed)
+    b, a = (torch.randn(shape, generator=generator).double() for shape in ((size, 16), (16, size)))
+    gram = None
+    if method == "gradient_matching":
+        inputs = torch.randn(256, size, generator=generator) * torch.linspace(0.2, 2.0, size)
+        gram = (inputs.T @ inputs / 256).add_(0.05 * torch.eye(size))
+    return LoraUpdate(b, a, 2.0, input_gram=gram, output_gram=gram, adapter=f"adapter {seed}")
+
+
+def peft_module(kind: str, count: int = 4, size: int = 4096) -> Result:
+    """PEFT's ``add_weighted_adapter`` on one linear layer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = torch.nn.Sequential(torch.nn.Linear(size, size, bias=False))
+    settings = LoraConfig(r=16, lora_alpha=32, target_modules=["0"], init_lora_weights=False)
+    wrapped = get_peft_model(model, settings, adapter_name="a0")  # type: ignore[arg-type]
+    for number in range(1, count):
+        wrapped.add_adapter(f"a{number}", settings)
+    names = [f"a{number}" for number in range(count)]
+    more = {"svd_rank": 16} if "svd" in kind else {}
+    return timed(
+        lambda: wrapped.add_weighted_adapter(names, [1.0] * count, "out", combination_type=kind, **more)
+    )
+
+
+def _child(command: list[str], threads: int) -> Result:
+    """Wall, CPU and peak resident memory of a command (file pages that it has mapped count too)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment.pop("PYTHONPATH", None)
+    before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    peak = [0]
+    while process.poll() is None:
+        peak[0] = max(peak[0], _status("VmHWM", process.pid))
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"{command[0]} failed with {process.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall": time.perf_counter() - wall, "cpu": cpu, "memory": peak[0]}
+
+
+def _status(key: str, process: int | str = "self") -> int:
+    """A field of ``/proc/PID/status`` in bytes; 0 when the process is gone."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key}:")), 0)

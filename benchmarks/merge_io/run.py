@@ -1,0 +1,142 @@
+"""What a merge costs: whole checkpoints against a plain copy, mergekit and PEFT; adapters module by module.
+
+    python -m benchmarks.merge_io.run [--folder DIR] [--mergekit PROGRAM] [--only linear ...] [--again]
+
+Generates three bf16 checkpoints of 1.1 B parameters (6.6 GB) in a temporary folder and deletes them. Each unit is one
+child process per round and leaves one JSON file under ``results/``; a unit whose file exists is not repeated unless
+``--again`` says so. ``--mergekit`` names the ``mergekit-yaml`` program of an environment of its own. Linux.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CHECKPOINTS = ("linear", "task_arithmetic", "ties")
+UNITS: dict[str, list[list[str]]] = {
+    # competitors of one unit take turns, round by round, so that slow minutes hit all
+    **{method: [["copy", "2" if method == "linear" else "3"], ["vlora", method]] for method in CHECKPOINTS},
+    **{f"mergekit_{method}": [["mergekit", method]] for method in CHECKPOINTS},
+    "into_base": [["vlora_into"], ["peft_into"]],
+    "module_linear": [["linear_family", "linear", "keep"], ["peft_module", "linear"]],
+    "module_peft_svd": [["peft_module", "svd"]],
+    "module_sum": [["linear_family", "task_arithmetic", "lossless"], ["peft_module", "cat"]],
+    "module_gradient_matching": [
+        ["linear_family", "gradient_matching", "keep"], ["linear_family", "gradient_matching", "lossless"],
+    ],
+}  # fmt: skip
+ROUNDS = {**dict.fromkeys(CHECKPOINTS, 3), "module_linear": 3, "module_sum": 3, "module_gradient_matching": 3}
+PACKAGES = ("variational-lora", "torch", "transformers", "peft", "safetensors", "numpy")
+
+
+def main() -> None:
+    """Run the units that have no result yet, then make the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are generated (needs 9 GB)")
+    parser.add_argument("--mergekit", help="mergekit-yaml of an environment of its own")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=UNITS, help="these units only")
+    parser.add_argument("--again", action="store_true", help="measure again what has a result")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measured(args.child, args.folder, args.threads, args.mergekit)))
+        return
+    wanted = [name for name in args.only or UNITS if args.again or not _path(name).exists()]
+    if not args.mergekit:
+        wanted = [name for name in wanted if not name.startswith("mergekit")]
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        for name in wanted:
+            if not name.startswith("module"):
+                _prepare(Path(temporary))
+            write(name, Path(temporary), args)
+    subprocess.run([sys.executable, "-m", "benchmarks.merge_io.table"], check=True)
+
+
+def write(name: str, folder: Path, args: argparse.Namespace) -> None:
+    """Measure one unit and write its file."""
+    rounds = []
+    for number in range(ROUNDS.get(name, 1)):
+        print(f"{name}, round {number + 1}", file=sys.stderr, flush=True)
+        order = UNITS[name] if number % 2 == 0 else UNITS[name][::-1]
+        rounds.append({" ".join(command): child(command, folder, args) for command in order})
+    record = {
+        "unit": name, "rounds": rounds, "threads": args.threads, "hardware": hardware(),
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+    }  # fmt: skip
+    _path(name).parent.mkdir(exist_ok=True)
+    _path(name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def child(command: list[str], folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Result of one measurement, from a process of its own."""
+    threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    line = [
+        sys.executable,
+        "-m",
+        "benchmarks.merge_io.run",
+        "--folder",
+        str(folder),
+        "--threads",
+        str(args.threads),
+    ]
+    line += ["--mergekit", args.mergekit] if args.mergekit else []
+    found = subprocess.run(
+        [*line, "--child", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **threads},
+        check=True,
+    )
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def measured(command: list[str], folder: Path, threads: int, program: str | None) -> dict[str, Any]:
+    """Carry out one measurement in this process."""
+    from benchmarks.merge_io import measure
+
+    kind, *rest = command
+    if kind == "copy":
+        return measure.copy(folder, threads, int(rest[0]))
+    if kind == "vlora":
+        return measure.vlora(folder, rest[0], threads)
+    if kind == "mergekit":
+        return measure.mergekit(folder, str(program), rest[0], threads)
+    if kind in ("vlora_into", "peft_into"):
+        return getattr(measure, kind)(folder, threads)
+    return getattr(measure, kind)(*rest)
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and load: how busy the machine was with other work."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    load = round(os.getloadavg()[0], 1)
+    return {"machine": platform.machine(), "cpu": model, "cores": os.cpu_count(), "load": load}
+
+
+def _prepare(folder: Path) -> None:
+    """Generate the checkpoints and the adapter once."""
+    if not (folder / "adapter").exists():
+        from benchmarks.merge_io.generate import write_adapter, write_checkpoints
+
+        print("generating checkpoints", file=sys.stderr, flush=True)
+        write_checkpoints(folder)
+        write_adapter(folder / "adapter")
+
+
+def _path(name: str) -> Path:
+    return HERE / "results" / f"{name}.json"
+
+
+if __name__ == "__main__":
+    main()

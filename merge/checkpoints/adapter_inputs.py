@@ -1,0 +1,162 @@
+"""Adapters for a merge into a base: read, checked, and merged with each other where the method does that in factors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
+from vlora.merge.checkpoints.draft import Draft, distinct
+from vlora.merge.compatibility import check_adapter, check_together
+from vlora.merge.run import merge_with_report
+from vlora.merge.weights import Weights, check_weights
+from vlora.posterior import Posterior
+from vlora.posterior.hashing import tensors_sha256
+from vlora.posterior.lora_layout import LoraKeys, split_keys
+
+__all__ = ["AdapterPart", "read_adapters"]
+
+_PREFIX = "base_model.model."
+_MAGNITUDE = (".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+_BIAS = ".lora_B.bias"
+_DENSE = ("ties", "dare_linear", "dare_ties", "della")
+
+
+@dataclass(frozen=True)
+class AdapterPart:
+    """One adapter (or the merge of several) as it is added to the base."""
+
+    posterior: Posterior
+    """Factors and whole tensors; what only a base can take is apart from it."""
+    name: str
+    modules: Mapping[str, LoraKeys]
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+    """Module -> DoRA's m."""
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    """Module -> trained bias of B (``lora_bias``)."""
+    weights: Weights | None = None
+    index: int = 0
+
+    def weight_of(self, module: str) -> float:
+        """Weight of this adapter in a module."""
+        return 1.0 if self.weights is None else self.weights.of(module)[self.index]
+
+
+def read_adapters(config: ModelMergeConfig, draft: Draft, fingerprint: str | None) -> list[AdapterPart]:
+    """Read all adapters; one part comes back, or several for a method that compares dense updates entry by entry.
+
+    Args:
+        config: Which adapters, how.
+        draft: Takes lineage, notes and problems.
+        fingerprint: Of the base's weights.
+
+    Raises:
+        IncompatibleAdaptersError: An adapter that cannot be merged, by name, and the cure.
+        PosteriorFormatError: An adapter cannot be read.
+    """
+    names = distinct([source.name or Path(source.path).name or source.path for source in config.adapters])
+    loaded = [Posterior.from_pretrained(source.path, revision=source.revision) for source in config.adapters]
+    parts = [_split(posterior, name) for posterior, name in zip(loaded, names, strict=True)]
+    for source, part, whole in zip(config.adapters, parts, loaded, strict=True):
+        check_adapter(part.posterior, part.name)
+        draft.sources.append(
+            {"name": part.name, "role": "adapter", "path": source.path, "revision": source.revision,
+             "weight": source.weight, "mean_sha256": whole.meta.mean_sha256 or tensors_sha256(whole.mean),
+             **({"module_weights": dict(source.module_weights)} if source.module_weights else {})}
+        )  # fmt: skip
+        _check_base(part, str(config.base_model), fingerprint, draft)
+    check_together([part.posterior for part in parts], names)
+    if any(part.magnitudes or part.biases for part in parts):
+        return [_alone(config, parts)]
+    weights = check_weights(
+        [s.weight for s in config.adapters], len(parts), [s.module_weights for s in config.adapters]
+    )
+    if _goes_dense(config, parts):
+        weights.check_patterns(sorted({f"{m}.weight" for part in parts for m in part.modules}), names)
+        return [replace(part, weights=weights, index=i) for i, part in enumerate(parts)]
+    return [_merged(config, draft, parts, names)]
+
+
+def _merged(
+    config: ModelMergeConfig, draft: Draft, parts: list[AdapterPart], names: list[str]
+) -> AdapterPart:
+    rank = config.rank or ("keep" if config.chosen_method in (*_DENSE, "fisher") else "lossless")
+    exact = [
+        replace(part.posterior, mean={key: value.float() for key, value in part.posterior.mean.items()})
+        for part in parts
+    ]  # else the merged factors would be rounded to the dtype of the adapters
+    merged, report = merge_with_report(
+        exact,
+        method=config.chosen_method,
+        weights=[source.weight for source in config.adapters],
+        module_weights=[source.module_weights for source in config.adapters],
+        rank=rank,
+        names=names,
+        **config.options(),
+    )
+    draft.notes += [note for note in report.notes if not note.startswith("no posterior in")]
+    return AdapterPart(merged, "merged", split_keys(merged.mean)[0])
+
+
+def _goes_dense(config: ModelMergeConfig, parts: list[AdapterPart]) -> bool:
+    """Whether the method compares entries of the dense updates, so that going through a rank would only lose."""
+    return (
+        config.chosen_method in MODEL_METHODS
+        and config.chosen_method in _DENSE
+        and config.options().get("space", "full") == "full"
+        and config.rank is None
+        and all(not split_keys(part.posterior.mean)[1] for part in parts)
+    )
+
+
+def _alone(config: ModelMergeConfig, parts: list[AdapterPart]) -> AdapterPart:
+    """The only adapter, if it rescales weights or adds to biases."""
+    special = next(part for part in parts if part.magnitudes or part.biases)
+    kind = "DoRA" if special.magnitudes else "lora_bias"
+    if len(parts) > 1:
+        raise IncompatibleAdaptersError(
+            f"{special.name!r} was trained with {kind}, which changes the base in its own way: several adapters "
+            "cannot be merged with it exactly; merge it into the base alone, then the others into the result"
+        )
+    source = config.adapters[0]
+    if source.weight != 1 or source.module_weights or config.options().get("scale", 1.0) != 1:
+        raise IncompatibleAdaptersError(
+            f"{special.name!r} was trained with {kind} and has no meaning at another weight than 1; leave weight out"
+        )
+    return special
+
+
+def _split(posterior: Posterior, name: str) -> AdapterPart:
+    """The plain part of an adapter, and what only a merge into the base can take."""
+    magnitudes, biases, mean = {}, {}, {}
+    for key, value in posterior.mean.items():
+        suffix = next((s for s in _MAGNITUDE if key.endswith(s)), None)
+        if suffix:
+            magnitudes[key.removesuffix(suffix).removeprefix(_PREFIX)] = value
+        elif key.endswith(_BIAS):
+            biases[key.removesuffix(_BIAS).removeprefix(_PREFIX)] = value
+        else:
+            mean[key] = value
+    changes: dict[str, Any] = {}
+    config = dict(posterior.adapter_config)
+    if magnitudes or biases:
+        config |= {"use_dora": config.get("use_dora") and not magnitudes, "lora_bias": False}
+        changes = {"mean": mean, "hess": {}, "adapter_config": config}
+    plain = replace(posterior, **changes) if changes else posterior
+    return AdapterPart(plain, name, split_keys(plain.mean)[0], magnitudes, biases)
+
+
+def _check_base(part: AdapterPart, base: str, fingerprint: str | None, draft: Draft) -> None:
+    meta = part.posterior.meta.base_model
+    known = meta.get("fingerprint")
+    if known and fingerprint and known != fingerprint:
+        draft.problems.append(
+            f"{part.name!r} was trained on {meta.get('id')!r}, whose weights are not those of base_model {base!r} "
+            "(their fingerprints differ); name the base that it was trained on"
+        )
+    trained = str(meta.get("id") or part.posterior.adapter_config.get("base_model_name_or_path") or "")
+    if not known and trained and trained.rstrip("/") != base.rstrip("/"):
+        draft.notes.append(f"{part.name} names {trained} as its base; {base} was taken as the same model")

@@ -1,0 +1,136 @@
+"""Configuration of merges that write a whole model: ``models:`` into a model, or ``adapters:`` with ``into: model``."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from vlora.errors import ConfigError
+from vlora.merge.checkpoints.layout import parse_size
+from vlora.merge.config import AdapterSource, MethodOptions
+from vlora.merge.methods import METHODS, get_method
+from vlora.merge.options import check_rank
+
+__all__ = ["MODEL_METHODS", "ModelMergeConfig", "ModelSource"]
+
+MODEL_METHODS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "slerp": (),
+    "task_arithmetic": ("scale",),
+    "ties": ("density", "scale", "normalise"),
+    "dare_linear": ("density", "scale", "seed"),
+    "dare_ties": ("density", "scale", "normalise", "seed"),
+    "della": ("density", "epsilon", "scale", "normalise", "seed"),
+    "fisher": ("normalise",),
+}
+"""Methods for whole checkpoints -> their options."""
+
+NEEDS_BASE = ("task_arithmetic", "ties", "dare_linear", "dare_ties", "della")
+"""Methods on differences to a base model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """One model that goes into a merge."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: str
+    """Model folder with safetensors weights, or a hub id."""
+    weight: float = 1.0
+    """How much it counts; ``linear``, ``slerp``, ``fisher`` and sign election use ratios of weights."""
+    module_weights: dict[str, float] = field(default_factory=dict)
+    """Regular expression -> weight for the tensors whose name it matches anywhere, instead of ``weight``; the first
+    that matches counts. 0 leaves the model out there."""
+    name: str | None = None
+    """Short name for messages and masks; the last part of the path if not given."""
+    revision: str | None = None
+    """Revision of a hub id."""
+    fisher: str | None = None
+    """``fisher``: folder or file with the diagonal Fisher information, tensors named as in the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMergeConfig(MethodOptions):
+    """Models or adapters in, one model folder out, in bounded memory."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    method: str | None = None
+    """For models one of :data:`MODEL_METHODS`, ``linear`` if not given; for adapters any of
+    :data:`vlora.merge.METHODS`, ``gradient_matching`` if not given."""
+    models: tuple[ModelSource, ...] = ()
+    """Models of one architecture; instead of ``adapters``."""
+    adapters: tuple[AdapterSource, ...] = ()
+    """LoRA adapters to merge into ``base_model``; instead of ``models``."""
+    into: Literal["model"] = "model"
+    """What comes out."""
+    output: str
+    """Folder to write; a former merge there is replaced only with ``overwrite``."""
+    base_model: str | None = None
+    """Model that the adapters belong to, or that task arithmetic, TIES, DARE and DELLA take differences to."""
+    base_revision: str | None = None
+    """Revision of a hub id in ``base_model``."""
+    rank: Literal["keep", "lossless"] | int | float | None = None
+    """Several adapters: rank of the update that is added to the base; ``lossless`` where the method can, else
+    ``keep``, if not given."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of all floating-point tensors; those of the base (or first model) if not given. Arithmetic is in float32."""
+    max_shard_size: str | int = "5GB"
+    """Largest output file, as in transformers."""
+    threads: int | None = None
+    """Tensors in work at once; the number of cores, at most 4, if not given. Does not change the result."""
+    block_megabytes: float = 4.0
+    """MiB of each input that a thread reads at once. Does not change the result."""
+    tokenizer: str | None = None
+    """Not given: the common tokenizer, refused if they differ. ``base`` (or the first model's), ``union``, or a
+    folder."""
+    hash_inputs: bool = False
+    """Whether ``merge.json`` names the SHA-256 of every input file; reads them once more. Headers are always hashed."""
+    overwrite: bool = False
+    """Whether a former merge at ``output`` may be replaced."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before any file is read."""
+        if bool(self.models) == bool(self.adapters):
+            raise ConfigError("give either models: or adapters: with at least one entry, not both")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if not 0 < self.block_megabytes <= 1024:
+            raise ConfigError(f"block_megabytes must lie in (0, 1024], got {self.block_megabytes}")
+        parse_size(self.max_shard_size)
+        if self.rank is not None:
+            check_rank(self.rank)
+        (self._check_models if self.models else self._check_adapters)()
+
+    @property
+    def chosen_method(self) -> str:
+        """The method, with the default filled in."""
+        return self.method or ("linear" if self.models else "gradient_matching")
+
+    def _check_adapters(self) -> None:
+        self.check_options(self.chosen_method, get_method(self.chosen_method).options)
+        if self.base_model is None:
+            raise ConfigError("into: model needs base_model, the model that the adapters were trained on")
+
+    def _check_models(self) -> None:
+        method = self.chosen_method
+        get_method(method)
+        if method not in MODEL_METHODS:
+            why = METHODS[method].needs
+            raise ConfigError(
+                f"method {method} is for adapters ({why}); for whole models: {', '.join(MODEL_METHODS)}"
+            )
+        self.check_options(method, MODEL_METHODS[method])
+        if method in NEEDS_BASE and self.base_model is None:
+            raise ConfigError(f"method {method} works on differences: name the common base in base_model")
+        if method == "fisher" and any(model.fisher is None for model in self.models):
+            raise ConfigError(
+                "method fisher needs fisher: (a file of diagonal Fisher information) for every model"
+            )
+        if method == "slerp" and len(self.models) != 2:
+            raise ConfigError(
+                f"slerp interpolates between two models, got {len(self.models)}; merge two at a time"
+            )
+        if self.rank is not None:
+            raise ConfigError("rank is for adapters; remove it")

@@ -1,0 +1,100 @@
+"""What a plan is made of before sizes are counted: jobs, small files, what does not fit, and the lineage."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry
+from vlora.merge.checkpoints.stream import TensorJob
+
+__all__ = ["DTYPE_NAMES", "Draft", "config_differences", "describe_checkpoint", "distinct", "output_dtype"]
+
+DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+_UNIMPORTANT = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+)
+
+
+@dataclass
+class Draft:
+    """The merge, tensor by tensor, and everything around it."""
+
+    method: str
+    jobs: list[TensorJob] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    """``config.json`` of the output."""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """Per input: name, path, weight, hashes; for the lineage."""
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    """Model -> tensors that it lacks."""
+    extra: dict[str, list[str]] = field(default_factory=dict)
+    """Model -> tensors that only it has."""
+    mismatched: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """Tensor -> model -> shape, where shapes differ."""
+    problems: list[str] = field(default_factory=list)
+    """What else stands in the way, one sentence each."""
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Key of ``config.json`` -> model -> value, where models differ; the first one's is kept."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader should know, one sentence each."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """Name -> source of small files that are copied."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Name -> content of small files that are written."""
+    tokenizer: str = "none"
+    """Where the output's tokenizer comes from, in words."""
+
+    def all_problems(self) -> list[str]:
+        """Everything that stands in the way, one sentence each, most telling first."""
+        found = list(self.problems)
+        for name, keys in self.missing.items():
+            found.append(f"{name!r} lacks {len(keys)} tensors of the others, first {keys[0]}")
+        for name, keys in self.extra.items():
+            found.append(f"only {name!r} has {len(keys)} tensors, first {keys[0]}")
+        for key, shapes in list(self.mismatched.items())[:3]:
+            shown = ", ".join(f"{tuple(shape)} in {name!r}" for name, shape in shapes.items())
+            found.append(f"{key} has the shape {shown}")
+        if len(self.mismatched) > 3:
+            found.append(f"{len(self.mismatched) - 3} more tensors differ in shape")
+        return found
+
+
+def output_dtype(entry: TensorEntry, wanted: str | None) -> str:
+    """Dtype of an output tensor: the wanted one for floats, its own for everything else."""
+    return DTYPE_NAMES[wanted] if wanted and entry.dtype in FLOATS else entry.dtype
+
+
+def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Keys of ``config.json`` whose values differ, with the value of every model."""
+    keys = sorted({key for config in configs.values() for key in config} - set(_UNIMPORTANT))
+    found = {}
+    for key in keys:
+        values = {name: config.get(key) for name, config in configs.items()}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            found[key] = values
+    return found
+
+
+def describe_checkpoint(checkpoint: Checkpoint, role: str, path: str, revision: str | None) -> dict[str, Any]:
+    """Lineage of one model."""
+    return {
+        "name": checkpoint.name,
+        "role": role,
+        "path": path,
+        "revision": revision,
+        "bytes": checkpoint.nbytes,
+        "header_sha256": dict(checkpoint.header_sha256),
+    }
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number appended where two are the same."""
+    return [f"{name} #{i + 1}" if list(names).count(name) > 1 else name for i, name in enumerate(names)]

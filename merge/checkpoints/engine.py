@@ -1,0 +1,184 @@
+"""Carry out the jobs of a plan: threads over tensors, blocks at known offsets, a journal of what is finished.
+
+Each thread takes one tensor at a time, the largest first, reads it block by block, merges it tile by tile and writes
+every block to its place. While one thread waits for a disk, others compute. Nothing depends on the order: see
+:mod:`vlora.merge.checkpoints.tiles`.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlora.errors import CheckpointError
+from vlora.files import output_error
+from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
+from vlora.merge.checkpoints.layout import Shard
+from vlora.merge.checkpoints.rules import Copy, NotFinite
+from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
+
+__all__ = ["Engine", "create_shards"]
+
+_LARGEST_HALF = 65504.0
+
+
+class _StoppedError(Exception):
+    """Another thread failed, or the run was interrupted."""
+
+
+@dataclass
+class Engine:
+    """Settings and shared state of one run."""
+
+    folder: Path
+    """Where the shards lie, already at their full size."""
+    threads: int
+    block_bytes: int
+    """Bytes of each input that a thread reads at once."""
+
+    def run(
+        self,
+        jobs: Sequence[TensorJob],
+        shards: Sequence[Shard],
+        finished: Callable[[TensorJob], None],
+    ) -> None:
+        """Make all tensors and flush them to disk.
+
+        Args:
+            jobs: Tensors to make.
+            shards: The output files, with the place of every tensor.
+            finished: Called after a tensor is written, one call at a time.
+
+        Raises:
+            CheckpointError: An input is damaged or holds NaN; which one.
+            OutputError: The disk is full or cannot be written.
+        """
+        places = {name: (shard.file, entry) for shard in shards for name, entry in shard.tensors.items()}
+        files, stop, local, lock = Files(), threading.Event(), threading.local(), threading.Lock()
+        before = torch.get_num_threads()
+        torch.set_num_threads(
+            1
+        )  # one thread per tensor is enough, and products keep their order of summation
+        outputs = {shard.file: os.open(self.folder / shard.file, os.O_WRONLY) for shard in shards}
+
+        def one(job: TensorJob) -> None:
+            if not hasattr(local, "buffers"):
+                local.buffers = Buffers()
+            file, entry = places[job.name]
+            stream = TensorStream(job, files, local.buffers, self.block_bytes)
+            _make(job, stream, local.buffers, outputs[file], entry, stop)
+            with lock:
+                finished(job)
+
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            ordered = sorted(jobs, key=lambda job: -places[job.name][1].nbytes)
+            pending = [pool.submit(one, job) for job in ordered]
+            done, _ = wait(pending, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            for file, descriptor in outputs.items():
+                _sync(descriptor, self.folder / file)
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            files.close()
+            for descriptor in outputs.values():
+                os.close(descriptor)
+            torch.set_num_threads(before)
+
+
+def create_shards(folder: Path, shards: Sequence[Shard]) -> None:
+    """Give every output file its header and its full size, so that a full disk shows before any work.
+
+    Raises:
+        OutputError: There is no space, or the place cannot be written.
+    """
+    for shard in shards:
+        path = folder / shard.file
+        try:
+            with path.open("wb") as file:
+                file.write(shard.header)
+                file.flush()
+                os.posix_fallocate(file.fileno(), 0, shard.nbytes)
+        except OSError as error:
+            raise output_error(error, path) from error
+
+
+def _make(
+    job: TensorJob,
+    stream: TensorStream,
+    buffers: Buffers,
+    descriptor: int,
+    entry: TensorEntry,
+    stop: threading.Event,
+) -> None:
+    dtype = DTYPES[job.dtype]
+    plain = isinstance(job.rule, Copy) and job.inputs[0].dtype == job.dtype
+    try:
+        known = job.rule.prepare(stream)
+        for block in stream.blocks():
+            if stop.is_set():
+                raise _StoppedError
+            if plain:
+                merged = stream.raw(block)[0]
+            else:
+                merged = buffers.get("output", len(block), dtype)
+                for tile, values in stream.tiles(block):
+                    result = job.rule.tile(tile, values, known)
+                    _check(job, result, dtype)
+                    merged[tile.start - block.start : tile.stop - block.start].copy_(result)
+            _write(descriptor, merged, entry.start + block.start * dtype.itemsize)
+    except NotFinite as error:
+        raise _blame(job, stream) from error
+
+
+def _check(job: TensorJob, result: Tensor, dtype: torch.dtype) -> None:
+    """Notice NaN and infinity by the sum of a tile, and what float16 cannot hold."""
+    if not math.isfinite(result.sum().item()) and not torch.isfinite(result).all():
+        raise NotFinite(-1)
+    if dtype == torch.float16 and result.abs().max().item() > _LARGEST_HALF:
+        raise CheckpointError(
+            f"{job.name}: merged values exceed {_LARGEST_HALF:g}, which float16 cannot hold; set dtype: bfloat16"
+        )
+
+
+def _blame(job: TensorJob, stream: TensorStream) -> CheckpointError:
+    """The error that names the input with NaN or infinity; or the merge itself, if all inputs are finite."""
+    for _, values in stream.passes():
+        for value, entry in zip(values, job.inputs, strict=True):
+            if not torch.isfinite(value).all():
+                return CheckpointError(
+                    f"{entry.path} holds NaN or infinity in {entry.name}; leave this model out or get it again"
+                )
+    return CheckpointError(f"{job.name}: the merge of finite inputs overflows; lower scale or the weights")
+
+
+def _write(descriptor: int, values: Tensor, offset: int) -> None:
+    view = values.view(torch.uint8).numpy().data
+    done = 0
+    try:
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)
+    except OSError as error:
+        raise output_error(error, _name(descriptor)) from error
+
+
+def _sync(descriptor: int, path: Path) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+def _name(descriptor: int) -> Path:
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    except OSError:
+        return Path("the output")

@@ -1,0 +1,106 @@
+"""Model folders: finding them (here or on the hub), their configuration, and the files that a merged model inherits."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlora.errors import CheckpointError
+
+__all__ = ["TOKENIZER_FILES", "copied_files", "is_tied", "model_folder", "read_config", "tied_partner"]
+
+_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files that make up a tokenizer, of which a folder holds some."""
+
+_OTHER_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
+
+def model_folder(source: str, revision: str | None = None) -> Path:
+    """Local folder of a model: the folder itself, or the downloaded snapshot of a hub id.
+
+    Raises:
+        CheckpointError: There is neither such a folder nor such a repository.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=_DOWNLOAD))
+    except Exception as error:  # the hub client raises a dozen kinds: offline, missing, gated, bad id
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"no folder {source} here, and the hub has nothing to give for it ({reason}); check the path or id"
+        ) from error
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """``config.json`` of a model.
+
+    Raises:
+        CheckpointError: It is missing or damaged, or says that the weights are quantised.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise CheckpointError(f"{name!r}: {folder} has no config.json; is it a model folder?") from None
+    except ValueError as error:
+        raise CheckpointError(f"{name!r}: {path} is not JSON ({error}); copy it again") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{name!r}: {path} holds no object; copy it again")
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{name!r} is quantised ({config['quantization_config'].get('quant_method', 'unknown method')}), and codes "
+            "cannot be merged; give the model in bfloat16 or float32"
+        )
+    return config
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether the output layer shares its weights with the input embedding; transformers' default is yes."""
+    text = config.get("text_config") or {}
+    if "tie_word_embeddings" in config or "tie_word_embeddings" in text:
+        return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
+    return config.get("model_type") not in (
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "phi",
+        "phi3",
+        "gpt_neox",
+    )
+
+
+def tied_partner(name: str, tensors: Mapping[str, Any]) -> str | None:
+    """Key of the embedding that a tied output layer shares, if the checkpoint holds exactly one."""
+    if not name.endswith(_HEADS):
+        return None
+    found = [key for key in tensors if key.endswith(_EMBEDDINGS)]
+    return found[0] if len(found) == 1 else None
+
+
+def copied_files(model: Path, tokenizer: Path) -> dict[str, Path]:
+    """Name -> source of the small files of the output, besides ``config.json``."""
+    found = {name: model / name for name in _OTHER_FILES}
+    found |= {name: tokenizer / name for name in TOKENIZER_FILES}
+    return {name: path for name, path in found.items() if path.is_file()}

@@ -1,0 +1,51 @@
+"""A plan for people to read."""
+
+from vlora.merge.checkpoints.plan import MergePlan
+
+__all__ = ["render"]
+
+
+def render(plan: MergePlan) -> str:
+    """The plan as text, the verdict last."""
+    draft, estimate = plan.draft, plan.estimate
+    lines = [f"{draft.method} into {plan.output}"]
+    lines += [f"  {_input(source)}" for source in draft.sources]
+    rules: dict[str, int] = {}
+    for job in draft.jobs:
+        rules[type(job.rule).__name__] = rules.get(type(job.rule).__name__, 0) + 1
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(rules.items()))
+    dtypes = ", ".join(sorted({job.dtype for job in draft.jobs}))
+    lines += [
+        f"tensors    {len(draft.jobs)} ({kinds}) in {dtypes}",
+        f"read       {_size(plan.bytes_read)} (all passes)",
+        f"write      {_size(plan.bytes_written)} in {len(plan.shards)} file(s), {_size(plan.free_bytes)} free",
+        f"memory     {_size(estimate.memory_bytes)} of buffers, {plan.threads} threads",
+        f"time       about {estimate.seconds:.0f} s: {estimate.basis}",
+        f"tokenizer  {draft.tokenizer}",
+    ]
+    for key, values in draft.differences.items():
+        lines.append(
+            f"config     {key}: " + ", ".join(f"{value!r} in {name}" for name, value in values.items())
+        )
+    lines += [f"note       {note}" for note in draft.notes]
+    for name, keys in draft.missing.items():
+        lines += [f"missing    {name}: {key}" for key in keys]
+    for name, keys in draft.extra.items():
+        lines += [f"extra      {name}: {key}" for key in keys]
+    problems = plan.problems
+    lines += [f"problem    {problem}" for problem in problems]
+    lines.append("cannot be carried out" if problems else "can be carried out")
+    return "\n".join(lines)
+
+
+def _input(source: dict) -> str:
+    weight = f" weight {source['weight']:g}" if "weight" in source else ""
+    size = f" {_size(source['bytes'])}" if "bytes" in source else ""
+    return f"{source['role']:8} {source['name']}{weight}{size} ({source['path']})"
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,104 @@
+"""Carry out a plan: a model folder appears under its final name only when it is whole."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vlora.errors import CheckpointError, OutputError
+from vlora.files import atomic_write
+from vlora.merge.checkpoints.card import card, hash_files, merge_json
+from vlora.merge.checkpoints.config import ModelMergeConfig
+from vlora.merge.checkpoints.engine import Engine, create_shards
+from vlora.merge.checkpoints.headers import INDEX
+from vlora.merge.checkpoints.layout import index_json
+from vlora.merge.checkpoints.plan import MARKER, MergePlan, make_plan
+from vlora.merge.checkpoints.stream import TensorJob
+from vlora.merge.checkpoints.workspace import Workspace, locked
+
+__all__ = ["carry_out", "run_model_merge"]
+
+
+def run_model_merge(config: ModelMergeConfig) -> Path:
+    """Merge models, or adapters into their base, into a new model folder.
+
+    Beside the weights it holds the configuration and tokenizer of the base, ``merge.json`` and ``README.md``. A killed
+    run goes on where it stopped when it is started again.
+
+    Args:
+        config: What to merge, how, and where to.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        VloraError: Anything that does not fit, in one line; nothing has the final name then.
+    """
+    return carry_out(make_plan(config))
+
+
+def carry_out(plan: MergePlan) -> Path:
+    """Do what a plan says.
+
+    Raises:
+        CheckpointError: The plan has problems, or an input is damaged or holds NaN.
+        OutputError: The disk is full or cannot be written, or another run writes the same folder.
+    """
+    plan.check()
+    start = time.perf_counter()
+    with locked(plan.output):
+        work = Workspace(plan.output, plan.signature())
+        done = set(work.finished())
+        if done:
+            print(f"going on: {len(done)} of {len(plan.draft.jobs)} tensors are written", file=sys.stderr)
+        try:
+            if not done:
+                work.start()
+                create_shards(work.folder, plan.shards)
+                work.begin()
+            _merge(plan, work, done)
+            _write_small_files(plan, work.folder)
+            work.finish()
+        except (OutputError, CheckpointError):
+            work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs
+            raise
+    seconds = time.perf_counter() - start
+    for note in plan.draft.notes:
+        print(f"note: {note}", file=sys.stderr)
+    size = plan.bytes_written / 1e9
+    print(
+        f"merged by {plan.draft.method} into {plan.output} ({size:.2f} GB, {seconds:.1f} s)", file=sys.stderr
+    )
+    return plan.output
+
+
+def _merge(plan: MergePlan, work: Workspace, done: set[str]) -> None:
+    left = [job for job in plan.draft.jobs if job.name not in done]
+    total = sum(job.tiling.numel for job in left)
+    with tqdm(
+        total=total, desc="merge", unit="entries", unit_scale=True, file=sys.stderr, disable=None
+    ) as bar:
+
+        def finished(job: TensorJob) -> None:
+            work.note(job.name)
+            bar.update(job.tiling.numel)
+
+        Engine(work.folder, plan.threads, plan.block_bytes).run(left, plan.shards, finished)
+
+
+def _write_small_files(plan: MergePlan, folder: Path) -> None:
+    draft = plan.draft
+    for name, source in draft.files.items():
+        atomic_write(folder / name, source.read_bytes())
+    texts = {
+        "config.json": json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n",
+        "README.md": card(plan),
+        **draft.texts,
+        MARKER: merge_json(plan, hash_files(plan) if plan.settings.hash_inputs else {}),
+    }
+    if len(plan.shards) > 1:
+        texts[INDEX] = json.dumps(index_json(plan.shards), indent=2) + "\n"
+    for name, text in texts.items():
+        atomic_write(folder / name, text)

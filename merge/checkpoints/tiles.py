@@ -1,0 +1,48 @@
+"""How a tensor is cut: tiles for arithmetic, blocks of tiles for reading and writing.
+
+A tile is a fixed range of entries that depends on the shape alone, never on block size or threads. Every rule works
+tile by tile, and everything random or summed belongs to a tile, so that any block size and any number of threads give
+the same bytes. A tile of 2^16 entries in float32 fits into a core's cache, where arithmetic costs less than reading.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["TILE", "Tiling"]
+
+TILE = 2**16
+"""Entries of a tile (at most; a longer row is one tile where rows must stay whole)."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of one tensor."""
+
+    numel: int
+    tile: int
+    """Entries of every tile but the last."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], by_rows: bool) -> "Tiling":
+        """Tiles of a shape; ``by_rows`` keeps rows (the last dimension) whole."""
+        numel = 1
+        for size in shape:
+            numel *= size
+        columns = shape[-1] if shape else 1
+        return cls(numel, columns * max(1, TILE // max(1, columns)) if by_rows else TILE)
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return -(-self.numel // max(1, self.tile))
+
+    def blocks(self, entries: int) -> Iterator[range]:
+        """Ranges of entries of at most ``entries`` (but at least one tile), each a whole number of tiles."""
+        step = max(1, entries // self.tile) * self.tile
+        for start in range(0, self.numel, step):
+            yield range(start, min(start + step, self.numel))
+
+    def tiles(self, block: range) -> Iterator[range]:
+        """Tiles of a block."""
+        for start in range(block.start, block.stop, self.tile):
+            yield range(start, min(start + self.tile, block.stop))

@@ -1,0 +1,150 @@
+"""Adapters into their base: equal to PEFT's ``merge_and_unload`` to the rounding of the dtype."""
+
+import json
+
+import pytest
+import torch
+from checkpoint_cases import gpt2, llama, loaded, lora, merge, peft_merged, save_model, tensors_of
+
+from vlora.errors import IncompatibleAdaptersError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(tie_word_embeddings|tied|save_embedding_layers|fan_in_fan_out|invalid shape)"
+)
+
+ATTENTION = ["c_attn", "c_proj"]  # attn.c_proj of GPT-2 is a square Conv1D
+CASES = {
+    "lora": (llama, {}),
+    "rslora": (llama, {"use_rslora": True, "r": 4}),
+    "patterns": (llama, {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"layers.1.mlp.down_proj": 5}}),
+    "dora": (llama, {"use_dora": True}),
+    "head": (llama, {"modules_to_save": ["lm_head"]}),
+    "embedding": (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "embedding dora": (llama, {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}),
+    "conv1d": (gpt2, {"target_modules": ATTENTION}),
+    "conv1d dora": (gpt2, {"target_modules": ATTENTION, "use_dora": True}),
+    "conv1d bias": (gpt2, {"target_modules": ATTENTION, "bias": "all"}),
+    "conv1d lora_bias": (gpt2, {"target_modules": ATTENTION, "lora_bias": True}),
+    "tied embedding": (gpt2, {"target_modules": ["c_attn", "wte"]}),
+    "tied head": (gpt2, {"target_modules": ["c_attn", "lm_head"]}),
+    "tied head saved": (gpt2, {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]}),
+    "tied llama": (lambda: llama(tie_word_embeddings=True), {"target_modules": ["q_proj", "lm_head"]}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_merge_and_unload(tmp_path, case):
+    make, options = CASES[case]
+    base = save_model(tmp_path / "base", make(), shard="3KB")
+    adapter = lora(tmp_path / "adapter", make(), **options)
+    out = merge(
+        tmp_path / "out", into="model", base_model=str(base), adapters=[{"path": str(adapter)}],
+        max_shard_size="4KB", block_megabytes=1e-3,
+    )  # fmt: skip
+    expected, found = peft_merged(make(), adapter), tensors_of(out)
+    tied = json.loads((out / "config.json").read_text()).get("tie_word_embeddings", make is gpt2)
+    assert expected.keys() - found.keys() == ({"lm_head.weight"} if tied else set())
+    if tied:
+        assert torch.equal(expected["lm_head.weight"], make_embedding(expected))
+    for name, value in found.items():
+        torch.testing.assert_close(
+            value, expected[name], rtol=2e-6, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    before = make().state_dict()
+    assert sum(not torch.equal(before[n], v) for n, v in found.items()) >= 3  # the merge did something
+
+
+def make_embedding(tensors):
+    return next(v for k, v in tensors.items() if k.endswith(("embed_tokens.weight", "wte.weight")))
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_the_output_loads_unchanged(tmp_path, make):
+    base = save_model(tmp_path / "base", make(), torch.bfloat16, shard="2KB")
+    adapter = lora(tmp_path / "adapter", make(), target_modules=["lm_head"])
+    out = merge(
+        tmp_path / "out",
+        into="model",
+        base_model=str(base),
+        adapters=[{"path": str(adapter)}],
+        max_shard_size="3KB",
+    )
+    assert len(list(out.glob("model-0*-of-*.safetensors"))) >= 2
+    found, written = loaded(out), tensors_of(out)
+    assert all(
+        found[name].dtype == torch.bfloat16 and torch.equal(found[name], v) for name, v in written.items()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(tmp_path, dtype):
+    base = save_model(tmp_path / "base", llama(), dtype)
+    adapter = lora(tmp_path / "adapter", llama())
+    out = merge(tmp_path / "out", into="model", base_model=str(base), adapters=[{"path": str(adapter)}])
+    exact = peft_merged(llama().to(dtype).float(), adapter)
+    theirs = peft_merged(llama().to(dtype), adapter)
+    for name, value in tensors_of(out).items():
+        assert value.dtype == dtype
+        ulp = exact[name].abs().clamp_min(2.0**-14) * torch.finfo(dtype).eps
+        assert ((value.float() - exact[name]).abs() <= 0.5001 * ulp + 1e-7).all()
+        assert ((value.float() - theirs[name].float()).abs() <= 1.01 * ulp).all()
+
+
+def test_several_adapters_are_summed_without_loss(tmp_path):
+    base = save_model(tmp_path / "base", llama())
+    first = lora(tmp_path / "a", llama(), 1)
+    second = lora(tmp_path / "b", llama(), 2, r=3, target_modules=["q_proj", "v_proj"])
+    out = merge(
+        tmp_path / "out", into="model", base_model=str(base), method="task_arithmetic", scale=0.5,
+        adapters=[{"path": str(first), "weight": 2}, {"path": str(second), "weight": -1}],
+    )  # fmt: skip
+    start, one, two = llama().state_dict(), peft_merged(llama(), first), peft_merged(llama(), second)
+    for name, value in tensors_of(out).items():
+        expected = start[name] + (one[name] - start[name]) - 0.5 * (two[name] - start[name])
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    lineage = json.loads((out / "merge.json").read_text())
+    assert [s["role"] for s in lineage["inputs"]] == ["base", "adapter", "adapter"]
+    assert all(len(s["mean_sha256"]) == 64 for s in lineage["inputs"][1:])
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "della"])
+def test_dense_methods_need_no_rank(tmp_path, method):
+    """The same as the merge of the two merged models, tile for tile: nothing is lost to a rank on the way."""
+    base = save_model(tmp_path / "base", llama())
+    folders = [lora(tmp_path / name, llama(), seed) for seed, name in enumerate("ab", 1)]
+    adapters = [{"path": str(folder), "weight": w} for folder, w in zip(folders, (1.0, 2.0), strict=True)]
+    out = merge(tmp_path / "out", into="model", base_model=str(base), method=method, adapters=adapters)
+    models = []
+    for folder in folders:
+        name = f"{folder.name}-full/{folder.name}"
+        (tmp_path / name).parent.mkdir()
+        models.append(
+            merge(tmp_path / name, into="model", base_model=str(base), adapters=[{"path": str(folder)}])
+        )
+    sources = [{"path": str(m), "weight": w} for m, w in zip(models, (1.0, 2.0), strict=True)]
+    expected = tensors_of(merge(tmp_path / "full", base_model=str(base), method=method, models=sources))
+    changed = 0
+    for name, value in tensors_of(out).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+        changed += not torch.equal(value, tensors_of(base)[name])
+    assert changed == 4
+
+
+def test_what_cannot_be_right_is_refused_by_name(tmp_path):
+    base = save_model(tmp_path / "base", llama())
+    dora, plain = lora(tmp_path / "dora", llama(), use_dora=True), lora(tmp_path / "plain", llama(), 2)
+    with pytest.raises(
+        IncompatibleAdaptersError, match="'dora' was trained with DoRA.*merge it into the base alone"
+    ):
+        merge(
+            tmp_path / "out", into="model", base_model=str(base),
+            adapters=[{"path": str(dora)}, {"path": str(plain)}],
+        )  # fmt: skip
+    with pytest.raises(IncompatibleAdaptersError, match="no meaning at another weight than 1"):
+        merge(
+            tmp_path / "out",
+            into="model",
+            base_model=str(base),
+            adapters=[{"path": str(dora), "weight": 0.5}],
+        )
+    assert not (tmp_path / "out").exists()
