@@ -119,6 +119,7 @@ class EntailmentModel:
 
     Attributes:
         failures: Pairs without a verdict so far.
+        contradicts: Whether it tells contradiction from mere absence of entailment.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class EntailmentModel:
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(f"judge.model: cannot load a pair classifier from {place}: {reason}") from None
         self._columns = relation_columns(model.config.id2label, place)
+        self.contradicts = self._columns[2] is not None
         self._model = model.eval().requires_grad_(False).to(device)
         self._batch_size, self.failures = batch_size, 0
         weights = fingerprint_weights(place, revision) or f"{place}@{revision}"
@@ -176,7 +178,9 @@ class EntailmentModel:
     @torch.inference_mode()
     def _forward(self, pairs: list[tuple[str, str]]) -> Array:
         """Probabilities of the three relations, ``(P, 3)``."""
-        limit = min(self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", 512))
+        limit = min(
+            self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", 512)
+        )
         encoded = self._tokenizer(
             [premise for premise, _ in pairs],
             [hypothesis for _, hypothesis in pairs],
@@ -186,9 +190,7 @@ class EntailmentModel:
             return_tensors="pt",
         ).to(self._model.device)
         probs = self._model(**encoded).logits.float().softmax(-1).double().cpu().numpy()
-        columns = [
-            np.zeros(len(probs)) if column is None else probs[:, column] for column in self._columns
-        ]
+        columns = [np.zeros(len(probs)) if column is None else probs[:, column] for column in self._columns]
         return np.stack(columns, axis=1)
 
 

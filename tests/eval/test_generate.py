@@ -16,8 +16,14 @@ def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(3)
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=54, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.4,
-            bos_token_id=1, eos_token_id=2,
+            vocab_size=54,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            initializer_range=0.4,
+            bos_token_id=1,
+            eos_token_id=2,
         )  # fmt: skip
     ).eval()
 
@@ -164,6 +170,8 @@ def test_bad_input():
         generate_answers(eval_tiny.llama(), [[]], Decoding())
     from peft import PromptTuningConfig, get_peft_model
 
-    prompted = get_peft_model(eval_tiny.llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    prompted = get_peft_model(
+        eval_tiny.llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
     with pytest.raises(ConfigError, match="PROMPT_TUNING adapter"):
         generate_answers(prompted, [[1]], Decoding())
