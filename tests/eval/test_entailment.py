@@ -14,14 +14,6 @@ from vlora.eval.semantic.clusters import entailment_clusters
 PAIRS = [("Q w1", "A w2"), ("w3 w4 w5 w6", "w7"), ("w7", "w3 w4 w5 w6"), ("red", "blue")]
 
 
-def judge_folder(path, labels=("CONTRADICTION", "Entailment", "neutral")):
-    model = eval_tiny.bert(num_labels=len(labels))
-    model.config.id2label = dict(enumerate(labels))
-    model.save_pretrained(path)
-    eval_tiny.tokenizer(bos=True, segments=True).save_pretrained(path)
-    return str(path)
-
-
 def test_labels_by_name():
     assert relation_columns({0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}, "m") == [2, 1, 0]
     assert relation_columns({0: "entailment", 1: "not_entailment"}, "m") == [0, 1, None]
@@ -30,7 +22,7 @@ def test_labels_by_name():
 
 
 def test_batched_verdicts_are_those_of_single_pairs_in_the_right_columns(tmp_path):
-    place = judge_folder(tmp_path / "judge")
+    place = eval_tiny.judge_folder(tmp_path / "judge")
     found = EntailmentModel(place, batch_size=3).relations(PAIRS)
     assert found.sum(axis=1) == pytest.approx(1)
     model, tokenizer = eval_tiny.bert(num_labels=3), eval_tiny.tokenizer(bos=True, segments=True)
@@ -41,7 +33,7 @@ def test_batched_verdicts_are_those_of_single_pairs_in_the_right_columns(tmp_pat
 
 
 def test_verdicts_are_kept_on_disk_by_weights_and_texts(tmp_path):
-    place = judge_folder(tmp_path / "judge")
+    place = eval_tiny.judge_folder(tmp_path / "judge")
     first = EntailmentModel(place, cache=tmp_path / "cache")
     found = first.relations(PAIRS)
     (file,) = (tmp_path / "cache").iterdir()
@@ -50,9 +42,13 @@ def test_verdicts_are_kept_on_disk_by_weights_and_texts(tmp_path):
     again._model = None  # nothing may be judged again
     assert again.relations(PAIRS[::-1]) == pytest.approx(found[::-1])
     torch.manual_seed(1)
-    other = EntailmentModel(judge_folder(tmp_path / "other", ("entailment", "neutral", "contradiction")))
+    other = EntailmentModel(
+        eval_tiny.judge_folder(tmp_path / "other", ("entailment", "neutral", "contradiction"))
+    )
     assert other.relations(PAIRS) != pytest.approx(found)
-    EntailmentModel(judge_folder(tmp_path / "judge"), cache=tmp_path / "cache").relations([("w1", "w2")])
+    EntailmentModel(eval_tiny.judge_folder(tmp_path / "judge"), cache=tmp_path / "cache").relations(
+        [("w1", "w2")]
+    )
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
@@ -68,9 +64,9 @@ def test_a_cut_line_of_the_cache_is_judged_again(tmp_path):
 
 
 def test_a_pair_that_fails_is_counted_and_costs_no_other(tmp_path, caplog):
-    judge = EntailmentModel(judge_folder(tmp_path / "judge"), cache=tmp_path / "cache")
+    judge = EntailmentModel(eval_tiny.judge_folder(tmp_path / "judge"), cache=tmp_path / "cache")
     whole = judge.relations(PAIRS)
-    judge = EntailmentModel(judge_folder(tmp_path / "judge"))
+    judge = EntailmentModel(eval_tiny.judge_folder(tmp_path / "judge"))
     forward = judge._forward
 
     def failing(pairs):

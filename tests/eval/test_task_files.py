@@ -99,7 +99,10 @@ def test_truthfulqa_marks(tmp_path):
 def test_fixed_choices_and_booleans(tmp_path):
     path = write(
         tmp_path / "b.jsonl",
-        [{"passage": "P.", "question": "is it", "answer": True}, {"passage": "P.", "question": "q", "answer": False}],
+        [
+            {"passage": "P.", "question": "is it", "answer": True},
+            {"passage": "P.", "question": "q", "answer": False},
+        ],
     )
     rows = read_task(load_task("boolq"), path).rows
     assert [row["answer"] for row in rows] == [1, 0]
@@ -119,7 +122,9 @@ def test_labels_of_given_answers_point_where_the_task_says(tmp_path):
     assert [r["correct"] for r in read_task(load_task("evouna_nq"), path).rows] == [True, False]
     assert [r["correct"] for r in read_task(load_task("halueval_general"), path).rows] == [False, True]
     path = write(tmp_path / "n.jsonl", [*rows, {"question": "q", "response": "c", "label": None}])
-    with pytest.raises(DataError, match="test row 2: 'label' must say yes or no .* got None; every given answer"):
+    with pytest.raises(
+        DataError, match="test row 2: 'label' must say yes or no .* got None; every given answer"
+    ):
         read_task(load_task("halueval_general"), path)
 
 
@@ -173,7 +178,11 @@ def test_identities_and_empty_data(tmp_path):
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "folder", "count"),
-    [("arc_easy", "arc_easy", 2376), ("hellaswag", "hellaswag_1k", 1000), ("truthfulqa_mc2", "truthfulqa", 817)],
+    [
+        ("arc_easy", "arc_easy", 2376),
+        ("hellaswag", "hellaswag_1k", 1000),
+        ("truthfulqa_mc2", "truthfulqa", 817),
+    ],
 )
 def test_real_data(shared_dir, name, folder, count):
     from vlora.eval.task_config import task_sources
