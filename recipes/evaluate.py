@@ -15,6 +15,7 @@ from vlora.eval.report import write_report
 from vlora.eval.results import read_results
 from vlora.eval.run import RESULTS, run_eval
 from vlora.eval.task_config import expand_task
+from vlora.eval.task_scores import write_task_scores
 
 __all__ = ["REPORT", "evaluate", "load_evaluation"]
 
@@ -58,7 +59,7 @@ def evaluate(config: EvalConfig) -> Path:
     """Evaluate adapters and write ``records.jsonl``, ``results.json``, ``config.yaml`` and ``report.html``.
 
     Args:
-        config: What to evaluate.
+        config: What to evaluate; of a named task, ``task_scores.json`` is written as well.
 
     Returns:
         The output folder.
@@ -66,6 +67,9 @@ def evaluate(config: EvalConfig) -> Path:
     Raises:
         VloraError: See :func:`vlora.eval.run.run_eval`.
     """
-    return run_eval(
-        config, finish=lambda folder: write_report(read_results(folder / RESULTS), folder / REPORT)
-    )
+
+    def finish(folder: Path) -> None:
+        write_task_scores(folder, config)
+        write_report(read_results(folder / RESULTS), folder / REPORT)
+
+    return run_eval(config, finish=finish)

@@ -49,10 +49,8 @@ class Collector:
         self._decoding = Decoding(
             encoder.max_new_tokens, sampling.temperature, sampling.top_p, encoder.stop_ids
         )
-        whole = sampling.num_answers * max(
-            config.num_samples, 1
-        )  # the same number of answers for every model
-        self._per_draw = sampling.num_answers if voices.num_draws > 1 else whole
+        whole = sampling.num_answers * max(config.num_samples, 1)  # as many answers from every model
+        self._per_draw = -(-whole // voices.num_draws)
 
     def records(self, questions: Sequence[Question]) -> list[AnswerRecord]:
         """Records of some questions, in their order.

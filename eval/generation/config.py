@@ -65,8 +65,8 @@ class SamplingConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_answers: int = 4
-    """Answers per posterior draw, M; a model without draws gives ``num_answers * num_samples``, the same in all. 0
-    draws none, which leaves the scores of the one answer that is judged."""
+    """Answers per posterior draw, M. Models without draws and ensembles give ``num_answers * num_samples`` in all, as
+    many as the others. 0 draws none, which leaves the scores of the one answer that is judged."""
     temperature: float = 1.0
     """Of the tokens; not the posterior's. Stored log-probabilities are always those at 1."""
     top_p: float = 1.0

@@ -230,7 +230,7 @@ def test_an_ensemble_answers_with_one_voice(world, tmp_path):
     records = list(read_answers(output / ANSWERS))
     by_model = {n: [r for r in records if r.model == n] for n in ("first", "second", "ensemble")}
     for one, two, both in zip(*by_model.values(), strict=True):
-        assert {s.draw for s in both.samples} == {0, 1} and len(both.samples) == 4
+        assert {s.draw for s in both.samples} == {0, 1} and len(both.samples) == 4  # 2 x num_samples
         assert both.answer.text in (one.answer.text, two.answer.text)
         for single, member in ((one, 0), (two, 1)):
             if single.answer.text == both.answer.text:

@@ -12,7 +12,9 @@ from vlora.eval.config import EvalConfig
 from vlora.eval.records import read_records
 from vlora.eval.run import run_eval
 from vlora.eval.task_config import expand_task
-from vlora.recipes.evaluate import load_evaluation
+from vlora.eval.task_files import load_task, task_sha256
+from vlora.eval.task_scores import TASK_SCORES
+from vlora.recipes.evaluate import evaluate, load_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,28 @@ def test_a_task_scores_as_the_same_rows_written_by_hand(world, tmp_path):
         assert one.sample_log_probs is not None and two.sample_log_probs is not None
         assert np.allclose(one.sample_log_probs, two.sample_log_probs)
     assert {record.group for record in found} == {"easy", "hard", "validation"} and len(rows) == 24
+
+
+def test_truthfulqa_scores_stand_beside_the_results(world, tmp_path):
+    rows = [
+        {"question": f"w{n}", "category": "c", "best_answer": "red", "correct": ["red", "dark green"],
+         "incorrect": ["blue", "w1 w2", "w3"][: 1 + n % 3]}
+        for n in range(7)
+    ]  # fmt: skip
+    path = eval_world.write(tmp_path / "t.jsonl", rows)
+    values = {
+        "model": [str(world / "first"), "base"], "base_model": str(world / "base"), "task": "truthfulqa_mc2",
+        "data": path, "num_samples": 2, "num_bootstrap": 20, "output": str(tmp_path / "out"),
+    }  # fmt: skip
+    output = evaluate(load_evaluation(values))
+    scores = json.loads((output / TASK_SCORES).read_text())
+    assert [(r["model"], r["predictor"]) for r in scores["rows"]] == [
+        ("first", "mean"), ("first", "samples"), ("base", "mean"),
+    ]  # fmt: skip
+    records = [r for r in read_records(output / "records.jsonl") if r.model == "base"]
+    probs = [np.exp(np.asarray(r.log_probs)) for r in records]
+    mc2 = scores["rows"][2]["metrics"]["mc2"]
+    assert mc2["value"] == pytest.approx(np.mean([p[:2].sum() for p in probs])) and mc2["n"] == 7
+    mc1 = scores["rows"][2]["metrics"]["mc1"]["value"]
+    assert mc1 == pytest.approx(np.mean([p.argmax() == 0 for p in probs]))
+    assert scores["task_sha256"] == task_sha256(load_task("truthfulqa_mc2"))
