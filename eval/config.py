@@ -50,6 +50,10 @@ class EvalDataConfig(RowFormat):
     posterior's width."""
     ood: dict[str, Source] = field(default_factory=dict)
     """Further sets by name, reported as groups of that name; right answers are optional."""
+    task_file: str | None = None
+    """Task whose file says how rows become prompts; set by ``task: NAME``, see ``docs/hallucination.md``."""
+    fewshot: Source | None = None
+    """Rows with answers for the examples in a task's prompts."""
     label_probs: str | None = None
     """Column with the known distribution of the right answer over the choices, where the data have one."""
     max_rows: int | None = None
@@ -101,7 +105,8 @@ class EvalConfig:
     revision: str | None = None
     """Revision of the base model on the hub."""
     task: Task
-    """``sequence_classification``, ``multiple_choice`` (by the choices' likelihood) or ``causal_lm``."""
+    """``sequence_classification``, ``multiple_choice`` (by the choices' likelihood), ``causal_lm``, or the name of a
+    task file such as ``arc_easy``, which is then spelled out."""
     data: EvalDataConfig
     """Test, validation and out-of-distribution rows."""
     num_samples: int = 8

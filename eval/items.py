@@ -10,6 +10,8 @@ import numpy as np
 from vlora.data import Example, Source, Task, class_names, examples_from_rows, load_rows
 from vlora.errors import DataError
 from vlora.eval.config import EvalDataConfig
+from vlora.eval.task_files import load_task
+from vlora.eval.task_rows import read_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -104,6 +106,12 @@ def _read(
 
 
 def _rows(data: EvalDataConfig, source: Source, split: str) -> "Dataset":
+    if data.task_file is not None:
+        from datasets import Dataset
+
+        task = load_task(data.task_file)
+        limits: dict[str, Any] = {"max_rows": data.max_rows, "seed": data.seed}
+        return Dataset.from_list(read_task(task, source, fewshot=data.fewshot, name=split, **limits).rows)
     return load_rows(source, split=split, max_rows=data.max_rows, seed=data.seed)
 
 

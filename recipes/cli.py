@@ -67,14 +67,25 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 
     Keys: model (a folder or a list), base_model, task, data, num_samples, output.
     Writes records.jsonl, results.json and report.html.
+    task may be the name of a task file (arc_easy, truthfulqa_mc1, ...) with data: a folder of its rows.
+    With kind: generation it samples answers and judges their uncertainty; writes answers.jsonl and results.json.
     """
-    from vlora.config import load_config
     from vlora.eval.config import EvalConfig
     from vlora.eval.results import read_results
     from vlora.recipes.evaluate import evaluate as run
+    from vlora.recipes.evaluate import load_evaluation
     from vlora.recipes.tables import results_table
 
-    output = run(load_config(EvalConfig, config, overrides or ()))
+    settings = load_evaluation(config, overrides or ())
+    if not isinstance(settings, EvalConfig):
+        from vlora.eval.generation.run import run_generation
+        from vlora.eval.generation.table import answer_table
+
+        output = run_generation(settings)
+        print(answer_table(read_results(output / "results.json")))
+        print(f"wrote {output / 'results.json'}")
+        return
+    output = run(settings)
     print(results_table(read_results(output / "results.json")))
     print(f"wrote {output / 'report.html'}")
 
@@ -89,9 +100,10 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
     """
     from vlora.config import load_config
     from vlora.eval.config import EvalConfig
+    from vlora.eval.task_config import expand_task
     from vlora.recipes.calibrate import calibration_table, run_calibration
 
-    results = run_calibration(load_config(EvalConfig, config, overrides or ()))
+    results = run_calibration(load_config(EvalConfig, config, overrides or (), expand=expand_task))
     print(calibration_table(results))
     for result in results:
         print(f"wrote {result.path}")

@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,13 +45,20 @@ _Loader.add_implicit_resolver(  # YAML 1.1 wants "1.0e-4"; people write "1e-4"
 )
 
 
-def load_config(cls: type[T], source: str | os.PathLike | Mapping, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    cls: type[T],
+    source: str | os.PathLike | Mapping,
+    overrides: Sequence[str] = (),
+    *,
+    expand: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> T:
     """Read a configuration and check it against its dataclass.
 
     Args:
         cls: The dataclass to build.
         source: Path of a YAML file, or an already parsed mapping.
         overrides: ``key.sub=value`` strings, applied in order; values are parsed as YAML.
+        expand: Applied to the parsed values before they are checked, to spell out short forms.
 
     Returns:
         The checked, frozen configuration.
@@ -62,6 +69,8 @@ def load_config(cls: type[T], source: str | os.PathLike | Mapping, overrides: Se
     where, values = read_mapping(source)
     for override in overrides:
         _apply_override(values, override)
+    if expand is not None:
+        values = expand(values)
     try:
         return pydantic.TypeAdapter(cls).validate_python(values)
     except pydantic.ValidationError as error:

@@ -106,3 +106,12 @@ def save_base(folder: Path, model: Any) -> str:
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def judge_folder(path: Path, labels: tuple[str, ...] = ("CONTRADICTION", "Entailment", "neutral")) -> str:
+    """A random sequence-pair classifier with class names."""
+    model = bert(num_labels=len(labels))
+    model.config.id2label = dict(enumerate(labels))
+    model.save_pretrained(path)
+    tokenizer(bos=True, segments=True).save_pretrained(path)
+    return str(path)

@@ -5,12 +5,16 @@ import pytest
 from vlora.config import load_config
 from vlora.errors import ConfigError, OutputExistsError
 from vlora.eval.config import EvalConfig
+from vlora.eval.generation.config import GenerationConfig
 from vlora.laplace import PosteriorConfig
 from vlora.merge.config import MergeConfig
 from vlora.recipes.library import copy_recipe, list_recipes, read_recipe
 from vlora.training.config import TrainConfig
 
-KINDS = {"Train": TrainConfig, "Merge": MergeConfig, "Evaluate": EvalConfig, "Posterior": PosteriorConfig}
+KINDS = {
+    "Train": TrainConfig, "Merge": MergeConfig, "Evaluate": EvalConfig, "Answers": GenerationConfig,
+    "Posterior": PosteriorConfig,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])

@@ -16,7 +16,7 @@ from vlora.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Example", "examples_from_rows", "load_examples"]
+__all__ = ["Example", "examples_from_rows", "load_examples", "render"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +121,14 @@ def _read_row(
     if task == "multiple_choice":
         return _multiple_choice(row, fmt, require_label, where)
     if task == "causal_lm" and fmt.prompt is not None:
-        prompt = _render(row, fmt.prompt, where)
+        prompt = render(row, fmt.prompt, where)
         known = require_label or _present(row, fmt.response)
         return {
             "text": prompt,
             "prompt": prompt,
-            "response": _render(row, fmt.response, where) if known else None,
+            "response": render(row, fmt.response, where) if known else None,
         }
-    parts = [_render(row, part, where) for part in ([fmt.text] if isinstance(fmt.text, str) else fmt.text)]
+    parts = [render(row, part, where) for part in ([fmt.text] if isinstance(fmt.text, str) else fmt.text)]
     fields: dict[str, Any] = {"text": parts[0], "text_pair": parts[1] if len(parts) > 1 else None}
     if task == "sequence_classification" and (require_label or row.get(fmt.label) is not None):
         fields["label"] = class_index(_column(row, fmt.label, where), names, f"{where}: {fmt.label!r}")
@@ -139,7 +139,7 @@ def _multiple_choice(
     row: Mapping[str, Any], fmt: RowFormat, require_label: bool, where: str
 ) -> dict[str, Any]:
     """Prompt, choices and the index of the right one."""
-    prompt = _render(row, fmt.prompt if fmt.prompt is not None else "question", where)
+    prompt = render(row, fmt.prompt if fmt.prompt is not None else "question", where)
     choices, marks = _choices(row, fmt, where)
     label = None
     if require_label or row.get(fmt.answer) is not None:
@@ -152,7 +152,7 @@ def _choices(row: Mapping[str, Any], fmt: RowFormat, where: str) -> tuple[tuple[
     """The alternatives and the marks the data gives them (hub sets: ``{text: [...], label: [...]}``)."""
     marks: Iterable[Any] = ()
     if isinstance(fmt.choices, list):
-        values: Any = [_render(row, part, where) for part in fmt.choices]
+        values: Any = [render(row, part, where) for part in fmt.choices]
     else:
         values = _column(row, fmt.choices, where)
     if isinstance(values, Mapping) and "text" in values:
@@ -182,8 +182,17 @@ def _answer_index(
     )
 
 
-def _render(row: Mapping[str, Any], spec: str, where: str) -> str:
-    """A column's string, or a template filled from the row."""
+def render(row: Mapping[str, Any], spec: str, where: str) -> str:
+    """A column's string, or a template filled from the row.
+
+    Args:
+        row: Values by column.
+        spec: Name of a column, or a template with names in braces.
+        where: Name of the row, for messages.
+
+    Raises:
+        DataError: A column is missing or no text, or the template cannot be parsed.
+    """
     if "{" not in spec:
         value = _column(row, spec, where)
         if not isinstance(value, str):

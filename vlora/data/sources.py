@@ -12,7 +12,7 @@ from vlora.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["load_rows", "take_rows"]
+__all__ = ["load_rows", "take_indices", "take_rows"]
 
 _BUILDERS = {
     ".jsonl": "json",
@@ -49,10 +49,15 @@ def load_rows(
 
 def take_rows(rows: "Dataset", max_rows: int | None, seed: int = 0) -> "Dataset":
     """Draw ``max_rows`` rows without replacement and leave them in order; None or enough takes all."""
-    if max_rows is None or max_rows >= len(rows):
-        return rows
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:max_rows]
-    return rows.select(sorted(chosen.tolist()))
+    chosen = take_indices(len(rows), max_rows, seed)
+    return rows if len(chosen) == len(rows) else rows.select(chosen)
+
+
+def take_indices(count: int, max_rows: int | None, seed: int = 0) -> list[int]:
+    """Rows that :func:`take_rows` keeps of ``count``, in order."""
+    if max_rows is None or max_rows >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(seed).permutation(count)[:max_rows].tolist())
 
 
 def _read(config: SourceConfig, default_split: str) -> "Dataset":
