@@ -182,7 +182,7 @@ def _smooth(columns: Mapping[str, Array], resampler: Resampler) -> Metrics:
     counts = resampler.counts(len(correct))[:200]
     replicates = bootstrap(lambda weights: smooth_ece_resampled(confidence, correct, weights), counts)
     found = percentile_interval(smooth_ece(confidence, correct), replicates, len(correct))
-    floor = smooth_ece_floor(confidence, num_simulations=200, seed=resampler.seed)
+    floor = smooth_ece_floor(confidence, num_simulations=len(counts), seed=resampler.seed)
     more = {"floor": floor.mean, "floor_high": floor.high, "resamples": len(counts)}
     return {"smooth_ece": entry(found, **more)}
 
