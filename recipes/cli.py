@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 
 from vlora.errors import VloraError
+from vlora.recipes import cli_decide
 
 __all__ = ["app", "main"]
 
@@ -165,10 +166,12 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 @app.command()
 @_plain
 def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Fit the width of posteriors on data.validation, by NLL; evaluate it with `temperature=stored`.
+    """Fit the width of posteriors, prediction sets and a "don't know" threshold on data.validation.
 
-    Takes the file of `vlora eval`. Keys: as there, and calibration.ladder, calibration.refine.
-    Writes calibration.json into every posterior's folder and nothing else.
+    Takes the file of `vlora eval`. Keys: as there, and calibration: {ladder, refine, threshold_share, alpha,
+    risk, delta}. Sets and threshold are verified on data.test and every data.ood set. Evaluate the width with
+    `temperature=stored`, apply sets and threshold with `vlora predict`.
+    Writes calibration.json into every adapter's folder and nothing else.
     """
     from vlora.config import load_config
     from vlora.eval.config import EvalConfig
@@ -178,6 +181,9 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
     print(calibration_table(results))
     for result in results:
         print(f"wrote {result.path}")
+
+
+app.command()(_plain(cli_decide.predict))
 
 
 @app.command()
