@@ -1,8 +1,10 @@
-"""``vlora calibrate``: fit the width of posteriors on validation rows and keep it beside each adapter.
+"""``vlora calibrate``: fit the width of posteriors and decisions on validation rows, kept beside each adapter.
 
 The rows are scored with the same numbered draws at every width (:mod:`vlora.eval.metrics.posterior_scale`). Beside the
 width, the logit temperature is fitted: of the mean, of the draws as trained, and of the draws at the fitted width.
-Only ``calibration.json`` is written, in one rename. Test rows are read to make sure that they are others.
+Prediction sets and the threshold for "don't know" (:mod:`vlora.eval.decide`) are fitted on another part of the
+validation rows, at that width and temperature, and verified on the test rows and every out-of-distribution set.
+Only ``calibration.json`` is written, in one rename.
 """
 
 import json
@@ -17,7 +19,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from vlora.errors import ConfigError, DataError
+from vlora.errors import ConfigError
+from vlora.eval.calibrate_decisions import fit_and_verify
+from vlora.eval.calibrate_parts import Parts
 from vlora.eval.config import EvalConfig
 from vlora.eval.environment import versions
 from vlora.eval.forward import Draws
@@ -28,11 +32,11 @@ from vlora.eval.metrics.temperature import fit_temperature
 from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.prepare import Evaluation, prepare
 from vlora.eval.score_lm import TextScorer
-from vlora.eval.splits import check_apart, describe_split
+from vlora.eval.splits import describe_split
 from vlora.eval.subjects import Subject
 from vlora.files import atomic_write
 from vlora.posterior import Posterior
-from vlora.posterior.calibration import FORMAT, KEY, identity
+from vlora.posterior.calibration import DECISIONS, FORMAT, KEY, identity
 
 __all__ = ["CALIBRATION", "Calibrated", "run_calibration"]
 
@@ -43,7 +47,7 @@ CALIBRATION = "calibration.json"
 
 @dataclass(frozen=True)
 class Calibrated:
-    """One posterior that was calibrated: its name, the file and its content."""
+    """One adapter that was calibrated: its name, the file and its content."""
 
     name: str
     path: Path
@@ -51,40 +55,38 @@ class Calibrated:
 
 
 def run_calibration(config: EvalConfig) -> list[Calibrated]:
-    """Fit every posterior of an evaluation on ``data.validation`` and write its ``calibration.json``.
+    """Fit every adapter of an evaluation on ``data.validation`` and write its ``calibration.json``.
 
     Args:
-        config: The configuration of the evaluation. ``temperature`` and ``data.ood`` play no part.
+        config: The configuration of the evaluation. ``temperature`` plays no part.
 
     Returns:
-        One entry per posterior; plain adapters and the base model are passed over.
+        One entry per posterior, and per plain adapter where decisions are fitted; the base model is passed over.
 
     Raises:
-        ConfigError: No validation rows, no draws, no local posterior folder, or the test rows are the same.
+        ConfigError: No validation rows, no draws, no local folder, or the test rows are the same.
         PosteriorFormatError: An adapter is damaged or belongs to another base model.
         DataError: Data that cannot be read or scored.
         OutputError: A file cannot be written.
     """
     _check(config)
-    evaluation = prepare(replace(config, temperature=None, detect={}, data=replace(config.data, ood={})))
-    subjects = [subject for subject in evaluation.subjects if subject.kind == "posterior"]
+    evaluation = prepare(replace(config, temperature=None, detect={}))
+    decides = config.task != "causal_lm" and config.calibration.threshold_share > 0
+    kinds = ("posterior", "adapter") if decides else ("posterior",)
+    subjects = [subject for subject in evaluation.subjects if subject.kind in kinds]
     if not subjects:
         raise ConfigError("no model of this configuration has a posterior, so there is no width to fit")
+    if config.num_samples < 2 and any(subject.kind == "posterior" for subject in subjects):
+        raise ConfigError(
+            f"num_samples must be at least 2 to fit a posterior's width, got {config.num_samples}"
+        )
     folders = {subject.name: _local_folder(subject) for subject in subjects}
-    items = [item for item in evaluation.items if item.split == "validation"]
-    check_apart(describe_split(items), [i for i in evaluation.items if i.split == "test"], "the calibration")
-    if config.task != "causal_lm":
-        items = [item for item in items if item.example.label is not None]
-    if not items:
-        raise DataError("no validation row has a right answer; a calibration needs labelled rows")
-    held_out = replace(evaluation, items=items)
+    parts = Parts.of(evaluation, decides)
     done = []
-    trials = len({*config.calibration.ladder, 1.0}) + config.calibration.refine
-    rows = sum(len(batch.rows) for batch in held_out.scorer.batches) * (1 + config.num_samples * trials)
-    with tqdm(total=rows * len(subjects), unit="row", desc="calibrate", disable=None) as bar:
+    with tqdm(total=parts.rows(subjects), unit="row", desc="calibrate", disable=None) as bar:
         for subject in subjects:
             bar.set_postfix_str(subject.name)
-            content = _calibrate(held_out, subject, bar.update)
+            content = _calibrate(parts, subject, bar.update)
             path = atomic_write(folders[subject.name] / CALIBRATION, json.dumps(content, indent=2) + "\n")
             done.append(Calibrated(subject.name, path, content))
     return done
@@ -128,14 +130,37 @@ class _Trials:
         return negative_log_likelihood(log_probs, self.label).mean, log_probs
 
 
-def _calibrate(evaluation: Evaluation, subject: Subject, tick: Callable[[int], object]) -> dict[str, Any]:
-    """Content of ``calibration.json`` for one posterior."""
-    config, posterior = evaluation.config, subject.posterior
+def _calibrate(parts: Parts, subject: Subject, tick: Callable[[int], object]) -> dict[str, Any]:
+    """Content of ``calibration.json`` for one adapter."""
+    evaluation, posterior = parts.fit, subject.posterior
     assert posterior is not None
     with evaluation.host.wearing(posterior) as model:
         trials = _Trials(evaluation, model, posterior, tick)
-        nll_mean, at_mean = trials.at_mean()
-        fit = fit_std_scale(trials.nll, config.calibration.ladder, refine=config.calibration.refine)
+        sections = _fit_width(parts, trials, subject) if subject.kind == "posterior" else _fit_mean(trials)
+        if parts.others is not None:
+            scale = sections[KEY]["std_scale"] if KEY in sections else None
+            used = posterior if scale is None else posterior.scaled(scale)
+            name = "mean" if scale is None else "samples_fitted"
+            temperature = sections["logit_temperature"][name]["temperature"]
+            sections[DECISIONS] = fit_and_verify(
+                parts.others, len(parts.threshold), model, used, temperature, subject.name, tick
+            )
+    replaced = ("logit_temperature", KEY, DECISIONS)
+    kept = {k: v for k, v in (posterior.calibration or {}).items() if k not in replaced}
+    return {
+        **kept,
+        "format": FORMAT,
+        "posterior_sha256": identity(posterior),
+        "versions": versions(),
+        **sections,
+    }
+
+
+def _fit_width(parts: Parts, trials: "_Trials", subject: Subject) -> dict[str, Any]:
+    """Sections of the width and of the logit temperatures."""
+    evaluation, config, posterior = parts.fit, parts.fit.config, trials.posterior
+    nll_mean, at_mean = trials.at_mean()
+    fit = fit_std_scale(trials.nll, config.calibration.ladder, refine=config.calibration.refine)
     if fit.at_bound:
         logger.warning(
             "%s: the best width x %g is the end of calibration.ladder; %s",
@@ -145,23 +170,25 @@ def _calibrate(evaluation: Evaluation, subject: Subject, tick: Callable[[int], o
         )
     section = {
         **_width(fit, posterior, nll_mean),
+        "rows": len(evaluation.items),
         "num_samples": config.num_samples,
         "antithetic": config.antithetic,
         "task": config.task,
         "dtype": config.dtype,
         "quantization": config.quantization,
-        "split": describe_split(evaluation.items),
+        "split": describe_split(parts.validation),
     }
-    kept = {k: v for k, v in (posterior.calibration or {}).items() if k != "logit_temperature"}
     logit = {} if at_mean is None else {"logit_temperature": _logit_temperatures(trials, at_mean, fit)}
-    return {
-        **kept,
-        "format": FORMAT,
-        "posterior_sha256": identity(posterior),
-        "versions": versions(),
-        KEY: section,
-        **logit,
-    }
+    return {KEY: section, **logit}
+
+
+def _fit_mean(trials: "_Trials") -> dict[str, Any]:
+    """Section of the logit temperature of a plain adapter."""
+    _, at_mean = trials.at_mean()
+    assert at_mean is not None  # plain adapters are calibrated for their decisions alone
+    found = fit_temperature(at_mean, trials.label)
+    entry = {"temperature": found.temperature, "nll": found.nll, "at_bound": found.at_bound}
+    return {"logit_temperature": {"mean": entry}}
 
 
 def _width(fit: ScaleFit, posterior: Posterior, nll_mean: float) -> dict[str, Any]:
@@ -197,10 +224,6 @@ def _check(config: EvalConfig) -> None:
     if config.data.validation is None:
         raise ConfigError(
             "data.validation is needed: a posterior's width is fitted on rows apart from the test rows"
-        )
-    if config.num_samples < 2:
-        raise ConfigError(
-            f"num_samples must be at least 2 to fit a posterior's width, got {config.num_samples}"
         )
 
 

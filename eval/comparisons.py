@@ -12,12 +12,13 @@ import numpy as np
 
 from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
+from vlora.eval.metrics.intervals import Counts, Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Ratio, Resampler, entry
 
 __all__ = ["Detect", "compare_models", "default_detection", "detect_groups"]
 
+_AREA_RESAMPLES = 200  # of the area under the precision-recall curve, whose arrays are long
 Detect = Mapping[str, Mapping[str, Sequence[str]]]
 """Name -> ``{"positive": groups, "negative": groups}``."""
 
@@ -108,7 +109,7 @@ def default_detection(tables: Sequence[ModelTable]) -> dict[str, dict[str, list[
 
 
 def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resampler) -> list[dict[str, Any]]:
-    """AUROC and FPR95 of every score for every question, model and predictor.
+    """AUROC, FPR95 and AUPR of every score for every question, model and predictor.
 
     Positive and negative items are resampled apart, since their numbers are given. ``length`` is the prompt's
     number of tokens: a baseline that knows nothing of the model (below .5: positive prompts are shorter).
@@ -153,10 +154,23 @@ def _separation(values: Array, rows: Mapping[str, IntArray], resampler: Resample
 
     point, replicates = statistic(np.ones((1, len(score))))[0], bootstrap(statistic, counts)
     columns = {"auroc": 0, "fpr95": 1}
-    return {
+    found = {
         name: entry(percentile_interval(float(point[i]), replicates[:, i], len(score)))
         for name, i in columns.items()
     }
+    return {**found, "aupr": _precision_area(score, positive, counts[:_AREA_RESAMPLES])}
+
+
+def _precision_area(score: Array, positive: Array, counts: Counts) -> dict[str, Any]:
+    """Area under the precision-recall curve with its chance level, the share of positives.
+
+    Unlike the two above it depends on the order inside runs of one class, so their short arrays do not serve it.
+    """
+    ranking = Ranking.of(score)
+    replicates = bootstrap(lambda w: Separation.of(ranking, positive, w).average_precision(), counts)
+    value = float(Separation.of(ranking, positive, np.ones((1, len(score)))).average_precision()[0])
+    found = percentile_interval(value, replicates, len(score))
+    return entry(found, chance=float(positive.mean()), resamples=len(counts))
 
 
 def _check_questions(tables: Sequence[ModelTable], detect: Detect) -> None:

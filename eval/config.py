@@ -81,6 +81,15 @@ class CalibrationConfig:
     """Factors on the standard deviations to try first, rising; each costs ``num_samples`` passes."""
     refine: int = 4
     """Further factors to try around the best one."""
+    threshold_share: float = 0.5
+    """Share of the validation rows that is kept from the width and temperatures to fit prediction sets and the
+    threshold for "don't know" on; 0 fits none. Both are then verified on the test and out-of-distribution rows."""
+    alpha: tuple[float, ...] = (0.05, 0.1, 0.2)
+    """Shares of items whose prediction set may miss the right choice; one set of rules for each."""
+    risk: float = 0.05
+    """Error rate allowed among the answers that are not "don't know"."""
+    delta: float = 0.1
+    """Chance, over validation sets, that the fitted threshold breaks ``risk``."""
 
     def __post_init__(self) -> None:
         rising = list(self.ladder) == sorted(set(self.ladder))
@@ -88,6 +97,11 @@ class CalibrationConfig:
             raise ConfigError(
                 f"calibration.ladder must be two or more positive factors in rising order, got {list(self.ladder)}"
             )
+        if not 0 <= self.threshold_share < 1:
+            raise ConfigError(f"calibration.threshold_share must be in [0, 1), got {self.threshold_share}")
+        for name, value in (("risk", self.risk), ("delta", self.delta), *(("alpha", a) for a in self.alpha)):
+            if not 0 < value < 1:
+                raise ConfigError(f"calibration.{name} must lie between 0 and 1, got {value}")
         if self.refine < 0:
             raise ConfigError(f"calibration.refine must be 0 or more, got {self.refine}")
 

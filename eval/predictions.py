@@ -12,11 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlora.errors import DataError
+from vlora.eval.further_metrics import add_draw_errors, class_metrics, further_metrics
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.intervals import Interval
 from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
 from vlora.eval.metrics.temperature import temper, temperature_interval
-from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.metrics.uncertainty import (
+    disagreement,
+    entropy,
+    expected_entropy,
+    mixture_log_probs,
+    mutual_information,
+    variation_ratio,
+)
 from vlora.eval.records import Record
 from vlora.eval.summaries import summarise
 from vlora.eval.tables import PREDICTORS, Metrics, ModelTable, Ratio, Resampler
@@ -52,6 +60,7 @@ class ChoiceTable(ModelTable):
             at_mean[row, : len(answer)] = answer
         samples = _stack_samples(model, records, width)
         self.num_samples = 0 if samples is None else len(samples)
+        self._samples, self._antithetic = samples, records[0].antithetic
         self._truth = _truth(records, width)
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
@@ -75,11 +84,39 @@ class ChoiceTable(ModelTable):
         """The predictor of that name."""
         return self._predictives[predictor]
 
-    def summarise(self, predictor: str, rows: IntArray, resampler: Resampler) -> Metrics:
-        """Compute all metrics of ``rows`` with their intervals."""
+    @property
+    def samples(self) -> Array | None:
+        """Log-probabilities per draw ``(S, N, K)``, None without draws."""
+        return self._samples
+
+    @property
+    def antithetic(self) -> bool:
+        """Whether draws 2j and 2j+1 mirror each other."""
+        return self._antithetic
+
+    def summarise(
+        self, predictor: str, rows: IntArray, resampler: Resampler, *, full: bool = False
+    ) -> Metrics:
+        """Compute the metrics of ``rows`` with their intervals; all that there are where ``full``."""
         predictive = self._predictives[predictor]
         columns = {name: column[rows] for name, column in predictive.columns.items()}
-        return summarise(columns, self.labelled[rows], predictive.temperature, resampler)
+        metrics = summarise(columns, self.labelled[rows], predictive.temperature, resampler)
+        if full and self.labelled[rows].any():
+            metrics |= self._further(predictor, rows[self.labelled[rows]], resampler)
+            if predictor == "samples" and self._samples is not None:
+                draws = self._samples[:, rows]
+                add_draw_errors(metrics, draws, self.label[rows], self._antithetic, resampler)
+        return metrics
+
+    def _further(self, predictor: str, rows: IntArray, resampler: Resampler) -> Metrics:
+        """What goes beyond the headline, of labelled rows."""
+        predictive = self._predictives[predictor]
+        columns = {name: column[rows] for name, column in predictive.columns.items()}
+        metrics = further_metrics(columns, resampler)
+        named = {self.records[row].choices for row in rows}
+        if len(named) == 1 and named != {None}:  # classes, and not choices that only have a position
+            metrics |= class_metrics(predictive.log_probs[rows], self.label[rows], resampler)
+        return metrics
 
     def ratios(self, predictor: str) -> dict[str, Ratio]:
         """Accuracy, NLL and the divergence to a known answer distribution, with every item counting one."""
@@ -93,7 +130,9 @@ class ChoiceTable(ModelTable):
         columns = self._predictives[predictor].columns
         found = {"max_probability": -columns["log_confidence"], "entropy": columns["entropy"]}
         split = {
-            name: columns[name] for name in ("expected_entropy", "mutual_information") if name in columns
+            name: columns[name]
+            for name in ("expected_entropy", "mutual_information", "variation_ratio")
+            if name in columns
         }
         return found | split
 
@@ -131,6 +170,8 @@ class ChoiceTable(ModelTable):
         split = {"expected_entropy": expected_entropy(samples)}
         if len(samples) > 1:
             split["mutual_information"] = mutual_information(samples, antithetic=antithetic)
+            split["variation_ratio"] = variation_ratio(samples)
+            split["disagreement"] = disagreement(samples)
         return self._predictive(mixture_log_probs(samples), None, **split)
 
     def _tempered(self, predictive: Predictive, held_out: IntArray, resampler: Resampler) -> Predictive:

@@ -62,6 +62,12 @@ class Evaluation:
         plain = to_plain(self.config)
         return content_key([base, items, self.classes, versions(), *(plain[name] for name in names)])
 
+    def restricted(self, items: Sequence[Item]) -> "Evaluation":
+        """The same evaluation on other items; base model and tokenizer are shared."""
+        other = replace(self, items=items)
+        other.__dict__["host"] = self.host
+        return other
+
     def key(self, subject: Subject) -> str:
         """Hash of everything that one model's records depend on."""
         return content_key([subject.name, subject.content(), self._shared_key])

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlora.errors import DataError, OutputError
+from vlora.eval.report_all import all_detection, all_metrics
 from vlora.eval.report_figures import figure_blocks, mistake_blocks
 from vlora.eval.report_format import amount, number, value_of
 from vlora.eval.report_headline import findings, headline
@@ -143,6 +144,8 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "findings": findings(results, best),
         "models": [_model_row(m) for m in results.get("models") or []],
         "main": main_table(results, best),
+        "everything": all_metrics(results),
+        "all_detection": all_detection(results),
         "groups": group_tables(results),
         "has_unscored": bool(unscored),
         "detection": detection_table(results),

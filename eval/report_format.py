@@ -1,7 +1,7 @@
 """How a number of ``results.json`` is written in the report: name, direction, digits, interval.
 
-The table ``METRICS`` is the only place that knows how a metric is presented; a metric that is not in it is shown
-under its own key, without a direction. Missing numbers (None, NaN) become an en dash, never a zero.
+How each metric is presented stands in :mod:`vlora.eval.metric_names`. Missing numbers (None, NaN) become an en dash,
+never a zero.
 """
 
 import math
@@ -9,17 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlora.eval.metric_names import Metric
+
 __all__ = [
     "DASH",
-    "METRICS",
     "Cell",
-    "Metric",
     "amount",
     "cell",
     "difference_cell",
     "duration",
     "interval",
-    "metric",
     "number",
     "predictor_label",
     "score_label",
@@ -38,34 +37,9 @@ _SCORES = {
     "entropy": "entropy",
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
+    "variation_ratio": "variation ratio",
     "length": "length only",
 }
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Presentation of one metric.
-
-    Attributes:
-        key: Name in ``results.json``.
-        label: Column head.
-        direction: +1 higher is better, -1 lower is better, 0 neither.
-        digits: Decimals shown.
-        percent: Show a share as a percentage.
-        hint: What it is, in one phrase.
-    """
-
-    key: str
-    label: str
-    direction: int = 0
-    digits: int = 3
-    percent: bool = False
-    hint: str = ""
-
-    @property
-    def arrow(self) -> str:
-        """Arrow in the better direction, or nothing."""
-        return {1: "↑", -1: "↓"}.get(self.direction, "")
 
 
 @dataclass(frozen=True)
@@ -89,58 +63,6 @@ class Cell:
     shade: float | None = None
     tone: str = "plain"
     title: str = ""
-
-
-METRICS = {
-    m.key: m
-    for m in (
-        Metric("accuracy", "Accuracy", 1, 1, True, "share of questions answered correctly"),
-        Metric("perplexity", "Perplexity", -1, 2, False, "exp of the mean negative log-likelihood per token"),
-        Metric("nll", "NLL", -1, 3, False, "mean negative log-probability of the right answer, in nats"),
-        Metric(
-            "nll_sequence", "NLL of texts", -1, 3, False, "nats per token, one posterior draw per whole text"
-        ),
-        Metric(
-            "kl_to_truth", "KL to truth", -1, 3, False, "divergence from the known distribution of answers"
-        ),
-        Metric(
-            "brier", "Brier", -1, 3, False, "squared error of the probabilities, summed over choices, 0 to 2"
-        ),
-        Metric("ece_15_equal_width", "ECE", -1, 3, False, "calibration error, 15 bins of equal width"),
-        Metric(
-            "ece_15_equal_mass", "ECE, equal mass", -1, 3, False, "calibration error, 15 bins of equal count"
-        ),
-        Metric(
-            "auroc_correctness", "AUROC", 1, 3, False, "chance that a right answer is the more confident one"
-        ),
-        Metric("aurc", "AURC", -1, 3, False, "mean error rate over all coverages"),
-        Metric("excess_aurc", "Excess AURC", -1, 3, False, "AURC above that of a perfect ordering"),
-        Metric(
-            "accuracy_at_80_coverage",
-            "Acc. at 80\N{NO-BREAK SPACE}%",
-            1,
-            1,
-            True,
-            "accuracy on the most confident 80 %",
-        ),
-        Metric("calibration_gap", "Calibration gap", 0, 3, False, "mean confidence minus accuracy"),
-        Metric("mean_confidence", "Mean confidence", 0, 1, True, "mean probability of the chosen answer"),
-        Metric(
-            "confident_share", "Confident answers", 0, 1, True, "share of answers with probability above 0.5"
-        ),
-        Metric("entropy", "Entropy", 0, 3, False, "predictive entropy in nats"),
-        Metric("expected_entropy", "Expected entropy", 0, 3, False, "aleatoric part of the entropy, in nats"),
-        Metric(
-            "mutual_information", "Mutual information", 0, 3, False, "epistemic part of the entropy, in nats"
-        ),
-        Metric("temperature", "Temperature", 0, 2, False, "fitted on the validation split"),
-    )
-}
-
-
-def metric(key: str) -> Metric:
-    """Return the presentation of ``key``; an unknown metric is shown under its key."""
-    return METRICS.get(key) or Metric(key, key.replace("_", " "))
 
 
 def predictor_label(predictor: str) -> str:

@@ -7,7 +7,8 @@ only by paired differences, and the largest of many scores is named as such.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlora.eval.report_format import METRICS, cell, number, predictor_label, score_label, value_of
+from vlora.eval.metric_names import METRICS
+from vlora.eval.report_format import cell, number, predictor_label, score_label, value_of
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
 __all__ = ["findings", "headline"]

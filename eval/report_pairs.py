@@ -7,12 +7,11 @@ mark a best value or to call one model better than another.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlora.eval.metric_names import METRICS, metric
 from vlora.eval.report_format import (
-    METRICS,
     Cell,
     cell,
     difference_cell,
-    metric,
     number,
     predictor_label,
     score_label,
@@ -59,7 +58,11 @@ def _rivals(results: Results, model: str, predictor: str, key: str) -> set[str]:
 
 def detection_table(results: Results) -> dict[str, Any]:
     """Return, per named pair of groups, a row per model and a column per predictor and score (AUROC)."""
-    entries = [d for d in results.get("detection") or [] if "+" not in (d.get("predictor") or "")]
+    entries = [
+        d
+        for d in results.get("detection") or []
+        if "+" not in (d.get("predictor") or "") and d["score"] != "variation_ratio"
+    ]
     seen = dict.fromkeys((d.get("predictor") or "", d["score"]) for d in entries if d["score"] != "length")
     columns = sorted(seen, key=lambda c: (_rank(c[0]),))
     lookup = {(d["name"], d["model"], d.get("predictor") or "", d["score"]): d for d in entries}

@@ -8,16 +8,8 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from vlora.eval.report_format import (
-    METRICS,
-    Cell,
-    Metric,
-    cell,
-    metric,
-    number,
-    predictor_label,
-    value_of,
-)
+from vlora.eval.metric_names import METRICS, Metric, metric
+from vlora.eval.report_format import Cell, cell, number, predictor_label, value_of
 
 __all__ = [
     "PREDICTOR_ORDER",
@@ -33,9 +25,18 @@ Results = Mapping[str, Any]
 Kinds = tuple[list[str], list[str], list[str]]
 MakeCell = Callable[[str, str, str], Cell]
 PREDICTOR_ORDER = ("mean", "samples", "mean+temperature", "samples+temperature")
-_BESIDE = {  # shown beside or below another number, not as columns of the main table
-    *("ece_15_equal_mass", "temperature", "expected_entropy", "mutual_information"),
-    *("mean_confidence", "confident_share", "excess_aurc", "calibration_gap"),
+_MAIN = {  # one or two numbers a question; the others are in the full table
+    *(
+        "accuracy",
+        "perplexity",
+        "nll",
+        "nll_sequence",
+        "kl_to_truth",
+        "brier",
+        "ece_15_equal_width",
+        "smooth_ece",
+    ),
+    *("auroc_correctness", "aurc", "augrc", "accuracy_at_80_coverage", "entropy"),
 }
 _MEASURES = ("kl_to_truth", "mean_confidence", "confident_share", "entropy", "mutual_information")
 
@@ -85,7 +86,7 @@ def main_table(results: Results, best: Collection[tuple[str, str, str]] = ()) ->
     """
     rows = [r for r in results.get("rows") or [] if r["group"] == "all"]
     present = {k for r in rows for k, v in (r.get("metrics") or {}).items() if _stated(v)}
-    keys = [k for k in METRICS if k in present and k not in _BESIDE]
+    keys = [k for k in METRICS if k in present and k in _MAIN]
     keys += sorted(present - set(METRICS))
     blocks = []
     for model in models_of(results):
@@ -120,7 +121,7 @@ def group_tables(results: Results) -> list[dict[str, Any]]:
 def _main_cell(found: Mapping[str, Any], of: Metric, best: bool) -> Cell:
     """Return a cell of the main table; ECE carries its floor, entropy its two parts."""
     note = ""
-    if of.key.startswith("ece"):
+    if of.key.startswith(("ece", "smooth_ece")):
         floor, top = value_of(found.get(of.key), "floor"), value_of(found.get(of.key), "floor_high")
         note = f"floor {number(floor)}" if floor is not None else ""
         note += f", up to {number(top)}" if note and top is not None else ""

@@ -120,7 +120,7 @@ def _rows(table: ModelTable, resampler: Resampler) -> list[dict[str, Any]]:
     return [
         {
             **{"model": table.model, "predictor": predictor, "group": group},
-            "metrics": table.summarise(predictor, rows, resampler),
+            "metrics": table.summarise(predictor, rows, resampler, full=group == ALL),
         }
         for predictor in table.predictors
         for group, rows in groups

@@ -25,6 +25,7 @@ _MEANS = {"accuracy": "correct", "nll": "nll", "brier": "brier"}
 _CERTAINTY = {
     **{"mean_confidence": "confidence", "confident_share": "confident_share", "entropy": "entropy"},
     **{"expected_entropy": "expected_entropy", "mutual_information": "mutual_information"},
+    **{"variation_ratio": "variation_ratio", "disagreement": "disagreement"},
 }
 _RANKED = (
     *("ece_15_equal_width", "ece_15_equal_mass", "auroc_correctness", "aurc", "excess_aurc"),

@@ -83,8 +83,10 @@ class ModelTable(ABC):
         """Predictors this model has, a part of ``PREDICTORS``."""
 
     @abstractmethod
-    def summarise(self, predictor: str, rows: IntArray, resampler: Resampler) -> Metrics:
-        """Compute all metrics of ``rows`` with their intervals."""
+    def summarise(
+        self, predictor: str, rows: IntArray, resampler: Resampler, *, full: bool = False
+    ) -> Metrics:
+        """Compute the metrics of ``rows`` with their intervals; all that there are where ``full``."""
 
     @abstractmethod
     def ratios(self, predictor: str) -> dict[str, Ratio]:

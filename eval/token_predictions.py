@@ -55,8 +55,10 @@ class TokenTable(ModelTable):
         """Predictors this model has."""
         return ("mean", "samples") if self.has_samples else ("mean",)
 
-    def summarise(self, predictor: str, rows: IntArray, resampler: Resampler) -> Metrics:
-        """Compute all metrics of the documents ``rows`` with their intervals."""
+    def summarise(
+        self, predictor: str, rows: IntArray, resampler: Resampler, *, full: bool = False
+    ) -> Metrics:
+        """Compute all metrics of the documents ``rows`` with their intervals; ``full`` adds nothing to them."""
         sums = {name: column[rows] for name, column in self._columns[predictor].items()}
         size, counts = self._size[rows], resampler.counts(len(rows))
         confidence, correct = self.reliability(predictor, rows)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vlora.recipes import cli_decide
 from vlora.recipes.command import ConfigPath, Debug, Overrides, plain, say
 from vlora.recipes.merge import merge_app
 
@@ -93,10 +94,12 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 @app.command()
 @plain
 def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Fit the width of posteriors on data.validation, by NLL; evaluate it with `temperature=stored`.
+    """Fit the width of posteriors, prediction sets and a "don't know" threshold on data.validation.
 
-    Takes the file of `vlora eval`. Keys: as there, and calibration.ladder, calibration.refine.
-    Writes calibration.json into every posterior's folder and nothing else.
+    Takes the file of `vlora eval`. Keys: as there, and calibration: {ladder, refine, threshold_share, alpha,
+    risk, delta}. Sets and threshold are verified on data.test and every data.ood set. Evaluate the width with
+    `temperature=stored`, apply sets and threshold with `vlora predict`.
+    Writes calibration.json into every adapter's folder and nothing else.
     """
     from vlora.config import load_config
     from vlora.eval.config import EvalConfig
@@ -107,6 +110,9 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
     print(calibration_table(results))
     for result in results:
         print(f"wrote {result.path}")
+
+
+app.command()(plain(cli_decide.predict))
 
 
 @app.command()

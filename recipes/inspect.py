@@ -33,9 +33,11 @@ def _short(calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The fitted numbers without what was tried and on which rows."""
     width = calibration.get("posterior_temperature") or {}
     logit = calibration.get("logit_temperature") or {}
+    abstention = (calibration.get("decisions") or {}).get("abstention") or {}
     return {
         **{name: width.get(name) for name in ("std_scale", "temperature")},
         **{f"logit T of {name}": fit.get("temperature") for name, fit in logit.items()},
+        "answers when 1 - confidence is at most": abstention.get("threshold"),
     }
 
 

@@ -94,6 +94,14 @@ class Separation:
         rate = _over(np.take_along_axis(alarms, first, axis=1)[:, 0], alarms[:, -1])
         return np.where(found[:, -1] > 0, rate, np.nan)
 
+    def average_precision(self) -> Array:
+        """Step sum of precision over recall, per resample, ``(B,)``; NaN without a positive."""
+        hits, alarms = self.positives[:, ::-1], self.negatives[:, ::-1]
+        found = np.cumsum(hits, axis=1)
+        flagged = found + np.cumsum(alarms, axis=1)
+        precision = np.divide(found, flagged, out=np.zeros_like(found), where=flagged > 0)
+        return _over((hits * precision).sum(axis=1), found[:, -1])
+
 
 def _separate(score: Any, positive: Any) -> Separation:
     """Both classes with every item counting one, ``B = 1``."""
@@ -157,11 +165,4 @@ def average_precision(score: Any, positive: Any) -> float:
     Raises:
         DataError: Lengths differ, empty, or NaN.
     """
-    score, positive = vector("score", score), unit_interval("positive", positive)
-    same_length(score=score, positive=positive)
-    ranking, ones = Ranking.of(-score), np.ones((1, len(score)))
-    hits = ranking.collapse(ones, positive)[0]
-    if hits.sum() == 0:
-        return float("nan")
-    precision = np.cumsum(hits) / np.cumsum(ranking.collapse(ones)[0])
-    return float(hits @ precision / hits.sum())
+    return float(_separate(score, positive).average_precision()[0])

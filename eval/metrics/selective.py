@@ -94,6 +94,21 @@ class Kept:
         taken = np.clip(answered - (self.total - self.count), 0.0, self.count)
         return 1 - (taken * self._rate()).sum(axis=1) / answered[:, 0]
 
+    def coverage_at(self, risk: float) -> Array:
+        """Largest coverage with an error rate of at most ``risk``, in whole tie groups, per resample, ``(B,)``."""
+        good = self.total_errors <= risk * self.total + 1e-9
+        return (self.total * good).max(axis=1) / self.total[0, -1]
+
+    def rejection_ratio(self) -> Array:
+        """Prediction-rejection ratio of right and wrong answers per resample, ``(B,)``; NaN where all are alike.
+
+        The mean quality of what is kept is 1 - risk, so its area is 1 - AURC, for the oracle order too.
+        """
+        wrong = self.total_errors[:, -1] / self.total[:, -1]
+        gain = wrong - self.oracle_aurc()
+        alike = (wrong <= 0) | (wrong >= 1)
+        return np.divide(wrong - self.aurc(), gain, out=np.full_like(gain, np.nan), where=~alike & (gain > 0))
+
     def _rate(self) -> Array:
         """Error rate of each group, 0 where a resample has none of it."""
         return self.errors / np.maximum(self.count, 1.0)
@@ -228,6 +243,4 @@ def coverage_at_risk(uncertainty: Any, correct: Any, risk: float = 0.05) -> floa
     """
     if not 0 <= risk <= 1:
         raise DataError(f"risk must lie in [0, 1], got {risk}")
-    kept = _once(uncertainty, correct)
-    good = kept.total_errors[0] <= risk * kept.total[0] + 1e-9
-    return float(kept.total[0][good].max(initial=0.0) / kept.total[0, -1])
+    return float(_once(uncertainty, correct).coverage_at(risk)[0])

@@ -38,6 +38,7 @@ def world(built, tmp_path):
 
 def settings(world, tmp_path, **changes):
     changes = {"model": str(tmp_path / "first"), "overwrite": True, **changes}
+    changes["calibration"] = {"threshold_share": 0, **changes.get("calibration", {})}  # widths alone
     return eval_world.config(world, tmp_path / changes.pop("name", "out"), **changes)
 
 

@@ -6,9 +6,10 @@ import re
 import pytest
 from report_fixture import SEEN, UNSEEN, check, entry, make_results
 
+from vlora.eval.metric_names import metric
 from vlora.eval.plots import Curve, PointSet, entropy_scatter, reliability_diagram, risk_coverage
 from vlora.eval.report import render_report
-from vlora.eval.report_format import amount, cell, metric, number
+from vlora.eval.report_format import amount, cell, number
 from vlora.eval.report_pairs import best_keys, forest_table
 from vlora.eval.report_tables import group_names, main_table
 

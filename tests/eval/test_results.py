@@ -8,14 +8,32 @@ import pytest
 from vlora.errors import DataError
 from vlora.eval.metrics.calibration import calibration, calibration_floor
 from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
-from vlora.eval.metrics.ranking import auroc, fpr_at_tpr
+from vlora.eval.metrics.ranking import auroc, average_precision, fpr_at_tpr
 from vlora.eval.metrics.selective import accuracy_at_coverage, aurc, excess_aurc
 from vlora.eval.metrics.temperature import fit_temperature, temper
-from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.metrics.uncertainty import (
+    disagreement,
+    entropy,
+    expected_entropy,
+    mixture_log_probs,
+    mutual_information,
+    variation_ratio,
+)
 from vlora.eval.results import compute_results, read_results, write_results
 
 GROUPS = {"easy": 60, "hard": 50, "ambiguous": 20, "unknown": 30}
 DRAWS = 4
+FURTHER = {
+    *("augrc", "prediction_rejection_ratio", "accuracy_at_50_coverage", "accuracy_at_90_coverage"),
+    *("coverage_at_5_risk", "aupr_error", "aupr_correct", "fpr95_error", "smooth_ece"),
+    *(
+        "l2_15_equal_width",
+        "debiased_l2_15_equal_width",
+        "mce_15_equal_width",
+        "classwise_ece_15_equal_width",
+    ),
+    *("reliability_isotonic", "resolution_isotonic", "uncertainty_isotonic"),
+}
 
 
 def log_softmax(z):
@@ -97,6 +115,7 @@ def test_rows_cover_models_predictors_and_groups(results):
     unknown = metrics_of(results, "ivon", "samples", "unknown")
     assert set(unknown) == {
         *("mean_confidence", "confident_share", "entropy", "expected_entropy", "mutual_information"),
+        *("variation_ratio", "disagreement"),
     }
     assert "mutual_information" not in metrics_of(results, "plain", "mean", "all")
     assert "expected_entropy" not in metrics_of(results, "ivon", "samples+temperature", "all")
@@ -140,8 +159,11 @@ def test_values_are_those_of_the_metrics(records, results, model, predictor, gro
     if predictor == "samples":
         expected["expected_entropy"] = expected_entropy(samples).mean()
         expected["mutual_information"] = mutual_information(samples).mean()
+        expected["variation_ratio"] = variation_ratio(samples).mean()
+        expected["disagreement"] = disagreement(samples).mean()
     found = metrics_of(results, model, predictor, group)
-    assert set(found) - {"temperature"} == set(expected)
+    further = FURTHER if group == "all" else set()
+    assert set(found) - {"temperature"} == set(expected) | further
     for name, value in expected.items():
         assert found[name]["value"] == pytest.approx(value, abs=1e-12), name
         assert found[name]["n"] == len(label)
@@ -202,7 +224,11 @@ def test_default_detection_and_length_baseline(records, results):
     length = found["plain", "mean", "length"]
     assert length["auroc"]["value"] == pytest.approx(auroc([r["num_tokens"] for r in rows], odd))
     scores = {s for m, p, s in found if (m, p) == ("ivon", "samples")}
-    assert scores == {"max_probability", "entropy", "expected_entropy", "mutual_information"}
+    assert scores == {
+        *("max_probability", "entropy", "expected_entropy", "mutual_information", "variation_ratio"),
+    }
+    assert score["aupr"]["value"] == pytest.approx(average_precision(-log_probs.max(1), odd))
+    assert score["aupr"]["chance"] == pytest.approx(odd.mean())
 
 
 def test_detection_questions_of_the_user(records):

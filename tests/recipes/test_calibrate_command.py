@@ -60,7 +60,7 @@ def test_one_file_calibrates_and_evaluates(config, capsys):
     printed = capsys.readouterr().out
     content = json.loads((config.parent / "a/calibration.json").read_text())
     width = content["posterior_temperature"]
-    assert "a: 8 held-out rows, 2 draws" in printed
+    assert "a: 4 held-out rows, 2 draws" in printed and "on test (8 rows, 8 with a right answer)" in printed
     assert (
         f"draws at std x {width['std_scale']:.4g}" in printed
         and f"nll {width['nll']['fitted']:.4f}" in printed

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vlora.errors import PosteriorFormatError
 from vlora.files import atomic_folder, check_output_folder
+from vlora.posterior.decisions import check_content
 from vlora.posterior.hashing import tensors_sha256
 from vlora.posterior.meta import PosteriorMeta
 
@@ -100,6 +101,7 @@ def read(folder: Path) -> dict[str, Any]:
     curvature = _read_tensors(folder / CURVATURE) if (folder / CURVATURE).is_file() else None
     _check_finite(curvature or {}, "curvature", str(folder))
     calibration = _read_object(folder / CALIBRATION) if (folder / CALIBRATION).is_file() else None
+    check_content(calibration, str(folder / CALIBRATION))
     return {
         "mean": mean,
         "hess": hess,

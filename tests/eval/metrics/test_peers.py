@@ -10,6 +10,8 @@ import pytest
 from vlora.eval.metrics.calibration import calibration, debiased_l2
 from vlora.eval.metrics.classwise import marginal_debiased_l2
 from vlora.eval.metrics.ranking import auroc, average_precision
+from vlora.eval.metrics.rejection import rejection_area
+from vlora.eval.metrics.selective import aurc
 from vlora.eval.metrics.smooth_calibration import smooth_ece
 
 FOLDER = Path(__file__).parent / "peers"
@@ -29,7 +31,8 @@ def generated_cases():
 def ours():
     """Every number of ours that a peer has a counterpart of."""
     found = {}
-    for case, (probs, label) in generated_cases().items():
+    for case in ("medium", "small"):
+        probs, label = generated_cases()[case]
         confidence, right = probs.max(1), (probs.argmax(1) == label).astype(float)
         width, mass = calibration(confidence, right), calibration(confidence, right, scheme="equal_mass")
         found[case] = {
@@ -42,6 +45,11 @@ def ours():
             "auroc": auroc(-confidence, 1 - right),
             "ap": average_precision(-confidence, 1 - right),
             "smooth_ece": smooth_ece(confidence, right),
+            "ece_20": calibration(confidence, right, 20).ece,
+            "aurc": aurc(-confidence, right),
+            "auroc_right_low": auroc(-confidence, right),
+            **{f"area_{share}": rejection_area(-confidence, right, share) for share in (1.0, 0.5)},
+            **{f"oracle_{share}": rejection_area(-right, right, share) for share in (1.0, 0.5)},
             "smooth_ece_class_0": smooth_ece(probs[:, 0], label == 0),
         }
     return found
@@ -62,6 +70,10 @@ AGREEMENT = [
     ("ece_mass", "calibration", "ece_15_mass", 1e-12),
     ("debiased_l2_mass", "calibration", "debiased_l2_mass", 1e-4),
     ("marginal_debiased_l2", "calibration", "marginal_debiased_l2", 4e-4),
+    ("ece_20", "lm_polygraph", "ece_20", 1e-12),
+    ("aurc", "lm_polygraph", "aurc", 1e-12),
+    ("auroc_right_low", "lm_polygraph", "auroc", 1e-12),
+    *((name, "lm_polygraph", name, 1e-12) for name in ("area_1.0", "area_0.5", "oracle_1.0", "oracle_0.5")),
     ("smooth_ece", "relplot", "smooth_ece", 1e-3),
     ("smooth_ece_class_0", "relplot", "smooth_ece_class_0", 5e-3),
 ]
@@ -100,7 +112,8 @@ def relplot_rule(f, y):
 
 
 def test_the_gap_to_relplot_is_its_discretisation():
-    for case, (probs, label) in generated_cases().items():
+    for case in ("medium", "small"):
+        probs, label = generated_cases()[case]
         theirs, right = FROZEN["relplot"]["cases"][case], (probs.argmax(1) == label).astype(float)
         assert relplot_rule(probs.max(1), right) == pytest.approx(theirs["smooth_ece"], abs=1e-6)
         of_class = relplot_rule(probs[:, 0], label == 0)

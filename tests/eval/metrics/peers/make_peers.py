@@ -34,6 +34,13 @@ def cases():
     rng = np.random.default_rng(7)
     small = softmax(rng.normal(size=(150, 3)))
     yield "small", small, np.array([rng.choice(3, p=row) for row in small])
+    sure = small.copy()
+    sure[::7] = np.eye(3)[small[::7].argmax(1)]  # confidence of exactly 1, as a bf16 softmax gives
+    yield "sure", sure.copy(), np.array([rng.choice(3, p=row) for row in small])
+    sure[1::7] = [0.95, 0.03, 0.02]  # beside them others that belong into the same bin, and are always right
+    label = np.array([rng.choice(3, p=row) for row in small])
+    label[1::7] = 0
+    yield "edge", sure, label
 
 
 def torchmetrics(probs, label):
@@ -58,14 +65,14 @@ def torchmetrics(probs, label):
 
 
 def netcal(probs, label):
-    from netcal.metrics import ECE, MCE
+    from netcal.metrics import ACE, ECE, MCE
 
     confidence, right = probs.max(1), (probs.argmax(1) == label).astype(int)
-    return {
-        "ece_15": float(ECE(15).measure(confidence, right)),
-        "ece_15_mass": float(ECE(15, equal_intervals=False).measure(confidence, right)),
-        "mce_15": float(MCE(15).measure(confidence, right)),
-    }
+    found = {"ece_15": ECE(15).measure(confidence, right), "mce_15": MCE(15).measure(confidence, right)}
+    if len(np.unique(confidence)) == len(confidence):  # its bins of equal count fail on ties
+        found["ece_15_mass"] = ECE(15, equal_intervals=False).measure(confidence, right)
+        found["ace_15"] = ACE(15).measure(confidence, right)
+    return {name: float(value) for name, value in found.items()}
 
 
 def calibration(probs, label):
@@ -95,6 +102,7 @@ def lm_polygraph(probs, label):
         area = other.PredictionRejectionArea(share)
         found[f"area_{share}"] = area(uncertainty, right)
         found[f"oracle_{share}"] = area(-right, right)
+    found["ece_20"] = other.ECE()(list(uncertainty), list(right))
     found["auroc"] = other.ROCAUC()(list(uncertainty), list(right))
     return {name: float(value) for name, value in found.items()}
 
@@ -110,7 +118,7 @@ def polygraph_metrics():
         shell = types.ModuleType(name)
         shell.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
         sys.modules[name] = shell
-    modules = ("risk_cov_curve", "pred_rej_area", "roc_auc")
+    modules = ("risk_cov_curve", "pred_rej_area", "roc_auc", "ece")
     found = types.SimpleNamespace()
     for name in modules:
         vars(found).update(vars(importlib.import_module(f"lm_polygraph.ue_metrics.{name}")))

@@ -1,0 +1,68 @@
+"""Which rows ``vlora calibrate`` fits what on: widths and temperatures on one part, thresholds on another.
+
+A threshold promises something only if the probabilities it is put on were not fitted to the same rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlora.errors import DataError
+from vlora.eval.items import Item
+from vlora.eval.prepare import Evaluation
+from vlora.eval.splits import check_apart, describe_split
+from vlora.eval.subjects import Subject
+
+__all__ = ["Parts"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a calibration: what widths and temperatures are fitted on, and what thresholds see."""
+
+    validation: Sequence[Item]
+    """All validation rows, both parts."""
+    fit: Evaluation
+    """Those for widths and temperatures."""
+    threshold: Sequence[Item]
+    """Those for thresholds, none without decisions."""
+    others: Evaluation | None
+    """Rows for thresholds, then every set to verify on; None without decisions."""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, decides: bool) -> "Parts":
+        """Divide the rows; the threshold part is drawn by ``seed``."""
+        config = evaluation.config
+        items = [item for item in evaluation.items if item.split == "validation"]
+        check_apart(
+            describe_split(items), [i for i in evaluation.items if i.split == "test"], "the calibration"
+        )
+        if config.task != "causal_lm":
+            items = [item for item in items if item.example.label is not None]
+        if not items:
+            raise DataError("no validation row has a right answer; a calibration needs labelled rows")
+        if not decides:
+            return cls(items, evaluation.restricted(items), [], None)
+        size = round(config.calibration.threshold_share * len(items))
+        if not 1 <= size < len(items):
+            raise DataError(
+                f"{len(items)} labelled validation rows cannot be shared between the width and the thresholds; "
+                "give more, or set calibration.threshold_share to 0"
+            )
+        kept = set(np.random.default_rng(config.seed).permutation(len(items))[:size].tolist())
+        threshold = [item for row, item in enumerate(items) if row in kept]
+        others = [item for item in evaluation.items if item.split != "validation"]
+        fit = [item for row, item in enumerate(items) if row not in kept]
+        return cls(items, evaluation.restricted(fit), threshold, evaluation.restricted([*threshold, *others]))
+
+    def rows(self, subjects: Sequence[Subject]) -> int:
+        """Rows that will be scored, for the progress bar."""
+        config = self.fit.config
+        trials = len({*config.calibration.ladder, 1.0}) + config.calibration.refine
+        fit, others = (
+            0 if part is None else sum(len(batch.rows) for batch in part.scorer.batches)
+            for part in (self.fit, self.others)
+        )
+        draws = [config.num_samples if subject.kind == "posterior" else 0 for subject in subjects]
+        return sum(fit * (1 + count * trials) + others * (1 + count) for count in draws)

@@ -1,0 +1,288 @@
+"""Answers of a posterior: each with its confidence, its epistemic share, a prediction set, or "don't know".
+
+    predictor = Predictor.from_pretrained("out/posterior")
+    for prediction in predictor.predict([{"question": "…", "choices": ["…", "…"]}]):
+        print(prediction.answer, prediction.confidence)
+
+Probabilities are those that ``vlora calibrate`` fitted its thresholds on: the same draws at the fitted width, the same
+logit temperature, the same way from a row to tokens. Without a ``calibration.json`` there are no sets and no "don't
+know", and the probabilities are those of the draws as trained.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from vlora.data import Example, examples_from_rows
+from vlora.errors import ConfigError, DataError
+from vlora.eval.calibrate_decisions import predictor_log_probs
+from vlora.eval.config import EvalConfig, EvalDataConfig
+from vlora.eval.decide import Decided, decide
+from vlora.eval.forward import Draws
+from vlora.eval.host import Host, check_same_base
+from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.score import Scores, build_scorer, score_model
+from vlora.models import num_labels_of
+from vlora.posterior import Posterior
+from vlora.posterior.calibration import calibrated, decisions_of
+from vlora.posterior.decisions import Decisions
+
+__all__ = ["Prediction", "Predictor"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What is said about one row."""
+
+    item: str
+    """The row's ``id``, else its number."""
+    answer: str | None
+    """The most probable class or choice; None for "don't know"."""
+    dont_know: bool
+    """Whether the threshold says not to answer."""
+    best: int
+    """Index of the most probable choice, whether it is answered or not."""
+    confidence: float
+    """Its probability, at the fitted temperature."""
+    probabilities: tuple[float, ...]
+    """Of all choices, at the fitted temperature."""
+    entropy: float
+    """Predictive entropy in nats, before the temperature, as its parts below."""
+    epistemic: float | None
+    """Mutual information of answer and parameters in nats: high where more data would help; None without draws."""
+    epistemic_share: float | None
+    """Its part of the entropy, in [0, 1]: near 0 the question is ambiguous, near 1 the model has not learnt it."""
+    prediction_set: tuple[str, ...] | None
+    """Choices that hold the right one with probability ``1 - alpha``; None where no set was fitted."""
+
+
+class Predictor:
+    """A posterior folder with its base model, ready to answer.
+
+    Attributes:
+        posterior: The adapter at its fitted width.
+        decisions: What was fitted by ``vlora calibrate``, or stand-ins without sets and thresholds.
+        calibrated: Whether they were fitted.
+    """
+
+    def __init__(
+        self, posterior: Posterior, config: EvalConfig, base_model: str, decisions: Decisions
+    ) -> None:
+        self.posterior, self.decisions = posterior, decisions
+        self.calibrated = decisions_of(posterior) is not None
+        self._config, self._base = config, base_model
+        self._labels = config.data.labels or posterior.meta.labels
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        base_model: str | None = None,
+        task: str | None = None,
+        num_samples: int | None = None,
+        row_format: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        **loading: Any,
+    ) -> "Predictor":
+        """Read a posterior folder or plain adapter and what was fitted for it.
+
+        Args:
+            source: Folder or hub id.
+            base_model: Folder or hub id; None takes the one that the adapter names.
+            task: ``sequence_classification`` or ``multiple_choice``; None takes that of the calibration.
+            num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
+            row_format: ``data`` keys (prompt, choices, text, …) to change; a calibration fixes the others.
+            device: None takes the accelerator if there is one.
+            **loading: Further keys of the evaluation's configuration: ``dtype``, ``quantization``, ``revision``,
+                ``trust_remote_code``, ``batch_size``, ``batch_tokens``.
+
+        Raises:
+            PosteriorFormatError: The folder, or its calibration, is damaged or belongs to another model.
+            ConfigError: No task or base model is known, or settings differ from those of the calibration.
+        """
+        stored = Posterior.from_pretrained(source)
+        fitted = decisions_of(stored)
+        posterior = calibrated(stored)
+        chosen = _chosen(fitted, posterior, task, num_samples)
+        changed = replace(chosen, row_format={**chosen.row_format, **(row_format or {})})
+        if fitted is not None and changed.row_format != dict(fitted.row_format):
+            logger.warning("the row format differs from that of the calibration; its promises may not hold")
+        keys = {"dtype": chosen.dtype, "quantization": chosen.quantization, "device": device, **loading}
+        config = EvalConfig(
+            model=str(source),
+            base_model=base_model,
+            task=chosen.task,  # type: ignore[arg-type]
+            data=EvalDataConfig(test="", **changed.row_format),
+            num_samples=chosen.num_samples,
+            antithetic=chosen.antithetic,
+            output="",
+            **keys,
+        )
+        name = base_model or posterior.adapter_config.get("base_model_name_or_path")
+        name = name or posterior.meta.base_model.get("id")
+        if not name:
+            raise ConfigError("base_model is needed: the adapter does not name its base model")
+        check_same_base({str(source): posterior}, str(name), config.revision)
+        return cls(posterior, config, str(name), changed)
+
+    @cached_property
+    def host(self) -> Host:
+        """Base model and tokenizer, loaded when the first row is scored."""
+        classes = num_labels_of(self.posterior) or (len(self._labels) if self._labels else None)
+        return Host(self._config, self._base, classes)
+
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        alpha: float | None = None,
+        method: str = "lac",
+        answer_all: bool = False,
+        tick: Callable[[int], object] = int,
+    ) -> list[Prediction]:
+        """Answer rows, in their order.
+
+        Args:
+            rows: Columns by name, as in the training data; right answers are not needed and not looked at.
+            alpha: Which prediction set to give; None takes the middle one of those fitted.
+            method: ``lac`` or ``aps``.
+            answer_all: Answer also where the threshold says "don't know".
+            tick: Called with the number of rows scored.
+
+        Raises:
+            DataError: A row lacks a column or holds a bad value, or the model gives NaN.
+            ConfigError: No set was fitted for this ``alpha`` and ``method``.
+        """
+        kind = self._set(alpha, method)
+        if not rows:
+            return []
+        examples = self._examples(rows)
+        scores = self._score(examples, tick)
+        log_probs = predictor_log_probs(scores)
+        if np.isnan(log_probs).any():
+            raise DataError(
+                "the model gives NaN instead of probabilities; check its weights, or try dtype float32"
+            )
+        decided = decide(self.decisions, log_probs)
+        parts = _uncertainty(scores, log_probs, self.decisions.antithetic)
+        names = [example.choices or self._classes(log_probs.shape[1]) for example in examples]
+        return [
+            _prediction(row, _item(rows[row], row), decided, parts, names[row], kind, answer_all)
+            for row in range(len(rows))
+        ]
+
+    def _set(self, alpha: float | None, method: str) -> tuple[str, float] | None:
+        """The kind of set to give."""
+        alphas = sorted(rule.alpha for rule in self.decisions.conformal if rule.method == method)
+        if alpha is None:
+            return (method, alphas[len(alphas) // 2]) if alphas else None
+        if alpha not in alphas:
+            shown = ", ".join(f"{a:g}" for a in alphas) or "none"
+            raise ConfigError(f"no {method} set was fitted for alpha {alpha:g}; there are {shown}")
+        return method, alpha
+
+    def _examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Rows without their answers, which are not needed and may be bad."""
+        hidden = {self._config.data.label, self._config.data.answer}
+        plain = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+        form = replace(self._config.data, group=None)
+        return examples_from_rows(self._config.task, plain, form, split="row", require_label=False)
+
+    def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Scores:
+        host, count = self.host, self.decisions.num_samples if self.posterior.has_hess else 0
+        scorer = build_scorer(
+            self._config.task,
+            examples,
+            host.tokenizer,
+            self._config.data,
+            host.model.config,
+            max_tokens=self._config.batch_tokens or host.batch_tokens,
+            max_rows=self._config.batch_size,
+        )
+        with host.wearing(self.posterior) as model:
+            source = self.posterior if count else None
+            draws = Draws(
+                model, source, num_samples=count, antithetic=self.decisions.antithetic and count > 0
+            )
+            return score_model(scorer, draws, tick)
+
+    def _classes(self, count: int) -> tuple[str, ...]:
+        """Class names, or their numbers."""
+        return tuple(self._labels) if self._labels else tuple(str(index) for index in range(count))
+
+
+def _chosen(
+    fitted: Decisions | None, posterior: Posterior, task: str | None, num_samples: int | None
+) -> Decisions:
+    """What was fitted, or stand-ins; settings that contradict the fit are refused."""
+    if fitted is not None:
+        for name, asked in (("task", task), ("num_samples", num_samples)):
+            if asked is not None and asked != getattr(fitted, name):
+                raise ConfigError(
+                    f"{name} is {asked} but the calibration was fitted with {getattr(fitted, name)}; leave it out, or "
+                    "run vlora calibrate with it"
+                )
+        return fitted
+    task = task or ("sequence_classification" if posterior.meta.labels else None)
+    if task not in ("sequence_classification", "multiple_choice"):
+        raise ConfigError(
+            f"task must be sequence_classification or multiple_choice where nothing was calibrated, got {task}"
+        )
+    draws = (8 if num_samples is None else num_samples) if posterior.has_hess else 0
+    return Decisions(
+        task=task,
+        predictor="samples" if draws else "mean",
+        num_samples=draws,
+        antithetic=draws > 0 and draws % 2 == 0,
+        temperature=1.0,
+    )
+
+
+def _uncertainty(scores: Scores, log_probs: Any, antithetic: bool) -> dict[str, Any]:
+    """Entropy, mutual information and its plain share of the entropy, per row."""
+    parts: dict[str, Any] = {"entropy": entropy(log_probs), "epistemic": None, "share": None}
+    if scores.sample_log_probs is None or scores.sample_log_probs.shape[1] < 2:
+        return parts
+    samples = scores.sample_log_probs.transpose(0, 1).numpy()
+    total = entropy(mixture_log_probs(samples))
+    share = np.divide(total - expected_entropy(samples), total, out=np.zeros_like(total), where=total > 0)
+    information = mutual_information(samples, antithetic=antithetic)
+    return {**parts, "epistemic": information, "share": np.clip(share, 0.0, 1.0)}
+
+
+def _item(row: Mapping[str, Any], number: int) -> str:
+    return str(row["id"]) if row.get("id") is not None else str(number)
+
+
+def _prediction(
+    row: int,
+    item: str,
+    decided: Decided,
+    parts: Mapping[str, Any],
+    names: Sequence[str],
+    kind: tuple[str, float] | None,
+    answer_all: bool,
+) -> Prediction:
+    """One row's prediction; padding behind its own choices is cut off."""
+    best, silent = int(decided.answer[row]), not decided.answered[row] and not answer_all
+    kept = None if kind is None else np.flatnonzero(decided.sets[kind][row][: len(names)]).tolist()
+    return Prediction(
+        item=item,
+        answer=None if silent else names[best],
+        dont_know=bool(silent),
+        best=best,
+        confidence=float(decided.confidence[row]),
+        probabilities=tuple(np.exp(decided.log_probs[row][: len(names)]).tolist()),
+        entropy=float(parts["entropy"][row]),
+        epistemic=None if parts["epistemic"] is None else float(parts["epistemic"][row]),
+        epistemic_share=None if parts["share"] is None else float(parts["share"][row]),
+        prediction_set=None if kept is None else tuple(names[index] for index in kept),
+    )

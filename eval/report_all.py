@@ -1,0 +1,72 @@
+"""The full tables of the report, which stand folded under the short ones: every metric, every detection score.
+
+Each name comes with its definition and direction, each number with its interval; nothing of ``rows`` and ``detection``
+is left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlora.eval.metric_names import FAMILIES, Metric, metric
+from vlora.eval.report_format import Cell, cell, number, predictor_label, score_label, value_of
+from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
+
+__all__ = ["all_detection", "all_metrics"]
+
+_AREA = {
+    "auroc": Metric("auroc", "AUROC", 1),
+    "aupr": Metric("aupr", "AUPR", 1),
+    "fpr95": Metric("fpr95", "FPR95", -1),
+}
+
+
+def all_metrics(results: Results) -> list[dict[str, Any]]:
+    """Return, per model, all metrics of the group ``all`` by family: a row per metric, a column per predictor."""
+    blocks = []
+    for model in models_of(results):
+        found = {p: metrics_of(results, model, p) for p in predictors_of(results, model)}
+        found = {predictor: metrics for predictor, metrics in found.items() if metrics}
+        present = dict.fromkeys(key for metrics in found.values() for key in metrics)
+        known = {of.key for family in FAMILIES.values() for of in family}
+        families = {name: [of for of in family if of.key in present] for name, family in FAMILIES.items()}
+        families["Others"] = [metric(key) for key in present if key not in known]
+        parts = [
+            {"name": name, "rows": [{"metric": of, "cells": _cells(found, of)} for of in family]}
+            for name, family in families.items()
+            if family
+        ]
+        if parts:
+            heads = [predictor_label(predictor) for predictor in found]
+            blocks.append({"model": model, "predictors": heads, "families": parts})
+    return blocks
+
+
+def all_detection(results: Results) -> list[dict[str, Any]]:
+    """Return a row per question, model, predictor and score with all three areas and rates."""
+    return [
+        {
+            **{"name": entry["name"], "model": entry["model"], "score": score_label(entry["score"])},
+            "predictor": predictor_label(entry.get("predictor") or ""),
+            "cells": [_with_notes(entry.get(key), of) for key, of in _AREA.items()],
+        }
+        for entry in results.get("detection") or []
+    ]
+
+
+def _cells(found: Mapping[str, Mapping[str, Any]], of: Metric) -> list[Cell]:
+    return [_with_notes(metrics.get(of.key), of) for metrics in found.values()]
+
+
+def _with_notes(entry: Any, of: Metric) -> Cell:
+    """Return a cell that says what the number is to be read against, and what the draws add to its interval."""
+    if not isinstance(entry, Mapping):
+        return Cell()
+    shown = {name: value_of(entry, name) for name in ("floor", "floor_high", "chance")}
+    notes = [f"{name.replace('_high', ' up to')} {number(v)}" for name, v in shown.items() if v is not None]
+    low, high = value_of(entry, "crossed_low"), value_of(entry, "crossed_high")
+    if low is not None and high is not None:
+        pair = (
+            number(v, of.digits, of.percent).removesuffix("\N{NARROW NO-BREAK SPACE}%") for v in (low, high)
+        )
+        notes.append(f"with draws [{', '.join(pair)}]")
+    return cell(entry, of, note=" · ".join(notes)) if notes else cell(entry, of)

@@ -1,0 +1,176 @@
+"""The ``decisions`` section of ``calibration.json``: what turns probabilities into answers, sets and "don't know".
+
+    predictor, num_samples, antithetic, temperature   how probabilities are made: mean or draws, logit temperature
+    task, row_format, dtype, quantization             what was scored, and how rows become tokens
+    conformal    [{method, alpha, threshold, n}]      prediction sets: lac or aps; threshold null takes every choice
+    abstention   {score, risk, delta, threshold, …}   answer at or below the threshold; null answers nothing
+    verified     [{set, rows, …}]                     how all of it did on rows that it was not fitted on
+
+This module only reads and checks; evaluation fits (``vlora calibrate``) and applies (``vlora predict``).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vlora.errors import PosteriorFormatError
+
+__all__ = ["FORMAT", "KEY", "Abstention", "Conformal", "Decisions", "check_content"]
+
+FORMAT = 1
+"""Version of ``calibration.json`` that this vlora writes, and the newest one it reads."""
+KEY = "decisions"
+"""Section of ``calibration.json``."""
+
+_SECTIONS = ("posterior_temperature", KEY)
+_METHODS = ("lac", "aps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conformal:
+    """One rule for prediction sets."""
+
+    method: str
+    """``lac`` (smallest sets) or ``aps`` (sets that grow with the difficulty of the item)."""
+    alpha: float
+    """Share of items whose set may miss the right choice."""
+    threshold: float
+    """Choices with at most this score are in the set; infinite when ``n`` was too small for ``alpha``."""
+    n: int
+    """Held-out items behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstention:
+    """The rule for "don't know"."""
+
+    score: str
+    """What is compared: ``max_probability`` is 1 minus the confidence."""
+    risk: float
+    """Error rate allowed among the answers."""
+    delta: float
+    """Chance over held-out sets that the threshold breaks it."""
+    threshold: float
+    """Answer when the score is at most this; minus infinity when no threshold could be shown to keep the risk."""
+    n: int
+    """Held-out items behind it."""
+    answered: int
+    """Those answered at the threshold."""
+    wrong: int
+    """Wrong ones among them."""
+    risk_bound: float
+    """Upper bound of the risk at the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """Everything needed to answer with a confidence, a set, or "don't know"."""
+
+    task: str
+    predictor: str
+    """``samples`` (mixture of draws at the fitted width) or ``mean``."""
+    num_samples: int
+    antithetic: bool
+    temperature: float
+    """Logit temperature on the log-probabilities of the predictor."""
+    conformal: tuple[Conformal, ...] = ()
+    abstention: Abstention | None = None
+    row_format: Mapping[str, Any] = field(default_factory=dict)
+    """``data`` keys that say how a row becomes tokens."""
+    dtype: str = "float32"
+    quantization: str = "none"
+    verified: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def from_json(cls, section: Any, where: str = "calibration.json") -> "Decisions":
+        """Read and check the section.
+
+        Raises:
+            PosteriorFormatError: A key is missing or holds what it cannot.
+        """
+        try:
+            return cls(
+                task=str(section["task"]),
+                predictor=_one_of("predictor", section["predictor"], ("mean", "samples")),
+                num_samples=_count("num_samples", section["num_samples"]),
+                antithetic=bool(section["antithetic"]),
+                temperature=_number("temperature", section["temperature"], 0, math.inf),
+                conformal=tuple(_conformal(rule) for rule in section.get("conformal") or ()),
+                abstention=_abstention(section.get("abstention")),
+                row_format=dict(section.get("row_format") or {}),
+                dtype=str(section.get("dtype", "float32")),
+                quantization=str(section.get("quantization", "none")),
+                verified=tuple(section.get("verified") or ()),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise PosteriorFormatError(
+                f"{where}: the section {KEY!r} is damaged ({reason}); run vlora calibrate again"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The section; infinite thresholds become null."""
+        section = asdict(self)
+        for rule in [*section["conformal"], *([section["abstention"]] if section["abstention"] else [])]:
+            rule["threshold"] = rule["threshold"] if math.isfinite(rule["threshold"]) else None
+        return {**section, "conformal": list(section["conformal"]), "verified": list(section["verified"])}
+
+
+def check_content(content: Mapping[str, Any] | None, where: str) -> None:
+    """Refuse a ``calibration.json`` that is newer than this version or damaged; None and foreign keys pass.
+
+    Raises:
+        PosteriorFormatError: See above.
+    """
+    if content is None or not any(key in content for key in _SECTIONS):
+        return
+    number = content.get("format")
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= FORMAT:
+        raise PosteriorFormatError(
+            f"{where} has format {number!r}, this vlora reads up to {FORMAT}; install a newer vlora, or run "
+            "vlora calibrate again"
+        )
+    if KEY in content:
+        Decisions.from_json(content[KEY], where)
+
+
+def _conformal(rule: Mapping[str, Any]) -> Conformal:
+    return Conformal(
+        method=_one_of("method", rule["method"], _METHODS),
+        alpha=_number("alpha", rule["alpha"], 0, 1),
+        threshold=math.inf if rule["threshold"] is None else _number("threshold", rule["threshold"], -1, 2),
+        n=_count("n", rule["n"]),
+    )
+
+
+def _abstention(rule: Mapping[str, Any] | None) -> Abstention | None:
+    if rule is None:
+        return None
+    threshold = -math.inf if rule["threshold"] is None else _number("threshold", rule["threshold"], -1, 2)
+    return Abstention(
+        score=_one_of("score", rule["score"], ("max_probability",)),
+        risk=_number("risk", rule["risk"], 0, 1),
+        delta=_number("delta", rule["delta"], 0, 1),
+        threshold=threshold,
+        risk_bound=_number("risk_bound", rule["risk_bound"], -1, 2),
+        **{name: _count(name, rule[name]) for name in ("n", "answered", "wrong")},
+    )
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
+        raise ValueError(f"{name} must be a number between {low:g} and {high:g}, got {value!r}")
+    return float(value)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return value
+
+
+def _one_of(name: str, value: Any, names: Sequence[str]) -> str:
+    if value not in names:
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+    return str(value)
