@@ -1,7 +1,5 @@
 """``IVON.auto`` and the step of Adam: torch's Adam where there is no noise, and settings from the shape of a run."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
