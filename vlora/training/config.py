@@ -43,7 +43,7 @@ class OptimizerConfig:
     ess: float | None = None
     """IVON: effective sample size, in examples, fixed; larger is a narrower posterior. None: see ``noise_cost``."""
     noise_cost: float | None = None
-    """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.03)."""
+    """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.01)."""
     init_std: float | None = None
     """IVON: standard deviation of the first draws, in parameter units (0.001)."""
     hess_init: float | None = None
