@@ -4,6 +4,7 @@
 file of such a name is meant by ``./NAME``.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,3 +129,21 @@ def preview(
     merge = load_merge(config, overrides or ())
     print(preview_table(run_preview(merge, out, count=count, low=low, high=high, seed=seed)))
     print(f"wrote {out}.html and {out}.json")
+
+
+@merge_app.command(name="compare")
+@plain
+def compare(
+    folders: Annotated[
+        list[str], typer.Argument(help="Merged or adapter folders, two or more.", metavar="A B [C]...")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    modules: Annotated[bool, typer.Option("--modules", help="List every module.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Set merges or adapters side by side: methods, weights, and how far apart their updates are, per module."""
+    from vlora.merge.compare import compare as compare_folders
+    from vlora.recipes.merge_compare import comparison_text
+
+    facts = compare_folders(folders)
+    print(json.dumps(facts, indent=2) if as_json else comparison_text(facts, every_module=modules))
