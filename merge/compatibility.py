@@ -74,6 +74,7 @@ def check_together(
                 f"{first_name!r} was trained for task_type {mine} and {name!r} for {theirs}; "
                 "merge adapters of one task type"
             )
+        _same_shapes(first, first_name, other, name)
     expected = (base_model or "").rstrip("/")
     known = [str(_base(posterior)["id"] or "").rstrip("/") for posterior in posteriors]
     if expected and any(known) and expected not in known:
@@ -81,6 +82,21 @@ def check_together(
             f"base_model is {base_model!r}, but {names[0]!r} was trained on {known[0]!r}; "
             "correct base_model or leave it out"
         )
+
+
+def _same_shapes(first: Posterior, first_name: str, other: Posterior, name: str) -> None:
+    """One base model has one shape per module, whatever ids and paths say."""
+    mine, theirs = (split_keys(posterior.mean)[0] for posterior in (first, other))
+    for module in mine.keys() & theirs.keys():
+        sizes = [
+            (posterior.mean[keys[module].b].shape[0], posterior.mean[keys[module].a].shape[1])
+            for posterior, keys in ((first, mine), (other, theirs))
+        ]
+        if sizes[0] != sizes[1]:
+            raise IncompatibleAdaptersError(
+                f"{module} is {sizes[0][0]} x {sizes[0][1]} for {first_name!r} and {sizes[1][0]} x {sizes[1][1]} for "
+                f"{name!r}: they were trained on other architectures; merge adapters of one base model"
+            )
 
 
 def _check_tensors(posterior: Posterior, name: str) -> None:

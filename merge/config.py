@@ -12,7 +12,7 @@ from vlora.errors import ConfigError
 from vlora.merge.methods import get_method
 from vlora.merge.options import OPTIONS, check_option, check_rank
 
-__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "distinct"]
+__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "distinct", "group_weights"]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -43,6 +43,12 @@ class AdapterSource:
     the number of members, and ``vlora merge preview`` gives one weight to the group."""
 
 
+def group_weights(sources: Sequence[AdapterSource]) -> list[float]:
+    """Weight of each adapter; members of a group share theirs."""
+    groups = [source.group for source in sources]
+    return [s.weight / groups.count(s.group) if s.group else s.weight for s in sources]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
     """Keys of the methods, the same for every kind of merge; None is the method's own default."""
@@ -55,6 +61,9 @@ class MethodOptions:
     """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None
     """``gradient_matching``: ``auto``, ``sites``, ``kronecker``, ``separable`` or ``isotropic``."""
+    negative: str | None = None
+    """``gradient_matching``: a negative weight merges the adapter's negative (``negate``) or takes its data out of the
+    sum (``remove``); ``remove`` for curvature ``sites``, else ``negate`` if not given."""
     density: float | None = None
     """``ties`` (.2 if not given), ``dare_linear``, ``dare_ties``, ``della`` (.5): share of entries that stay."""
     epsilon: float | None = None
@@ -130,8 +139,7 @@ class MergeConfig(MethodOptions):
 
     def weights(self) -> list[float]:
         """Weight of each adapter; members of a group share theirs."""
-        groups = [source.group for source in self.adapters]
-        return [s.weight / groups.count(s.group) if s.group else s.weight for s in self.adapters]
+        return group_weights(self.adapters)
 
     def names(self) -> list[str]:
         """Short names, distinct."""

@@ -95,6 +95,7 @@ def write_merge(
     if config.ledger != "none":
         texts[ledger.FILE] = ledger.describe_ledger(config, names, inputs, merged, output)
     if config.ledger == "full":
+        check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)  # after a long merge
         with atomic_folder(output) as folder:  # both whole, or neither
             merged.save_pretrained(folder, extra_files=texts)
             ledger.save_inputs(names, inputs, folder)

@@ -1,5 +1,6 @@
 """Bad input: one clear line that names the adapter, the thing, and the cure."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from merge_cases import add_posterior, make_adapter, tiny_bert
 
-from vlora.errors import ConfigError, IncompatibleAdaptersError
-from vlora.merge import merge_adapters, remove_adapter
+from vlora.config import load_config
+from vlora.errors import ConfigError, IncompatibleAdaptersError, OutputExistsError
+from vlora.merge import MergeConfig, merge_adapters, remove_adapter, run_merge
 from vlora.posterior import Posterior
 
 
@@ -142,3 +144,45 @@ def test_removal_is_refused_where_it_is_not_exact(pair):
         remove_adapter(merged, second)
     with pytest.raises(IncompatibleAdaptersError, match="cannot take 100 examples out of a merge of 100"):
         remove_adapter(first, second)
+
+
+def test_another_architecture_under_the_same_name_is_refused(pair):
+    key = next(k for k in pair[1].mean if "q_proj.lora_B" in k)
+    taller = replace(pair[1], mean={**pair[1].mean, key: torch.zeros(24, pair[1].mean[key].shape[1])})
+    with pytest.raises(
+        IncompatibleAdaptersError,
+        match="q_proj is 12 x 12 for 'adapter 0' and 24 x 12 for 'adapter 1': .*architectures",
+    ):
+        merge_adapters([pair[0], taller], method="linear")
+
+
+def test_a_missing_factor_is_named(pair):
+    key = next(k for k in pair[1].mean if "q_proj.lora_B" in k)
+    mean = {k: v for k, v in pair[1].mean.items() if k != key}
+    with pytest.raises(
+        IncompatibleAdaptersError, match="'adapter 1' holds .*lora_A.weight, which is not part of a"
+    ):
+        merge_adapters([pair[0], replace(pair[1], mean=mean)], method="linear")
+
+
+def test_weights_that_cancel_have_no_mean(pair):
+    with pytest.raises(ConfigError, match="divides by the sum of the weights, which is 0; make it positive"):
+        merge_adapters(pair, method="linear", weights=[1.0, -1.0])
+    assert merge_adapters(pair, method="task_arithmetic", weights=[1.0, -1.0]).mean
+
+
+@pytest.mark.parametrize("ledger", ["reference", "full"])
+def test_of_two_runs_into_one_folder_the_second_to_finish_is_refused(pair, tmp_path, ledger):
+    for name, posterior in zip("ab", pair, strict=True):
+        posterior.save_pretrained(tmp_path / name)
+    values = {"adapters": [{"path": str(tmp_path / n)} for n in "ab"], "output": str(tmp_path / "out")}
+    values |= {"method": "linear", "rank": "lossless", "ledger": ledger}
+
+    def other_run(_):
+        run_merge(load_config(MergeConfig, {**values, "method": "ties", "rank": "keep"}))
+        return "page"
+
+    with pytest.raises(OutputExistsError, match="already holds a result; set overwrite=true or move it"):
+        run_merge(load_config(MergeConfig, values), page=other_run)
+    assert json.loads((tmp_path / "out/merge_report.json").read_text())["method"] == "ties"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out"]
