@@ -21,11 +21,12 @@ from vlora.errors import ConfigError, DataError
 from vlora.eval.entailment import EntailmentModel
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.generation.collect import Collector
+from vlora.eval.generation.columns import ALL
 from vlora.eval.generation.config import GenerationConfig
 from vlora.eval.generation.meaning import make_judge
 from vlora.eval.generation.questions import Encoder, Question, load_questions
 from vlora.eval.generation.records import AnswerRecord, to_line
-from vlora.eval.generation.results import ALL, compute_answer_results
+from vlora.eval.generation.results import compute_answer_results
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.generation.voices import Speaker, ensemble_of, speakers
 from vlora.eval.host import Host, check_same_base
