@@ -31,6 +31,10 @@ from vlora.eval.metrics.selective import Kept
 
 __all__ = ["compute_answer_results"]
 
+NUM_MISTAKES = 8
+"""Confident mistakes kept of every model."""
+SHOWN = 200
+"""Characters of a text that results show."""
 COVERAGE = 0.8
 """Share of the most certain answers whose accuracy is reported."""
 SLOW_RESAMPLES = 200
@@ -57,6 +61,7 @@ def compute_answer_results(
     Returns:
         ``answers`` (how right, per model and group), ``estimators`` (how well each tells wrong from right),
         ``confidences`` (calibration and penalised score), ``detection``; every number with value, low, high, n.
+        ``mistakes`` are the wrong answers that each model found most probable.
 
     Raises:
         DataError: No record to report on, or an identity that one model has twice.
@@ -69,6 +74,7 @@ def compute_answer_results(
         "estimators": [row for table in tables for row in _estimator_rows(table, resample)],
         "confidences": [row for table in tables for row in _confidence_rows(table, threshold, resample)],
         "detection": [row for table in tables for row in _detection_rows(table, questions, resample)],
+        "mistakes": [row for table in tables for row in _mistakes(table)],
     }
 
 
@@ -235,3 +241,27 @@ def _detection_rows(
             shared = {"model": table.model, "estimator": name, "family": ESTIMATORS[name].family}
             rows.append({**shared, "question": question, "auroc": number(found)})
     return rows
+
+
+def _mistakes(table: AnswerTable) -> list[dict[str, Any]]:
+    """Wrong answers of highest probability."""
+    reported = np.flatnonzero((table.split != "validation") & table.ranked)
+    wrong = [int(row) for row in reported if table.correct[row] < 0.5]
+    sure = table.confidences["max_probability"]
+    spread = table.scores.get("disagreement")
+    found = []
+    for row in sorted(wrong, key=lambda row: -sure[row])[:NUM_MISTAKES]:
+        record = table.records[row]
+        found.append(
+            {
+                "model": table.model,
+                "item": record.item,
+                "group": record.group,
+                "question": record.question[:SHOWN],
+                "said": record.answer.text[:SHOWN],
+                "references": [reference[:SHOWN] for reference in record.references[:3]],
+                "confidence": float(sure[row]),
+                "disagreement": None if spread is None or np.isinf(spread[row]) else float(spread[row]),
+            }
+        )
+    return found
