@@ -55,6 +55,9 @@ class MethodOptions:
     """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None
     """``gradient_matching``: ``auto``, ``sites``, ``kronecker``, ``separable`` or ``isotropic``."""
+    negative: str | None = None
+    """``gradient_matching``: a negative weight merges the adapter's negative (``negate``) or takes its data out of the
+    sum (``remove``); ``remove`` for curvature ``sites``, else ``negate`` if not given."""
     density: float | None = None
     """``ties`` (.2 if not given), ``dare_linear``, ``dare_ties``, ``della`` (.5): share of entries that stay."""
     epsilon: float | None = None

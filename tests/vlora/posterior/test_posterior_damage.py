@@ -138,7 +138,7 @@ def test_full_disk_leaves_the_old_folder(posterior, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(vlora.files, "_fsync", full)
+    monkeypatch.setattr(vlora.files, "fsync", full)
     with pytest.raises(OutputError, match="No space left on device; free some space"):
         posterior.at_temperature(1).save_pretrained(tmp_path / "out")
     assert snapshot(tmp_path / "out") == before
