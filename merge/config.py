@@ -12,7 +12,7 @@ from vlora.errors import ConfigError
 from vlora.merge.methods import get_method
 from vlora.merge.options import OPTIONS, check_option, check_rank
 
-__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "distinct"]
+__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "distinct", "group_weights"]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -41,6 +41,12 @@ class AdapterSource:
     group: str | None = None
     """Task of the adapter, where several adapters (seeds) of one task go in: each member counts ``weight`` divided by
     the number of members, and ``vlora merge preview`` gives one weight to the group."""
+
+
+def group_weights(sources: Sequence[AdapterSource]) -> list[float]:
+    """Weight of each adapter; members of a group share theirs."""
+    groups = [source.group for source in sources]
+    return [s.weight / groups.count(s.group) if s.group else s.weight for s in sources]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +139,7 @@ class MergeConfig(MethodOptions):
 
     def weights(self) -> list[float]:
         """Weight of each adapter; members of a group share theirs."""
-        groups = [source.group for source in self.adapters]
-        return [s.weight / groups.count(s.group) if s.group else s.weight for s in self.adapters]
+        return group_weights(self.adapters)
 
     def names(self) -> list[str]:
         """Short names, distinct."""

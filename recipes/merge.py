@@ -4,12 +4,15 @@
 file of such a name is meant by ``./NAME``.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from vlora.errors import ConfigError
 from vlora.recipes.command import ConfigPath, Debug, Overrides, pairs, plain
 
 __all__ = ["merge_app"]
@@ -35,6 +38,10 @@ merge_app = typer.Typer(
 
     Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
     rank: keep | lossless | a number | a share of energy such as 0.95.
+
+    Into a model: `into: model` adds the adapters to base_model, and `models: [{path, weight, module_weights}]` merges
+    whole models (linear, slerp, task_arithmetic, ties, dare_linear, dare_ties, della, fisher), in bounded memory. Keys:
+    dtype, max_shard_size, threads, block_megabytes, tokenizer: base | union | a folder, hash_inputs.
 
     A mergekit file is read too: vlora merge mergekit.yaml output=FOLDER.
 
@@ -63,13 +70,57 @@ merge_app = typer.Typer(
 
 @merge_app.command(name=_MERGE)
 @plain
-def run(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan of a merge into a model only.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Merge what CONFIG.yaml says; the word `run` may be left out."""
+    from vlora.merge.checkpoints import ModelMergeConfig, run_model_merge
     from vlora.merge.run import run_merge
     from vlora.recipes.merge_config import load_merge
     from vlora.recipes.merge_pages import merge_page
 
-    print(f"wrote {run_merge(load_merge(config, overrides or ()), merge_page)}")
+    if dry_run:
+        _show_plan(config, overrides or (), False)
+        return
+    settings = load_merge(config, overrides or ())
+    model = isinstance(settings, ModelMergeConfig)
+    print(f"wrote {run_model_merge(settings) if model else run_merge(settings, merge_page)}")
+
+
+@merge_app.command(name="plan")
+@plain
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a merge into a model would read, write and need, from file headers alone; nothing is written.
+
+    Exit code 1 if it could not be carried out. For `models:`, and for `adapters:` with `into: model`.
+    """
+    _show_plan(config, overrides or (), as_json)
+
+
+def _show_plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    from vlora.merge.checkpoints import ModelMergeConfig, make_plan
+    from vlora.merge.checkpoints.plan_text import render
+    from vlora.recipes.merge_config import load_merge
+
+    settings = load_merge(config, overrides)
+    if not isinstance(settings, ModelMergeConfig):
+        raise ConfigError(
+            "a merge of adapters into an adapter is small and has no plan; `into=model` plans one into base_model"
+        )
+    found = make_plan(settings)
+    print(json.dumps(found.to_json(), indent=2) if as_json else render(found))
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @merge_app.command(name="remove")
@@ -122,9 +173,9 @@ def preview(
     Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, as far as the
     quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task.
     """
-    from vlora.recipes.merge_config import load_merge
+    from vlora.recipes.merge_config import load_adapter_merge
     from vlora.recipes.merge_preview import preview_table, run_preview
 
-    merge = load_merge(config, overrides or ())
+    merge = load_adapter_merge(config, overrides or ())
     print(preview_table(run_preview(merge, out, count=count, low=low, high=high, seed=seed)))
     print(f"wrote {out}.html and {out}.json")

@@ -173,9 +173,9 @@ def peft_module(kind: str, count: int = 4, size: int = 4096) -> Result:
     for number in range(1, count):
         wrapped.add_adapter(f"a{number}", settings)
     names = [f"a{number}" for number in range(count)]
-    more = {"svd_rank": 16} if "svd" in kind else {}
+    more: dict[str, Any] = {"combination_type": kind, **({"svd_rank": 16} if "svd" in kind else {})}
     return timed(
-        lambda: wrapped.add_weighted_adapter(names, [1.0] * count, "out", combination_type=kind, **more)
+        lambda: wrapped.add_weighted_adapter(names, [1.0] * count, "out", **more)
     )
 
 

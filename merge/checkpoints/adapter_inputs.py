@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.adapters import merge_with_report
 from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
-from vlora.merge.checkpoints.draft import Draft, distinct
+from vlora.merge.checkpoints.draft import Draft
 from vlora.merge.compatibility import check_adapter, check_together
-from vlora.merge.run import merge_with_report
+from vlora.merge.config import distinct, group_weights
 from vlora.merge.weights import Weights, check_weights
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
@@ -72,7 +73,7 @@ def read_adapters(config: ModelMergeConfig, draft: Draft, fingerprint: str | Non
     if any(part.magnitudes or part.biases for part in parts):
         return [_alone(config, parts)]
     weights = check_weights(
-        [s.weight for s in config.adapters], len(parts), [s.module_weights for s in config.adapters]
+        group_weights(config.adapters), len(parts), [s.module_weights for s in config.adapters]
     )
     if _goes_dense(config, parts):
         weights.check_patterns(sorted({f"{m}.weight" for part in parts for m in part.modules}), names)
@@ -91,7 +92,7 @@ def _merged(
     merged, report = merge_with_report(
         exact,
         method=config.chosen_method,
-        weights=[source.weight for source in config.adapters],
+        weights=group_weights(config.adapters),
         module_weights=[source.module_weights for source in config.adapters],
         rank=rank,
         names=names,

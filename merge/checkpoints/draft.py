@@ -1,6 +1,6 @@
 """What a plan is made of before sizes are counted: jobs, small files, what does not fit, and the lineage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry
 from vlora.merge.checkpoints.stream import TensorJob
 
-__all__ = ["DTYPE_NAMES", "Draft", "config_differences", "describe_checkpoint", "distinct", "output_dtype"]
+__all__ = ["DTYPE_NAMES", "Draft", "config_differences", "describe_checkpoint", "output_dtype"]
 
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -93,8 +93,3 @@ def describe_checkpoint(checkpoint: Checkpoint, role: str, path: str, revision: 
         "bytes": checkpoint.nbytes,
         "header_sha256": dict(checkpoint.header_sha256),
     }
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names with a number appended where two are the same."""
-    return [f"{name} #{i + 1}" if list(names).count(name) > 1 else name for i, name in enumerate(names)]

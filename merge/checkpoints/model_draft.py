@@ -12,7 +12,6 @@ from vlora.merge.checkpoints.draft import (
     Draft,
     config_differences,
     describe_checkpoint,
-    distinct,
     output_dtype,
 )
 from vlora.merge.checkpoints.embeddings import Embeddings, choose_tokenizer
@@ -21,6 +20,7 @@ from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry, rea
 from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy
 from vlora.merge.checkpoints.stream import TensorJob
+from vlora.merge.config import distinct
 from vlora.merge.weights import Weights, check_weights
 
 __all__ = ["draft_models"]

@@ -37,6 +37,7 @@ def test_the_configuration_has_every_option_and_no_other():
         "adapters",
         "output",
         "base_model",
+        "into",
         "rank",
         "overwrite",
         "verify",
