@@ -130,3 +130,4 @@ ABLATIONS: dict[str, Arm] = {
     "G and S, tau 1": Arm("mats", {"tau": 1.0}, FULL),
 }
 """Curvature taken apart, at the default scalar only."""
+MORE = OTHERS | AT_RANK | ABLATIONS

@@ -1,15 +1,19 @@
 """Which merge keeps most of what single adapters know? MiniLM, one JSON a unit.
 
-    python -m benchmarks.merge_quality.run train --data DATA --work WORK [--seeds 0 1 2]
-    python -m benchmarks.merge_quality.run merge --data DATA --work WORK [--seeds 0 1 2]
+    python -m benchmarks.merge_quality.run train --data DATA --work WORK [--seeds 0 1 2] [--only NAME]
+    python -m benchmarks.merge_quality.run merge --data DATA --work WORK
+    python -m benchmarks.merge_quality.run more --data DATA --work WORK
+    python -m benchmarks.merge_quality.run joint --data DATA --work WORK
     python -m benchmarks.merge_quality.run tune --data DATA --work WORK
     python -m benchmarks.merge_quality.curvature --data DATA --work WORK
     python -m benchmarks.merge_quality.gathering --work WORK
     python -m benchmarks.merge_quality.table
 
 DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps features and adapters; an adapter or a
-result that exists is not made again. ``tune`` uses seeds of its own and validation rows only; ``merge`` looks at the
-test rows, with settings fixed beforehand and one scalar per method from validation rows.
+result that exists is not made again. ``merge`` has the main methods, ``more`` the others, merges at the adapters' rank,
+curvature taken apart, and the conflict check; both look at the test rows, with settings fixed beforehand and one scalar
+per method from validation rows. ``joint`` trains and scores one adapter on all tasks of a set. ``tune`` does what
+``merge`` and ``more`` do on seeds of its own, with validation rows only.
 """
 
 import argparse
@@ -26,7 +30,8 @@ from typing import Any
 import torch
 
 from benchmarks.merge_quality.adapters import Library
-from benchmarks.merge_quality.scores import Grid, evaluate
+from benchmarks.merge_quality.arms import MAIN, MORE
+from benchmarks.merge_quality.scores import evaluate, evaluate_joint
 from benchmarks.merge_quality.tasks import DOMAINS, MIXED
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,6 +62,11 @@ class Unit:
         return () if self.family == "mixed" else DOMAINS[self.count :][-4:]
 
     @property
+    def whole(self) -> bool:
+        """Whether all methods are compared, not only the main ones."""
+        return self.family == "mixed" or self.count == 4
+
+    @property
     def name(self) -> str:
         """File name."""
         return f"{self.family}{self.count}__{self.gauge}__{self.optimizer}__{self.seed}"
@@ -65,7 +75,7 @@ class Unit:
 def units(seeds: list[int]) -> list[Unit]:
     """Everything that is merged, the main comparisons first."""
     out = [Unit("mixed", 4, gauge, "ivon", seed) for seed in seeds for gauge in ("shared", "independent")]
-    out += [Unit("domains", 6, gauge, "ivon", seed) for seed in seeds for gauge in ("shared", "independent")]
+    out += [Unit("domains", 4, gauge, "ivon", seed) for seed in seeds for gauge in ("shared", "independent")]
     out += [Unit("mixed", 4, gauge, "adamw", seed) for seed in seeds for gauge in ("shared", "independent")]
     return out + [
         Unit("domains", count, "independent", "ivon", seed) for seed in seeds for count in (2, 4, 8, 12)
@@ -77,29 +87,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["train", "tune", "merge"])
+    parser.add_argument("part", choices=["train", "merge", "more", "joint", "tune"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder for features and adapters")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--only", help="only units whose name holds this")
+    parser.add_argument("--only", default="", help="only units whose name holds this")
     args = parser.parse_args()
     torch.set_num_threads(1)
     library = Library(args.data, args.work)
-    seeds = args.seeds or list(TUNING_SEEDS if args.part == "tune" else range(3))
-    for unit in units(seeds):
-        if args.only and args.only not in unit.name:
-            continue
-        if args.part == "train":
-            library.adapters(unit.family, unit.tasks, unit.gauge, unit.optimizer, unit.seed)
-            library.joint(unit.family, unit.tasks, unit.seed)
-            print(f"{unit.name}: trained", flush=True)
-        else:
-            measure(unit, library, args.part)
+    for unit in units(args.seeds or list(TUNING_SEEDS if args.part == "tune" else range(3))):
+        if args.only in unit.name:
+            run_unit(unit, library, args.part)
 
 
-def measure(unit: Unit, library: Library, part: str) -> None:
-    """All methods on one unit, one JSON."""
-    write(part, unit.name, lambda: evaluate(unit, library, Grid(test=part == "merge")))
+def run_unit(unit: Unit, library: Library, part: str) -> None:
+    """One set of adapters in one part."""
+    if part == "train":
+        library.adapters(unit.family, unit.tasks, unit.gauge, unit.optimizer, unit.seed)
+        print(f"{unit.name}: trained", flush=True)
+    elif part == "joint":
+        if unit.whole:
+            write(part, f"{unit.family}{unit.count}__{unit.seed}", lambda: evaluate_joint(unit, library))
+    elif part == "tune" or part == "merge" or unit.whole:
+        arms = {"merge": MAIN, "more": MORE, "tune": MAIN | MORE}[part]
+        write(part, unit.name, lambda: evaluate(unit, library, arms, test=part != "tune"))
 
 
 def write(part: str, name: str, make: Callable[[], dict[str, Any]]) -> None:

@@ -1,7 +1,6 @@
 """From a set of adapters to numbers: every merge at its default and at its best scalar, floor and ceiling beside it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.merge_quality.adapters import Adapter, Library
-from benchmarks.merge_quality.arms import ABLATIONS, AT_RANK, MAIN, OTHERS, Arm, merge
+from benchmarks.merge_quality.arms import ABLATIONS, MAIN, Arm, merge
 from benchmarks.merge_quality.conflict import conflict
 from benchmarks.merge_quality.network import MODULES
 from benchmarks.merge_quality.training import logits
@@ -27,39 +26,45 @@ MEAN_SCALARS = (1.0, 1.4, 2.0, 2.8, 4.0)
 MEANS = ("linear", "fisher", "regmean", "slerp")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What is evaluated."""
+def evaluate(unit: "Unit", library: Library, arms: Mapping[str, Arm], *, test: bool) -> dict[str, Any]:
+    """Scores of the arms, of no adapter and of the individual ones, per task.
 
-    test: bool
-    """Look at the test rows; else only at validation rows."""
-
-
-def evaluate(unit: "Unit", library: Library, grid: Grid) -> dict[str, Any]:
-    """Scores of all arms, per task.
+    Args:
+        unit: The set of adapters.
+        library: Tasks and adapters.
+        arms: What to compare.
+        test: Look at the test rows, and check the conflict numbers where there is a posterior; else validation rows only.
 
     Returns:
         ``arms``: name -> ``default`` and ``best`` (scalar of the lowest mean validation NLL) -> task -> metrics.
     """
     adapters = library.adapters(unit.family, unit.tasks, unit.gauge, unit.optimizer, unit.seed)
     heads = {a.task: a.head() for a in adapters} | {name: adapters[0].head() for name in unit.unseen}
-    scorer = Scorer(library, heads, unit, grid.test)
-    main = unit.family == "mixed" or unit.count == 4
-    arms = MAIN | OTHERS | AT_RANK if main else MAIN
-    found: dict[str, Any] = {}
+    scorer = Scorer(library, heads, unit, test)
+    found: dict[str, Any] = {
+        "no adapter": {"default": scorer.all({})}, "individual adapters": {"default": scorer.own(adapters)},
+    }  # fmt: skip
     for name, arm in arms.items():
-        if fits(arm, adapters):
-            found[name] = scorer.tuned(merge(arm, adapters), MEAN_SCALARS if arm.method in MEANS else SCALARS)
-    for name, arm in ABLATIONS.items() if main else ():
-        found[name] = {"default": scorer.all(merge(arm, adapters))}
-    found["no adapter"] = {"default": scorer.all({})}
-    found["individual adapters"] = {"default": scorer.own(adapters)}
-    if main and unit.optimizer == "ivon":
-        found["joint training"] = {"default": scorer.joint(library.joint(unit.family, unit.tasks, unit.seed))}
+        if not fits(arm, adapters):
+            continue
+        deltas = merge(arm, adapters)
+        if name in ABLATIONS:
+            found[name] = {"default": scorer.all(deltas)}
+        else:
+            found[name] = scorer.tuned(deltas, MEAN_SCALARS if arm.method in MEANS else SCALARS)
     record = {**vars(unit), "tasks": list(unit.tasks), "unseen": list(unit.unseen), "arms": found}
-    if main and grid.test and unit.optimizer == "ivon":
+    if test and unit.optimizer == "ivon" and "Fisher" in arms:
         record["conflict"] = conflict(adapters, merge(MAIN["task arithmetic (sum)"], adapters), scorer.nll)
     return record
+
+
+def evaluate_joint(unit: "Unit", library: Library) -> dict[str, Any]:
+    """Scores of one adapter trained on all tasks of a set."""
+    adapter = library.joint(unit.family, unit.tasks, unit.seed)
+    heads = {name: adapter.head(i) for i, name in enumerate(unit.tasks)}
+    heads |= {name: adapter.head(0) for name in unit.unseen}
+    scores = Scorer(library, heads, unit, True).all(adapter.deltas())
+    return {"family": unit.family, "count": unit.count, "seed": unit.seed, "scores": scores}
 
 
 def fits(arm: Arm, adapters: Sequence[Adapter]) -> bool:
@@ -92,13 +97,6 @@ class Scorer:
     def own(self, adapters: Sequence[Adapter]) -> dict[str, dict[str, float]]:
         """Every task under its own adapter."""
         return {a.task: self.one(a.task, a.deltas(), a.head()) for a in adapters}
-
-    def joint(self, adapter: Adapter) -> dict[str, dict[str, float]]:
-        """Every task under the jointly trained adapter."""
-        tasks = self.unit.tasks
-        heads = {name: adapter.head(i) for i, name in enumerate(tasks)}
-        heads |= {name: adapter.head(0) for name in self.unit.unseen}
-        return {name: self.one(name, adapter.deltas(), heads[name]) for name in heads}
 
     def one(self, name: str, deltas: Mapping[str, Tensor], head: Tensor) -> dict[str, float]:
         """Metrics on test rows, with a temperature from validation rows beside the raw ones."""

@@ -34,6 +34,24 @@ FAMILIES = {
 Records = list[dict[str, Any]]
 
 
+def joined(main: Records, more: Records, joint: Records) -> Records:
+    """One record per set of adapters: the main methods, the others where they were run, and joint training."""
+    key = ("family", "count", "gauge", "optimizer", "seed")
+    others = {tuple(record[k] for k in key): record for record in more}
+    ceilings = {tuple(record[k] for k in ("family", "count", "seed")): record for record in joint}
+    found = []
+    for record in main:
+        other = others.get(tuple(record[k] for k in key), {})
+        arms = {**record["arms"], **other.get("arms", {})}
+        ceiling = ceilings.get((record["family"], record["count"], record["seed"]))
+        if ceiling is not None:
+            arms["joint training"] = {"default": ceiling["scores"]}
+        seconds = record["cpu_seconds"] + other.get("cpu_seconds", 0.0)
+        extra = {"conflict": other["conflict"]} if "conflict" in other else {}
+        found.append({**record, **extra, "arms": arms, "cpu_seconds": seconds})
+    return found
+
+
 def family(records: Records, key: tuple[Any, ...]) -> Records:
     """Records of one family, by seed."""
     found = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) == key]
@@ -186,7 +204,7 @@ def gathering_table(records: Records) -> str:
 
 def block(root: Path) -> str:
     """Everything between the markers."""
-    records = load(root, "merge")
+    records = joined(load(root, "merge"), load(root, "more"), load(root, "joint"))
     if not records:
         return "No results yet.\n"
     versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
