@@ -5,17 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.merge_quality import table
-from benchmarks.merge_quality.adapters import Adapter
-from benchmarks.merge_quality.conflict import predicted
-from benchmarks.merge_quality.curvature import one_module
-from benchmarks.merge_quality.network import MODULES
 from benchmarks.readme_table import replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "merge_quality"
-MODULE = MODULES[0]
 
 
 def scores(*accuracy: float, nll: float) -> dict:
@@ -69,66 +63,6 @@ def test_differences_are_paired_by_set():
 def test_conflict_is_a_rank_correlation():
     text = table.conflict_table([record(0), record(1)])
     assert text.splitlines()[2].endswith("| +1.00 [+1.00, +1.00] | — | — | -1.00 [-1.00, -1.00] |")
-
-
-def adapter(m: int = 5, n: int = 6, r: int = 2) -> Adapter:
-    generator = torch.Generator().manual_seed(0)
-
-    def gram(size: int) -> torch.Tensor:
-        root = torch.randn(size, 2 * size, generator=generator)
-        return root @ root.T
-
-    tensors = {
-        "a": torch.randn(r, n, generator=generator), "b": torch.randn(m, r, generator=generator),
-        "hess_a": torch.rand(r, n, generator=generator), "hess_b": torch.rand(m, r, generator=generator),
-        "decay_a": torch.tensor(0.1), "decay_b": torch.tensor(0.1),
-        "input_gram": gram(n), "output_gram": gram(m), "activation_gram": gram(n),
-    }  # fmt: skip
-    return Adapter("sst2", {f"{MODULE}.{k}": v for k, v in tensors.items()}, 10)
-
-
-def test_predicted_cost_is_the_quadratic_form_written_out():
-    one = adapter()
-    merged = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-    update = one.update(MODULE)
-    vector = (merged.double() - update.delta()).flatten()
-    s, g = (x * len(x) / x.trace() for x in (update.output_gram, update.input_gram))
-    got = predicted(one, MODULE, merged)
-    assert got["shape"] == pytest.approx((vector @ torch.kron(s, g) @ vector).item())
-    assert got["distance"] == pytest.approx(vector.square().sum().item())
-    # The lifted h is per pooled example, so N h -> h; its mean is the scale of the Kronecker form.
-    ratio = got["kronecker"] / got["shape"]
-    flat = predicted(one, MODULE, (update.delta() + 1).float())  # D = 1 everywhere: the mean of row col^T
-    assert 0.5 * flat["separable"] / (0.5 * 30) == pytest.approx(ratio * flat["distance"] / 30, rel=1e-4)
-
-
-def test_cosines_with_the_exact_curvature_are_those_of_the_matrices_written_out():
-    one = adapter()
-    gradient = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(2))
-    update = one.update(MODULE)
-    grams = {"streamed": {"output": update.output_gram, "input": update.input_gram}}
-    got = one_module(gradient, one, MODULE, grams)["cosine"]
-    flat = gradient.flatten(1)
-    exact = flat.T @ flat
-    for name, stand_in in (
-        ("S (x) G, streamed", torch.kron(update.output_gram, update.input_gram)),
-        ("I (x) G, streamed", torch.kron(torch.eye(5).double(), update.input_gram)),
-        ("I (x) I", torch.eye(30)),
-    ):
-        k = stand_in.float()
-        assert got[name] == pytest.approx(((exact * k).sum() / exact.norm() / k.norm()).item(), rel=1e-4), (
-            name
-        )
-    rank_one = torch.einsum("i,j->ij", torch.arange(1.0, 6), torch.arange(1.0, 7))[None]
-    perfect = {
-        "streamed": {
-            "output": torch.outer(*[torch.arange(1.0, 6)] * 2),
-            "input": torch.outer(*[torch.arange(1.0, 7)] * 2),
-        }
-    }
-    found = one_module(rank_one, one, MODULE, perfect)
-    assert found["cosine"]["S (x) G, streamed"] == pytest.approx(1.0, rel=1e-5)
-    assert found["rank_correlation"]["S (x) G, streamed"] > 0.999  # equal products differ by rounding
 
 
 def test_the_readme_holds_the_tables_of_the_committed_results():

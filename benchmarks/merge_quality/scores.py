@@ -33,7 +33,7 @@ def evaluate(unit: "Unit", library: Library, arms: Mapping[str, Arm], *, test: b
         unit: The set of adapters.
         library: Tasks and adapters.
         arms: What to compare.
-        test: Look at the test rows, and check the conflict numbers where there is a posterior; else validation rows only.
+        test: Look at the test rows, and check the conflict numbers of posteriors; else validation rows only.
 
     Returns:
         ``arms``: name -> ``default`` and ``best`` (scalar of the lowest mean validation NLL) -> task -> metrics.
