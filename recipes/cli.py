@@ -184,6 +184,7 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 
 
 app.command()(_plain(cli_decide.predict))
+app.command()(_plain(cli_decide.compare))
 
 
 @app.command()
