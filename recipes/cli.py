@@ -185,6 +185,7 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 
 app.command()(_plain(cli_decide.predict))
 app.command()(_plain(cli_decide.compare))
+app.command()(_plain(cli_decide.export))
 
 
 @app.command()
