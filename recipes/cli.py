@@ -186,6 +186,7 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 app.command()(_plain(cli_decide.predict))
 app.command()(_plain(cli_decide.compare))
 app.command()(_plain(cli_decide.export))
+app.command(name="lm-eval")(_plain(cli_decide.lm_eval))
 
 
 @app.command()
