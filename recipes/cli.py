@@ -114,6 +114,9 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 
 
 app.command()(plain(cli_decide.predict))
+app.command()(plain(cli_decide.compare))
+app.command()(plain(cli_decide.export))
+app.command(name="lm-eval")(plain(cli_decide.lm_eval))
 
 
 @app.command()
