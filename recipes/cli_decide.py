@@ -1,4 +1,4 @@
-"""Commands on results and calibrated adapters: ``vlora predict``, registered by :mod:`vlora.recipes.cli`.
+"""Commands on results and calibrated adapters: `predict`, `compare`; registered by :mod:`vlora.recipes.cli`.
 
 As there, arguments are parsed and everything else is imported when it is asked for.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["predict"]
+__all__ = ["compare", "predict"]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -48,3 +48,36 @@ def predict(
         summary(predictions, out) if out is not None else lines_of(predictions),
         end="" if out is None else "\n",
     )
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Output folders of `vlora eval`, FOLDER:MODEL for one model of it.", metavar="RUN..."
+        ),
+    ],
+    predictor: Annotated[str | None, typer.Option(help="mean, samples, mean+temperature, ...")] = None,
+    level: Annotated[float, typer.Option(help="Chance of any false claim.")] = 0.05,
+    num_bootstrap: Annotated[int, typer.Option(help="Resamples of the items.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a report to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Is the difference real? Paired tests of two or more evaluations of the same items.
+
+    McNemar for accuracy, paired bootstrap over items and draws for NLL, Brier, ECE, AUROC, AURC and AUGRC, DeLong for
+    the detection of unknown items, Holm's correction over all of them, and how many items or draws would be needed.
+    A run may also be a folder with one evaluation per task.
+    """
+    import json
+
+    from vlora.recipes.compare import compare_runs, comparison_table, write_comparison
+
+    found = compare_runs(runs, predictor=predictor, level=level, num_bootstrap=num_bootstrap, seed=seed)
+    print(json.dumps(found, indent=1, allow_nan=False) if as_json else comparison_table(found))
+    if html is not None:
+        written = write_comparison(found, html)
+        if not as_json:
+            print(f"wrote {written}")
