@@ -115,6 +115,7 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 
 app.command()(plain(cli_decide.predict))
 app.command()(plain(cli_decide.compare))
+app.command()(plain(cli_decide.export))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Commands on results and calibrated adapters: `predict`, `compare`; registered by :mod:`vlora.recipes.cli`.
+"""Commands on results and calibrated adapters: `predict`, `compare`, `export`; registered by :mod:`vlora.recipes.cli`.
 
 As there, arguments are parsed and everything else is imported when it is asked for.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["compare", "predict"]
+__all__ = ["compare", "export", "predict"]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -81,3 +81,18 @@ def compare(
         written = write_comparison(found, html)
         if not as_json:
             print(f"wrote {written}")
+
+
+def export(
+    folder: Annotated[str, typer.Argument(help="Posterior folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    num_samples: Annotated[int, typer.Option(help="Draws, one adapter each.")] = 8,
+    independent: Annotated[bool, typer.Option("--independent", help="No mirrored pairs.")] = False,
+    as_trained: Annotated[bool, typer.Option("--as-trained", help="Leave a fitted width aside.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former export.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write posterior draws as ordinary PEFT adapters, one folder each, as vLLM and PEFT load several adapters."""
+    from vlora.recipes.export import export_folder
+
+    print(export_folder(folder, out, num_samples, not independent, not as_trained, overwrite))
