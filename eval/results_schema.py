@@ -2,8 +2,8 @@
 
 ``results.schema.json`` beside this file is that schema, for programs that read results without vlora; a test keeps
 the two equal and validates real results against them. ``python -m vlora.eval.results_schema`` prints it. It allows
-keys that it does not know, since a reader should ignore them; :class:`Results` itself does not, so that nothing is written that is
-not described.
+keys that it does not know, since a reader should ignore them; :class:`Results` itself does not, so that nothing is
+written that is not described.
 """
 
 import json

@@ -116,6 +116,7 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 app.command()(plain(cli_decide.predict))
 app.command()(plain(cli_decide.compare))
 app.command()(plain(cli_decide.export))
+app.command(name="lm-eval")(plain(cli_decide.lm_eval))
 
 
 @app.command()

@@ -1,6 +1,7 @@
-"""Commands on results and calibrated adapters: `predict`, `compare`, `export`; registered by :mod:`vlora.recipes.cli`.
+"""Commands on results and calibrated adapters: `predict`, `compare`, `export`, `lm-eval`.
 
-As there, arguments are parsed and everything else is imported when it is asked for.
+They are registered by :mod:`vlora.recipes.cli`. As there, arguments are parsed and everything else is imported when it
+is asked for.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["compare", "export", "predict"]
+__all__ = ["compare", "export", "lm_eval", "predict"]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -96,3 +97,32 @@ def export(
     from vlora.recipes.export import export_folder
 
     print(export_folder(folder, out, num_samples, not independent, not as_trained, overwrite))
+
+
+def lm_eval(
+    folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    base_model: Annotated[str | None, typer.Option(help="Default: the one the adapter names.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder of further task files.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Default: as the task says.")] = None,
+    num_samples: Annotated[int, typer.Option(help="Posterior draws; 0 is the mean.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Strings in a batch.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Documents of every task.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, ...; default: the accelerator.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a posterior: log-likelihoods of whole strings, averaged over draws.
+
+    Needs `pip install 'variational-lora[lm-eval]'`. Writes lm_eval.json (the harness's results) and draws.jsonl (what
+    every draw says about every string). All options of the harness itself: python -m vlora.eval.lm_eval.
+    """
+    from vlora.recipes.harness import results_lines, run_harness
+
+    found = run_harness(
+        folder, tasks.split(","), out, include_path=include_path, num_fewshot=num_fewshot, limit=limit,
+        overwrite=overwrite, base_model=base_model, num_samples=num_samples, batch_size=batch_size, device=device,
+    )  # fmt: skip
+    print(results_lines(found))
+    print(f"wrote {out}")
