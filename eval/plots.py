@@ -112,11 +112,7 @@ def reliability_diagram(curves: Sequence[Curve], *, key: str = "") -> str:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=[""] * 5)
     _histogram(below, curves)
-<<<<<<< HEAD
-    return svg(figure, key)
-=======
-    return _svg(figure, key, "reliability diagram")
->>>>>>> 846df2f (Documentation of evaluation, decisions and comparisons; report figures have names for screen readers)
+    return svg(figure, key, "reliability diagram")
 
 
 def risk_coverage(
@@ -145,11 +141,7 @@ def risk_coverage(
         ylabel="risk (share wrong)",
     )
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
-<<<<<<< HEAD
-    return svg(figure, key)
-=======
-    return _svg(figure, key, "risk-coverage curves")
->>>>>>> 846df2f (Documentation of evaluation, decisions and comparisons; report figures have names for screen readers)
+    return svg(figure, key, "risk-coverage curves")
 
 
 def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key: str = "") -> str:
@@ -175,11 +167,7 @@ def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key
         axes.plot(group.x, group.y, color=colour, mfc=face, **style)
     axes.set(xlabel="predictive entropy (nats)", ylabel="mutual information (nats)")
     axes.set(xlim=(-0.02 * right, 1.03 * right), ylim=(-0.03 * top, 1.05 * top))
-<<<<<<< HEAD
-    return svg(figure, key)
-=======
-    return _svg(figure, key, "entropy against mutual information")
->>>>>>> 846df2f (Documentation of evaluation, decisions and comparisons; report figures have names for screen readers)
+    return svg(figure, key, "entropy against mutual information")
 
 
 def panel(height: float, ratios: Sequence[float] = (1.0,)) -> tuple[Figure, Sequence[Axes]]:
@@ -237,13 +225,8 @@ def _histogram(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_yticks([0, 1.0], labels=["0", "1"])
 
 
-<<<<<<< HEAD
-def svg(figure: Figure, key: str) -> str:
-    """Return the figure as one self-contained ``<svg>`` element coloured by CSS variables."""
-=======
-def _svg(figure: Figure, key: str, name: str) -> str:
+def svg(figure: Figure, key: str, name: str) -> str:
     """Return the figure as one self-contained ``<svg>`` element coloured by CSS variables and named for readers."""
->>>>>>> 846df2f (Documentation of evaluation, decisions and comparisons; report figures have names for screen readers)
     buffer = io.StringIO()
     with matplotlib.rc_context(_RC):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
