@@ -86,15 +86,13 @@ class MergePlan:
         settings = to_plain(self.settings)
         for key in ("threads", "block_megabytes", "overwrite", "hash_inputs", "output"):
             settings.pop(key)
-        files = sorted({entry.path for job in self.draft.jobs for entry in job.inputs})
-        stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        parts = [
-            __version__,
-            settings,
-            stamps,
-            self.draft.sources,
-            [s.header[8:].decode() for s in self.shards],
-        ]
+        files = {entry.path for job in self.draft.jobs for entry in job.inputs}
+        for source in self.settings.adapters:  # their curvature counts too
+            files |= {path for path in Path(source.path).expanduser().glob("*") if path.is_file()}
+        stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)]
+        maps = next((job.row_maps for job in self.draft.jobs if job.row_maps), ())
+        headers = [shard.header[8:].decode() for shard in self.shards]
+        parts = [__version__, settings, stamps, self.draft.sources, headers, [m.rows for m in maps]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
