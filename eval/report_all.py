@@ -11,8 +11,9 @@ from vlora.eval.metric_names import FAMILIES, Metric, metric
 from vlora.eval.report_format import Cell, cell, number, predictor_label, score_label, value_of
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
-__all__ = ["all_detection", "all_metrics"]
+__all__ = ["all_detection", "all_metrics", "promises"]
 
+_SHARE = Metric("share", "share", 0, 1, True)
 _AREA = {
     "auroc": Metric("auroc", "AUROC", 1),
     "aupr": Metric("aupr", "AUPR", 1),
@@ -50,6 +51,40 @@ def all_detection(results: Results) -> list[dict[str, Any]]:
             "cells": [_with_notes(entry.get(key), of) for key, of in _AREA.items()],
         }
         for entry in results.get("detection") or []
+    ]
+
+
+def promises(results: Results) -> list[dict[str, Any]]:
+    """Return a row per model, predictor and set: coverage and size of the sets, share answered and risk."""
+    rows = []
+    for entry in results.get("promises") or []:
+        sets = {rule["method"]: _coverage(rule) for rule in entry.get("conformal") or ()}
+        risk = entry.get("abstention")
+        silent = entry.get("unanswerable")
+        cells = [sets.get("lac", Cell()), sets.get("aps", Cell()), *_risk(risk)]
+        if silent and not risk:
+            share = f"{silent['answered']} of {silent['rows']}"
+            cells[2] = Cell(share, note="without a right answer")
+        head = {key: entry[key] for key in ("model", "set", "fitted_on")}
+        rows.append({**head, "predictor": predictor_label(entry["predictor"]), "cells": cells})
+    return rows
+
+
+def _coverage(rule: Mapping[str, Any]) -> Cell:
+    entry = {"value": rule["coverage"], "low": rule["low"], "high": rule["high"]}
+    note = f"mean size {number(rule['mean_size'], 2)}" + ("" if rule["holds"] else " · less than promised")
+    return cell(entry, _SHARE, note=note)
+
+
+def _risk(risk: Mapping[str, Any] | None) -> list[Cell]:
+    """Return the share answered and the error rate among it."""
+    if not risk:
+        return [Cell(), Cell()]
+    note = "" if risk["holds"] else "more than promised"
+    entry = {"value": risk["risk"], "low": risk["low"], "high": risk["high"]}
+    return [
+        cell({"value": risk["coverage"]}, _SHARE),
+        cell(entry if risk["answered"] else None, _SHARE, note=note),
     ]
 
 

@@ -14,6 +14,7 @@ from vlora.errors import DataError
 from vlora.eval.comparisons import Detect, compare_models, default_detection, detect_groups
 from vlora.eval.figure_data import figure_data
 from vlora.eval.predictions import ChoiceTable
+from vlora.eval.promises import check_promises
 from vlora.eval.records import Record
 from vlora.eval.tables import ALL, ModelTable, Resampler
 from vlora.eval.token_predictions import TokenTable
@@ -74,6 +75,7 @@ def compute_results(
         "rows": [row for table in tables for row in _rows(table, resampler)],
         "detection": detect_groups(tables, detect or default_detection(tables), resampler),
         "comparisons": compare_models(tables, resampler),
+        "promises": check_promises(tables),
         "figures": figure_data(tables, seed),
         **{name: dict(section) for name, section in sections.items()},
     }

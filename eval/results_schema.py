@@ -78,6 +78,60 @@ class Comparison(_Strict):
     difference: Measured
 
 
+class Coverage(_Strict):
+    """How often prediction sets hold the right choice, with an exact 95 % interval."""
+
+    method: Literal["lac", "aps"]
+    alpha: float = Field(description="share that may be missed")
+    coverage: float
+    low: float
+    high: float
+    expected_low: float = Field(description="95 % of thresholds from as many rows cover at least this")
+    expected_high: float
+    mean_size: float
+    empty_share: float
+    holds: bool = Field(description="false where the interval contradicts the promise")
+
+
+class Risk(_Strict):
+    """Error rate of what is answered, with an exact 95 % interval."""
+
+    answered: int
+    wrong: int
+    coverage: float
+    promised: float
+    risk: float | None
+    low: float
+    high: float
+    holds: bool
+
+
+class Unanswerable(_Strict):
+    """Rows without a right answer: how many are answered."""
+
+    rows: int
+    answered: int
+    mean_set_size: dict[str, float]
+
+
+class Promise(_Strict):
+    """Prediction sets and abstention fitted on validation rows, on one reported set."""
+
+    model: str
+    predictor: str
+    fitted_on: int
+    set: str
+    rows: int
+    labelled: int
+    accuracy: float | None = None
+    nll: float | None = None
+    ece_15_equal_width: float | None = None
+    ece_floor: float | None = None
+    conformal: list[Coverage] | None = None
+    abstention: Risk | None = None
+    unanswerable: Unanswerable | None = None
+
+
 class Bin(_Strict):
     """An occupied bin of a reliability diagram."""
 
@@ -168,6 +222,7 @@ class Results(_Strict):
     rows: list[Row]
     detection: list[Detection]
     comparisons: list[Comparison]
+    promises: list[Promise] | None = None
     figures: Figures
     cost: dict[str, Any] | None = None
     settings: dict[str, Any] | None = None

@@ -6,6 +6,7 @@ from test_results import arrays, make_model, metrics_of
 
 from vlora.eval.metrics.calibration import calibration, debiased_l2
 from vlora.eval.metrics.classwise import classwise_ece
+from vlora.eval.metrics.conformal import conformal_threshold, lac_scores, prediction_sets
 from vlora.eval.metrics.crossed import crossed_bootstrap
 from vlora.eval.metrics.decomposition import isotonic_decomposition
 from vlora.eval.metrics.intervals import bootstrap, resample_counts
@@ -15,6 +16,7 @@ from vlora.eval.metrics.rejection import prediction_rejection_ratio
 from vlora.eval.metrics.selective import accuracy_at_coverage, augrc, coverage_at_risk
 from vlora.eval.metrics.smooth_calibration import smooth_ece
 from vlora.eval.metrics.uncertainty import mixture_log_probs
+from vlora.eval.report import render_report
 from vlora.eval.results import compute_results
 
 
@@ -133,3 +135,26 @@ def test_one_class_of_answers_leaves_ranking_undefined_and_nothing_else(records)
         assert found[name]["value"] is None, name
     assert found["smooth_ece"]["value"] == pytest.approx(0, abs=1e-6)
     assert found["aupr_correct"]["value"] == 1.0 and found["coverage_at_5_risk"]["value"] == 1.0
+
+
+def test_promises_are_checked_on_other_rows(records, results):
+    found = {(p["model"], p["predictor"], p["set"]): p for p in results["promises"]}
+    assert set(found) == {
+        (model, predictor, name)
+        for model, predictor in (("plain", "mean"), ("ivon", "mean"), ("ivon", "samples"))
+        for name in ("test", "unknown")
+    }
+    held_out, _, label, _ = arrays(records, "plain", ("validation",))
+    log_probs, _, truth, _ = arrays(records, "plain", groups=("easy", "hard"))
+    threshold = conformal_threshold(lac_scores(held_out)[np.arange(60), label], 0.1)
+    sets = prediction_sets(lac_scores(log_probs), threshold)
+    entry = found["plain", "mean", "test"]
+    (rule,) = [rule for rule in entry["conformal"] if rule["method"] == "lac"]
+    assert entry["fitted_on"] == 60 and entry["labelled"] == 110
+    assert rule["coverage"] == pytest.approx(sets[np.arange(110), truth].mean())
+    assert rule["mean_size"] == pytest.approx(sets.sum(1).mean())
+    assert found["ivon", "samples", "unknown"]["unanswerable"]["rows"] == 30
+    page = render_report(results)
+    assert "Prediction sets and" in page and "LAC sets hold it" in page and "0 of 30" in page
+    without = [row for row in records if row["split"] != "validation"]
+    assert compute_results(without, num_bootstrap=5)["promises"] == []
