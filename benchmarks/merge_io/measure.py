@@ -174,9 +174,7 @@ def peft_module(kind: str, count: int = 4, size: int = 4096) -> Result:
         wrapped.add_adapter(f"a{number}", settings)
     names = [f"a{number}" for number in range(count)]
     more: dict[str, Any] = {"combination_type": kind, **({"svd_rank": 16} if "svd" in kind else {})}
-    return timed(
-        lambda: wrapped.add_weighted_adapter(names, [1.0] * count, "out", **more)
-    )
+    return timed(lambda: wrapped.add_weighted_adapter(names, [1.0] * count, "out", **more))
 
 
 def _child(command: list[str], threads: int) -> Result:

@@ -92,7 +92,12 @@ def test_seeds_of_a_task_share_a_weight(folder):
 
 
 def test_notes_say_what_the_preview_is_not(folder):
-    assert "meant to do better" in previewed(folder, method="gradient_matching").notes[0]
+    frozen = previewed(folder, method="gradient_matching", negative="remove")
+    assert (
+        frozen.notes[0].startswith("6 of 6 modules are previewed as scaled sums") and frozen.std is not None
+    )
+    matched = previewed(folder, method="gradient_matching", count=16)
+    assert "no variance" in matched.notes[0] and matched.std is None
     plain = load_config(MergeConfig, values(folder / "plain", method="task_arithmetic"))
     inputs = [Posterior.from_pretrained(source.path) for source in plain.adapters]
     done = preview(plain, inputs, count=16)
