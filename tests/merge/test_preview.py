@@ -132,6 +132,18 @@ def test_weights_per_module_and_empty_adapters_are_refused(folder):
         preview(config, [first, nothing], count=4)
 
 
+def test_a_page_without_variance_and_without_scale(folder):
+    """Gradient matching has no variance; a plain adapter has no h, so no nats."""
+    from vlora.recipes.merge_pages import preview_page
+
+    plain = [{"path": str(folder / name)} for name in ("math", "plain/code")]
+    for settings in ({"method": "gradient_matching"}, {"adapters": plain}):
+        done = previewed(folder, NAMES[:2], count=8, **settings)
+        page = preview_page(done)
+        assert done.std is None and "±" not in page
+        assert page.count("nats / example") == 3 * sum(count is not None for count in done.examples)
+
+
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES])
 def test_the_command(folder, tmp_path, capsys, names):
     named = [{"path": str(folder / name), "name": f"<b>{name}"} for name in names]
