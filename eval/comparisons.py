@@ -16,7 +16,7 @@ from vlora.eval.metrics.intervals import Counts, Interval, bootstrap, percentile
 from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Ratio, Resampler, entry
 
-__all__ = ["Detect", "compare_models", "default_detection", "detect_groups"]
+__all__ = ["Detect", "compare_models", "default_detection", "detect_groups", "rows_of_groups"]
 
 _AREA_RESAMPLES = 200  # of the area under the precision-recall curve, whose arrays are long
 Detect = Mapping[str, Mapping[str, Sequence[str]]]
@@ -121,7 +121,7 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
     found = []
     for name, sides in detect.items():
         for table in tables:
-            rows = {side: _rows_of(table, sides[side]) for side in ("positive", "negative")}
+            rows = {side: rows_of_groups(table, sides[side]) for side in ("positive", "negative")}
             if not len(rows["positive"]) or not len(rows["negative"]):
                 continue
             scores = [
@@ -134,7 +134,8 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
     return found
 
 
-def _rows_of(table: ModelTable, groups: Sequence[str]) -> IntArray:
+def rows_of_groups(table: ModelTable, groups: Sequence[str]) -> IntArray:
+    """Rows of these groups, without their validation part."""
     return np.flatnonzero(np.isin(table.group, list(groups)) & (table.split != "validation"))
 
 

@@ -24,7 +24,7 @@ from vlora.eval.metrics.smooth_calibration import smooth_ece, smooth_ece_floor, 
 from vlora.eval.summaries import NUM_BINS
 from vlora.eval.tables import Metrics, Resampler, entry
 
-__all__ = ["MIN_BIN", "add_draw_errors", "class_metrics", "further_metrics"]
+__all__ = ["HEADLINE", "MIN_BIN", "add_draw_errors", "class_metrics", "further_metrics", "headline_statistic"]
 
 MIN_BIN = 10
 """Fewest items in a bin that may set the maximum calibration error."""
@@ -32,7 +32,8 @@ _SELECTIVE = (
     *("augrc", "prediction_rejection_ratio", "accuracy_at_50_coverage", "accuracy_at_90_coverage"),
     *("coverage_at_5_risk", "aupr_error", "aupr_correct", "fpr95_error"),
 )
-_CROSSED = ("accuracy", "nll", "brier", "ece_15_equal_width", "auroc_correctness", "aurc")
+HEADLINE = ("accuracy", "nll", "brier", "ece_15_equal_width", "auroc_correctness", "aurc", "augrc")
+"""Metrics of ``headline_statistic``, in the order of its columns."""
 _SLOW_ITEMS = 2e5  # items of all resamples together behind the intervals of the costly metrics
 _DRAW_RESAMPLES = 100
 
@@ -98,10 +99,10 @@ def add_draw_errors(
     probs, size = np.exp(samples), len(label)
     weights = draw_weights(len(samples), _DRAW_RESAMPLES, antithetic=antithetic, seed=resampler.seed)
     every = np.ones((1, size))
-    draws = [_headline(np.tensordot(row, probs, axes=1), label)(every)[0] for row in weights]
-    items = bootstrap(_headline(probs.mean(axis=0), label), resampler.counts(size))
+    draws = [headline_statistic(np.tensordot(row, probs, axes=1), label)(every)[0] for row in weights]
+    items = bootstrap(headline_statistic(probs.mean(axis=0), label), resampler.counts(size))
     units = len(samples) // 2 if antithetic else len(samples)
-    for column, name in enumerate(_CROSSED):
+    for column, name in enumerate(HEADLINE):
         value = metrics[name]["value"]
         if value is None:
             continue
@@ -112,8 +113,8 @@ def add_draw_errors(
         metrics[name] |= {"crossed_low": interval["low"], "crossed_high": interval["high"]}
 
 
-def _headline(probs: Array, label: IntArray) -> Callable[[Array], Array]:
-    """Statistic of a predictor ``(N, K)``: counts ``(b, N)`` to ``(b, 6)`` in the order of ``_CROSSED``."""
+def headline_statistic(probs: Array, label: IntArray) -> Callable[[Array], Array]:
+    """Statistic of a predictor ``(N, K)``: counts ``(b, N)`` to ``(b, 7)`` in the order of ``HEADLINE``."""
     rows = np.arange(len(label))
     confidence = np.minimum(probs.max(axis=1), 1.0)
     top = probs == probs.max(axis=1, keepdims=True)
@@ -129,7 +130,7 @@ def _headline(probs: Array, label: IntArray) -> Callable[[Array], Array]:
         right = kept.count - kept.errors
         ece = np.abs(weights @ gaps).sum(axis=1) / len(label)
         area = Separation(right[:, ::-1], kept.errors[:, ::-1]).auroc()
-        return np.column_stack([weights @ means / len(label), ece, area, kept.aurc()])
+        return np.column_stack([weights @ means / len(label), ece, area, kept.aurc(), kept.augrc()])
 
     return statistic
 

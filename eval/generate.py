@@ -25,7 +25,17 @@ from torch import Tensor, nn
 
 from vlora.errors import ConfigError, DataError
 
-__all__ = ["Answer", "Decoding", "accepts", "answer_noise", "check_generates", "generate_answers"]
+__all__ = [
+    "Answer",
+    "Decoding",
+    "Prefix",
+    "accepts",
+    "answer_noise",
+    "check_generates",
+    "forward",
+    "generate_answers",
+    "prefill",
+]
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def generate_answers(
         rows = [(prompt, stream) for prompt in group for stream in streams[prompt]]
         if not rows:
             continue
-        state = _prefill(model, [prompts[prompt] for prompt in group], pad_id)
+        state = prefill(model, [prompts[prompt] for prompt in group], pad_id)
         place = {prompt: row for row, prompt in enumerate(group)}
         state.select(torch.tensor([place[prompt] for prompt, _ in rows]))
         made = _decode(model, state, [stream for _, stream in rows], decoding)
@@ -148,13 +158,17 @@ def accepts(model: nn.Module, argument: str) -> bool:
 
 
 @dataclass
-class _State:
-    """Rows that are being decoded."""
+class Prefix:
+    """Rows that stand behind their prompts, with a cache: what comes next is decoded or scored."""
 
     logits: Tensor
+    """Of the next token, float32 ``(R, V)``."""
     cache: Any
+    """Keys and values of these rows under the parameters that made them, and no others."""
     mask: Tensor
+    """1 for tokens, 0 for padding on the left, ``(R, T)``."""
     position: Tensor
+    """Position of the last token, ``(R,)``."""
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may be taken several times."""
@@ -163,26 +177,50 @@ class _State:
         self.cache.batch_select_indices(rows)
 
 
-def _prefill(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> _State:
-    """One pass over the prompts, padded on the left."""
+def prefill(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Prefix:
+    """One pass over prompts, padded on the left.
+
+    Args:
+        model: A causal language model in eval mode; without positions, prompts of one length.
+        prompts: Token ids, each at least one.
+        pad_id: Token that fills shorter prompts; masked.
+
+    Raises:
+        ConfigError: The model keeps no key/value cache.
+    """
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     device = next(model.parameters()).device
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    logits, cache = _forward(model, ids, mask, positions, None)
-    return _State(logits, cache, mask, positions[:, -1])
+    logits, cache = forward(model, ids, mask, positions, None)
+    return Prefix(logits, cache, mask, positions[:, -1])
 
 
-def _forward(
-    model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
+def forward(
+    model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, *, last: bool = True
 ) -> tuple[Tensor, Any]:
-    """Logits of the last column in float32, and the cache."""
+    """One pass over tokens behind a cache.
+
+    Args:
+        model: A causal language model.
+        ids: Tokens ``(R, T)``.
+        mask: 1 for tokens of cache and ids, ``(R, T_cache + T)``.
+        positions: Positions of the tokens, ``(R, T)``.
+        cache: What was before, extended in place; None for nothing.
+        last: Take the logits of the last column alone.
+
+    Returns:
+        Logits in float32, ``(R, V)`` or ``(R, T, V)``, and the cache.
+
+    Raises:
+        ConfigError: The model keeps no key/value cache.
+    """
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
     if accepts(model, "position_ids"):
         inputs["position_ids"] = positions
-    if accepts(model, "logits_to_keep"):
+    if last and accepts(model, "logits_to_keep"):
         inputs["logits_to_keep"] = 1
     output = model(**inputs, past_key_values=cache) if cache is not None else model(**inputs)
     cache = getattr(output, "past_key_values", None)
@@ -190,11 +228,11 @@ def _forward(
         raise ConfigError(
             f"{type(model).__name__} keeps no key/value cache that batches can share; use a transformer decoder"
         )
-    return output.logits[:, -1].float(), cache
+    return (output.logits[:, -1] if last else output.logits).float(), cache
 
 
 def _decode(
-    model: nn.Module, state: _State, streams: Sequence[np.ndarray | None], decoding: Decoding
+    model: nn.Module, state: Prefix, streams: Sequence[np.ndarray | None], decoding: Decoding
 ) -> list[Answer]:
     """Draw token after token until every row has ended."""
     answers = [Answer([], [], [], False) for _ in streams]
@@ -224,7 +262,7 @@ def _decode(
             alive = [row for row, goes in zip(alive, going.tolist(), strict=True) if goes]
         state.mask = torch.cat([state.mask, state.mask.new_ones(len(alive), 1)], dim=1)
         state.position = state.position + 1
-        state.logits, state.cache = _forward(
+        state.logits, state.cache = forward(
             model, chosen[:, None], state.mask, state.position[:, None], state.cache
         )
     return answers

@@ -33,7 +33,7 @@ from vlora.eval.report_tables import (
     models_of,
 )
 
-__all__ = ["FORMAT", "render_report", "write_report"]
+__all__ = ["FORMAT", "environment", "render_report", "style_sheet", "write_report"]
 
 FORMAT = 1
 _HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ def render_report(results: Mapping[str, Any], *, title: str | None = None) -> st
             f"expected results of format {FORMAT}, got format {results.get('format')!r}: "
             "write results.json again with this version of vlora"
         )
-    page = _environment().get_template("report.html.j2").render(_view(results, title))
+    page = environment().get_template("report.html.j2").render(_view(results, title))
     return page if page.endswith("\n") else page + "\n"
 
 
@@ -113,7 +113,7 @@ def _replace(path: Path, page: str) -> None:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Return the template environment: everything is escaped, an unknown name is an error."""
     return Environment(
         loader=FileSystemLoader(_HERE),
@@ -122,6 +122,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def style_sheet() -> str:
+    """Return the style sheet of every page."""
+    return (_HERE / "report.css").read_text(encoding="utf-8")
 
 
 def _view(results: Results, title: str | None) -> dict[str, Any]:
@@ -139,7 +144,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "created": _moment(results.get("created")),
         "num_samples": results.get("num_samples") or 0,
         "antithetic": bool(results.get("antithetic")),
-        "css": Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        "css": Markup(style_sheet()),
         "headline": [headline(results, name) for name in models_of(results)],
         "findings": findings(results, best),
         "models": [_model_row(m) for m in results.get("models") or []],

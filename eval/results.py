@@ -19,7 +19,7 @@ from vlora.eval.tables import ALL, ModelTable, Resampler
 from vlora.eval.token_predictions import TokenTable
 from vlora.files import atomic_write
 
-__all__ = ["RESULTS_FORMAT", "compute_results", "read_results", "write_results"]
+__all__ = ["RESULTS_FORMAT", "build_tables", "compute_results", "read_results", "write_results"]
 
 RESULTS_FORMAT = 1
 """Version of the format of ``results.json``; readers refuse a newer one."""
@@ -59,7 +59,7 @@ def compute_results(
         DataError: No record to report on, records and models that do not match, or records that do not fit together.
     """
     resampler = Resampler(num_bootstrap, seed)
-    tables = _tables(records, models, num_samples, resampler)
+    tables = build_tables(records, models, num_samples, resampler)
     drawn = [table.num_samples for table in tables]
     antithetic = any(table.records[0].antithetic for table in tables if table.num_samples)
     return {
@@ -128,13 +128,17 @@ def _rows(table: ModelTable, resampler: Resampler) -> list[dict[str, Any]]:
     ]
 
 
-def _tables(
+def build_tables(
     records: Iterable[Record | Mapping[str, Any]],
     models: Sequence[Mapping[str, Any]] | None,
     num_samples: int | None,
     resampler: Resampler,
 ) -> list[ModelTable]:
-    """Records sorted by model, in the order of ``models``."""
+    """Records sorted by model, in the order of ``models``; arguments as in :func:`compute_results`.
+
+    Raises:
+        DataError: As there.
+    """
     by_model: dict[str, list[Record]] = {}
     for row in records:
         record = row if isinstance(row, Record) else Record.from_dict(row)

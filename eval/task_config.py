@@ -38,7 +38,10 @@ def expand_task(values: dict[str, Any]) -> dict[str, Any]:
     place = options.pop("folder", None) if isinstance(own, Mapping) else own
     sources = {} if "test" in options else task_sources(task, name, place)
     columns = {"prompt": "prompt", "choices": "choices", "answer": "answer", "group": "group"}
-    fixed = {**columns, "separator": task.separator, "task_file": name}
+    grouped = {
+        "group": "group" if task.group else None
+    }  # without groups of its own, rows go by their set's name
+    fixed = {**columns, **grouped, "separator": task.separator, "task_file": name}
     clash = sorted(set(options) & {*columns, "task_file", "answer_offset", "text", "label"})
     if clash:
         raise ConfigError(

@@ -7,20 +7,17 @@ Every row has an ``item``, its number in the data or its own identity.
 
 import csv
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vlora.data import RowFormat, Source, examples_from_rows, join, load_rows
-from vlora.data.examples import render
+from vlora.data import Source, join, load_rows
 from vlora.data.sources import take_indices
 from vlora.errors import DataError
 from vlora.eval.task_files import TaskFile, task_sha256
+from vlora.eval.task_forms import Row, answer_text, common_rows
 
 __all__ = ["TaskRows", "read_task"]
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,9 @@ def read_task(
     _check_ids(raw, task, name)
     solved = _solved(task, fewshot)
     rows = [
-        row for number, one in enumerate(raw) for row in _common(one, task, f"{name} row {number}", number)
+        row
+        for number, one in enumerate(raw)
+        for row in common_rows(one, task, f"{name} row {number}", number)
     ]
     prefix, shots = _prefixes(task, solved, [row["group"] for row in rows])
     for row in rows:
@@ -131,91 +130,6 @@ def _check_ids(rows: Sequence[Row], task: TaskFile, split: str) -> None:
             )
 
 
-def _common(row: Row, task: TaskFile, where: str, number: int) -> Iterable[Row]:
-    """The common form of one row: one, or one a side."""
-    shared = {
-        "item": str(row[task.id]) if task.id else str(number),
-        "group": str(row[task.group]) if task.group else "all",
-    }
-    if task.kind == "multiple_choice":
-        return [shared | _multiple_choice(row, task, where)]
-    shared |= {"prompt": render(row, task.prompt, where), "question": render(row, task.question, where)}
-    if task.kind == "open_qa":
-        return [shared | {"references": _texts(row, task.references, where, empty=True)}]
-    if task.sides is None:
-        correct = _label(row, task, where)
-        return [shared | {"response": _texts(row, task.response, where)[0], "correct": correct}]
-    return [
-        shared
-        | {"item": f"{shared['item']}/{side.response}", "response": _texts(row, side.response, where)[0]}
-        | {"correct": side.correct}
-        for side in task.sides
-    ]
-
-
-def _multiple_choice(row: Row, task: TaskFile, where: str) -> Row:
-    """Prompt, choices and answer of one row."""
-    if task.true_answers is not None and task.false_answers is not None:
-        true = list(dict.fromkeys(t for column in task.true_answers for t in _texts(row, column, where)))
-        false = [text for text in _texts(row, task.false_answers, where) if text not in true]
-        if not false:
-            raise DataError(f"{where}: no false answer in {task.false_answers!r} that is not also a true one")
-        marks = [True] * len(true) + [False] * len(false)
-        return {
-            "prompt": render(row, task.prompt, where), "choices": true + false, "answer": 0, "true": marks
-        }  # fmt: skip
-    if task.fixed_choices is not None:
-        row = {**row, "choices": task.fixed_choices}
-        answer = row.get(task.answer)
-        row[task.answer] = int(answer) if isinstance(answer, bool) else answer
-    form = RowFormat(
-        prompt=task.prompt,
-        choices=task.choices if task.fixed_choices is None else "choices",
-        answer=task.answer,
-        answer_offset=task.answer_offset,
-    )
-    (example,) = examples_from_rows(
-        "multiple_choice", [row], form, split=where, require_label=task.answer not in row
-    )
-    choices = list(example.choices or ())
-    if task.num_choices is not None and len(choices) != task.num_choices:
-        raise DataError(f"{where}: expected {task.num_choices} choices, got {len(choices)}")
-    prompt = example.prompt
-    if task.blank is not None:
-        before, mark, after = prompt.partition(task.blank)
-        if not mark:
-            raise DataError(f"{where}: no {task.blank!r} in the sentence for the choice to go to")
-        prompt, choices = before.rstrip(), [choice + after for choice in choices]
-    return {"prompt": prompt, "choices": choices, "answer": example.label, "true": None}
-
-
-def _texts(row: Mapping[str, Any], column: str, where: str, *, empty: bool = False) -> list[str]:
-    """A column that holds one text or a list of texts."""
-    if column not in row:
-        raise DataError(f"{where}: no column {column!r}; the columns are {', '.join(map(str, row))}")
-    value = row[column]
-    values = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
-        raise DataError(f"{where}: column {column!r} must be a text or a list of texts, got {value!r:.60}")
-    if not values and not empty:
-        raise DataError(f"{where}: column {column!r} is empty")
-    return list(values)
-
-
-_YES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-def _label(row: Mapping[str, Any], task: TaskFile, where: str) -> bool:
-    """Whether a given answer is right."""
-    value = row.get(task.label)
-    said = _YES.get(str(int(value)) if isinstance(value, bool | float) else str(value).strip().lower())
-    if said is None:
-        raise DataError(
-            f"{where}: {task.label!r} must say yes or no (1 or 0), got {value!r}; every given answer needs a label"
-        )
-    return said if task.label_means == "correct" else not said
-
-
 def _by_group(task: TaskFile) -> bool:
     return task.fewshot is not None and task.fewshot.same_group
 
@@ -230,9 +144,11 @@ def _solved(task: TaskFile, source: Source | None) -> list[Row]:
         )
     raw = _renamed(_raw(task, source, "fewshot"), task, "fewshot")
     rows = [
-        row for number, one in enumerate(raw) for row in _common(one, task, f"fewshot row {number}", number)
+        row
+        for number, one in enumerate(raw)
+        for row in common_rows(one, task, f"fewshot row {number}", number)
     ]
-    return [row for row in rows if _answer_text(row) is not None]
+    return [row for row in rows if answer_text(row) is not None]
 
 
 def _prefixes(
@@ -252,18 +168,9 @@ def _prefixes(
         if task.fewshot.seed is not None:
             random.Random(f"{task.fewshot.seed}/{group}").shuffle(pool)
         texts = [
-            join(row["prompt"], str(_answer_text(row)), task.separator)
+            join(row["prompt"], str(answer_text(row)), task.separator)
             for row in pool[: task.fewshot.num_shots]
         ]
         prefixes[group] = "".join(text + task.fewshot.separator for text in texts)
         shots += texts
     return prefixes, shots
-
-
-def _answer_text(row: Row) -> str | None:
-    """Right answer of a row in words; None where there is none."""
-    if "choices" in row:
-        return None if row["answer"] is None else row["choices"][row["answer"]]
-    if "references" in row:
-        return row["references"][0] if row["references"] else None
-    return row["response"] if row["correct"] else None

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vlora.errors import IncompatibleAdaptersError
-from vlora.merge.kronecker import kronecker_merge, metric_root
+from vlora.merge.kronecker import kronecker_solution, total_metric
 from vlora.merge.low_rank import resolve_rank
 from vlora.merge.recompress import recompress
 from vlora.merge.separable import separable_merge
@@ -118,10 +118,9 @@ def _kronecker(
     updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None, tau: float
 ) -> MergedModule:
     """Closed form at full rank, then S^1/2 X G^1/2 truncated; S is left out unless every adapter has it."""
-    full, clamped = kronecker_merge(updates, weights, tau)
-    left = right = None
+    full, clamped, total = kronecker_solution(updates, weights, tau)
+    metrics = None
     if rank is not None and full.rank > rank:
-        left = metric_root([u.output_gram for u in updates], weights, tau)
-        right = metric_root([u.input_gram for u in updates], weights, tau)
-    done = recompress(full, updates, weights, rank, left=left, right=right)
+        metrics = total_metric([u.output_gram for u in updates], weights, tau), total
+    done = recompress(full, updates, weights, rank, metrics=metrics)
     return MergedModule(done.update, {"clamped_fraction": clamped, **done.report})

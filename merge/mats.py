@@ -1,8 +1,8 @@
 r"""MaTS: models matched in their task parameter subspaces (Tam, Bansal and Raffel 2023, TMLR 2024, arXiv:2312.04339).
 
-    theta' = argmin sum_t w_t |theta - theta_t|^2_{C_t},      hence (sum_t w_t C_t) theta' = sum_t w_t C_t theta_t
+    theta' = argmin sum_t w_t |theta - theta_t|^2_{C_t},    (sum_t w_t C_t) theta' = sum_t w_t C_t theta_t
 
-solved by conjugate gradients, so that C_t may be any matrix that can be multiplied with. The best of the paper is the
+solved by conjugate gradients, so that C_t may be any matrix that can be multiplied with. The best in the paper is the
 block-diagonal K-FAC Fisher, C_t = S_t (x) G_t per module, for which one multiplication is S_t X G_t and
 
     sum_t w_t S_t X G_t + lambda X = sum_t w_t S_t W_t G_t + lambda sum_t w_t W_t

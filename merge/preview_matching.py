@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlora.merge.kronecker import normalised_gram, total_gram
+from vlora.merge.kronecker import normalised_gram, total_gram, unit_factor
 from vlora.merge.positive import cholesky
 from vlora.merge.quadratic import metric_of
 from vlora.merge.update import LoraUpdate
@@ -87,11 +87,9 @@ def matching_core(
         absolute: Whether the loss of each is scaled by h, see :func:`vlora.merge.quadratic.metric_of`.
         tau: Prior precision of the merge.
     """
-    grams = [
-        normalised_gram(u.input_gram, f"{u.adapter!r} in {u.module}")
-        for u in updates
-        if u.input_gram is not None
-    ]
+    given = [u.input_gram for u in updates if u.input_gram is not None]
+    places = [f"{u.adapter!r} in {u.module}" for u in updates]
+    grams = [normalised_gram(g, place) for g, place in zip(given, places, strict=True)]
     damped = torch.cat([u.a @ g + tau * u.a for u, g in zip(updates, grams, strict=True)])
     rows = torch.cat([u.a for u in updates])
     count = len(updates)
@@ -102,9 +100,10 @@ def matching_core(
     )
     b = torch.cat([u.scale * u.b for u in updates], dim=1)
     outputs = []
-    for update, own in zip(updates, absolute, strict=True):
+    for update, gram, own, place in zip(updates, given, absolute, places, strict=True):
         metric = metric_of(update, own)
-        outputs.append(0.5 * metric.scale * b.mT @ metric.from_outputs(b))
+        scale = metric.scale / unit_factor(gram, place)  # the grams here are unit ones already
+        outputs.append(0.5 * scale * b.mT @ metric.from_outputs(b))
     return MatchingCore(
         list(adapters),
         torch.cat([torch.full((u.rank,), i) for i, u in enumerate(updates)]),

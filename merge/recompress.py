@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vlora.merge.lift import lift_update, pull_back
-from vlora.merge.low_rank import truncate
+from vlora.merge.low_rank import truncate, truncate_in_metric
 from vlora.merge.update import LoraUpdate, MergedModule
 
 __all__ = ["from_factors", "pooled_precision", "recompress"]
@@ -21,6 +21,7 @@ def recompress(
     *,
     left: Tensor | None = None,
     right: Tensor | None = None,
+    metrics: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> MergedModule:
     """Truncate a lossless merge to a rank; at or below that rank it is returned as it is.
 
@@ -31,13 +32,17 @@ def recompress(
         rank: Wanted rank, or share of energy in (0, 1); None keeps everything.
         left: Cholesky factor of the output metric, see :func:`vlora.merge.low_rank.truncate`.
         right: Cholesky factor of the input metric.
+        metrics: Output and input metric themselves, instead of ``left`` and ``right``.
 
     Returns:
         The update and ``exact``, ``retained_energy`` in its report.
     """
     if rank is None or (isinstance(rank, int) and full.rank <= rank):
         return MergedModule(full, {"exact": True, "retained_energy": 1.0})
-    b, a, retained = truncate(full.b, full.a, rank, left, right)
+    if metrics is None:
+        b, a, retained = truncate(full.b, full.a, rank, left, right)
+    else:
+        b, a, retained = truncate_in_metric(full.b, full.a, rank, *metrics)
     update = pooled_precision(
         replace(full, b=b * full.scale, a=a, scale=1.0, precision_b=None, precision_a=None), updates, weights
     )

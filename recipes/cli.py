@@ -69,7 +69,7 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
     Keys: model (a folder or a list), base_model, task, data, num_samples, output.
     Writes records.jsonl, results.json and report.html.
     task may be the name of a task file (arc_easy, truthfulqa_mc1, ...) with data: a folder of its rows.
-    With kind: generation it samples answers and judges their uncertainty; writes answers.jsonl and results.json.
+    With kind: generation it samples answers and judges their uncertainty; writes answers.jsonl too.
     """
     from vlora.eval.config import EvalConfig
     from vlora.eval.results import read_results
@@ -79,12 +79,13 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 
     settings = load_evaluation(config, overrides or ())
     if not isinstance(settings, EvalConfig):
+        from vlora.eval.generation.files import read_answer_results
         from vlora.eval.generation.run import run_generation
         from vlora.eval.generation.table import answer_table
 
         output = run_generation(settings)
-        print(answer_table(read_results(output / "results.json")))
-        print(f"wrote {output / 'results.json'}")
+        print(answer_table(read_answer_results(output / "results.json")))
+        print(f"wrote {output / 'report.html'}")
         return
     output = run(settings)
     print(results_table(read_results(output / "results.json")))
@@ -113,6 +114,9 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 
 
 app.command()(plain(cli_decide.predict))
+app.command()(plain(cli_decide.compare))
+app.command()(plain(cli_decide.export))
+app.command(name="lm-eval")(plain(cli_decide.lm_eval))
 
 
 @app.command()

@@ -1,6 +1,7 @@
-"""Commands on results and calibrated adapters: ``vlora predict``, registered by :mod:`vlora.recipes.cli`.
+"""Commands on results and calibrated adapters: `predict`, `compare`, `export`, `lm-eval`.
 
-As there, arguments are parsed and everything else is imported when it is asked for.
+They are registered by :mod:`vlora.recipes.cli`. As there, arguments are parsed and everything else is imported when it
+is asked for.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["predict"]
+__all__ = ["compare", "export", "lm_eval", "predict"]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -48,3 +49,80 @@ def predict(
         summary(predictions, out) if out is not None else lines_of(predictions),
         end="" if out is None else "\n",
     )
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Output folders of `vlora eval`, FOLDER:MODEL for one model of it.", metavar="RUN..."
+        ),
+    ],
+    predictor: Annotated[str | None, typer.Option(help="mean, samples, mean+temperature, ...")] = None,
+    level: Annotated[float, typer.Option(help="Chance of any false claim.")] = 0.05,
+    num_bootstrap: Annotated[int, typer.Option(help="Resamples of the items.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a report to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Is the difference real? Paired tests of two or more evaluations of the same items.
+
+    McNemar for accuracy, paired bootstrap over items and draws for NLL, Brier, ECE, AUROC, AURC and AUGRC, DeLong for
+    the detection of unknown items, Holm's correction over all of them, and how many items or draws would be needed.
+    A run may also be a folder with one evaluation per task.
+    """
+    import json
+
+    from vlora.recipes.compare import compare_runs, comparison_table, write_comparison
+
+    found = compare_runs(runs, predictor=predictor, level=level, num_bootstrap=num_bootstrap, seed=seed)
+    print(json.dumps(found, indent=1, allow_nan=False) if as_json else comparison_table(found))
+    if html is not None:
+        written = write_comparison(found, html)
+        if not as_json:
+            print(f"wrote {written}")
+
+
+def export(
+    folder: Annotated[str, typer.Argument(help="Posterior folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    num_samples: Annotated[int, typer.Option(help="Draws, one adapter each.")] = 8,
+    independent: Annotated[bool, typer.Option("--independent", help="No mirrored pairs.")] = False,
+    as_trained: Annotated[bool, typer.Option("--as-trained", help="Leave a fitted width aside.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former export.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write posterior draws as ordinary PEFT adapters, one folder each, as vLLM and PEFT load several adapters."""
+    from vlora.recipes.export import export_folder
+
+    print(export_folder(folder, out, num_samples, not independent, not as_trained, overwrite))
+
+
+def lm_eval(
+    folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    base_model: Annotated[str | None, typer.Option(help="Default: the one the adapter names.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder of further task files.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Default: as the task says.")] = None,
+    num_samples: Annotated[int, typer.Option(help="Posterior draws; 0 is the mean.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Strings in a batch.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Documents of every task.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:0, ...; default: the accelerator.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a posterior: log-likelihoods of whole strings, averaged over draws.
+
+    Needs `pip install 'variational-lora[lm-eval]'`. Writes lm_eval.json (the harness's results) and draws.jsonl (what
+    every draw says about every string). All options of the harness itself: python -m vlora.eval.lm_eval.
+    """
+    from vlora.recipes.harness import results_lines, run_harness
+
+    found = run_harness(
+        folder, tasks.split(","), out, include_path=include_path, num_fewshot=num_fewshot, limit=limit,
+        overwrite=overwrite, base_model=base_model, num_samples=num_samples, batch_size=batch_size, device=device,
+    )  # fmt: skip
+    print(results_lines(found))
+    print(f"wrote {out}")

@@ -43,7 +43,7 @@ def test_differences_are_paired_by_task_and_seed(tmp_path):
     assert line(text, "8-bit states", "mean").endswith("| 2 |")
     assert line(text, "bf16 base", "mean") == "| bf16 base | mean | — | — | — | 0 |"
     costs = table.costs(records)
-    assert line(costs, "8-bit states") == "| 8-bit states | 6.00 | 2.00 | — | 0.9900 | — | — |"
+    assert line(costs, "8-bit states") == "| 8-bit states | 6.00 | — | 2.00 | — | 0.9900 | — | — |"
 
 
 def test_a_quantised_base_is_shown_without_training_and_as_reference(tmp_path):

@@ -41,7 +41,7 @@ def test_differences_are_paired_by_seed_and_averaged_by_task(records):
     assert found == pytest.approx([-0.02, -0.04])
     # mean -.03, s.e. .01, t(.975, 1) = 12.71
     assert table.interval(found, 3) == "-0.030 [-0.157, +0.097]"
-    tempered = table.PAIRS["IVON auto draws − AdamW + temperature"]
+    tempered = ("IVON auto, 8 draws", "AdamW + temperature")
     assert table.task_differences(records, tempered, "nll", ["sst2"]) == pytest.approx([0.08])
 
 

@@ -63,14 +63,15 @@ def tasks(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def swapped(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The adapters that were trained on the float32 base, on the other bases: what the base alone loses."""
+    """The float32 adapters that are in the work folder, on the other bases: what the base alone loses."""
     for unit in (*tasks(args), *stories(args)):
         if unit["form"] in BASES[1:]:
             part, name = unit["name"].split("/")
             trained = args.work / part / name.replace(f"_{unit['form']}_", "_float32_")
             kept = {key: unit[key] for key in ("form", "common")}
             test = {**unit["eval"], "num_samples": 0}
-            yield {**kept, "name": f"swapped/{name}", "eval": test, "adapter": trained}
+            if trained.is_dir():
+                yield {**kept, "name": f"swapped/{name}", "eval": test, "adapter": trained}
 
 
 def tracking(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

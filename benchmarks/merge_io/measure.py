@@ -158,7 +158,7 @@ def _update(seed: int, size: int, method: str) -> Any:
     gram = None
     if method == "gradient_matching":
         inputs = torch.randn(256, size, generator=generator) * torch.linspace(0.2, 2.0, size)
-        gram = (inputs.T @ inputs / 256).add_(0.05 * torch.eye(size))
+        gram = (inputs.T @ inputs / 256).add_(0.05 * torch.eye(size)).double()  # as adapters are read
     return LoraUpdate(b, a, 2.0, input_gram=gram, output_gram=gram, adapter=f"adapter {seed}")
 
 

@@ -7,7 +7,7 @@ factor of ``SCALES`` that has the lowest NLL on the validation rows.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks.posterior_quality.linearised import linearised, plain_posterior
 from benchmarks.posterior_quality.network import Network
 from benchmarks.posterior_quality.scores import draws_nll
 from benchmarks.posterior_quality.tasks import Rows, Task
-from vlora import IVON
+from vlora import IVON, Posterior
+from vlora.curvature import gathering
 from vlora.posterior.ranks import spearman
 
 BATCH, EPOCHS, WARMUP = 16, 5, 0.06
 DRAWS = 8
 CHOICE_DRAWS = 4
 """Draws with which a width or a prior is chosen on the validation rows."""
-SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
+SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 SPLITS = ("validation", "test", "foreign")
 PRIORS = (1e2, 3e2, 1e3, 3e3, 1e4)
 PUBLISHED: dict[str, Any] = {
@@ -57,8 +59,8 @@ def batches(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             yield rows.hidden[part], rows.mask[part], rows.label[part]
 
 
-def fit(network: Network, task: Task, optimizer: Any, seed: int) -> float:
-    """Train with a warm-up and a cosine; returns the mean loss of the last 20 steps."""
+def fit(network: Network, task: Task, optimizer: Any, seed: int) -> tuple[float, dict[str, Tensor]]:
+    """Train with a warm-up and a cosine; returns the mean loss of the last 20 steps and the curvature on the way."""
     total = num_steps(task)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -67,22 +69,24 @@ def fit(network: Network, task: Task, optimizer: Any, seed: int) -> float:
     torch.manual_seed(seed)
     network.train()
     losses = []
-    for hidden, mask, label in batches(task.train, seed):
-        if isinstance(optimizer, IVON):
-            optimizer.train()
-        loss = cross_entropy(network(hidden, mask), label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return sum(losses[-20:]) / 20
+    with gathering(network.peft) as stream:
+        for hidden, mask, label in batches(task.train, seed):
+            if isinstance(optimizer, IVON):
+                optimizer.train()
+            loss = cross_entropy(network(hidden, mask), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+    return sum(losses[-20:]) / 20, stream.result()
 
 
 def adamw(task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True) -> Outcome:
     """AdamW; with ``posthoc`` also MC dropout and a diagonal Laplace posterior of the same weights."""
     network = Network(task.num_classes, seed)
-    loss = fit(network, task, torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0), seed)
+    optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
+    loss = fit(network, task, optimizer, seed)[0]
     out = Outcome(facts={"lr": lr, "train_loss": loss})
     splits = SPLITS if test else SPLITS[:1]
     out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in splits}
@@ -95,6 +99,19 @@ def adamw(task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True)
     return out
 
 
+def adamw_laplace(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
+    """The same AdamW run, its Laplace posterior and the linearised model: h from 256 training rows."""
+    network = Network(task.num_classes, seed)
+    optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
+    loss, curvature = fit(network, task, optimizer, seed)
+    out = Outcome(facts={"lr": lr, "train_loss": loss})
+    out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in SPLITS}
+    hess = squared_gradients(network, task.train, 256)
+    if test:
+        gaussian(network, plain_posterior(network, hess, len(task.train), curvature), task, seed, out)
+    return out
+
+
 def ensemble(folder: Path, task: Task, members: int) -> Outcome:
     """Mixture of AdamW runs that differ in seed, from their kept log-probabilities."""
     kept = [load_file(folder / f"{task.name}_{seed}.safetensors") for seed in range(members)]
@@ -102,6 +119,13 @@ def ensemble(folder: Path, task: Task, members: int) -> Outcome:
     return Outcome(
         {"mean": {split: draws[split].logsumexp(0) - math.log(members) for split in SPLITS}, "members": draws}
     )
+
+
+def gaussian(network: Network, posterior: Posterior, task: Task, seed: int, out: Outcome) -> None:
+    """Predictions of the linearised model, with independent entries and with Kronecker factors."""
+    found, priors = linearised(network, posterior, task, SPLITS[1:], seed)
+    out.predictions |= found
+    out.facts |= {f"{kind}_prior_precision": prior for kind, prior in priors.items()}
 
 
 def laplace(network: Network, task: Task, seed: int, out: Outcome) -> None:
@@ -131,7 +155,7 @@ def ivon(
     """
     network = Network(task.num_classes, seed)
     optimizer = build(network)
-    loss = fit(network, task, optimizer, seed)
+    loss, curvature = fit(network, task, optimizer, seed)
     optimizer.eval()
     states = [optimizer.posterior_state(parameter) for parameter in network.trained()]
     mean = [state["mean"] for state in states]
@@ -153,6 +177,8 @@ def ivon(
         best = min(scales, key=nll.__getitem__)
         out.predictions["scaled"] = {split: predict(best, split) for split in splits}
         out.facts |= {"scale": best, "validation_nll_by_scale": {str(s): nll[s] for s in scales}}
+        posterior = Posterior.from_optimizer(network.peft, optimizer, num_examples=len(task.train), seed=seed)
+        gaussian(network, replace(posterior, curvature=curvature), task, seed, out)
     return out
 
 

@@ -43,6 +43,17 @@ class Network(nn.Module):
         """Trainable parameters."""
         return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
 
+    def linear_layers(self) -> dict[nn.Module, tuple[str, str | None]]:
+        """Trained linear layers with the keys of their weight and bias in an adapter file."""
+        found: dict[nn.Module, tuple[str, str | None]] = {}
+        for name, module in self.peft.named_modules():
+            for factor in ("lora_A", "lora_B"):
+                if name.endswith(f".{factor}.default"):
+                    found[module] = (f"{name.removesuffix('.default')}.weight", None)
+        head = "base_model.model.classifier"
+        found[self.classifier.modules_to_save["default"]] = (f"{head}.weight", f"{head}.bias")
+        return found
+
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Logits ``(N, C)`` from hidden states ``(N, L, 384)``; padding beyond the longest row is cut."""
         longest = int(mask.sum(1).max())

@@ -26,14 +26,14 @@ GRID: dict[str, list[dict[str, float]]] = {
     "adamw": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
     "ivon_published": [{"lr": 0.03}, {"lr": 0.3}, {"lr": 3.0}],
     "ivon_auto": [
+        {"noise_cost": 0.003, "lr": 1e-3},
         {"noise_cost": 0.01, "lr": 1e-3},
         {"noise_cost": 0.03, "lr": 1e-3},
-        {"noise_cost": 0.1, "lr": 1e-3},
-        {"noise_cost": 0.03, "lr": 3e-3},
+        {"noise_cost": 0.01, "lr": 3e-3},
     ],
 }
 ENSEMBLE = 4
-NOISE_COST = 0.03
+NOISE_COST = 0.01
 """Default of ``IVON.auto``."""
 PACKAGES = ("variational-lora", "torch", "transformers", "peft")
 
@@ -81,7 +81,12 @@ def tuning_units(tasks: Sequence[str]) -> list[dict[str, Any]]:
 
 def main_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Every arm with its setting, task and seed (the published setting once), then further members of ensembles."""
-    arms = {"adamw": best_given, "ivon_auto": best_given, "ivon_published": best_given}
+    arms = {
+        "ivon_auto": best_given,
+        "adamw_laplace": best_given,
+        "adamw": best_given,
+        "ivon_published": best_given,
+    }
     units = [
         {"task": task, "arm": arm, "seed": seed, "given": choose(arm, task)}
         for seed in seeds
@@ -107,6 +112,7 @@ def best_given(arm: str, task: str) -> dict[str, float]:
 
     For ``ivon_auto`` only the learning rate is chosen per task, as for AdamW; the cost of the noise is its default.
     """
+    arm = arm.removesuffix("_laplace")
     files = sorted((RESULTS / "tune").glob(f"{task}__{arm}__*.json"))
     if len(files) < len(GRID[arm]):
         raise SystemExit(
@@ -163,6 +169,8 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
         outcome = arms.ensemble(work / "adamw", task, ENSEMBLE)
     elif unit["arm"] == "adamw":
         outcome = arms.adamw(task, unit["seed"], test=part == "main", **unit["given"])
+    elif unit["arm"] == "adamw_laplace":
+        outcome = arms.adamw_laplace(task, unit["seed"], test=part == "main", **unit["given"])
     elif unit["arm"] == "ivon_published":
         outcome = arms.published(task, unit["seed"], test=part == "main", **unit["given"])
     else:
@@ -184,7 +192,7 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(mean, kept)
     record["scores"] = {
-        name: score_predictor(value, label, antithetic=name in ("draws", "scaled", "laplace"))
+        name: score_predictor(value, label, antithetic=name not in ("mean", "dropout", "members"))
         for name, value in outcome.predictions.items()
     }
     return record

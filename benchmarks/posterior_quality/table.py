@@ -26,6 +26,8 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "MC dropout, 8 + temperature": ("adamw", "dropout", "tempered"),
     "diagonal Laplace, 8": ("adamw", "laplace", "raw"),
     "diagonal Laplace, 8 + temperature": ("adamw", "laplace", "tempered"),
+    "Laplace, linearised": ("adamw_laplace", "linearised", "raw"),
+    "Laplace, linearised, Kronecker": ("adamw_laplace", "kronecker", "raw"),
     "IVON published, mean": ("ivon_published", "mean", "raw"),
     "IVON published, 8 draws": ("ivon_published", "draws", "raw"),
     "IVON auto, mean": ("ivon_auto", "mean", "raw"),
@@ -34,6 +36,9 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "IVON auto, 8 draws, fitted width": ("ivon_auto", "scaled", "raw"),
     "IVON auto, 8 draws + temperature": ("ivon_auto", "draws", "tempered"),
     "IVON auto, 8 draws, fitted width + temperature": ("ivon_auto", "scaled", "tempered"),
+    "IVON auto, linearised": ("ivon_auto", "linearised", "raw"),
+    "IVON auto, linearised, Kronecker": ("ivon_auto", "kronecker", "raw"),
+    "IVON auto, linearised, Kronecker + temperature": ("ivon_auto", "kronecker", "tempered"),
     "ensemble of 4 AdamW (4 × the cost)": ("adamw_ensemble", "mean", "raw"),
     "ensemble of 4 AdamW + temperature": ("adamw_ensemble", "mean", "tempered"),
 }
@@ -47,19 +52,29 @@ METRICS = {
 PAIRS = {
     "IVON auto mean − AdamW": ("IVON auto, mean", "AdamW"),
     "IVON auto draws − AdamW": ("IVON auto, 8 draws", "AdamW"),
-    "IVON auto draws − AdamW + temperature": ("IVON auto, 8 draws", "AdamW + temperature"),
+    "IVON auto fitted width − AdamW": ("IVON auto, 8 draws, fitted width", "AdamW"),
     "IVON auto fitted width − AdamW + temperature": (
         "IVON auto, 8 draws, fitted width",
         "AdamW + temperature",
     ),
-    "IVON auto draws + temperature − AdamW + temperature": (
-        "IVON auto, 8 draws + temperature",
+    "IVON auto linearised − AdamW": ("IVON auto, linearised", "AdamW"),
+    "IVON auto linearised − AdamW + temperature": ("IVON auto, linearised", "AdamW + temperature"),
+    "IVON auto Kronecker − AdamW": ("IVON auto, linearised, Kronecker", "AdamW"),
+    "IVON auto Kronecker − AdamW + temperature": ("IVON auto, linearised, Kronecker", "AdamW + temperature"),
+    "IVON auto Kronecker + temperature − AdamW + temperature": (
+        "IVON auto, linearised, Kronecker + temperature",
         "AdamW + temperature",
     ),
+    "IVON auto Kronecker − Laplace Kronecker": (
+        "IVON auto, linearised, Kronecker",
+        "Laplace, linearised, Kronecker",
+    ),
+    "IVON auto linearised − Laplace linearised": ("IVON auto, linearised", "Laplace, linearised"),
+    "IVON auto Kronecker − MC dropout": ("IVON auto, linearised, Kronecker", "MC dropout, 8"),
     "IVON auto draws − IVON published draws": ("IVON auto, 8 draws", "IVON published, 8 draws"),
-    "IVON auto draws − MC dropout": ("IVON auto, 8 draws", "MC dropout, 8"),
-    "IVON auto draws − Laplace": ("IVON auto, 8 draws", "diagonal Laplace, 8"),
 }
+INFORMATION = ("IVON auto, 8 draws", "IVON auto, linearised", "IVON auto, linearised, Kronecker")
+"""Predictors whose mutual information is compared with AdamW's entropy as a score of foreign rows."""
 
 Records = list[dict[str, Any]]
 
@@ -117,6 +132,17 @@ def interval(values: np.ndarray, digits: int) -> str:
     return (
         f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
     )
+
+
+def information_table(records: Records) -> str:
+    """Foreign rows: mutual information of a posterior less AdamW's own entropy, AUROC, paired."""
+    rows = []
+    every = tasks_of(records)
+    for row in INFORMATION:
+        found = [task_means(records, row, "foreign_auroc_mutual_information", every)]
+        found += [task_means(records, "AdamW", "foreign_auroc_entropy", every)]
+        rows.append([row, _number(_mean(found[0]), 3), interval(found[0] - found[1], 3)])
+    return markdown(["information of", "AUROC", "− AdamW's entropy"], rows)
 
 
 def main_table(records: Records) -> str:
@@ -213,6 +239,7 @@ def block(root: Path) -> str:
         f"{minutes:.0f} minutes of one thread in all; {versions}.",
         "**All predictors, mean over tasks and seeds.**", main_table(records),
         "**Paired differences** (NLL, ECE, AURC: lower is better).", pairs_table(records),
+        "**Foreign rows by mutual information** (higher is better).", information_table(records),
         "**NLL by task.**", task_table(records, "nll", 3),
         "**Accuracy by task, %.**", task_table(records, "accuracy", 1, 100.0),
         "**Foreign rows by entropy, AUROC by task.**", task_table(records, "foreign_auroc_entropy", 3),

@@ -179,20 +179,18 @@ class Collector:
         spread: float | None,
         verdict: tuple[float | None, list[float]],
     ) -> AnswerRecord:
-        question, config = draft.question, self._config
+        question = draft.question
         order = [best, *(number for number in range(len(scored.pool)) if number != best)]
         texts = [self._encoder.text(scored.pool[number]) for number in order]
         place = {scored.pool[number]: index for index, number in enumerate(order)}
         sampled = [place[tuple(answer.ids)] for _, answer in draft.sampled]
-        meaning = find_meaning(question.question, texts, sampled, config.judge, self._judge)
+        meaning = find_meaning(question.question, texts, sampled, self._config.judge, self._judge)
         said = question.response if question.response is not None else texts[0]
-        attempted = is_attempt(said, self._decline)
-        correct, failures = question.correct, 0
-        if question.response is None:
-            correct, failures = grade(
-                said, question.references, config.grade, question=question.question, judge=self._judge
-            )
-        measured = {**meaning.measured, **({} if spread is None else {"eigenscore": spread})}
+        attempted, correct, failures = self._graded(question, said)
+        samples = [
+            Sample(draw=draw, pool=index, log_probs=answer.log_probs)
+            for (draw, answer), index in zip(draft.sampled, sampled, strict=True)
+        ]
         return AnswerRecord(
             model=self._voices.speaker.name,
             item=question.item,
@@ -203,14 +201,22 @@ class Collector:
             num_tokens=len(draft.prompt),
             answer=judged_answer(draft, scored, best, said, verdict),
             attempted=attempted,
-            correct=(float(correct) if attempted else 0.0) if correct is not None else None,
-            samples=[
-                Sample(draw=draw, pool=index, log_probs=answer.log_probs)
-                for (draw, answer), index in zip(draft.sampled, sampled, strict=True)
-            ],
+            correct=correct,
+            samples=samples,
             pool=pooled(scored, order, texts, meaning),
             antithetic=self._voices.speaker.antithetic,
             clusters_by=meaning.clusters_by,
-            measured=measured,
+            measured={**meaning.measured, **({} if spread is None else {"eigenscore": spread})},
             judge_failures=meaning.failures + failures,
         )
+
+    def _graded(self, question: Question, said: str) -> tuple[bool, float | None, int]:
+        """Whether an answer is an attempt, whether it is right, and how often the judge failed on that."""
+        attempted = is_attempt(said, self._decline)
+        if question.correct is not None:
+            return attempted, float(question.correct), 0
+        if not attempted:
+            return False, 0.0, 0
+        references, asked = question.references, question.question
+        correct, failures = grade(said, references, self._config.grade, question=asked, judge=self._judge)
+        return True, correct, failures

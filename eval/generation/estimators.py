@@ -128,8 +128,7 @@ def _of_draws(record: AnswerRecord) -> dict[str, float]:
     draws = [sample.draw for sample in record.samples]
     split = _split(record, lambda: semantic.cluster_shares(_sampled_clusters(record), draws))
     found |= {f"semantic_{name}": split[key] for name, key in _PARTS.items() if name != "total"}
-    pool = np.array([pooled.draw_log_probs for pooled in record.pool]).T
-    clusters = [pooled.cluster for pooled in record.pool]
+    pool, clusters = _scored_pool(record)
     scored = _split(record, lambda: semantic.scored_cluster_shares(clusters, pool))
     return found | {f"scored_semantic_{name}": scored[key] for name, key in _PARTS.items()}
 
@@ -139,6 +138,19 @@ _PARTS = {"total": "total", "expected": "expected", "information": "mutual_infor
 
 def _split(record: AnswerRecord, shares: Callable[[], Array]) -> semantic.SemanticSplit:
     return semantic.semantic_split(shares(), antithetic=record.antithetic)
+
+
+def _scored_pool(record: AnswerRecord) -> tuple[Array, list[int]]:
+    """Log-probabilities of the distinct answers per draw, ``(S, Y)``, and their meanings.
+
+    An answer that was given is left out unless it was sampled too: it is scored without the token that ends an
+    answer, and would outweigh those that have it.
+    """
+    sampled = {sample.pool for sample in record.samples}
+    used = [n for n in range(len(record.pool)) if n in sampled or not record.answer.given]
+    names: dict[int, int] = {}
+    clusters = [names.setdefault(record.pool[n].cluster, len(names)) for n in used]
+    return np.array([record.pool[n].draw_log_probs for n in used]).T, clusters
 
 
 def _sampled_clusters(record: AnswerRecord) -> list[int]:

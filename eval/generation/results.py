@@ -1,8 +1,9 @@
 """Numbers from answer records: how right, and how well every estimator tells right from wrong.
 
-Positive class of every ranking is the wrong answer, uncertainty is the score. Intervals are percentile bootstraps over
-questions, the same resamples for every estimator and model. A question that lacks an estimator (its judge failed) ranks
-as the least certain one and is counted in ``missing``; one that could not be graded is counted in ``ungraded``.
+Positive class of every ranking is the wrong answer, uncertainty is the score; answers that decline are not ranked.
+Intervals are percentile bootstraps over questions, the same resamples for every estimator and model. A question that
+lacks an estimator (its judge failed) ranks as the least certain one and is counted in ``missing``; one that could not
+be graded is counted in ``ungraded``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,27 +12,31 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.generation.columns import ALL, AnswerTable, Resampler, number, plain_number
 from vlora.eval.generation.confidence import fit_power, sharpen
-from vlora.eval.generation.estimators import CONFIDENCES, ESTIMATORS, columns, confidences, item_scores
+from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.metrics.abstention import abstention_scores, penalties
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.calibration import calibration, calibration_floor
 from vlora.eval.metrics.intervals import (
     Counts,
-    Interval,
     bootstrap,
     bootstrap_mean,
     percentile_interval,
-    resample_counts,
 )
 from vlora.eval.metrics.ranking import Ranking, Separation, auroc, average_precision
 from vlora.eval.metrics.rejection import prediction_rejection_ratio
 from vlora.eval.metrics.selective import Kept
 
-__all__ = ["ALL", "compute_answer_results", "number"]
+__all__ = ["compute_answer_results"]
 
-ALL = "all"
+NUM_MISTAKES = 8
+"""Confident mistakes kept of every model."""
+SHOWN = 200
+"""Characters of a text that results show."""
+COVERAGE = 0.8
+"""Share of the most certain answers whose accuracy is reported."""
 SLOW_RESAMPLES = 200
 """Resamples behind intervals of measures without a closed form over resamples (AUPR, PRR)."""
 
@@ -56,18 +61,20 @@ def compute_answer_results(
     Returns:
         ``answers`` (how right, per model and group), ``estimators`` (how well each tells wrong from right),
         ``confidences`` (calibration and penalised score), ``detection``; every number with value, low, high, n.
+        ``mistakes`` are the wrong answers that each model found most probable.
 
     Raises:
         DataError: No record to report on, or an identity that one model has twice.
     """
-    tables = [_Table(name, [r for r in records if r.model == name]) for name in _models(records)]
+    tables = [AnswerTable(name, [r for r in records if r.model == name]) for name in _models(records)]
     questions = dict(detect or {}) or _default_detection(tables[0])
-    resample = _Resampler(num_bootstrap, seed)
+    resample = Resampler(num_bootstrap, seed)
     return {
         "answers": [row for table in tables for row in _answer_rows(table, threshold, resample)],
         "estimators": [row for table in tables for row in _estimator_rows(table, resample)],
         "confidences": [row for table in tables for row in _confidence_rows(table, threshold, resample)],
         "detection": [row for table in tables for row in _detection_rows(table, questions, resample)],
+        "mistakes": [row for table in tables for row in _mistakes(table)],
     }
 
 
@@ -86,57 +93,11 @@ def _models(records: Sequence[AnswerRecord]) -> list[str]:
     return names
 
 
-class _Resampler:
-    """Bootstrap counts by number of questions, drawn once."""
-
-    def __init__(self, num_bootstrap: int, seed: int) -> None:
-        self._num_bootstrap, self._seed = num_bootstrap, seed
-        self._drawn: dict[int, Counts] = {}
-
-    def __call__(self, size: int) -> Counts:
-        if size not in self._drawn:
-            self._drawn[size] = resample_counts(size, self._num_bootstrap, self._seed)
-        return self._drawn[size]
-
-
-class _Table:
-    """Records of one model as columns."""
-
-    def __init__(self, model: str, records: Sequence[AnswerRecord]) -> None:
-        self.model, self.records = model, list(records)
-        self.scores = columns([item_scores(record) for record in records], tuple(ESTIMATORS))
-        self.confidences = {
-            name: np.where(np.isinf(values), 0.0, values)
-            for name, values in columns([confidences(record) for record in records], CONFIDENCES).items()
-        }
-        self.correct = np.array(
-            [np.nan if r.correct is None else r.correct for r in records], dtype=np.float64
-        )
-        self.attempted = np.array([float(r.attempted) for r in records])
-        self.split = np.array([r.split for r in records])
-        self.group = np.array([r.group for r in records])
-
-    def groups(self) -> dict[str, IntArray]:
-        """Rows of all test questions together, of each of their groups, and of every out-of-distribution set."""
-        test, reported = self.split == "test", self.split != "validation"
-        names = dict.fromkeys(self.group[reported].tolist())
-        found = {ALL: np.flatnonzero(test)} if test.any() else {}
-        return found | {
-            name: np.flatnonzero(reported & (self.group == name)) for name in names if name != ALL
-        }
-
-
-def number(interval: Interval) -> dict[str, Any]:
-    """An interval as JSON; None stands for what is not defined."""
-    values = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {k: float(v) if np.isfinite(v) else None for k, v in values.items()} | {"n": interval.n}
-
-
-def _answer_rows(table: _Table, threshold: float, resample: _Resampler) -> list[dict[str, Any]]:
+def _answer_rows(table: AnswerTable, threshold: float, resample: Resampler) -> list[dict[str, Any]]:
     """How right the answers are."""
     rows = []
     for group, members in table.groups().items():
-        graded = members[~np.isnan(table.correct[members])]
+        graded = members[table.graded[members]]
         counts = {
             "questions": len(members),
             "ungraded": len(members) - len(graded),
@@ -150,23 +111,19 @@ def _answer_rows(table: _Table, threshold: float, resample: _Resampler) -> list[
             row["metrics"] = {
                 "correct": number(bootstrap_mean(correct, drawn)),
                 "not_attempted": number(bootstrap_mean(1 - attempted, drawn)),
-                "accuracy_given_attempted": _plain(scores.accuracy_given_attempted, len(graded)),
-                "f_score": _plain(scores.f_score, len(graded)),
+                "accuracy_given_attempted": plain_number(scores.accuracy_given_attempted, len(graded)),
+                "f_score": plain_number(scores.f_score, len(graded)),
                 "penalised_score": number(penalised),
             }
         rows.append(row)
     return rows
 
 
-def _plain(value: float, count: int) -> dict[str, Any]:
-    return number(Interval(value, float("nan"), float("nan"), count))
-
-
-def _estimator_rows(table: _Table, resample: _Resampler) -> list[dict[str, Any]]:
+def _estimator_rows(table: AnswerTable, resample: Resampler) -> list[dict[str, Any]]:
     """How well every estimator tells wrong answers from right ones."""
     rows = []
     for group, members in table.groups().items():
-        members = members[~np.isnan(table.correct[members])]
+        members = members[table.ranked[members]]
         correct = table.correct[members]
         if len(members) < 2 or correct.min() == correct.max():
             continue
@@ -184,18 +141,19 @@ def _estimator_rows(table: _Table, resample: _Resampler) -> list[dict[str, Any]]
 
 
 def _ranking_metrics(uncertainty: Array, correct: Array, counts: Counts) -> dict[str, Any]:
-    """AUROC, AUPR of wrong answers, AURC and PRR with intervals."""
+    """AUROC, AUPR of wrong answers, AURC, accuracy of the 80 % most certain answers, and PRR, with intervals."""
     wrong, size, ranking = 1 - correct, len(correct), Ranking.of(uncertainty)
     one = np.ones((1, size))
 
-    def both(weights: Array) -> Array:
+    def measures(weights: Array) -> Array:
+        kept = Kept.of(ranking, correct, weights)
         area = Separation.of(ranking, wrong, weights).auroc()
-        return np.stack([area, Kept.of(ranking, correct, weights).aurc()], axis=1)
+        return np.stack([area, kept.aurc(), kept.accuracy_at(COVERAGE)], axis=1)
 
-    value, resampled = both(one)[0], bootstrap(both, counts)
+    value, resampled = measures(one)[0], bootstrap(measures, counts)
     found = {
-        "auroc": percentile_interval(value[0], resampled[:, 0], size),
-        "aurc": percentile_interval(value[1], resampled[:, 1], size),
+        name: percentile_interval(value[place], resampled[:, place], size)
+        for place, name in enumerate(("auroc", "aurc", "accuracy_at_80"))
     }
     rows = [np.repeat(np.arange(size), count) for count in counts[:SLOW_RESAMPLES]]
     slow = {
@@ -208,12 +166,12 @@ def _ranking_metrics(uncertainty: Array, correct: Array, counts: Counts) -> dict
     return {name: number(interval) for name, interval in found.items()}
 
 
-def _confidence_rows(table: _Table, threshold: float, resample: _Resampler) -> list[dict[str, Any]]:
+def _confidence_rows(table: AnswerTable, threshold: float, resample: Resampler) -> list[dict[str, Any]]:
     """Calibration of every confidence, as it is and with its power fitted on the validation questions."""
-    held_out = np.flatnonzero((table.split == "validation") & ~np.isnan(table.correct))
+    held_out = np.flatnonzero((table.split == "validation") & table.ranked)
     rows = []
     for group, members in table.groups().items():
-        members = members[~np.isnan(table.correct[members])]
+        members = members[table.graded[members]]
         if not len(members):
             continue
         for name, values in table.confidences.items():
@@ -230,29 +188,33 @@ def _confidence_rows(table: _Table, threshold: float, resample: _Resampler) -> l
 
 
 def _calibration_metrics(
-    table: _Table, members: IntArray, confidence: Array, threshold: float, resample: _Resampler
+    table: AnswerTable, members: IntArray, confidence: Array, threshold: float, resample: Resampler
 ) -> dict[str, Any]:
     correct, attempted = table.correct[members], table.attempted[members]
-    counts, size = resample(len(members)), len(members)
-    ece = calibration(confidence, correct).ece
+    counts, spoken = resample(len(members)), np.flatnonzero(attempted)
     answered = attempted * (confidence >= threshold)
-    return {
-        "brier": number(bootstrap_mean(np.square(confidence - correct), counts)),
-        "ece_15_equal_width": _plain(ece, size),
-        "ece_floor": _plain(calibration_floor(confidence).mean, size),
+    found = {
         "answered": number(bootstrap_mean(answered, counts)),
         "penalised_score": number(bootstrap_mean(penalties(answered, correct, threshold), counts)),
     }
+    if not len(spoken):
+        return found
+    sure, right, size = confidence[spoken], correct[spoken], len(spoken)
+    return found | {
+        "brier": number(bootstrap_mean(np.square(sure - right), resample(size))),
+        "ece_15_equal_width": plain_number(calibration(sure, right).ece, size),
+        "ece_floor": plain_number(calibration_floor(sure).mean, size),
+    }
 
 
-def _default_detection(table: _Table) -> dict[str, dict[str, list[str]]]:
+def _default_detection(table: AnswerTable) -> dict[str, dict[str, list[str]]]:
     """Every out-of-distribution set against all test questions."""
     outside = dict.fromkeys(table.group[table.split == "ood"].tolist())
     return {f"{name} vs test": {"positive": [name], "negative": [ALL]} for name in outside}
 
 
 def _detection_rows(
-    table: _Table, questions: Mapping[str, Mapping[str, Sequence[str]]], resample: _Resampler
+    table: AnswerTable, questions: Mapping[str, Mapping[str, Sequence[str]]], resample: Resampler
 ) -> list[dict[str, Any]]:
     """AUROC of every estimator between groups."""
     groups, rows = table.groups(), []
@@ -279,3 +241,27 @@ def _detection_rows(
             shared = {"model": table.model, "estimator": name, "family": ESTIMATORS[name].family}
             rows.append({**shared, "question": question, "auroc": number(found)})
     return rows
+
+
+def _mistakes(table: AnswerTable) -> list[dict[str, Any]]:
+    """Wrong answers of highest probability."""
+    reported = np.flatnonzero((table.split != "validation") & table.ranked)
+    wrong = [int(row) for row in reported if table.correct[row] < 0.5]
+    sure = table.confidences["max_probability"]
+    spread = table.scores.get("disagreement")
+    found = []
+    for row in sorted(wrong, key=lambda row: -sure[row])[:NUM_MISTAKES]:
+        record = table.records[row]
+        found.append(
+            {
+                "model": table.model,
+                "item": record.item,
+                "group": record.group,
+                "question": record.question[:SHOWN],
+                "said": record.answer.text[:SHOWN],
+                "references": [reference[:SHOWN] for reference in record.references[:3]],
+                "confidence": float(sure[row]),
+                "disagreement": None if spread is None or np.isinf(spread[row]) else float(spread[row]),
+            }
+        )
+    return found

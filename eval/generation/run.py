@@ -1,7 +1,7 @@
 """One evaluation of answers from start to end: read, sample and score every model, compute, write the folder.
 
-Written are ``answers.jsonl`` (what every model said about every question), ``results.json`` (what follows from it) and
-``config.yaml`` (the settings as resolved), in one rename.
+Written are ``answers.jsonl`` (what every model said about every question), ``results.json`` (what follows from it),
+``report.html`` (the same for people) and ``config.yaml`` (the settings as resolved), in one rename.
 """
 
 import logging
@@ -21,16 +21,18 @@ from vlora.errors import ConfigError, DataError
 from vlora.eval.entailment import EntailmentModel
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.generation.collect import Collector
+from vlora.eval.generation.columns import ALL
 from vlora.eval.generation.config import GenerationConfig
+from vlora.eval.generation.files import ANSWER_FORMAT, write_answer_results
 from vlora.eval.generation.meaning import make_judge
 from vlora.eval.generation.questions import Encoder, Question, load_questions
 from vlora.eval.generation.records import AnswerRecord, to_line
-from vlora.eval.generation.results import ALL, compute_answer_results
+from vlora.eval.generation.report import write_answer_report
+from vlora.eval.generation.results import compute_answer_results
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.generation.voices import Speaker, ensemble_of, speakers
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.progress import content_key
-from vlora.eval.results import RESULTS_FORMAT, write_results
 from vlora.eval.subjects import base_model_of, load_subjects
 from vlora.eval.task_files import TaskFile, load_task
 from vlora.files import atomic_folder, atomic_write, check_output_folder
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 ANSWERS = "answers.jsonl"
 RESULTS = "results.json"
+REPORT = "report.html"
 CONFIG = "config.yaml"
 
 
@@ -49,7 +52,7 @@ def run_generation(config: GenerationConfig) -> Path:
     """Evaluate and write the output folder; a killed run continues with the questions it had not answered.
 
     Returns:
-        The output folder, holding ``answers.jsonl``, ``results.json`` and ``config.yaml``.
+        The output folder, holding ``answers.jsonl``, ``results.json``, ``report.html`` and ``config.yaml``.
 
     Raises:
         OutputExistsError: The output folder holds something else, or an evaluation and ``overwrite`` is false.
@@ -81,7 +84,8 @@ def run_generation(config: GenerationConfig) -> Path:
     }
     with atomic_folder(output) as folder:
         atomic_write(folder / ANSWERS, "".join(to_line(record) for record in records))
-        write_results(folder / RESULTS, results)
+        write_answer_results(folder / RESULTS, results)
+        write_answer_report(results, folder / REPORT)
         save_config(config, folder / CONFIG)
     store.remove()
     return output
@@ -227,7 +231,7 @@ def _head(run: _Run) -> dict[str, Any]:
     """What the results are of."""
     config = run.config
     return {
-        "format": RESULTS_FORMAT,
+        "format": ANSWER_FORMAT,
         "kind": "generation",
         "task": config.task,
         "task_sha256": run.task_sha256,
@@ -241,7 +245,6 @@ def _head(run: _Run) -> dict[str, Any]:
         "num_bootstrap": config.num_bootstrap,
         "seed": config.seed,
         "models": [speaker.describe() for speaker in run.speakers],
-        "rows": [],
         "settings": to_plain(config),
         "versions": versions(),
         "hardware": hardware(),

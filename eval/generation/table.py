@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlora.eval.generation.results import ALL
+from vlora.eval.generation.columns import ALL
 
 __all__ = ["answer_table"]
 

@@ -21,7 +21,14 @@ from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, normalised, vector
 from vlora.eval.metrics.intervals import Interval, percentile_interval
 
-__all__ = ["CrossedInterval", "crossed_bootstrap", "crossed_interval", "draw_weights", "weighted_mixture"]
+__all__ = [
+    "CrossedInterval",
+    "crossed_bootstrap",
+    "crossed_interval",
+    "draw_deviations",
+    "draw_weights",
+    "weighted_mixture",
+]
 
 
 @dataclass(frozen=True)
@@ -110,14 +117,24 @@ def crossed_interval(
     Returns:
         The interval with both standard errors; with a single unit the draws' error is unknown, and so is the interval.
     """
-    items, draws = np.asarray(item_replicates, float), np.asarray(draw_replicates, float)
-    item_error = _spread(items)
+    items = np.asarray(item_replicates, float)
     if num_units < 2:
         nothing = Interval(value, float("nan"), float("nan"), n)
-        return CrossedInterval(nothing, item_error, float("nan"))
-    deviation = (draws - _mean(draws)) * (num_units / (num_units - 1)) ** 0.5
+        return CrossedInterval(nothing, _spread(items), float("nan"))
+    deviation = draw_deviations(draw_replicates, num_units)
     total = items + np.resize(deviation, len(items))
-    return CrossedInterval(percentile_interval(value, total, n, level), item_error, _spread(deviation))
+    return CrossedInterval(percentile_interval(value, total, n, level), _spread(items), _spread(deviation))
+
+
+def draw_deviations(draw_replicates: Any, num_units: int) -> Array:
+    """Deviations that the draws add to a metric: centred replicates, scaled up by (S / (S - 1))^(1/2).
+
+    Args:
+        draw_replicates: The metric on resamples of the draws, with all items. Shape ``(R,)``.
+        num_units: Draws that were resampled, pairs where they are antithetic; at least 2.
+    """
+    draws = np.asarray(draw_replicates, float)
+    return (draws - _mean(draws)) * (num_units / (num_units - 1)) ** 0.5
 
 
 def crossed_bootstrap(

@@ -304,3 +304,21 @@ def test_bad_settings(world, tmp_path):
     eval_world.write(tmp_path / "rows.jsonl", [{"question": "w1"}])
     with pytest.raises(DataError, match="test row 0: no column 'answers'"):
         run_generation(settings(world, tmp_path / "o", data=str(tmp_path / "rows.jsonl")))
+
+
+def test_the_command_prints_the_table_and_writes_the_report(world, tmp_path):
+    from typer.testing import CliRunner
+
+    from vlora.config import save_config
+    from vlora.recipes.cli import app
+
+    save_config(settings(world, tmp_path / "o", model="base", num_samples=2), tmp_path / "c.yaml")
+    done = CliRunner().invoke(app, ["eval", str(tmp_path / "c.yaml"), "data.max_rows=4"])
+    assert done.exit_code == 0, done.output
+    assert "not_attempted" in done.stdout and "nobody vs test: AUROC" in done.stdout
+    assert f"wrote {tmp_path / 'o' / 'report.html'}" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
+        "answers.jsonl", "config.yaml", "report.html", "results.json",
+    ]  # fmt: skip
+    wrong = CliRunner().invoke(app, ["eval", str(tmp_path / "c.yaml"), "sampling.num_anwers=4"])
+    assert wrong.exit_code == 1 and "did you mean 'num_answers'" in wrong.stderr

@@ -82,6 +82,15 @@ def test_a_task_scores_as_the_same_rows_written_by_hand(world, tmp_path):
     assert {record.group for record in found} == {"easy", "hard", "validation"} and len(rows) == 24
 
 
+def test_a_task_without_groups_runs(world, tmp_path):
+    values = {
+        "model": "base", "base_model": str(world / "base"), "task": "arc_easy", "data": str(world / "test.jsonl"),
+        "num_samples": 0, "num_bootstrap": 20, "output": str(tmp_path / "out"),
+    }  # fmt: skip
+    output = run_eval(load_evaluation(values))
+    assert {record.group for record in read_records(output / "records.jsonl")} == {"test"}
+
+
 def test_truthfulqa_scores_stand_beside_the_results(world, tmp_path):
     rows = [
         {"question": f"w{n}", "category": "c", "best_answer": "red", "correct": ["red", "dark green"],

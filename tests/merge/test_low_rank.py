@@ -14,6 +14,7 @@ from vlora.merge.low_rank import (
     relative_distance,
     resolve_rank,
     truncate,
+    truncate_in_metric,
 )
 from vlora.merge.positive import add_clamped, subtract_clamped
 
@@ -51,6 +52,23 @@ def test_weighted_truncation_is_optimal_in_its_metric():
 
     plain_b, plain_a, _ = truncate(b, a, 2)
     assert weighted_error(new_b @ new_a) < 0.9 * weighted_error(plain_b @ plain_a)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    m=st.integers(1, 9), n=st.integers(1, 9), big=st.integers(1, 12), rank=st.integers(1, 6),
+    sides=st.sampled_from(["both", "left", "right", "none"]),
+)  # fmt: skip
+def test_truncation_from_the_metrics_is_that_from_their_roots(m, n, big, rank, sides):
+    b, a = rand(m, big, seed=1), rand(big, n, seed=2)
+    s = gram(m, 5) if sides in ("both", "left") else None
+    g = gram(n, 6) if sides in ("both", "right") else None
+    roots = [None if metric is None else torch.linalg.cholesky(metric) for metric in (s, g)]
+    old_b, old_a, old_retained = truncate(b, a, rank, *roots)
+    new_b, new_a, retained = truncate_in_metric(b, a, rank, s, g)
+    torch.testing.assert_close(new_b @ new_a, old_b @ old_a, rtol=1e-7, atol=1e-8)
+    assert retained == pytest.approx(old_retained, abs=1e-10)
+    assert new_b.shape[1] == new_a.shape[0] <= rank
 
 
 def test_a_zero_update_truncates_to_zero_without_loss():

@@ -52,7 +52,7 @@ class CurvatureStream:
         self.layers, self.draws, self.seed = adapted_layers(model, adapter_name), draws, seed
         self.sums: dict[str, RunningSum] = {}
         self.visits: dict[str, int] = dict.fromkeys(self.layers, 0)
-        self.skipped: dict[str, int] = dict.fromkeys(self.layers, 0)
+        self._skipped: dict[str, Tensor] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
         for name, layer in self.layers.items():
             base: Any = layer.get_base_layer()
@@ -61,6 +61,11 @@ class CurvatureStream:
             sizes |= {"activation_gram": base.in_features} if activations else {}
             for gram, size in sizes.items():
                 self.sums[f"{name}.{gram}"] = make_sum(size, rank, base.weight.device)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Examples per layer whose gradient was zero or not finite."""
+        return {name: int(self._skipped.get(name, 0)) for name in self.layers}
 
     def result(self, *, normalise: bool = True) -> dict[str, Tensor]:
         """The factors so far, under the keys of :func:`vlora.curvature.collect_curvature`; call it once, at the end.
@@ -91,7 +96,8 @@ class CurvatureStream:
         totals = torch.linalg.vector_norm(norms, dim=-1, keepdim=True)
         good = (totals > 0) & totals.isfinite()
         self.visits[name] += len(x)
-        self.skipped[name] += int((~good).sum())
+        skipped = (~good).sum()  # stays on the device: no waiting in a training step
+        self._skipped[name] = self._skipped.get(name, skipped.new_zeros(())) + skipped
         share = torch.where(good, totals, 1.0).reciprocal() * good  # 1 / norm of the example's gradient, or 0
         norms = norms.nan_to_num(0.0, 0.0, 0.0)
         signs = self._signs(x)

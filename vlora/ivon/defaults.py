@@ -144,7 +144,7 @@ def short_run_defaults(
 
 
 def auto_settings(
-    num_steps: int, *, grad_batch_size: float, width: int, noise_cost: float | None = 0.03,
+    num_steps: int, *, grad_batch_size: float, width: int, noise_cost: float | None = 0.01,
     init_std: float | None = None, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
     ess: float | None = None, hess_init: float = 1e-20, beta1: float = 0.9, beta2: float = 0.999,
     weight_decay: float | None = None, clip_radius: float = math.inf,

@@ -29,6 +29,12 @@ __all__ = [
 ]
 
 
+STATE_KEYS = ("mean", "momentum", "hess")
+"""State tensors of a parameter that are not quantised."""
+Owned = tuple[dict[str, Any], Tensor, Mapping[str, Any]]
+"""``optimizer.state[param]``, the parameter, and its group."""
+
+
 def state_dtype(param: Tensor) -> torch.dtype:
     """Dtype of the state of ``param``: float64 for float64, else float32.
 
@@ -38,11 +44,6 @@ def state_dtype(param: Tensor) -> torch.dtype:
     if not param.is_floating_point():
         raise ConfigError(f"IVON needs real floating-point parameters, got one of dtype {param.dtype}")
     return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-STATE_KEYS = ("mean", "momentum", "hess")
-Owned = tuple[dict[str, Any], Tensor, Mapping[str, Any]]
-"""``optimizer.state[param]``, the parameter, and its group."""
 
 
 def ensure_states(items: Sequence[Owned]) -> None:

@@ -32,7 +32,7 @@ from vlora.posterior.meta import PosteriorMeta
 if TYPE_CHECKING:
     from vlora.posterior.posterior import Posterior
 
-__all__ = ["read", "write"]
+__all__ = ["read", "write", "write_tensors"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -62,13 +62,13 @@ def write(
     _check_tensors(posterior.mean, posterior.hess, meta, "this posterior")
     with atomic_folder(path) as folder:
         _write_json(folder / ADAPTER_CONFIG, dict(posterior.adapter_config))
-        _write_tensors(folder / ADAPTER_WEIGHTS, posterior.mean)
+        write_tensors(folder / ADAPTER_WEIGHTS, posterior.mean)
         if posterior.has_hess:
-            _write_tensors(folder / POSTERIOR_HESS, posterior.hess)
+            write_tensors(folder / POSTERIOR_HESS, posterior.hess)
         if posterior.has_hess or meta.num_examples or meta.sources:  # a plain adapter keeps its lineage
             _write_json(folder / POSTERIOR_META, meta.to_json())
         if posterior.curvature:
-            _write_tensors(folder / CURVATURE, posterior.curvature)
+            write_tensors(folder / CURVATURE, posterior.curvature)
         if posterior.calibration:
             _write_json(folder / CALIBRATION, dict(posterior.calibration))
         for name, text in text_files.items():
@@ -202,7 +202,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; an error of the disk comes as ``OSError``."""
     contiguous = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     try:
         save_file(contiguous, path, metadata={"format": "pt"})

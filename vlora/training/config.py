@@ -43,7 +43,7 @@ class OptimizerConfig:
     ess: float | None = None
     """IVON: effective sample size, in examples, fixed; larger is a narrower posterior. None: see ``noise_cost``."""
     noise_cost: float | None = None
-    """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.03)."""
+    """IVON: nats by which the loss of a draw may exceed that of the mean; sets ``ess`` during the run (0.01)."""
     init_std: float | None = None
     """IVON: standard deviation of the first draws, in parameter units (0.001)."""
     hess_init: float | None = None
@@ -145,9 +145,15 @@ class TrainConfig:
     trust_remote_code: bool = False
     """Let code from the model's repository run."""
     curvature: bool = False
-    """After training, gather Kronecker factors for merging in one more pass over the training data."""
+    """Gather Kronecker factors for merging."""
+    curvature_source: Literal["pass", "training"] = "pass"
+    """In one more pass over the training data afterwards, or from every training step, which costs a few percent of it;
+    a resumed run then has the steps since the resumption."""
     curvature_examples: int | None = 2048
-    """At most so many examples for that pass."""
+    """At most so many examples for the pass."""
+    curvature_rank: int | None = None
+    """Leading directions that are kept of every factor, the rest as one isotropic value; None keeps all, which is large
+    for wide layers."""
     health_examples: int = 64
     """After IVON, rows (of validation if there is one) whose squared gradients h is compared with, but no more than
     2 % of the rows trained on, or 32; 0: none."""
@@ -162,5 +168,7 @@ class TrainConfig:
         check_seed("seed", self.seed)
         if self.curvature_examples is not None and self.curvature_examples < 1:
             raise ConfigError(f"curvature_examples must be at least 1, got {self.curvature_examples}")
+        if self.curvature_rank is not None and self.curvature_rank < 1:
+            raise ConfigError(f"curvature_rank must be at least 1, got {self.curvature_rank}")
         if self.health_examples < 0:
             raise ConfigError(f"health_examples must be 0 (off) or more, got {self.health_examples}")

@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 import warnings
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,13 @@ import yaml
 from safetensors import SafetensorError
 
 from vlora.config import config_sha256, to_plain
-from vlora.curvature import adapted_layers, collect_curvature
+from vlora.curvature import CurvatureStream, adapted_layers, collect_curvature, gathering
 from vlora.data.pieces import shuffled_batches
 from vlora.errors import ConfigError, OutputError
 from vlora.files import check_output_folder, output_path
 from vlora.posterior import Posterior, PosteriorMeta
 from vlora.posterior.export import describe_base, gauge_id, saved_by_peft
+from vlora.posterior.grams import compress_grams
 from vlora.training.arguments import planned_steps, training_arguments
 from vlora.training.config import TrainConfig
 from vlora.training.log import train_log
@@ -102,7 +103,9 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         grad_batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         seed=config.seed,
     )
-    trainer = _fit(run, args, optimizer, checkpoint)
+    with _streamed(run) as stream:
+        trainer = _fit(run, args, optimizer, checkpoint)
+    streamed = stream.result() if stream is not None else None  # on every process: their sums are added
     posterior = _posterior(run, trainer, optimizer, gauge)  # on every process: shards are gathered
     if not trainer.is_world_process_zero():
         return
@@ -113,7 +116,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         seen = trainer.state.global_step * size * args.gradient_accumulation_steps * args.world_size
         posterior = with_reference_health(posterior, run, batch_size=size, rows_seen=seen)
     if config.curvature:
-        posterior = replace(posterior, curvature=_curvature(run, args))
+        posterior = replace(posterior, curvature=streamed or _curvature(run, args))
     log = train_log(run, trainer, settings, started=started, resumed_from=checkpoint)
     posterior.save_pretrained(
         output,
@@ -204,9 +207,19 @@ def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) ->
     return Posterior(mean, {}, PosteriorMeta(ess=0.0, **facts), adapter_config)
 
 
+def _streamed(run: Prepared) -> AbstractContextManager[CurvatureStream | None]:
+    """Gathering of Kronecker factors while training, if the configuration asks for it."""
+    config = run.config
+    if not (config.curvature and config.curvature_source == "training"):
+        return nullcontext()
+    return gathering(run.model, rank=config.curvature_rank, seed=config.seed)
+
+
 def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
     """Kronecker factors at the mean, on training rows in a seeded order."""
-    return collect_curvature(run.model, _loader(run, args), max_examples=run.config.curvature_examples)
+    config = run.config
+    found = collect_curvature(run.model, _loader(run, args), max_examples=config.curvature_examples)
+    return found if config.curvature_rank is None else compress_grams(found, config.curvature_rank)
 
 
 def _loader(run: Prepared, args: "TrainingArguments") -> Any:

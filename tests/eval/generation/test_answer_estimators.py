@@ -1,5 +1,7 @@
 """Estimators of one record: each against its definition, absent where it cannot be had."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,17 @@ def test_the_split_over_draws_counted_and_scored():
     assert antithetic["scored_semantic_total"] == pytest.approx(
         plain + antithetic["scored_semantic_expected"]
     )
+
+
+def test_an_answer_that_was_given_is_no_part_of_the_scored_meanings():
+    """It has no stop token, so its probability is not comparable with those of sampled answers."""
+    one = record()
+    given = Pooled(text="given", cluster=2, tokens=1, draw_log_probs=[-0.01, -0.01])
+    shifted = [replace(sample, pool=sample.pool + 1) for sample in one.samples]
+    other = replace(one, answer=replace(one.answer, given=True), pool=[given, *one.pool], samples=shifted)
+    same, found = item_scores(one), item_scores(other)
+    assert found["scored_semantic_information"] == pytest.approx(same["scored_semantic_information"])
+    assert found["disagreement"] == 1.0
 
 
 def test_names_stay_in_one_order_and_all_are_described():

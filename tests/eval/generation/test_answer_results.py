@@ -35,6 +35,7 @@ def test_estimators_are_ranked_against_wrong_answers():
     found = row(results, "estimators", estimator="max_probability", group="all")
     assert found["metrics"]["auroc"]["value"] == 0.75 and found["metrics"]["auroc"]["n"] == 4
     assert found["metrics"]["prr"]["value"] == pytest.approx(prediction_rejection_ratio(nlls, correct))
+    assert found["metrics"]["accuracy_at_80"]["value"] == 0.5
     assert found["metrics"]["aupr"]["value"] == pytest.approx((1 + 2 / 3) / 2)
     same = row(results, "estimators", estimator="semantic_entropy", group="all")
     assert same["metrics"]["auroc"]["value"] == 0.5  # equal for all: chance, whatever the order
@@ -63,6 +64,15 @@ def test_declined_answers_and_the_penalty():
     assert answers["metrics"]["not_attempted"]["value"] == pytest.approx(1 / 3)
     assert answers["metrics"]["accuracy_given_attempted"]["value"] == 0.5
     assert answers["metrics"]["penalised_score"]["value"] == pytest.approx((1 - 3) / 3)
+
+
+def test_declined_answers_are_not_ranked():
+    rows = made([0.1, 0.2, 0.3], [1.0, 0.0, 0.0])
+    rows[2] = replace(rows[2], attempted=False)
+    results = compute_answer_results(rows, num_bootstrap=20)
+    assert row(results, "estimators", estimator="max_probability")["metrics"]["auroc"]["n"] == 2
+    found = row(results, "confidences", confidence="max_probability")["metrics"]
+    assert found["brier"]["n"] == 2 and found["penalised_score"]["n"] == 3
 
 
 def test_confidences_are_calibrated_on_validation_rows_alone():

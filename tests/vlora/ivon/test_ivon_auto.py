@@ -65,7 +65,7 @@ def test_the_first_draws_have_the_first_width_whatever_h_starts_at():
 
 def test_given_settings_win_and_fix_the_noise():
     free = auto_settings(200, grad_batch_size=16, width=384)
-    assert (free.lr, free.ess, free.noise_cost, free.mean_step) == (1e-3, None, 0.03, "adam")
+    assert (free.lr, free.ess, free.noise_cost, free.mean_step) == (1e-3, None, 0.01, "adam")
     assert auto_settings(200, grad_batch_size=16, width=4096).lr == pytest.approx(1.25e-4)
     fixed = auto_settings(200, grad_batch_size=16, width=384, ess=1e6)
     assert fixed.noise_cost is None and fixed.first_std == pytest.approx(0.02)
@@ -104,7 +104,7 @@ def test_impossible_numbers_are_refused(settings, message):
 
 def test_the_line_for_the_log_says_what_was_chosen():
     assert auto_settings(500, grad_batch_size=16.0, width=384).describe() == (
-        "ivon: adam step with lr 0.001, noise may cost 0.03 nats (std from 0.001 to at most 0.1), h by gradsq of 16 "
+        "ivon: adam step with lr 0.001, noise may cost 0.01 nats (std from 0.001 to at most 0.1), h by gradsq of 16 "
         "examples, beta2 0.999"
     )
     assert "ess 1e+06, first std 0.02" in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()

@@ -59,6 +59,21 @@ class TestFloat16:
             torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_noise_that_auto_finds_does_not_depend_on_the_loss_scale(dtype):
+    found = []
+    for scale in (1.0, 256.0):
+        model, _ = make(dtype=dtype)
+        optimizer = IVON.auto(model.parameters(), num_steps=6, grad_batch_size=12, init_std=0.02)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(6):
+            scaled_step(model, optimizer, scaler, step)
+        (group,) = optimizer.param_groups
+        assert group["std"] != 0.02 and group["noise_steps"] == 6
+        found.append([group["std"], group["ess"], group["weight_decay"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-6 if dtype == torch.float32 else 0.01)
+
+
 @pytest.mark.parametrize("settings", [{}, {"stochastic_rounding": True}, BITS])
 def test_bfloat16_parameters_learn_like_float32(settings):
     losses = {}

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from vlora import Posterior
 from vlora.config import load_config
 from vlora.models import load_adapter, load_base_model
+from vlora.posterior.grams import read_gram
 from vlora.training import TrainConfig
 from vlora.training.train import run_training
 
@@ -172,11 +173,17 @@ def test_adapters_with_saved_keys_of_their_own_pass_through(make_config, setting
     assert posterior.meta.steps == 2
 
 
-def test_plain_text_with_accumulation_checkpointing_and_curvature(make_config, write_rows):
-    source = write_rows([{"text": f"the colour of item {n} is red ; " * 3} for n in range(12)], "text.jsonl")
+@pytest.mark.parametrize(
+    ("source", "rank", "tensors"),
+    [("pass", None, 8), ("training", None, 8), ("training", 1, 24)],  # two grams of two modules in two layers
+)
+def test_plain_text_with_accumulation_checkpointing_and_curvature(
+    make_config, write_rows, source, rank, tensors
+):
+    text = write_rows([{"text": f"the colour of item {n} is red ; " * 3} for n in range(12)], "text.jsonl")
     config = make_config(
         "causal_lm",
-        data={"train": source, "packing": True, "max_length": 32},
+        data={"train": text, "packing": True, "max_length": 32},
         training={
             "max_steps": 3,
             "per_device_train_batch_size": 2,
@@ -185,10 +192,16 @@ def test_plain_text_with_accumulation_checkpointing_and_curvature(make_config, w
         },
         curvature=True,
         curvature_examples=4,
+        curvature_source=source,
+        curvature_rank=rank,
     )
     posterior = Posterior.from_pretrained(run_training(config))
     assert posterior.curvature is not None
-    assert len(posterior.curvature) == 8  # two grams of two modules in two layers
+    assert len(posterior.curvature) == tensors
+    grams = {key.partition("_gram")[0] + "_gram" for key in posterior.curvature}
+    for key in grams:
+        gram = read_gram(posterior.curvature, key)
+        assert gram.trace().item() == pytest.approx(len(gram), rel=1e-4)
 
 
 @pytest.mark.shared

@@ -1,0 +1,133 @@
+"""The merges that are compared: methods of ``vlora.merge.METHODS`` at their defaults, and curvature taken apart.
+
+Merges are not cut to a rank here: concatenated where that is exact, dense methods at the full rank of the module. So
+what is compared is the merge, not its recompression; ``AT_RANK`` has the main ones at the adapters' own rank.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.merge_quality.adapters import Adapter
+from benchmarks.merge_quality.network import MODULES, RANK
+from vlora.merge.kronecker import normalised_gram
+from vlora.merge.methods import get_method
+from vlora.merge.update import LoraUpdate
+
+FULL = 384
+"""Full rank of every adapted module."""
+Change = Callable[[LoraUpdate], LoraUpdate]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to merge."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    rank: str | int = "lossless"
+    change: Change = lambda update: update
+    """What is done to the updates before."""
+    count: int | None = None
+    """Only for this many adapters."""
+    needs: str = ""
+    """``h`` where a posterior is needed."""
+
+
+def merge(arm: Arm, adapters: Sequence[Adapter]) -> dict[str, Tensor]:
+    """Dense merged update per module, all adapters with weight 1."""
+    method, total = get_method(arm.method), RANK * len(adapters)
+    merged = {}
+    for module in MODULES:
+        updates = [arm.change(adapter.update(module)) for adapter in adapters]
+        rank = min(total, FULL) if arm.rank == "sum" else arm.rank
+        done = method.function(updates, [1.0] * len(updates), rank=rank, **arm.options)
+        merged[module] = done.update.delta().float()
+    return merged
+
+
+def plain(update: LoraUpdate) -> LoraUpdate:
+    """In single precision without its posterior, for methods that make dense updates and use neither."""
+    return LoraUpdate(
+        update.b.float(), update.a.float(), update.scale, adapter=update.adapter, module=update.module
+    )
+
+
+def activations(update: LoraUpdate) -> LoraUpdate:
+    """Inputs unweighted by gradients."""
+    return replace(update, input_gram=update.activation_gram)
+
+
+def diagonal(update: LoraUpdate) -> LoraUpdate:
+    """Without the off-diagonal part of both Grams."""
+    return replace(update, input_gram=_diagonal(update.input_gram), output_gram=_diagonal(update.output_gram))
+
+
+def output_only(update: LoraUpdate) -> LoraUpdate:
+    """Only the output side: G = I."""
+    return replace(update, input_gram=torch.eye(update.a.shape[1], dtype=update.a.dtype))
+
+
+def leading(rank: int) -> Change:
+    """Only the leading directions of G, the rest isotropic."""
+
+    def change(update: LoraUpdate) -> LoraUpdate:
+        assert update.input_gram is not None
+        values, vectors = torch.linalg.eigh(normalised_gram(update.input_gram, "an adapter"))
+        kept = torch.full_like(values, values[:-rank].mean().item())
+        kept[-rank:] = values[-rank:]
+        return replace(update, input_gram=(vectors * kept) @ vectors.T)
+
+    return change
+
+
+def _diagonal(gram: Tensor | None) -> Tensor | None:
+    return None if gram is None else torch.diag(gram.diagonal())
+
+
+KRONECKER = {"curvature": "kronecker"}
+MAIN: dict[str, Arm] = {
+    "linear (mean)": Arm("linear"),
+    "task arithmetic (sum)": Arm("task_arithmetic"),
+    "TSV": Arm("tsv"),
+    "RegMean": Arm("regmean"),
+    "MaTS": Arm("mats", rank=FULL),
+    "gradient matching, Kronecker": Arm("gradient_matching", KRONECKER),
+}
+"""For the curve over numbers of adapters too."""
+OTHERS: dict[str, Arm] = {
+    "slerp": Arm("slerp", count=2),
+    "TIES": Arm("ties", rank=FULL, change=plain),
+    "TIES, core space": Arm("ties", {"space": "core"}),
+    "DARE linear": Arm("dare_linear", rank=FULL, change=plain),
+    "DARE TIES": Arm("dare_ties", rank=FULL, change=plain),
+    "DELLA": Arm("della", rank=FULL, change=plain),
+    "Fisher": Arm("fisher", rank="sum", needs="h"),
+    "Iso-C": Arm("iso_c"),
+    "gradient matching, separable h": Arm("gradient_matching", {"curvature": "separable"}, "sum", needs="h"),
+}
+AT_RANK: dict[str, Arm] = {
+    "task arithmetic, rank 8": Arm("task_arithmetic", rank=RANK),
+    "TSV, rank 8": Arm("tsv", rank=RANK),
+    "MaTS, rank 8": Arm("mats", rank=RANK),
+    "gradient matching, Kronecker, rank 8": Arm("gradient_matching", KRONECKER, RANK),
+}
+ABLATIONS: dict[str, Arm] = {
+    "G unweighted by gradients": Arm("gradient_matching", KRONECKER, change=activations),
+    "G, diagonal only": Arm("gradient_matching", KRONECKER, change=diagonal),
+    "S only": Arm("mats", rank=FULL, change=output_only),
+    "G and S, diagonals only": Arm("mats", rank=FULL, change=diagonal),
+    "G, 8 directions": Arm("gradient_matching", KRONECKER, change=leading(8)),
+    "G, 32 directions": Arm("gradient_matching", KRONECKER, change=leading(32)),
+    "G, tau .03": Arm("gradient_matching", {**KRONECKER, "tau": 0.03}),
+    "G, tau .1": Arm("gradient_matching", {**KRONECKER, "tau": 0.1}),
+    "G, tau 1": Arm("gradient_matching", {**KRONECKER, "tau": 1.0}),
+    "G and S, tau .03": Arm("mats", {"tau": 0.03}, FULL),
+    "G and S, tau .1": Arm("mats", {"tau": 0.1}, FULL),
+    "G and S, tau 1": Arm("mats", {"tau": 1.0}, FULL),
+}
+"""Curvature taken apart, at the default scalar only."""
+MORE = OTHERS | AT_RANK | ABLATIONS

@@ -1,0 +1,52 @@
+"""Is the predicted cost of merging one module the measured one?
+
+Take an adapter, put the merged update into one module only, and look at the task's NLL: that is the measured cost of
+this module for this task. With D = merged - own update and the curvature at the adapter, a quadratic predicts
+
+    kronecker   1/2 c tr(S D G D^T)                       G, S of mean diagonal 1; c = mean of the lifted h, per example
+    separable   1/2 sum_ij row_i col_j D_ij^2             the lifted h
+    shape       tr(S D G D^T)                             without the scale c, which Grams alone do not have
+    distance    |D|^2                                     no curvature
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.merge_quality.adapters import Adapter
+from benchmarks.merge_quality.network import MODULES
+from vlora.merge.kronecker import normalised_gram
+from vlora.merge.lift import lift_update
+
+Nll = Callable[[str, Mapping[str, Tensor]], float]
+
+
+def conflict(adapters: Sequence[Adapter], merged: Mapping[str, Tensor], nll: Nll) -> list[dict[str, Any]]:
+    """Predicted and measured cost of every module for every task."""
+    found = []
+    for adapter in adapters:
+        own = adapter.deltas()
+        before = nll(adapter.task, own)
+        for module in MODULES:
+            measured = nll(adapter.task, {**own, module: merged[module]}) - before
+            row = {"task": adapter.task, "module": module, "measured": measured}
+            found.append(row | predicted(adapter, module, merged[module]))
+    return found
+
+
+def predicted(adapter: Adapter, module: str, merged: Tensor) -> dict[str, float]:
+    """The four predictions for one module."""
+    update = adapter.update(module)
+    difference = merged.double() - update.delta()
+    assert update.input_gram is not None
+    assert update.output_gram is not None
+    g, s = (normalised_gram(gram, module) for gram in (update.input_gram, update.output_gram))
+    shape = ((s @ difference @ g) * difference).sum().item()
+    out = {"shape": shape, "distance": difference.square().sum().item()}
+    lifted = lift_update(update)
+    if lifted is not None:
+        row, col = (side / adapter.num_examples**0.5 for side in lifted)
+        out["separable"] = 0.5 * (row @ difference.square() @ col).item()
+        out["kronecker"] = 0.5 * (row.mean() * col.mean()).item() * shape
+    return out

@@ -1,0 +1,135 @@
+"""How well does each stand-in describe the curvature of an adapted weight? Against exact per-example gradients.
+
+    python -m benchmarks.merge_quality.curvature --data DATA --work WORK [--seeds 0 1 2]
+
+For a module let D_i be the gradient of row i's loss with respect to its full weight W, shape (m, n), over the training
+rows, at the trained adapter. The exact (empirical Fisher) curvature is F = sum_i vec D_i vec D_i^T. Two questions:
+
+- Its diagonal, sum_i D_i o D_i: Spearman's rank correlation over all m n entries with each diagonal stand-in.
+- All of it: the cosine <F, K> / |F| |K| with each stand-in K = S (x) G, which needs no mn x mn matrix:
+  <F, S (x) G> = sum_i tr(D_i^T S D_i G), |S (x) G| = |S| |G|, |F|^2 = sum_ij <D_i, D_j>^2. With the best scale the
+  relative Frobenius error is sqrt(1 - cosine^2).
+
+Stand-ins are made from what a merge has: Grams streamed during training (``streamed``), Grams of one exact pass
+afterwards (``one pass``), and IVON's h lifted to row col^T.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from benchmarks.merge_quality.adapters import Adapter, Library
+from benchmarks.merge_quality.network import MODULES, Network
+from benchmarks.merge_quality.run import write
+from benchmarks.merge_quality.tasks import MIXED
+from benchmarks.merge_quality.training import logits, measured
+from benchmarks.posterior_quality.tasks import Rows
+from vlora.backward import watched
+from vlora.merge.kronecker import normalised_gram
+from vlora.merge.lift import lift_update
+from vlora.posterior.ranks import spearman
+
+ROWS = 320
+"""Training rows of the exact gradients."""
+
+
+def main() -> None:
+    """One JSON per task and seed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--work", type=Path, required=True, help="folder for features and adapters")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    library = Library(args.data, args.work)
+    for seed in args.seeds:
+        for adapter in library.adapters("mixed", MIXED, "independent", "ivon", seed):
+            write("curvature", f"{adapter.task}__{seed}", lambda a=adapter, s=seed: compare(a, library, s))
+
+
+def compare(adapter: Adapter, library: Library, seed: int) -> dict[str, Any]:
+    """All modules of one adapter."""
+    train = library.task(adapter.task).train
+    rows = Rows(train.hidden[:ROWS], train.mask[:ROWS], train.label[:ROWS])
+    network = loaded(adapter)
+    exact = gradients(network, rows, adapter.head())
+    passed = measured(network, train, adapter.head())
+    modules = {}
+    for module in MODULES:
+        streamed = {side: adapter.tensors[f"{module}.{side}_gram"] for side in ("input", "output")}
+        once = {side: passed[f"base_model.model.{module}.{side}_gram"] for side in ("input", "output")}
+        modules[module] = one_module(exact[module], adapter, module, {"streamed": streamed, "one pass": once})
+    return {"task": adapter.task, "seed": seed, "rows": len(rows), "modules": modules}
+
+
+def one_module(
+    gradient: Tensor, adapter: Adapter, module: str, grams: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Rank correlations of diagonals and cosines of whole matrices."""
+    truth = gradient.square().sum(0).flatten()
+    lifted = lift_update(adapter.update(module))
+    ones = [torch.ones(size) for size in gradient.shape[1:]]
+    ranks: dict[str, float] = {}
+    cosines = {"I (x) I": _cosine(gradient, torch.eye(len(ones[0])), torch.eye(len(ones[1])))}
+    if lifted is not None:
+        row, col = (side.float() for side in lifted)
+        ranks["lifted h"] = spearman(torch.outer(row, col).flatten(), truth) or 0.0
+        cosines["lifted h"] = _cosine(gradient, torch.diag(row), torch.diag(col))
+    for source, pair in grams.items():
+        s, g = (normalised_gram(pair[side].float(), module) for side in ("output", "input"))
+        ds, dg = s.diagonal(), g.diagonal()
+        for name, (left, right) in {
+            "S (x) G": (ds, dg),
+            "I (x) G": (ones[0], dg),
+            "S (x) I": (ds, ones[1]),
+        }.items():
+            ranks[f"{name}, {source}"] = spearman(torch.outer(left, right).flatten(), truth) or 0.0
+        cosines[f"S (x) G, {source}"] = _cosine(gradient, s, g)
+        cosines[f"I (x) G, {source}"] = _cosine(gradient, torch.eye(len(s)), g)
+        cosines[f"S (x) I, {source}"] = _cosine(gradient, s, torch.eye(len(g)))
+        cosines[f"diagonals of S (x) G, {source}"] = _cosine(gradient, torch.diag(ds), torch.diag(dg))
+    return {"rank_correlation": ranks, "cosine": cosines}
+
+
+def _cosine(gradient: Tensor, s: Tensor, g: Tensor) -> float:
+    """<F, S (x) G> / |F| |S (x) G|."""
+    flat = gradient.flatten(1)
+    norm = (flat @ flat.T).norm() * s.norm() * g.norm()
+    return ((((s @ gradient) @ g) * gradient).sum() / norm).item()
+
+
+def gradients(network: Network, rows: Rows, head: Tensor) -> dict[str, Tensor]:
+    """Exact gradient of every row's loss with respect to the full weights, ``(N, m, n)`` per module."""
+    parts: dict[str, list[Tensor]] = {module: [] for module in MODULES}
+
+    def receive(module: str, x: Tensor, g: Tensor) -> None:
+        parts[module].append(g.transpose(1, 2) @ x)
+
+    layers = {layer: (lambda x, g, m=module: receive(m, x, g)) for module, layer in network.adapted.items()}
+    with watched(layers):
+        for i in range(0, len(rows), 32):
+            states = network(rows.hidden[i : i + 32], rows.mask[i : i + 32])
+            cross_entropy(logits(states, head), rows.label[i : i + 32], reduction="sum").backward()
+    network.zero_grad()
+    return {module: torch.cat(found) for module, found in parts.items()}
+
+
+@torch.no_grad()
+def loaded(adapter: Adapter) -> Network:
+    """The PEFT network with an adapter's weights."""
+    network = Network(0)
+    for module, layer in network.adapted.items():
+        layer.lora_A["default"].weight.copy_(adapter.tensors[f"{module}.a"])
+        layer.lora_B["default"].weight.copy_(adapter.tensors[f"{module}.b"])
+    return network
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The tables of this benchmark, made from its JSON files and from nothing else.
+
+    python -m benchmarks.merge_quality.table [--results DIR] [--print]
+
+rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
+A difference is paired: same adapters, same test rows. Its interval is mean ± t(.975, n - 1) s.e. over the n sets of
+adapters (seeds) of a family; sets share their test rows and their tasks, so it speaks for new adapters of these tasks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.posterior_quality.table import interval, load, markdown
+from benchmarks.readme_table import write_tables
+from vlora.posterior.ranks import spearman
+
+HERE = Path(__file__).parent
+OURS = "gradient matching, Kronecker"
+REFERENCES = ("no adapter", "individual adapters", "joint training")
+FAMILIES = {
+    ("mixed", 4, "shared", "ivon"): "four different tasks, one start of A, IVON",
+    ("mixed", 4, "independent", "ivon"): "four different tasks, independent starts, IVON",
+    ("mixed", 4, "shared", "adamw"): "four different tasks, one start of A, AdamW",
+    ("mixed", 4, "independent", "adamw"): "four different tasks, independent starts, AdamW",
+    ("domains", 4, "shared", "ivon"): "four domains of one task, one start of A, IVON",
+    ("domains", 4, "independent", "ivon"): "four domains of one task, independent starts, IVON",
+}
+"""What distinguishes a family of units -> its title."""
+Records = list[dict[str, Any]]
+
+
+def joined(main: Records, more: Records, joint: Records) -> Records:
+    """One record per set of adapters: the main methods, the others where they were run, and joint training."""
+    key = ("family", "count", "gauge", "optimizer", "seed")
+    others = {tuple(record[k] for k in key): record for record in more}
+    ceilings = {tuple(record[k] for k in ("family", "count", "seed")): record for record in joint}
+    found = []
+    for record in main:
+        other = others.get(tuple(record[k] for k in key), {})
+        arms = {**record["arms"], **other.get("arms", {})}
+        ceiling = ceilings.get((record["family"], record["count"], record["seed"]))
+        if ceiling is not None:
+            arms["joint training"] = {"default": ceiling["scores"]}
+        seconds = record["cpu_seconds"] + other.get("cpu_seconds", 0.0)
+        extra = {"conflict": other["conflict"]} if "conflict" in other else {}
+        found.append({**record, **extra, "arms": arms, "cpu_seconds": seconds})
+    return found
+
+
+def family(records: Records, key: tuple[Any, ...]) -> Records:
+    """Records of one family, by seed."""
+    found = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) == key]
+    return sorted(found, key=lambda record: record["seed"])
+
+
+def value(record: dict[str, Any], arm: str, kind: str, metric: str, over: str = "tasks") -> float:
+    """Mean over the tasks of one unit, or the worst; NaN where there is no such arm.
+
+    Args:
+        record: One unit.
+        arm: Name of the arm.
+        kind: ``default`` or ``best`` scalar; an arm without a scalar has only the first.
+        metric: ``accuracy``, ``worst`` (accuracy of the worst task), ``nll``, ``ece`` or ``nll_tempered``.
+        over: ``tasks`` or ``unseen``.
+    """
+    scores = record["arms"].get(arm, {})
+    by_task = scores.get(kind, {})
+    if not by_task or any(task not in by_task for task in record[over]) or not record[over]:
+        return math.nan
+    name = "accuracy" if metric == "worst" else metric
+    values = [by_task[task].get(name, math.nan) for task in record[over]]
+    return float(min(values) if metric == "worst" else np.mean(values))
+
+
+def mean(records: Records, *where: str) -> float:
+    """Mean over sets of adapters."""
+    values = [value(record, *where) for record in records]
+    return float(np.mean(values)) if values and not np.isnan(values).any() else math.nan
+
+
+def main_table(records: Records) -> str:
+    """Every arm with a scalar at its default and its best, floor and ceiling beside them."""
+    rows = []
+    unseen = bool(records[0]["unseen"])
+    for arm in [*REFERENCES, *(a for a in records[0]["arms"] if "best" in records[0]["arms"][a])]:
+        if arm not in records[0]["arms"]:
+            continue
+        row = [arm]
+        for kind in ("default", "best"):
+            row += [_number(100 * mean(records, arm, kind, metric), 1) for metric in ("accuracy", "worst")]
+            row += [_number(mean(records, arm, kind, metric), 3) for metric in ("nll", "ece", "nll_tempered")]
+        scalars = {record["arms"][arm].get("scalar") for record in records} - {None}
+        row.append(", ".join(f"{s:g}" for s in sorted(scalars)) or "—")
+        if unseen:
+            row.append(_number(100 * mean(records, arm, "default", "accuracy", "unseen"), 1))
+        rows.append(row)
+    head = ["accuracy", "worst", "NLL", "ECE", "NLL tempered"]
+    header = ["arm", *head, *(f"{name}, best" for name in head), "best scalar"]
+    return markdown([*header, *(["unseen accuracy"] if unseen else [])], rows)
+
+
+def pairs_table(records: Records) -> str:
+    """Kronecker gradient matching at its default minus every other arm, at its default and at its best scalar."""
+    rows = []
+    for arm in [a for a in records[0]["arms"] if "best" in records[0]["arms"][a] and "rank 8" not in a]:
+        if arm == OURS:
+            continue
+        for kind in ("default", "best"):
+            row = [arm, kind]
+            for metric, scale, digits in (
+                ("accuracy", 100, 1),
+                ("worst", 100, 1),
+                ("nll", 1, 3),
+                ("ece", 1, 3),
+            ):
+                row.append(interval(scale * differences(records, arm, kind, metric), digits))
+            rows.append(row)
+    return markdown(["ours minus", "scalar", "accuracy, points", "worst task, points", "NLL", "ECE"], rows)
+
+
+def differences(records: Records, arm: str, kind: str, metric: str) -> np.ndarray:
+    """Ours at its default minus an arm, one number per set of adapters."""
+    pairs = [(value(r, OURS, "default", metric), value(r, arm, kind, metric)) for r in records]
+    return np.array([ours - other for ours, other in pairs])
+
+
+def ablation_table(records: Records) -> str:
+    """Curvature taken apart, at the default scalar: mean over all sets of the families."""
+    names = [a for a in records[0]["arms"] if "best" not in records[0]["arms"][a] and a not in REFERENCES]
+    rows = []
+    for arm in ["task arithmetic (sum)", *names, OURS, "MaTS"]:
+        row = [{OURS: "G (gradient matching)", "MaTS": "G and S (MaTS)"}.get(arm, arm)]
+        row += [_number(100 * mean(records, arm, "default", metric), 1) for metric in ("accuracy", "worst")]
+        rows.append([*row, _number(mean(records, arm, "default", "nll"), 3)])
+    return markdown(["curvature", "accuracy", "worst", "NLL"], rows)
+
+
+def curve_table(records: Records) -> str:
+    """Mean accuracy and NLL of independent domain adapters over their number, default scalars."""
+    counts = sorted({r["count"] for r in records if (r["family"], r["gauge"]) == ("domains", "independent")})
+    found = {c: family(records, ("domains", c, "independent", "ivon")) for c in counts}
+    arms = [a for a in found[counts[-1]][0]["arms"] if a not in ("joint training",)] if counts else []
+    rows = []
+    for arm in arms:
+        cells = []
+        for count in counts:
+            accuracy = _number(100 * mean(found[count], arm, "default", "accuracy"), 1)
+            worst = _number(100 * mean(found[count], arm, "default", "worst"), 1)
+            cells.append(f"{accuracy} / {worst} / {_number(mean(found[count], arm, 'default', 'nll'), 3)}")
+        rows.append([arm, *cells])
+    return markdown(["accuracy / worst / NLL", *(f"{count} domains" for count in counts)], rows)
+
+
+def conflict_table(records: Records) -> str:
+    """Rank correlation of predicted and measured cost of merging one module, over modules and tasks of a set."""
+    rows = []
+    for key, title in FAMILIES.items():
+        sets = [r["conflict"] for r in family(records, key) if "conflict" in r]
+        if sets:
+            cells = [interval(np.array([_rank(one, name) for one in sets]), 2) for name in PREDICTIONS]
+            rows.append([title, *cells])
+    return markdown(["sets", *PREDICTIONS], rows)
+
+
+PREDICTIONS = ("kronecker", "separable", "shape", "distance")
+
+
+def _rank(rows: Records, name: str) -> float:
+    if any(name not in row for row in rows):
+        return math.nan
+    found = spearman(*(torch.tensor([row[key] for row in rows]) for key in (name, "measured")))
+    return math.nan if found is None else found
+
+
+def curvature_table(records: Records) -> str:
+    """Stand-ins against exact per-example gradients, mean over modules, tasks and seeds."""
+    modules = [m for record in records for m in record["modules"].values()]
+    names = list(modules[0]["cosine"])
+    rows = []
+    for name in names:
+        cells = []
+        for kind in ("rank_correlation", "cosine"):
+            found = [m[kind][name] for m in modules if name in m[kind]]
+            cells.append(_number(float(np.mean(found)), 2) if found else "—")
+        rows.append([name, *cells])
+    return markdown(["stand-in", "rank correlation of the diagonal", "cosine of the matrices"], rows)
+
+
+def gathering_table(records: Records) -> str:
+    """Cost of a training step with gathering."""
+    rows = []
+    for record in records:
+        cells = [f"{100 * extra:+.0f} %" for extra in record["extra"].values()]
+        sizes = [f"{record[key][0] / 2**20:.0f} MiB" for key in ("bytes_full", "bytes_16")]
+        rows.append([record["case"], f"{1000 * record['seconds']['without']:.0f} ms", *cells, *sizes])
+    names = list(records[0]["extra"])
+    return markdown(["model", "step", *names, "full", "16 directions"], rows)
+
+
+def block(root: Path) -> str:
+    """Everything between the markers."""
+    records = joined(load(root, "merge"), load(root, "more"), load(root, "joint"))
+    if not records:
+        return "No results yet.\n"
+    versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
+    minutes = sum(record["cpu_seconds"] for record in records) / 60
+    parts = [
+        f"From {len(records)} sets of adapters, {minutes:.0f} minutes of one thread for merging; {versions}."
+    ]
+    for key, title in FAMILIES.items():
+        found = family(records, key)
+        if found:
+            parts += [f"**{title[0].upper()}{title[1:]}** ({len(found)} sets).", main_table(found)]
+            parts += ["Paired differences:", pairs_table(found)]
+    whole = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) in FAMILIES]
+    sections: list[tuple[str, str, Records, Callable[[Records], str]]] = [
+        ("merge", "Curvature taken apart", whole, ablation_table),
+        ("merge", "More adapters", [r for r in records if r["family"] == "domains"], curve_table),
+        ("merge", "Predicted and measured cost of a module, rank correlation", whole, conflict_table),
+        ("curvature", "Stand-ins against exact gradients", load(root, "curvature"), curvature_table),
+        ("gathering", "Cost of gathering while training", load(root, "gathering"), gathering_table),
+    ]
+    for _, title, found, make in sections:
+        if found:
+            parts += [f"**{title}.**", make(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _number(number: float, digits: int) -> str:
+    return "—" if math.isnan(number) else f"{number:.{digits}f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the tables and put them into the README."""
+    write_tables(HERE, block, "Tables of merge_quality from its JSON files.", arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Predictions of the linearised model: Gaussian logits, with the covariance that a posterior gives them.
+
+    logits ~ N(f(m), J Sigma J^T)        J: gradients of the logits, one forward and C backward passes a row
+
+Sigma has the posterior's own h at temperature 1 (precision N h + prior), entries independent or, with the Kronecker
+factors gathered while training, correlated (``vlora.posterior.kronecker``). The prior precision is the value of
+``PRIORS`` with the lowest validation NLL: one scalar, as a temperature is.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.posterior_quality.network import Network
+from benchmarks.posterior_quality.scores import draws_nll
+from benchmarks.posterior_quality.tasks import Rows, Task
+from vlora.backward import watched
+from vlora.laplace.fit import with_prior
+from vlora.posterior import Posterior
+from vlora.posterior.keys import adapter_tensors
+from vlora.posterior.kronecker import covariances, output_covariance
+
+PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+LOGIT_DRAWS = 64
+ROWS = 50
+
+Name = tuple[str, float]
+"""Kind of predictor and prior precision."""
+
+
+KINDS = {"linearised": False, "kronecker": True}
+"""Name of the predictor -> whether entries are correlated."""
+
+
+def linearised(
+    network: Network, posterior: Posterior, task: Task, splits: tuple[str, ...], seed: int
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """Log-probabilities ``(S, N, C)`` per kind and split under the kind's best prior, and that prior's precision."""
+    bayes = posterior.at_temperature(1.0)
+    spreads = {
+        (kind, prior): covariances(with_prior(bayes, prior), kronecker=kronecker)
+        for kind, kronecker in KINDS.items()
+        for prior in PRIORS
+    }
+    validation = _draws(network, task.validation, spreads, seed)
+    nll = {name: draws_nll(draws, task.validation.label) for name, draws in validation.items()}
+    best = {kind: min(PRIORS, key=lambda prior: nll[kind, prior]) for kind in KINDS}
+    chosen = {(kind, prior): spreads[kind, prior] for kind, prior in best.items()}
+    found = {split: _draws(network, getattr(task, split), chosen, seed) for split in splits}
+    found["validation"] = validation
+    return {kind: {split: own[kind, best[kind]] for split, own in found.items()} for kind in KINDS}, best
+
+
+def _draws(network: Network, rows: Rows, spreads: Mapping[Name, Any], seed: int) -> dict[Name, Tensor]:
+    """Log-probabilities ``(S, N, C)`` under every covariance."""
+    network.eval()
+    logits: list[Tensor] = []
+    parts: dict[Name, list[Tensor]] = {name: [] for name in spreads}
+    for i in range(0, len(rows), ROWS):
+        values, gradients = _logit_gradients(network, rows.hidden[i : i + ROWS], rows.mask[i : i + ROWS])
+        logits.append(values)
+        for kind in KINDS:
+            own = {name: spread for name, spread in spreads.items() if name[0] == kind}
+            for name, part in zip(own, output_covariance(gradients, list(own.values())), strict=True):
+                parts[name].append(part)
+    return {name: _logit_draws(torch.cat(logits), torch.cat(own), seed) for name, own in parts.items()}
+
+
+def _logit_gradients(network: Network, hidden: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits ``(N, C)`` and, per key of the adapter, their gradients ``(N, C, *tensor)``."""
+    gradients: dict[str, list[Tensor]] = {}
+
+    def receive(weight: str, bias: str | None, inputs: Tensor, gradient: Tensor) -> None:
+        x, g = (t.reshape(len(t), -1, t.shape[-1]) for t in (inputs, gradient))
+        gradients.setdefault(weight, []).append(g.mT @ x)
+        if bias is not None:
+            gradients.setdefault(bias, []).append(g.sum(1))
+
+    with watched({layer: partial(receive, *keys) for layer, keys in network.linear_layers().items()}):
+        logits = network(hidden, mask)
+        for k in range(logits.shape[1]):
+            logits[:, k].sum().backward(retain_graph=k + 1 < logits.shape[1])
+    for parameter in network.trained():
+        parameter.grad = None
+    return logits.detach(), {key: torch.stack(parts, 1) for key, parts in gradients.items()}
+
+
+def _logit_draws(logits: Tensor, covariance: Tensor, seed: int) -> Tensor:
+    """Log-probabilities ``(S, N, C)`` of antithetic draws of Gaussian logits."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    jitter = 1e-8 * torch.eye(logits.shape[1], dtype=torch.float64)
+    root = torch.linalg.cholesky(covariance + jitter)
+    noise = torch.randn(LOGIT_DRAWS // 2, *logits.shape, 1, generator=generator, dtype=torch.float64)
+    half = (root @ noise)[..., 0]
+    return torch.log_softmax(logits.double() + torch.cat([half, -half]), -1)
+
+
+def plain_posterior(
+    network: Network, hess: list[Tensor], num_examples: int, curvature: dict[str, Tensor]
+) -> Posterior:
+    """Posterior of weights that another optimizer trained, from squared gradients in the order of ``trained()``."""
+    from vlora.posterior.export import saved_by_peft
+    from vlora.posterior.meta import PosteriorMeta
+
+    mean, config = saved_by_peft(network.peft)
+    order = {id(parameter): i for i, parameter in enumerate(network.trained())}
+    live = adapter_tensors(network.peft, mean)
+    found = {key: hess[order[id(tensor)]] for key, tensor in live.items() if id(tensor) in order}
+    meta = PosteriorMeta(num_examples=num_examples, ess=float(num_examples), method="laplace")
+    assert math.isclose(sum(h.numel() for h in found.values()), sum(h.numel() for h in hess))
+    return Posterior(mean, found, meta, config, curvature)

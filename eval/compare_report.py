@@ -1,0 +1,119 @@
+"""A comparison as one self-contained HTML page, in the dress of the evaluation's report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from vlora.eval.metric_names import Metric, metric
+from vlora.eval.report import environment, style_sheet
+from vlora.eval.report_format import DASH, difference_cell, number, predictor_label, value_of
+from vlora.files import atomic_write
+
+__all__ = ["metric_of", "render_comparison", "verdict", "write_comparison"]
+
+
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """Render what :func:`vlora.eval.compare.compare_runs` returns.
+
+    Returns:
+        The page; it holds no external reference and no script.
+    """
+    view = {
+        "css": Markup(style_sheet()),
+        "level": comparison["level"],
+        "family": comparison["family"],
+        "num_bootstrap": comparison["num_bootstrap"],
+        "created": comparison["created"],
+        "runs": comparison["runs"],
+        "pairs": [_pair(pair) for pair in comparison["pairs"]],
+        "findings": _findings(comparison),
+    }
+    return environment().get_template("compare.html.j2").render(view).rstrip() + "\n"
+
+
+def write_comparison(comparison: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the page, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written; an existing one is unchanged then.
+    """
+    return atomic_write(path, render_comparison(comparison))
+
+
+def metric_of(test: Mapping[str, Any]) -> Metric:
+    """The presentation of a test's metric; its direction is in the test."""
+    key = test["metric"]
+    if key.startswith("auroc ") and ": " in key:
+        score, _, question = key.removeprefix("auroc ").partition(": ")
+        return Metric(key, f"AUROC of {score.replace('_', ' ')}", 1, 3, False, question)
+    return metric(key)
+
+
+def verdict(test: Mapping[str, Any]) -> str:
+    """What a test says, in words."""
+    if test["p"] is None:
+        return "not defined"
+    return f"{test['better']} is better" if test["better"] else "no difference shown"
+
+
+def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one pair as the template shows it."""
+    sides = {f"predictor_{side}": predictor_label(pair[f"predictor_{side}"]) for side in "ab"}
+    draws = pair["draws"]
+    words = "" if not (draws.get("a") or draws.get("b")) else f"{draws['a']} and {draws['b']} draws"
+    words += ", paired" if draws["paired"] else ""
+    rows = [_row(test, pair) for test in pair["tests"]]
+    return {**{key: pair[key] for key in ("task", "a", "b", "n")}, **sides, "draws": words, "rows": rows}
+
+
+def _row(test: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one test; the bar's places are percentages of the cell, 50 being no difference."""
+    of = metric_of(test)
+    difference = {"value": test["difference"], "low": test["low"], "high": test["high"]}
+    ends = [value_of(difference, end) for end in ("value", "low", "high")]
+    reach = max([abs(end) for end in ends if end is not None], default=0.0) or 1.0
+    value, low, high = (0.0 if end is None else end for end in ends)
+    state = "open" if test["better"] is None else "better" if test["better"] == pair["a"] else "worse"
+    return {
+        "metric": of,
+        "test": test["test"],
+        "values": [number(value_of(test[side]), of.digits, of.percent) for side in "ba"],
+        "cell": difference_cell(difference, of),
+        "state": state,
+        **{key: round(50 + 46 * v / reach, 2) for key, v in (("at", value), ("left", low), ("right", high))},
+        "p": _p(test["p"]),
+        "p_holm": _p(test["p_holm"]),
+        "verdict": verdict(test),
+        "items": _needed(test["items_needed"]),
+        "draws": _needed(test["draws_needed"]),
+    }
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return "< 0.001" if value < 0.001 else number(value)
+
+
+def _needed(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _findings(comparison: Mapping[str, Any]) -> list[str]:
+    """One sentence per difference that was shown, or that there is none."""
+    found = []
+    for pair in comparison["pairs"]:
+        for test in pair["tests"]:
+            if test["better"]:
+                task = f"{pair['task']}: " if pair["task"] else ""
+                loser = pair["b"] if test["better"] == pair["a"] else pair["a"]
+                of = metric_of(test)
+                name = f"{of.label} ({of.hint})" if test["metric"].startswith("auroc ") else of.label
+                found.append(
+                    f"{task}{test['better']} is better than {loser} in {name} (adjusted p {_p(test['p_holm'])})."
+                )
+    return found or [
+        f"No difference is shown at the level {comparison['level']:g}, over {comparison['family']} tests."
+    ]

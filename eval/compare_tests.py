@@ -1,0 +1,280 @@
+"""All tests of one pair of models on the same items; see :mod:`vlora.eval.compare`."""
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from vlora.errors import DataError
+from vlora.eval.comparisons import default_detection, rows_of_groups
+from vlora.eval.further_metrics import HEADLINE, headline_statistic
+from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.crossed import draw_deviations, draw_weights
+from vlora.eval.metrics.delong import compare_auroc
+from vlora.eval.metrics.intervals import bootstrap, percentile_interval
+from vlora.eval.metrics.paired_tests import bootstrap_p_value, mcnemar
+from vlora.eval.metrics.sample_size import draws_for_width, items_for_accuracy
+from vlora.eval.predictions import ChoiceTable
+from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, finite_or_none
+
+__all__ = ["compare_tables"]
+
+_HIGHER = ("accuracy", "auroc_correctness")
+_POWER, _LEVEL = 0.8, 0.95
+_DRAW_RESAMPLES = 200
+
+
+def compare_tables(
+    a: ModelTable, b: ModelTable, predictor: str | None, resampler: Resampler
+) -> dict[str, Any]:
+    """Test model a against model b.
+
+    Args:
+        a: The later model.
+        b: The earlier model, on the same items.
+        predictor: Which probabilities; None takes the draws where a model has them. A model without draws stands with
+            its mean.
+        resampler: Source of the bootstrap resamples.
+
+    Returns:
+        ``predictor_a``, ``predictor_b``, ``n``, ``draws`` and ``tests``.
+
+    Raises:
+        DataError: The models did different tasks, have no predictor of that name, or share no labelled test row.
+    """
+    if type(a) is not type(b):
+        raise DataError(f"{a.model} and {b.model} did different tasks; compare evaluations of one task")
+    names = [_predictor(table, predictor) for table in (a, b)]
+    rows = a.rows(ALL)
+    if not len(rows):
+        raise DataError(f"{a.model} and {b.model} share no test row with a right answer")
+    rows_b = np.array([b.row_of[a.records[row].item] for row in rows], dtype=np.int64)
+    facts: dict[str, Any] = {"predictor_a": names[0], "predictor_b": names[1], "n": len(rows)}
+    if isinstance(a, ChoiceTable) and isinstance(b, ChoiceTable):
+        pair = _ChoicePair((a, b), (names[0], names[1]), (rows, rows_b), resampler)
+        tests = [*pair.tests(), *_detection(a, b, names)]
+        return {**facts, "draws": pair.draws, "tests": tests}
+    return {
+        **facts,
+        "draws": {"paired": False},
+        "tests": _ratio_tests((a, b), names, (rows, rows_b), resampler),
+    }
+
+
+def _predictor(table: ModelTable, wanted: str | None) -> str:
+    """The predictor of that name, the one at the mean for a model without draws, or the richest."""
+    if wanted is None:
+        return "samples" if "samples" in table.predictors else "mean"
+    if wanted not in PREDICTORS:
+        raise DataError(f"predictor must be one of {', '.join(PREDICTORS)}, got {wanted!r}")
+    for name in (wanted, wanted.replace("samples", "mean")):
+        if name in table.predictors:
+            return name
+    raise DataError(
+        f"{table.model} has no predictor {wanted!r}, only {', '.join(table.predictors)}; a temperature needs "
+        "validation rows"
+    )
+
+
+class _ChoicePair:
+    """Two models with choices on the same labelled items."""
+
+    def __init__(
+        self,
+        tables: tuple[ChoiceTable, ChoiceTable],
+        names: tuple[str, str],
+        rows: tuple[IntArray, IntArray],
+        resampler: Resampler,
+    ) -> None:
+        self._label, self._resampler = tables[0].label[rows[0]], resampler
+        self._probs = [
+            np.exp(table.predictive(name).log_probs[picked])
+            for table, name, picked in zip(tables, names, rows, strict=True)
+        ]
+        drawn = [
+            table.samples if name == "samples" else None for table, name in zip(tables, names, strict=True)
+        ]
+        self._samples = [
+            None if samples is None else np.exp(samples[:, picked])
+            for samples, picked in zip(drawn, rows, strict=True)
+        ]
+        self._pairs = [table.antithetic for table in tables]
+        sizes = [0 if samples is None else len(samples) for samples in self._samples]
+        paired = sizes[0] == sizes[1] > 0 and self._pairs[0] == self._pairs[1]
+        self.draws = {"a": sizes[0], "b": sizes[1], "paired": paired}
+
+    def tests(self) -> list[dict[str, Any]]:
+        """One test per metric of the headline."""
+        size = len(self._label)
+        statistics = [headline_statistic(probs, self._label) for probs in self._probs]
+        every = np.ones((1, size))
+        values = [statistic(every)[0] for statistic in statistics]
+        counts = self._resampler.counts(size)
+        items = bootstrap(_minus(*statistics), counts)
+        deviations, units = self._draw_deviations()
+        return [
+            self._test(column, name, values, items[:, column], deviations[:, column], units)
+            for column, name in enumerate(HEADLINE)
+        ]
+
+    def _draw_deviations(self) -> tuple[Array, int]:
+        """What draws add to every difference, ``(R, 7)``, and the fewest units that were resampled."""
+        total, units = np.zeros((_DRAW_RESAMPLES, len(HEADLINE))), 0
+        for place, samples in enumerate(self._samples):
+            if samples is None:
+                continue
+            count = len(samples) // 2 if self._pairs[place] else len(samples)
+            if count < 2:
+                return np.full_like(total, np.nan), 1
+            # The same seed resamples the same draw numbers of both; other numbers of draws are resampled apart.
+            seed = self._resampler.seed + (0 if self.draws["paired"] else place)
+            weights = draw_weights(len(samples), _DRAW_RESAMPLES, antithetic=self._pairs[place], seed=seed)
+            every, sign = np.ones((1, samples.shape[1])), 1 - 2 * place
+            found = [
+                headline_statistic(np.tensordot(w, samples, axes=1), self._label)(every)[0] for w in weights
+            ]
+            columns = [draw_deviations(column, count) for column in np.array(found).T]
+            total += sign * np.stack(columns, axis=1)
+            units = min(units, count) if units else count
+        return total, units
+
+    def _test(
+        self, column: int, name: str, values: list[Array], items: Array, deviation: Array, units: int
+    ) -> dict[str, Any]:
+        """One metric: difference, interval over items and draws, p-value, and what it would take."""
+        size, known = len(self._label), bool(np.isfinite(deviation).all())
+        replicates = items + np.resize(deviation, len(items)) if known else items
+        value = float(values[0][column] - values[1][column])
+        found = percentile_interval(value, replicates, size)
+        item_error = _spread(items)
+        draw_error = _spread(deviation) if known and units else None
+        test = {
+            "metric": name,
+            "test": "paired bootstrap",
+            "a": finite_or_none(values[0][column]),
+            "b": finite_or_none(values[1][column]),
+            "difference": finite_or_none(value),
+            "low": finite_or_none(found.low),
+            "high": finite_or_none(found.high),
+            "p": finite_or_none(bootstrap_p_value(replicates)) if np.isfinite(value) else None,
+            "item_error": finite_or_none(item_error),
+            "draw_error": draw_error,
+            "higher_is_better": name in _HIGHER,
+            "items_needed": _items_needed(value, item_error, size),
+            "draws_needed": _draws_needed(value, item_error, draw_error, units),
+        }
+        return test | self._mcnemar(value) if name == "accuracy" else test
+
+    def _mcnemar(self, difference: float) -> dict[str, Any]:
+        """The exact test of two accuracies; ties between choices leave the bootstrap in place."""
+        right = [self._correct(probs) for probs in self._probs]
+        if not all(np.isin(values, [0.0, 1.0]).all() for values in right):
+            return {}
+        found = mcnemar(*right)
+        discordant = (found.only_a + found.only_b) / len(self._label)
+        needed = (
+            items_for_accuracy(discordant, abs(difference), power=_POWER, level=_LEVEL)
+            if difference
+            else None
+        )
+        return {
+            **{"test": "McNemar exact", "p": found.p_value, "mid_p": found.mid_p, "items_needed": needed},
+            **{"only_a": found.only_a, "only_b": found.only_b},
+        }
+
+    def _correct(self, probs: Array) -> Array:
+        top = probs == probs.max(axis=1, keepdims=True)
+        return top[np.arange(len(self._label)), self._label] / top.sum(axis=1)
+
+
+def _detection(a: ChoiceTable, b: ChoiceTable, names: list[str]) -> list[dict[str, Any]]:
+    """DeLong's test of every score that both have, for every question of unknown against known."""
+    tests = []
+    scores = [table.scores(name) for table, name in zip((a, b), names, strict=True)]
+    for question, sides in default_detection([a]).items():
+        rows = np.concatenate([rows_of_groups(a, sides[side]) for side in ("positive", "negative")])
+        positive = np.repeat(
+            [1.0, 0.0], [len(rows_of_groups(a, sides[side])) for side in ("positive", "negative")]
+        )
+        if min(positive.sum(), len(positive) - positive.sum()) < 2:
+            continue
+        rows_b = np.array([b.row_of[a.records[row].item] for row in rows])
+        for score in [name for name in scores[0] if name in scores[1]]:
+            values = [
+                np.nan_to_num(s[score][r], posinf=1e300) for s, r in zip(scores, (rows, rows_b), strict=True)
+            ]
+            found = compare_auroc(values[0], values[1], positive)
+            tests.append(
+                {
+                    **{"metric": f"auroc {score}: {question}", "test": "DeLong", "higher_is_better": True},
+                    **{"a": found.auroc_a, "b": found.auroc_b, "difference": found.difference},
+                    **{"low": found.low, "high": found.high, "p": found.p_value},
+                    **{"item_error": found.standard_error, "draw_error": None, "draws_needed": None},
+                    "items_needed": _items_needed(found.difference, found.standard_error, len(rows)),
+                }
+            )
+    return tests
+
+
+def _ratio_tests(
+    tables: tuple[ModelTable, ModelTable],
+    names: list[str],
+    rows: tuple[IntArray, IntArray],
+    resampler: Resampler,
+) -> list[dict[str, Any]]:
+    """Paired bootstrap of metrics that are sums over sums, documents being resampled: language modelling."""
+    found = [table.ratios(name) for table, name in zip(tables, names, strict=True)]
+    tests, size = [], len(rows[0])
+    for metric in [name for name in found[0] if name in found[1]]:
+        statistics = [_ratio(ratio[metric], picked) for ratio, picked in zip(found, rows, strict=True)]
+        values = [float(statistic(np.ones((1, size)))[0]) for statistic in statistics]
+        replicates = bootstrap(_minus(*statistics), resampler.counts(size))
+        difference = values[0] - values[1]
+        interval = percentile_interval(difference, replicates, size)
+        tests.append(
+            {
+                **{"metric": metric, "test": "paired bootstrap", "higher_is_better": metric in _HIGHER},
+                **{"a": finite_or_none(values[0]), "b": finite_or_none(values[1])},
+                **{"difference": finite_or_none(difference), "low": finite_or_none(interval.low)},
+                **{"high": finite_or_none(interval.high), "p": finite_or_none(bootstrap_p_value(replicates))},
+                **{
+                    "item_error": finite_or_none(_spread(replicates)),
+                    "draw_error": None,
+                    "draws_needed": None,
+                },
+                "items_needed": _items_needed(difference, _spread(replicates), size),
+            }
+        )
+    return tests
+
+
+def _ratio(ratio: tuple[Array, Array], rows: IntArray) -> Callable[[Array], Array]:
+    top, bottom = ratio[0][rows], ratio[1][rows]
+    return lambda weights: (weights @ top) / (weights @ bottom)
+
+
+def _minus(first: Callable[[Array], Array], second: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda weights: first(weights) - second(weights)
+
+
+def _items_needed(difference: float, item_error: float, size: int) -> int | None:
+    """Items that would show a difference of this size with 80 % power, its standard error falling as 1/sqrt(n)."""
+    if not difference or not math.isfinite(difference) or not math.isfinite(item_error):
+        return None
+    normal = NormalDist()
+    reach = normal.inv_cdf((1 + _LEVEL) / 2) + normal.inv_cdf(_POWER)
+    return max(math.ceil(size * (reach * item_error / difference) ** 2), 2)
+
+
+def _draws_needed(difference: float, item_error: float, draw_error: float | None, units: int) -> int | None:
+    """Draws (pairs, where antithetic) whose interval would exclude 0; None where the items alone are too few."""
+    if not draw_error or not difference or not math.isfinite(difference) or not math.isfinite(item_error):
+        return None
+    return draws_for_width(abs(difference), draw_error, units, item_error, level=_LEVEL)
+
+
+def _spread(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")

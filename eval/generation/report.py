@@ -1,0 +1,193 @@
+"""``report.html`` of an evaluation of answers: one self-contained page, no script, no network.
+
+Drawn from ``results.json`` alone, in the style of the other report. Text from data is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vlora.eval.generation.columns import ALL
+from vlora.eval.generation.estimators import ESTIMATORS
+from vlora.files import atomic_write
+
+__all__ = ["render_answer_report", "write_answer_report"]
+
+_ANSWERS = {
+    "correct": "right",
+    "not_attempted": "declined",
+    "accuracy_given_attempted": "right among attempts",
+    "f_score": "F",
+    "penalised_score": "penalised score",
+}
+_FAMILIES = {
+    "baseline": "Baselines",
+    "answer": "From the answer alone",
+    "samples": "From several answers",
+    "posterior": "From posterior draws",
+}
+_CONFIDENCE = ("brier", "ece_15_equal_width", "answered", "penalised_score")
+
+Results = Mapping[str, Any]
+
+
+def write_answer_report(results: Results, path: str | Path) -> Path:
+    """Write the report, all or nothing.
+
+    Raises:
+        OutputError: The file cannot be written; an existing one is unchanged then.
+    """
+    return atomic_write(path, render_answer_report(results))
+
+
+def render_answer_report(results: Results) -> str:
+    """Render results as one HTML page.
+
+    Args:
+        results: Content of a ``results.json`` of kind ``generation``.
+    """
+    environment = Environment(
+        loader=PackageLoader("vlora.eval.generation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    models = [str(model["name"]) for model in results["models"]]
+    style = (resources.files("vlora.eval") / "report.css").read_text(encoding="utf-8")
+    answers = results["answers"]
+    return environment.get_template("answers.html.j2").render(
+        title=f"How far can the answers be trusted: {results['task']}",
+        subtitle=_subtitle(results),
+        css=Markup(style),
+        threshold=results["settings"]["threshold"],
+        ungraded=sum(row["ungraded"] for row in answers if row["group"] == ALL),
+        failures=sum(row["judge_failures"] for row in answers if row["group"] == ALL),
+        answers=_answers(results, models),
+        estimators=_estimators(results, models),
+        detection=_detection(results, models),
+        confidences=_confidences(results, models),
+        mistakes=[_mistake(row) for row in results.get("mistakes", [])],
+        facts=_facts(results),
+        settings=yaml.safe_dump(results["settings"], sort_keys=False, allow_unicode=True, width=100),
+    )
+
+
+def _subtitle(results: Results) -> str:
+    drawn = f"{results['num_samples']} {'antithetic ' if results['antithetic'] else ''}posterior draws"
+    words = f"meanings by {results['clusters_by'].replace('_', ' ')}"
+    return f"{drawn}, {results['num_answers']} answers each · {words} · {results['created']}"
+
+
+def _cell(measured: Any, *, shade: bool = False, extra: str = "", digits: int = 3) -> dict[str, Any]:
+    """One number with its interval; shaded from chance (.5) to 1 where asked."""
+    if not measured or measured["value"] is None:
+        return {"text": "–", "interval": "", "shade": None}
+    value, low, high = measured["value"], measured["low"], measured["high"]
+    interval = "" if low is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+    depth = min(max(2 * value - 1, 0.0), 1.0) if shade else None
+    return {"text": f"{value:.{digits}f}{extra}", "interval": interval, "shade": depth}
+
+
+def _row(name: str, cells: Sequence[dict[str, Any]], note: str = "") -> dict[str, Any]:
+    return {"name": name, "note": note, "cells": list(cells)}
+
+
+def _find(rows: Sequence[Mapping[str, Any]], **wanted: str) -> Mapping[str, Any]:
+    """The row that has these values, or an empty one."""
+    return next((row for row in rows if all(row[k] == v for k, v in wanted.items())), {})
+
+
+def _answers(results: Results, models: Sequence[str]) -> dict[str, Any]:
+    blocks = []
+    for group in dict.fromkeys(row["group"] for row in results["answers"]):
+        found = {model: _find(results["answers"], model=model, group=group) for model in models}
+        count = max(row.get("questions", 0) for row in found.values())
+        rows = [
+            _row(title, [_cell(found[model].get("metrics", {}).get(name)) for model in models])
+            for name, title in _ANSWERS.items()
+        ]
+        blocks.append({"title": f"{group} ({count} questions)", "rows": rows})
+    return {"first": "", "columns": models, "blocks": blocks, "caption": ""}
+
+
+def _estimators(results: Results, models: Sequence[str]) -> dict[str, Any]:
+    rows = [row for row in results["estimators"] if row["group"] == ALL]
+    blocks = []
+    for family, title in _FAMILIES.items():
+        names = dict.fromkeys(row["estimator"] for row in rows if row["family"] == family)
+        lines = []
+        for name in names:
+            found = [_find(rows, model=model, estimator=name).get("metrics", {}) for model in models]
+            cells = [_cell(one.get("auroc"), shade=True, extra=_bracket(one.get("prr"))) for one in found]
+            lines.append(_row(name, cells, ESTIMATORS[name].title if name in ESTIMATORS else ""))
+        if lines:
+            blocks.append({"title": title, "rows": lines})
+    return {"first": "uncertainty", "columns": models, "blocks": blocks, "caption": ""}
+
+
+def _bracket(measured: Any) -> str:
+    return "" if not measured or measured["value"] is None else f" ({measured['value']:.2f})"
+
+
+def _detection(results: Results, models: Sequence[str]) -> list[dict[str, Any]]:
+    tables = []
+    for question in dict.fromkeys(row["question"] for row in results["detection"]):
+        rows = [row for row in results["detection"] if row["question"] == question]
+        lines = [
+            _row(
+                name,
+                [_cell(_find(rows, model=m, estimator=name).get("auroc"), shade=True) for m in models],
+            )
+            for name in dict.fromkeys(row["estimator"] for row in rows)
+        ]
+        blocks = [{"title": "", "rows": lines}]
+        tables.append({"first": "AUROC", "columns": models, "blocks": blocks, "caption": question})
+    return tables
+
+
+def _confidences(results: Results, models: Sequence[str]) -> dict[str, Any]:
+    rows = [row for row in results["confidences"] if row["group"] == ALL]
+    blocks = []
+    for model in models:
+        lines = []
+        for row in (row for row in rows if row["model"] == model):
+            floor = row["metrics"].get("ece_floor", {}).get("value")
+            cells = [_cell(row["metrics"].get(name)) for name in _CONFIDENCE]
+            cells[1]["interval"] = "" if floor is None else f"floor {floor:.3f}"
+            lines.append(_row(row["confidence"], cells, f"T = {row['temperature']:.3g}"))
+        if lines:
+            blocks.append({"title": model, "rows": lines})
+    return {"first": "confidence", "columns": list(_CONFIDENCE), "blocks": blocks, "caption": ""}
+
+
+def _mistake(row: Mapping[str, Any]) -> dict[str, str]:
+    spread = row["disagreement"]
+    return {
+        "question": row["question"],
+        "model": row["model"],
+        "said": row["said"],
+        "right": "; ".join(row["references"][:3]) or "has no answer",
+        "confidence": f"{row['confidence']:.3f}",
+        "disagreement": "–" if spread is None else f"{spread:.2f}",
+        "group": row["group"],
+    }
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    cost = results.get("cost", {})
+    facts = [
+        ("task hash", results["task_sha256"][:16]),
+        ("examples in the prompts", str(len(results["shots"]))),
+    ]
+    if "seconds" in cost:
+        facts.append(("time", f"{cost['seconds']:.0f} s"))
+    facts += [
+        (f"time of {name}", f"{seconds:.0f} s") for name, seconds in cost.get("seconds_by_model", {}).items()
+    ]
+    return facts + [(name, str(version)) for name, version in results.get("versions", {}).items()]

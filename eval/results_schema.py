@@ -1,0 +1,201 @@
+"""The format of ``results.json`` as types, and the JSON Schema that is made from them.
+
+``results.schema.json`` beside this file is that schema, for programs that read results without vlora; a test keeps
+the two equal and validates real results against them. ``python -m vlora.eval.results_schema`` prints it. It allows
+keys that it does not know, since a reader should ignore them; :class:`Results` itself does not, so that nothing is
+written that is not described.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["SCHEMA_FILE", "Results", "results_schema"]
+
+SCHEMA_FILE = Path(__file__).parent / "results.schema.json"
+"""The published schema."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Measured(_Strict):
+    """A number with its 95 % interval; null stands for what is not defined."""
+
+    value: float | None
+    low: float | None = Field(description="2.5 % quantile of the bootstrap over items")
+    high: float | None = Field(description="97.5 % quantile")
+    n: int = Field(description="items (documents for language modelling) that were resampled")
+    tokens: int | None = None
+    infinite: int | None = Field(None, description="infinite items; value is null then")
+    finite_mean: float | None = Field(None, description="mean of the other items")
+    floor: float | None = Field(None, description="mean of the error for a perfectly calibrated model")
+    floor_high: float | None = Field(None, description="95 % quantile of the same")
+    chance: float | None = Field(None, description="value of a score that knows nothing")
+    resamples: int | None = Field(None, description="resamples behind the interval where not num_bootstrap")
+    item_error: float | None = Field(None, description="standard error from the items")
+    draw_error: float | None = Field(None, description="standard error from the posterior draws")
+    crossed_low: float | None = Field(None, description="interval over new items and new draws")
+    crossed_high: float | None = None
+
+
+class Row(_Strict):
+    """Metrics of one predictor of one model on one group."""
+
+    model: str
+    predictor: str
+    group: str
+    metrics: dict[str, Measured]
+
+
+class Detection(_Strict):
+    """How well a score tells two sets of groups apart."""
+
+    model: str
+    predictor: str
+    score: str
+    name: str
+    positive: list[str]
+    negative: list[str]
+    auroc: Measured
+    fpr95: Measured
+    aupr: Measured
+
+
+class Comparison(_Strict):
+    """A paired difference, metric(a) - metric(b)."""
+
+    a: str
+    b: str
+    predictor: str
+    predictor_a: str
+    predictor_b: str
+    group: str
+    metric: str
+    difference: Measured
+
+
+class Bin(_Strict):
+    """An occupied bin of a reliability diagram."""
+
+    lower: float
+    upper: float
+    confidence: float
+    accuracy: float
+    low: float
+    high: float
+    n: int
+
+
+class Reliability(_Strict):
+    """One reliability diagram."""
+
+    model: str
+    predictor: str
+    group: str
+    bins: list[Bin]
+
+
+class Curve(_Strict):
+    """One risk-coverage curve."""
+
+    model: str
+    predictor: str
+    group: str
+    coverage: list[float]
+    risk: list[float]
+
+
+class Points(_Strict):
+    """Entropy and mutual information of a subsample of a group."""
+
+    model: str
+    predictor: str
+    group: str
+    entropy: list[float]
+    mutual_information: list[float]
+    shown: int
+    n: int
+
+
+class Answer(_Strict):
+    """One answer for people to read."""
+
+    model: str
+    predictor: str
+    group: str
+    item: str
+    text: str
+    choices: list[str] | None
+    label: int | None
+    prediction: int
+    confidence: float
+    entropy: float
+    mutual_information: float | None
+
+
+class Figures(_Strict):
+    """The numbers behind the plots."""
+
+    reliability: list[Reliability]
+    risk_coverage: list[Curve]
+    entropy_mi: list[Points]
+    mistakes: list[Answer]
+    unanswerable: list[Answer]
+
+
+class Model(BaseModel):
+    """One evaluated model; what is known of it may be more."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+
+class Results(_Strict):
+    """``results.json`` of ``vlora eval``, format 1."""
+
+    format: Literal[1]
+    task: str
+    created: str
+    num_samples: int = Field(description="posterior draws S")
+    antithetic: bool = Field(description="draws 2j and 2j+1 mirror each other")
+    num_bootstrap: int
+    seed: int
+    models: list[Model]
+    rows: list[Row]
+    detection: list[Detection]
+    comparisons: list[Comparison]
+    figures: Figures
+    cost: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
+
+
+def results_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``results.json``, open to keys that it does not know."""
+    schema = _opened(Results.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _opened(part: Any) -> Any:
+    """The schema without the ban on other keys and without titles made from names."""
+    if isinstance(part, dict):
+        dropped = (
+            ("title", "additionalProperties") if part.get("additionalProperties") is False else ("title",)
+        )
+        kept = {key: value for key, value in part.items() if key not in dropped or not _is_annotation(value)}
+        return {key: _opened(value) for key, value in kept.items()}
+    return [_opened(value) for value in part] if isinstance(part, list) else part
+
+
+def _is_annotation(value: Any) -> bool:
+    """Whether a key is the schema's own and not a property of that name."""
+    return isinstance(value, (str, bool))
+
+
+if __name__ == "__main__":
+    print(json.dumps(results_schema(), indent=1))

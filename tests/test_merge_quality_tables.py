@@ -1,0 +1,76 @@
+"""``benchmarks/merge_quality``: its numbers by hand, and the README holds what the files say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.merge_quality import table
+from benchmarks.readme_table import replaced
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "merge_quality"
+
+
+def scores(*accuracy: float, nll: float) -> dict:
+    names = ("sst2", "trec")
+    return {
+        n: {"accuracy": a, "nll": nll, "ece": 0.1, "nll_tempered": nll}
+        for n, a in zip(names, accuracy, strict=True)
+    }
+
+
+def record(seed: int) -> dict:
+    """Ours is .04 better on sst2 and .02 on trec than the sum at its default, and level with its best."""
+    ours, plain = scores(0.84, 0.62 + 0.1 * seed, nll=0.4), scores(0.8, 0.6 + 0.1 * seed, nll=0.5)
+    rows = [{"measured": m, "kronecker": k, "distance": -k} for m, k in ((0.1, 1.0), (0.2, 2.0), (0.3, 3.0))]
+    return {
+        "family": "mixed", "count": 4, "gauge": "shared", "optimizer": "ivon", "seed": seed, "tasks": ["sst2", "trec"],
+        "unseen": [], "conflict": rows, "cpu_seconds": 60.0, "versions": {"variational-lora": "0.1.0"},
+        "arms": {
+            "task arithmetic (sum)": {"default": plain, "best": ours, "scalar": 0.7},
+            table.OURS: {"default": ours, "best": ours, "scalar": 1.0},
+            "G, tau 1": {"default": plain},
+            "no adapter": {"default": plain},
+        },
+    }  # fmt: skip
+
+
+def test_means_and_the_worst_task_are_over_the_tasks_of_a_set():
+    one = record(0)
+    assert table.value(one, table.OURS, "default", "accuracy") == pytest.approx(0.73)
+    assert table.value(one, table.OURS, "default", "worst") == pytest.approx(0.62)
+    assert np.isnan(table.value(one, "no adapter", "best", "nll"))
+    assert np.isnan(table.value(one, "TIES", "default", "nll"))
+    assert np.isnan(table.value(one, table.OURS, "default", "nll", "unseen"))
+
+
+def test_differences_are_paired_by_set():
+    records = [record(0), record(1)]
+    assert table.differences(records, "task arithmetic (sum)", "default", "accuracy") == pytest.approx(
+        [0.03, 0.03]
+    )
+    assert table.differences(records, "task arithmetic (sum)", "default", "worst") == pytest.approx(
+        [0.02, 0.02]
+    )
+    lines = table.pairs_table(records).splitlines()
+    assert lines[2].startswith(
+        "| task arithmetic (sum) | default | +3.0 [+3.0, +3.0] | +2.0 [+2.0, +2.0] | -0.100 ["
+    )
+    assert "| task arithmetic (sum) | best | +0.0 [+0.0, +0.0] |" in lines[3]
+
+
+def test_conflict_is_a_rank_correlation():
+    text = table.conflict_table([record(0), record(1)])
+    assert text.splitlines()[2].endswith("| +1.00 [+1.00, +1.00] | — | — | -1.00 [-1.00, -1.00] |")
+
+
+def test_the_readme_holds_the_tables_of_the_committed_results():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert text == replaced(text, table.block(FOLDER / "results")), "run benchmarks.merge_quality.table"
+
+
+def test_results_hold_no_path_of_the_machine():
+    for path in FOLDER.glob("results/*/*.json"):
+        found = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+        assert '"/' not in found, path.name

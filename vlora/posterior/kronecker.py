@@ -1,0 +1,149 @@
+r"""Covariances with correlated entries: h says how much the data know, Kronecker factors in which directions.
+
+A posterior with curvature (``vlora.curvature``: input Gram G and output Gram S of a module's full weight) knows more
+than variances. The gradient of the factors of :math:`\Delta W = s B A` is a linear map of that of W, so their blocks of
+K-FAC (Martens and Grosse, arXiv:1503.05671; on LoRA: Yang et al. 2024, arXiv:2308.13111) are
+
+.. math:: F_A \propto (s^2 B^\top S B) \otimes G, \qquad F_B \propto S \otimes (A G A^\top).
+
+G and S are stored without a scale. It comes from h: each product is scaled so that its mean diagonal is the mean of h
+over the factor. With eigenvalues :math:`l_i` and :math:`r_j` of the scaled sides the precision of the direction
+:math:`u_i v_j^\top` is :math:`\lambda (l_i r_j + \delta)`, with ess :math:`\lambda` and weight decay :math:`\delta`.
+A tensor without Grams (a head, an embedding, a bias) keeps independent entries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlora.errors import ConfigError
+from vlora.posterior.grams import read_gram
+from vlora.posterior.lora_layout import module_scaling, split_keys
+from vlora.posterior.posterior import Posterior
+
+__all__ = ["Independent", "Kronecker", "covariances", "output_covariance"]
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Covariance with independent entries."""
+
+    std: Tensor
+    """Standard deviations, the tensor's shape."""
+
+    def rotate(self, gradient: Tensor) -> Tensor:
+        """Gradients in the basis in which the covariance is diagonal: their own. Shape ``(..., *tensor)``, float32."""
+        return gradient.float()
+
+    def colour(self, noise: Tensor) -> Tensor:
+        """Noise with this covariance from standard normal noise of the tensor's shape."""
+        return self.std * noise
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """Covariance of a matrix that is diagonal in the basis ``left (x) right``."""
+
+    left: Tensor
+    """Orthonormal columns, shape ``(rows, rows)``."""
+    right: Tensor
+    """Orthonormal columns, shape ``(columns, columns)``."""
+    std: Tensor
+    """Standard deviations along ``left_i right_j^T``, shape ``(rows, columns)``."""
+
+    def rotate(self, gradient: Tensor) -> Tensor:
+        """Gradients in the basis in which the covariance is diagonal. Shape ``(..., rows, columns)``, float32."""
+        return self.left.T @ gradient.float() @ self.right
+
+    def colour(self, noise: Tensor) -> Tensor:
+        """Noise with this covariance from standard normal noise of the tensor's shape."""
+        return self.left @ (self.std * noise) @ self.right.T
+
+
+def covariances(
+    posterior: Posterior, *, kronecker: bool = True, device: torch.device | str = "cpu"
+) -> dict[str, Independent | Kronecker]:
+    """Covariance of every stochastic tensor.
+
+    Args:
+        posterior: With ``curvature`` for correlated entries.
+        kronecker: False: independent entries, whatever curvature there is.
+        device: Where to put it.
+
+    Returns:
+        PEFT key -> covariance.
+
+    Raises:
+        ConfigError: ``kronecker`` without a module that has both Grams.
+    """
+    found: dict[str, Independent | Kronecker] = {
+        key: Independent(std.to(device)) for key, std in posterior.std().items()
+    }
+    if not kronecker:
+        return found
+    precise = _kronecker(posterior)
+    if not precise:
+        raise ConfigError(
+            "correlated entries need curvature.safetensors with the input_gram and output_gram of a LoRA module; train "
+            "with curvature: true, or collect it (vlora.curvature)"
+        )
+    return found | {key: Kronecker(*(part.to(device) for part in parts)) for key, parts in precise.items()}
+
+
+def _kronecker(posterior: Posterior) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """``(left, right, std)`` of the factors of every module with both Grams."""
+    grams, found = posterior.curvature or {}, {}
+    for name, keys in split_keys(posterior.mean)[0].items():
+        inputs, outputs = (read_gram(grams, f"{keys.stem}.{side}") for side in ("input_gram", "output_gram"))
+        if inputs is None or outputs is None or keys.embedding:
+            continue
+        a, b = posterior.mean[keys.a].double(), posterior.mean[keys.b].double()
+        scale = module_scaling(posterior.adapter_config, name)
+        for key, left, right in (
+            (keys.a, scale**2 * b.T @ outputs.double() @ b, inputs.double()),
+            (keys.b, outputs.double(), a @ inputs.double() @ a.T),
+        ):
+            if key in posterior.hess:
+                found[key] = _spectrum(posterior, key, left, right)
+    return found
+
+
+def _spectrum(posterior: Posterior, key: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bases of both sides and the standard deviations along them."""
+    (left_values, left_vectors), (right_values, right_vectors) = _eigen(left), _eigen(right)
+    hess = posterior.hess[key].double().clamp_min(0).mean()
+    curvature = hess * torch.outer(left_values, right_values)
+    ess, weight_decay = (posterior.meta.of(name, key) for name in ("ess", "weight_decay"))
+    std = (ess * (curvature + weight_decay)).rsqrt()
+    return left_vectors.float(), right_vectors.float(), std.float()
+
+
+def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, scaled to mean 1 (zeros stay), and eigenvectors of a symmetric matrix."""
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    values = values.clamp_min(0)
+    return values / values.mean().clamp_min(torch.finfo(torch.float64).tiny), vectors
+
+
+def output_covariance(
+    gradients: Mapping[str, Tensor], spreads: Sequence[Mapping[str, Independent | Kronecker]]
+) -> list[Tensor]:
+    r"""Covariance :math:`J \Sigma J^\top` of K outputs of every example under the linearised model.
+
+    Args:
+        gradients: PEFT key -> gradient of each output, shape ``(N, K, *tensor)``.
+        spreads: From :func:`covariances`, of posteriors that differ in scale and prior only: the gradients are
+            rotated once for all of them.
+
+    Returns:
+        Per spread float64, shape ``(N, K, K)``.
+    """
+    totals: list[Tensor | float] = [0.0] * len(spreads)
+    for key, first in spreads[0].items():
+        rotated = first.rotate(gradients[key])
+        for i, spread in enumerate(spreads):
+            rooted = (rotated * spread[key].std).flatten(2)
+            totals[i] = totals[i] + (rooted @ rooted.mT).double()
+    return [torch.as_tensor(total) for total in totals]
