@@ -112,7 +112,7 @@ def reliability_diagram(curves: Sequence[Curve], *, key: str = "") -> str:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=[""] * 5)
     _histogram(below, curves)
-    return svg(figure, key)
+    return svg(figure, key, "reliability diagram")
 
 
 def risk_coverage(
@@ -141,7 +141,7 @@ def risk_coverage(
         ylabel="risk (share wrong)",
     )
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
-    return svg(figure, key)
+    return svg(figure, key, "risk-coverage curves")
 
 
 def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key: str = "") -> str:
@@ -167,7 +167,7 @@ def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key
         axes.plot(group.x, group.y, color=colour, mfc=face, **style)
     axes.set(xlabel="predictive entropy (nats)", ylabel="mutual information (nats)")
     axes.set(xlim=(-0.02 * right, 1.03 * right), ylim=(-0.03 * top, 1.05 * top))
-    return svg(figure, key)
+    return svg(figure, key, "entropy against mutual information")
 
 
 def panel(height: float, ratios: Sequence[float] = (1.0,)) -> tuple[Figure, Sequence[Axes]]:
@@ -225,8 +225,8 @@ def _histogram(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_yticks([0, 1.0], labels=["0", "1"])
 
 
-def svg(figure: Figure, key: str) -> str:
-    """Return the figure as one self-contained ``<svg>`` element coloured by CSS variables."""
+def svg(figure: Figure, key: str, name: str) -> str:
+    """Return the figure as one self-contained ``<svg>`` element coloured by CSS variables and named for readers."""
     buffer = io.StringIO()
     with matplotlib.rc_context(_RC):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -234,7 +234,8 @@ def svg(figure: Figure, key: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:xlink)?="[^"]*"|\sversion="1.1"', "", text).replace("xlink:href", "href")
-    text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg class="plot" viewBox="\1">', text, count=1)
+    opened = rf'<svg class="plot" role="img" aria-label="{name}" viewBox="\1">'
+    text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', opened, text, count=1)
     text = re.sub(r"font(-family|-size)?: [^;\"]*'[^\"]*\"|font-size: [^\"]*\"", _font_size_only, text)
     return _colours_to_variables(_own_ids(_compact(text), key)).strip()
 

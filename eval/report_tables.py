@@ -36,7 +36,7 @@ _MAIN = {  # one or two numbers a question; the others are in the full table
         "ece_15_equal_width",
         "smooth_ece",
     ),
-    *("auroc_correctness", "aurc", "augrc", "accuracy_at_80_coverage", "entropy"),
+    *("auroc_correctness", "aurc", "accuracy_at_80_coverage", "entropy"),
 }
 _MEASURES = ("kl_to_truth", "mean_confidence", "confident_share", "entropy", "mutual_information")
 
@@ -124,7 +124,7 @@ def _main_cell(found: Mapping[str, Any], of: Metric, best: bool) -> Cell:
     if of.key.startswith(("ece", "smooth_ece")):
         floor, top = value_of(found.get(of.key), "floor"), value_of(found.get(of.key), "floor_high")
         note = f"floor {number(floor)}" if floor is not None else ""
-        note += f", up to {number(top)}" if note and top is not None else ""
+        note += f", up to {number(top)}" if note and top is not None and of.key != "smooth_ece" else ""
     elif of.key == "entropy":
         data, model = (value_of(found.get(k)) for k in ("expected_entropy", "mutual_information"))
         note = (

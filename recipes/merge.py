@@ -117,7 +117,7 @@ def _show_plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
         raise ConfigError(
             "a merge of adapters into an adapter is small and has no plan; `into=model` plans one into base_model"
         )
-    found = make_plan(settings)
+    found = make_plan(settings, dry=True)
     print(json.dumps(found.to_json(), indent=2) if as_json else render(found))
     if found.problems:
         raise typer.Exit(1)

@@ -55,6 +55,7 @@ def test_wheel_and_sdist_install_only_vlora(built):
         assert needed in names
     assert "vlora/posterior/card.md.j2" in names
     assert "vlora/eval/report.html.j2" in names
+    assert "vlora/eval/tasks/arc_easy.yaml" in names and "vlora/eval/generation/answers.html.j2" in names
     assert any(name.startswith("vlora/recipes/configs/") and name.endswith(".yaml") for name in names)
     assert "vlora/recipes/closed_world/model/model.safetensors" in names
     assert not any("tests/" in name or name.endswith(".pyc") for name in names)

@@ -11,6 +11,9 @@ from benchmarks.merge_quality.curvature import gradients, one_module
 from benchmarks.merge_quality.network import MODULES, Merged, Network
 from benchmarks.merge_quality.training import logits
 from benchmarks.posterior_quality.tasks import Rows
+from vlora.merge.lift import lift_update
+from vlora.merge.quadratic import increase, metric_of
+from vlora.merge.update import LoraUpdate
 
 MODULE = MODULES[0]
 
@@ -40,10 +43,11 @@ def test_predicted_cost_is_the_quadratic_form_written_out():
     got = predicted(one, MODULE, merged)
     assert got["shape"] == pytest.approx((vector @ torch.kron(s, g) @ vector).item())
     assert got["distance"] == pytest.approx(vector.square().sum().item())
-    # The lifted h is per pooled example, so N h -> h; its mean is the scale of the Kronecker form.
-    ratio = got["kronecker"] / got["shape"]
-    flat = predicted(one, MODULE, (update.delta() + 1).float())  # D = 1 everywhere: the mean of row col^T
-    assert 0.5 * flat["separable"] / (0.5 * 30) == pytest.approx(ratio * flat["distance"] / 30, rel=1e-4)
+    dense = LoraUpdate(torch.eye(5).double(), merged.double())
+    assert got["kronecker"] == pytest.approx(increase(metric_of(update), dense, update) / 10, rel=1e-6)
+    row, col = lift_update(update)
+    by_entry = (torch.outer(row, col) * vector.reshape(5, 6).square()).sum().item()
+    assert got["separable"] == pytest.approx(0.5 * by_entry / 10)
 
 
 def test_cosines_with_the_exact_curvature_are_those_of_the_matrices_written_out():

@@ -94,7 +94,6 @@ MAIN: dict[str, Arm] = {
     "task arithmetic (sum)": Arm("task_arithmetic"),
     "TSV": Arm("tsv"),
     "RegMean": Arm("regmean"),
-    "MaTS": Arm("mats", rank=FULL),
     "gradient matching, Kronecker": Arm("gradient_matching", KRONECKER),
 }
 """For the curve over numbers of adapters too."""
@@ -107,6 +106,7 @@ OTHERS: dict[str, Arm] = {
     "DELLA": Arm("della", rank=FULL, change=plain),
     "Fisher": Arm("fisher", rank="sum", needs="h"),
     "Iso-C": Arm("iso_c"),
+    "MaTS": Arm("mats", rank=FULL),
     "gradient matching, separable h": Arm("gradient_matching", {"curvature": "separable"}, "sum", needs="h"),
 }
 AT_RANK: dict[str, Arm] = {

@@ -3,10 +3,12 @@
 Take an adapter, put the merged update into one module only, and look at the task's NLL: that is the measured cost of
 this module for this task. With D = merged - own update and the curvature at the adapter, a quadratic predicts
 
-    kronecker   1/2 c tr(S D G D^T)                       G, S of mean diagonal 1; c = mean of the lifted h, per example
-    separable   1/2 sum_ij row_i col_j D_ij^2             the lifted h
-    shape       tr(S D G D^T)                             without the scale c, which Grams alone do not have
-    distance    |D|^2                                     no curvature
+    kronecker   1/2 c tr(S D G D^T)              what the conflict map predicts (vlora.merge.quadratic), c from h
+    separable   1/2 sum_ij row_i col_j D_ij^2    the lifted h
+    shape       tr(S D G D^T)                    without the scale c, which Grams alone do not have
+    distance    |D|^2                            no curvature
+
+in nats per example for the first two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.network import MODULES
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.lift import lift_update
+from vlora.merge.quadratic import metric_of
 
 Nll = Callable[[str, Mapping[str, Tensor]], float]
 
@@ -46,7 +49,7 @@ def predicted(adapter: Adapter, module: str, merged: Tensor) -> dict[str, float]
     out = {"shape": shape, "distance": difference.square().sum().item()}
     lifted = lift_update(update)
     if lifted is not None:
-        row, col = (side / adapter.num_examples**0.5 for side in lifted)
-        out["separable"] = 0.5 * (row @ difference.square() @ col).item()
-        out["kronecker"] = 0.5 * (row.mean() * col.mean()).item() * shape
+        row, col = lifted
+        out["separable"] = 0.5 * (row @ difference.square() @ col).item() / adapter.num_examples
+        out["kronecker"] = 0.5 * metric_of(update).scale * shape / adapter.num_examples
     return out

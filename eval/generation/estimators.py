@@ -4,7 +4,7 @@ All are uncertainties: higher is less certain. ``CONFIDENCES`` are probabilities
 An estimator that a record cannot have (no draws, no samples, a judge that failed) is absent or None, never a number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +53,8 @@ ESTIMATORS = {
     "reverse_information": Estimator("posterior", "mean of log p_EP - log p_s of the answer"),
     "spread_of_draws": Estimator("posterior", "sd over draws of log p of the answer"),
     "p_true_draws": Estimator("posterior", "1 - mean over draws of p(True)"),
-    "semantic_expected": Estimator("posterior", "semantic entropy within a draw, counted"),
-    "semantic_information": Estimator("posterior", "semantic mutual information, counted"),
+    "semantic_expected": Estimator("posterior", "semantic entropy within a draw, counted, chance taken out"),
+    "semantic_information": Estimator("posterior", "semantic mutual information, counted, chance taken out"),
     "scored_semantic_total": Estimator("posterior", "semantic entropy of the mixture, scored"),
     "scored_semantic_expected": Estimator("posterior", "semantic entropy within a draw, scored"),
     "scored_semantic_information": Estimator("posterior", "semantic mutual information, scored"),
@@ -126,18 +126,15 @@ def _of_draws(record: AnswerRecord) -> dict[str, float]:
     if len(record.samples) < 2:
         return found
     draws = [sample.draw for sample in record.samples]
-    split = _split(record, lambda: semantic.cluster_shares(_sampled_clusters(record), draws))
+    split = semantic.counted_split(_sampled_clusters(record), draws)
     found |= {f"semantic_{name}": split[key] for name, key in _PARTS.items() if name != "total"}
     pool, clusters = _scored_pool(record)
-    scored = _split(record, lambda: semantic.scored_cluster_shares(clusters, pool))
+    shares = semantic.scored_cluster_shares(clusters, pool)
+    scored = semantic.semantic_split(shares, antithetic=record.antithetic)
     return found | {f"scored_semantic_{name}": scored[key] for name, key in _PARTS.items()}
 
 
 _PARTS = {"total": "total", "expected": "expected", "information": "mutual_information"}
-
-
-def _split(record: AnswerRecord, shares: Callable[[], Array]) -> semantic.SemanticSplit:
-    return semantic.semantic_split(shares(), antithetic=record.antithetic)
 
 
 def _scored_pool(record: AnswerRecord) -> tuple[Array, list[int]]:

@@ -12,9 +12,11 @@ Split by posterior draws (ours): answers of all draws are clustered jointly, P_s
     H(P_bar)  =  (1/S) sum_s H(P_s)  +  (1/S) sum_s KL(P_s || P_bar)
     total        within a draw          semantic mutual information
 
-P_s(c) is counted (n_{s,c} / M), or Rao-Blackwellised: every distinct answer y of the pool is scored under every draw
-and P_s(c) ~ sum_{y in c} p_s(y). Counting needs M >> C: the entropy of few answers is low by about (C-1)/(2M), which
-appears as mutual information that is not there. The scored form has no such noise, and sees only the pooled strings.
+P_s(c) is Rao-Blackwellised: every distinct answer y of the pool is scored under every draw and P_s(c) ~ sum_{y in c}
+p_s(y). Or it is counted, n_{s,c} / M, for models without likelihoods. Counting needs M >> C: the entropy of few answers
+is low by about (C-1)/(2M), which appears as mutual information that is not there, the more the more meanings there
+are. ``counted_split`` takes out what chance alone would show, the mean over all ways to deal the same answers to the
+draws (hypergeometric; Vinh et al. 2010, JMLR 11:2837, eq. 24, "adjusted for chance").
 """
 
 from typing import Any
@@ -27,7 +29,9 @@ from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_lo
 
 __all__ = [
     "SemanticSplit",
+    "chance_information",
     "cluster_shares",
+    "counted_split",
     "kuhn_entropy",
     "scored_cluster_shares",
     "semantic_entropy",
@@ -136,6 +140,62 @@ def cluster_shares(clusters: Any, draws: Any) -> Array:
         missing = np.flatnonzero(counts.sum(axis=1) == 0)
         raise DataError(f"draw {missing[0]} has no answer; every draw needs at least one")
     return counts / counts.sum(axis=1, keepdims=True)
+
+
+def chance_information(clusters: Any, draws: Any) -> float:
+    """Mutual information of cluster and draw that counting shows when there is none.
+
+    The mean of the plug-in value over all assignments of these answers to draws of these sizes:
+    ``sum_{c,s} sum_n (n/A) log(A n / (a_c b_s)) P(n)``, n hypergeometric: b_s drawn of A, of which a_c mean c.
+
+    Args:
+        clusters: Cluster of every answer of all draws, shape ``(A,)``.
+        draws: Draw of every answer, shape ``(A,)``.
+
+    Returns:
+        Nats >= 0.
+
+    Raises:
+        DataError: Lengths differ, or not cluster numbers.
+    """
+    clusters, draws = _clusters(clusters), _clusters(draws)
+    same_length(clusters=clusters, draws=draws)
+    total, sizes = len(clusters), np.bincount(draws)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, total + 1)))])  # log n!
+    found = 0.0
+    # meanings and draws of equal size have equal terms
+    for a, times_a in zip(*np.unique(np.bincount(clusters), return_counts=True), strict=True):
+        for b, times_b in zip(*np.unique(sizes, return_counts=True), strict=True):
+            n = np.arange(max(1, a + b - total), min(a, b) + 1)
+            if not len(n):
+                continue
+            ways = logs[a] + logs[b] + logs[total - a] + logs[total - b] - logs[total]
+            ways = ways - logs[n] - logs[a - n] - logs[b - n] - logs[total - a - b + n]
+            found += times_a * times_b * float((n / total * np.log(total * n / (a * b)) * np.exp(ways)).sum())
+    return max(found, 0.0)
+
+
+def counted_split(clusters: Any, draws: Any) -> SemanticSplit:
+    """The split from counted answers, with what chance alone shows moved from the information to the rest.
+
+    Args:
+        clusters: Cluster of every answer of all draws, shape ``(A,)``.
+        draws: Draw of every answer, the same number under each, shape ``(A,)``.
+
+    Returns:
+        As :func:`semantic_split`; ``mutual_information`` may be a little below zero, and is NaN for one draw.
+
+    Raises:
+        DataError: Lengths differ, or a draw without answers.
+    """
+    shares = cluster_shares(clusters, draws)
+    split = semantic_split(shares, antithetic=True)  # plug-in: chance covers the bias of finite S as well
+    if len(shares) < 2:
+        return SemanticSplit({**split, "mutual_information": float("nan")})
+    information = split["mutual_information"] - chance_information(clusters, draws)
+    return SemanticSplit(
+        total=split["total"], expected=split["total"] - information, mutual_information=information
+    )
 
 
 def scored_cluster_shares(clusters: Any, draw_log_probs: Any) -> Array:

@@ -27,8 +27,12 @@ __all__ = ["draft_adapters"]
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
-def draft_adapters(config: ModelMergeConfig) -> Draft:
+def draft_adapters(config: ModelMergeConfig, dry: bool = False) -> Draft:
     """Merge the adapters, which are small, and say what each tensor of the base becomes.
+
+    Args:
+        config: Which adapters, into which base.
+        dry: Whether only shapes are wanted: several adapters are then not merged with each other.
 
     Raises:
         CheckpointError: The base cannot be read, or an adapter does not fit it.
@@ -41,7 +45,7 @@ def draft_adapters(config: ModelMergeConfig) -> Draft:
     draft.sources.append(describe_checkpoint(base, "base", path, config.base_revision))
     draft.config = read_config(folder, "base")
     choose_tokenizer(draft, config.tokenizer, {"base": folder}, [draft.config])
-    parts = read_adapters(config, draft, fingerprint_weights(path, config.base_revision))
+    parts = read_adapters(config, draft, fingerprint_weights(path, config.base_revision), dry)
     changes = _Changes(draft, base.tensors, config)
     changes.add_all(parts)
     for key, entry in base.tensors.items():

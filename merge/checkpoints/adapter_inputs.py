@@ -46,13 +46,16 @@ class AdapterPart:
         return 1.0 if self.weights is None else self.weights.of(module)[self.index]
 
 
-def read_adapters(config: ModelMergeConfig, draft: Draft, fingerprint: str | None) -> list[AdapterPart]:
+def read_adapters(
+    config: ModelMergeConfig, draft: Draft, fingerprint: str | None, dry: bool = False
+) -> list[AdapterPart]:
     """Read all adapters; one part comes back, or several for a method that compares dense updates entry by entry.
 
     Args:
         config: Which adapters, how.
         draft: Takes lineage, notes and problems.
         fingerprint: Of the base's weights.
+        dry: Whether only shapes are wanted, so that several adapters are not merged yet.
 
     Raises:
         IncompatibleAdaptersError: An adapter that cannot be merged, by name, and the cure.
@@ -78,7 +81,7 @@ def read_adapters(config: ModelMergeConfig, draft: Draft, fingerprint: str | Non
     if _goes_dense(config, parts):
         weights.check_patterns(sorted({f"{m}.weight" for part in parts for m in part.modules}), names)
         return [replace(part, weights=weights, index=i) for i, part in enumerate(parts)]
-    return [_merged(config, draft, parts, names)]
+    return [_stand_in(parts) if dry else _merged(config, draft, parts, names)]
 
 
 def _merged(
@@ -100,6 +103,15 @@ def _merged(
     )
     draft.notes += [note for note in report.notes if not note.startswith("no posterior in")]
     return AdapterPart(merged, "merged", split_keys(merged.mean)[0])
+
+
+def _stand_in(parts: list[AdapterPart]) -> AdapterPart:
+    """All modules and tensors that any adapter has, with the factors of the first that has them: the right shapes."""
+    mean: dict[str, Tensor] = {}
+    for part in reversed(parts):
+        mean |= part.posterior.mean
+    posterior = replace(parts[0].posterior, mean=mean, hess={}, curvature=None)
+    return AdapterPart(posterior, "merged", split_keys(mean)[0])
 
 
 def _goes_dense(config: ModelMergeConfig, parts: list[AdapterPart]) -> bool:

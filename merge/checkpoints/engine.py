@@ -5,6 +5,7 @@ every block to its place. While one thread waits for a disk, others compute. Not
 :mod:`vlora.merge.checkpoints.tiles`.
 """
 
+import errno
 import math
 import os
 import threading
@@ -106,9 +107,19 @@ def create_shards(folder: Path, shards: Sequence[Shard]) -> None:
             with path.open("wb") as file:
                 file.write(shard.header)
                 file.flush()
-                os.posix_fallocate(file.fileno(), 0, shard.nbytes)
+                _reserve(file.fileno(), shard.nbytes)
         except OSError as error:
             raise output_error(error, path) from error
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the space of a file; where the system or file system cannot, only set its size."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(descriptor, size)
 
 
 def _make(

@@ -42,6 +42,8 @@ class MergePlan:
     estimate: Estimate
     free_bytes: int
     """Free space where the output goes."""
+    dry: bool = False
+    """Whether it is only to be looked at."""
 
     @property
     def bytes_read(self) -> int:
@@ -84,15 +86,13 @@ class MergePlan:
         settings = to_plain(self.settings)
         for key in ("threads", "block_megabytes", "overwrite", "hash_inputs", "output"):
             settings.pop(key)
-        files = sorted({entry.path for job in self.draft.jobs for entry in job.inputs})
-        stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        parts = [
-            __version__,
-            settings,
-            stamps,
-            self.draft.sources,
-            [s.header[8:].decode() for s in self.shards],
-        ]
+        files = {entry.path for job in self.draft.jobs for entry in job.inputs}
+        for source in self.settings.adapters:  # their curvature counts too
+            files |= {path for path in Path(source.path).expanduser().glob("*") if path.is_file()}
+        stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)]
+        maps = next((job.row_maps for job in self.draft.jobs if job.row_maps), ())
+        headers = [shard.header[8:].decode() for shard in self.shards]
+        parts = [__version__, settings, stamps, self.draft.sources, headers, [m.rows for m in maps]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -123,8 +123,14 @@ class MergePlan:
         }
 
 
-def make_plan(config: ModelMergeConfig) -> MergePlan:
+def make_plan(config: ModelMergeConfig, dry: bool = False) -> MergePlan:
     """Read the headers of all inputs and plan the merge.
+
+    Adapters are small and read whole; several of them are merged with each other here, unless ``dry``.
+
+    Args:
+        config: What to merge, how, and where to.
+        dry: Whether the plan is only to be looked at.
 
     Raises:
         CheckpointError: An input cannot be read. What can be read but does not fit is in ``problems`` instead.
@@ -133,7 +139,7 @@ def make_plan(config: ModelMergeConfig) -> MergePlan:
         OutputExistsError: It holds something else, or a former merge without ``overwrite``.
     """
     output = check_output_folder(config.output, MARKER, overwrite=config.overwrite)
-    draft = draft_models(config) if config.models else draft_adapters(config)
+    draft = draft_models(config) if config.models else draft_adapters(config, dry)
     if config.dtype:
         draft.config["dtype"] = config.dtype
         draft.config.pop("torch_dtype", None)
@@ -142,7 +148,15 @@ def make_plan(config: ModelMergeConfig) -> MergePlan:
     threads = min(config.threads or min(4, os.cpu_count() or 1), max(1, len(draft.jobs)))
     block = max(1, int(config.block_megabytes * 2**20))
     return MergePlan(
-        config, output, draft, shards, threads, block, estimate(draft.jobs, threads, block), _free(output)
+        config,
+        output,
+        draft,
+        shards,
+        threads,
+        block,
+        estimate(draft.jobs, threads, block),
+        _free(output),
+        dry,
     )
 
 

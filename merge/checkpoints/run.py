@@ -46,6 +46,8 @@ def carry_out(plan: MergePlan) -> Path:
         CheckpointError: The plan has problems, or an input is damaged or holds NaN.
         OutputError: The disk is full or cannot be written, or another run writes the same folder.
     """
+    if plan.dry:
+        raise ValueError("this plan is only to be looked at; make one without dry=True")
     plan.check()
     start = time.perf_counter()
     with locked(plan.output):

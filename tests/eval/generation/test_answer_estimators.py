@@ -8,6 +8,7 @@ import pytest
 from vlora.eval.generation.estimators import ESTIMATORS, columns, confidences, item_scores
 from vlora.eval.generation.records import AnswerRecord, Given, Pooled, Sample, to_line
 from vlora.eval.metrics.uncertainty import mutual_information
+from vlora.eval.semantic.entropy import counted_split
 
 
 def record(**changes) -> AnswerRecord:
@@ -57,8 +58,9 @@ def test_the_sampled_answers():
 
 def test_the_split_over_draws_counted_and_scored():
     found = item_scores(record())
-    counted = np.array([[2 / 3, 1 / 3], [1 / 3, 2 / 3]])
-    assert found["semantic_information"] == pytest.approx(mutual_information(np.log(counted)[:, None])[0])
+    counted = counted_split([0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 1, 1])
+    assert found["semantic_information"] == pytest.approx(counted["mutual_information"])
+    assert found["semantic_expected"] == pytest.approx(counted["expected"])
     sums = np.exp([[-0.4, -1.5, -2.5], [-1.0, -0.7, -3.0]])
     scored = np.stack([sums[:, 0] + sums[:, 2], sums[:, 1]], axis=1)
     scored /= scored.sum(axis=1, keepdims=True)

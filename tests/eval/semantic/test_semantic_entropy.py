@@ -1,5 +1,7 @@
 """Semantic entropies: published anchors, closed forms, and the split by posterior draws."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 
 from vlora.errors import DataError
 from vlora.eval.semantic.entropy import (
+    chance_information,
     cluster_shares,
+    counted_split,
     kuhn_entropy,
     scored_cluster_shares,
     semantic_entropy,
@@ -81,16 +85,39 @@ def test_the_split_adds_up(draws, clusters, seed):
     assert semantic_split(shares[::-1], antithetic=True) == pytest.approx(split)
 
 
+def plug_in(clusters, draws) -> float:
+    return semantic_split(cluster_shares(clusters, draws), antithetic=True)["mutual_information"]
+
+
+@pytest.mark.parametrize("clusters", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5], [0] * 6])
+@pytest.mark.parametrize("draws", [[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2]])
+def test_chance_is_the_mean_over_all_assignments(clusters, draws):
+    every = [plug_in(order, draws) for order in permutations(clusters)]
+    assert chance_information(clusters, draws) == pytest.approx(np.mean(every), abs=1e-12)
+
+
 def test_counting_few_answers_shows_information_that_is_not_there():
-    """Every draw has the same three meanings: the scored split says so, the counted one cannot."""
-    rng, probs = np.random.default_rng(0), np.array([0.5, 0.3, 0.2])
-    counted = [
-        semantic_split(cluster_shares(np.r_[rng.choice(3, 32, p=probs)], np.repeat(np.arange(8), 4)))
-        for _ in range(50)
-    ]
+    """Every draw has the same three meanings: scored and chance-adjusted splits say so, plain counting does not."""
+    rng, probs, draws = np.random.default_rng(0), np.array([0.5, 0.3, 0.2]), np.repeat(np.arange(8), 4)
+    answers = [rng.choice(3, 32, p=probs) for _ in range(200)]
+    assert np.mean([plug_in(a, draws) for a in answers]) > 0.15
+    assert np.mean([counted_split(a, draws)["mutual_information"] for a in answers]) == pytest.approx(
+        0, abs=0.02
+    )
     scored = semantic_split(scored_cluster_shares([0, 1, 2], np.log(np.tile(probs, (8, 1)))))
-    assert np.mean([split["mutual_information"] for split in counted]) > 0.15
     assert scored["mutual_information"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_counted_split_adds_up_and_finds_what_is_there():
+    draws = np.repeat([0, 1], 8)
+    split = counted_split([0] * 8 + [1] * 8, draws)
+    assert split["total"] == pytest.approx(np.log(2))
+    assert split["mutual_information"] == pytest.approx(
+        np.log(2) - chance_information([0] * 8 + [1] * 8, draws)
+    )
+    assert split["expected"] + split["mutual_information"] == pytest.approx(split["total"])
+    assert split["mutual_information"] > 0.6
+    assert np.isnan(counted_split([0, 1], [0, 0])["mutual_information"])
 
 
 def test_bad_input():

@@ -232,3 +232,24 @@ def test_an_adapter_of_another_base(tmp_path):
                 tmp_path / "out", into="model", base_model=str(shallow), adapters=[{"path": str(adapter)}]
             )
         )
+
+
+def test_looking_at_a_plan_merges_no_adapters(tmp_path, monkeypatch):
+    from vlora.merge.checkpoints import adapter_inputs
+    from vlora.merge.checkpoints.run import carry_out
+
+    base = save_model(tmp_path / "base", llama())
+    adapters = [
+        {"path": str(lora(tmp_path / name, llama(), i, target_modules=targets))}
+        for i, (name, targets) in enumerate({"a": ["q_proj"], "b": ["q_proj", "down_proj"]}.items(), 1)
+    ]
+    config = settings(
+        tmp_path / "out", into="model", base_model=str(base), adapters=adapters, method="linear"
+    )
+    real = make_plan(config)
+    monkeypatch.setattr(adapter_inputs, "merge_with_report", None)
+    dry = make_plan(config, dry=True)
+    assert dry.to_json()["tensors"] == real.to_json()["tensors"]
+    assert sum(job["rule"] == "AddLowRank" for job in dry.to_json()["tensors"]) == 4
+    with pytest.raises(ValueError, match="only to be looked at"):
+        carry_out(dry)
