@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora.merge.quadratic import metric_of
+from vlora.merge.quadratic import h_scale, metric_of
 from vlora.merge.update import LoraUpdate
 
 __all__ = ["conflict", "total_conflict"]
@@ -40,7 +40,8 @@ def conflict(updates: Sequence[LoraUpdate], merged: LoraUpdate, examples: Sequen
     """
     rows = [i for i, u in enumerate(updates) if u.rank > 0]
     own = [_single(updates[i]) for i in rows]
-    forms = [_form(updates[i], [*own, _single(merged)], max(1, examples[i])) for i in rows]
+    stack = [*own, _single(merged)]
+    forms = [_form(updates[i], stack, place, max(1, examples[i])) for place, i in enumerate(rows)]
     disagreements = []
     result: dict[str, Any] = {"increase": {}, "predicted_loss": {}, "loss_without_adapter": {}}
     for place, (i, form) in enumerate(zip(rows, forms, strict=True)):
@@ -79,17 +80,22 @@ def total_conflict(modules: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
     return totals
 
 
-def _form(update: LoraUpdate, stack: Sequence[LoraUpdate], examples: int) -> Tensor:
-    """Products of all updates in the metric of one adapter. Shape ``(k, k)``."""
-    metric = metric_of(update)
+def _form(update: LoraUpdate, stack: Sequence[LoraUpdate], place: int, examples: int) -> Tensor:
+    """Products of all updates in the metric of one adapter, which is number ``place``. Shape ``(k, k)``."""
+    metric = metric_of(update, absolute=update.input_gram is None)
     sizes = [u.rank for u in stack]
     b = torch.cat([u.scale * u.b for u in stack], dim=1)
     a = torch.cat([u.a for u in stack], dim=0)
     narrow = replace(metric, output=_cast(metric.output), input=_cast(metric.input))
-    core = (narrow.from_outputs(b).mT @ b) * (narrow.from_inputs(a) @ a.mT)
-    blocks = [row.split(sizes, dim=1) for row in core.split(sizes, dim=0)]
+    left, right = narrow.from_outputs(b).mT @ b, narrow.from_inputs(a) @ a.mT
+    scale = metric.scale
+    if update.input_gram is not None:
+        own = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+        reach_a = left[own, own].trace().item() / update.scale**2
+        scale *= h_scale(metric, update, right[own, own].trace().item(), reach_a)
+    blocks = [row.split(sizes, dim=1) for row in (left * right).split(sizes, dim=0)]
     sums = torch.tensor([[block.double().sum().item() for block in row] for row in blocks])
-    return sums * metric.scale / (examples if update.precision_b is not None else 1)
+    return sums * scale / (examples if update.precision_b is not None else 1)
 
 
 def _gap(form: Tensor, first: int, second: int) -> float:

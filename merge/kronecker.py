@@ -31,6 +31,7 @@ __all__ = [
     "normalised_gram",
     "total_gram",
     "total_metric",
+    "unit_factor",
 ]
 
 
@@ -44,7 +45,7 @@ def normalised_gram(gram: Tensor, where: str) -> Tensor:
     Raises:
         IncompatibleAdaptersError: The matrix is not square, not finite, or has a negative trace.
     """
-    factor = _unit_factor(gram, where)
+    factor = unit_factor(gram, where)
     return (gram + gram.mT).mul_(0.5 * factor)
 
 
@@ -120,7 +121,7 @@ def total_metric(grams: Sequence[Tensor | None], weights: Sequence[float], tau: 
     present = [gram for gram in grams if gram is not None]
     if len(present) < len(grams):
         return None
-    return _total(present, [_unit_factor(gram, "an adapter") for gram in present], weights, tau)[0]
+    return _total(present, [unit_factor(gram, "an adapter") for gram in present], weights, tau)[0]
 
 
 def _total(
@@ -161,7 +162,7 @@ def _given(update: LoraUpdate) -> Tensor:
 def _factor(update: LoraUpdate) -> float:
     """What the input Gram is multiplied with to have mean diagonal 1; the Gram is checked on the way."""
     gram = _given(update)
-    factor = _unit_factor(gram, f"{update.adapter!r} in {update.module}")
+    factor = unit_factor(gram, f"{update.adapter!r} in {update.module}")
     if gram.shape[0] != update.a.shape[1]:
         raise IncompatibleAdaptersError(
             f"curvature of {update.adapter!r} in {update.module} has {gram.shape[0]} inputs, its A has "
@@ -170,7 +171,7 @@ def _factor(update: LoraUpdate) -> float:
     return factor
 
 
-def _unit_factor(gram: Tensor, where: str) -> float:
+def unit_factor(gram: Tensor, where: str) -> float:
     """1 / mean diagonal of a checked Gram; 1 for zeros. NaN and infinity show in the sum of all entries."""
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise IncompatibleAdaptersError(

@@ -1,9 +1,9 @@
 """Which weighting to merge: predicted loss of thousands of scaled sums, before one of them is built.
 
-The family is X(w) = scale sum_g w_g W_g, one weight per task (``task_arithmetic``; of several seeds of a task the mean;
-``linear`` divides by the sum of the weights). ``gradient_matching`` does not belong to it: its updates mix through the
-inverse of the total curvature. The preview of such a configuration is of the plain sum with the same weights, which the
-curvature-weighted merge is meant to beat, and says so.
+``task_arithmetic``: X(w) = scale sum_g w_g W_g, one weight per task (of several seeds of a task the mean); ``linear``
+divides by the sum of the weights. ``gradient_matching`` is solved for every weighting in the modules where it uses
+Kronecker curvature (:mod:`vlora.merge.preview_matching`); where it has sites or h alone, the sum stands in for it, and
+a note says where. The rank is taken as lossless.
 
 ``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter, as far as
 the quadratic model of :mod:`vlora.merge.preview_model` reaches. Lower is better. Where h gives the scale, the increase
@@ -12,6 +12,7 @@ is also told in nats per training example.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from vlora.errors import ConfigError
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import MergeConfig
+from vlora.merge.gradient_matching import gradient_matching
 from vlora.merge.preview_model import PreviewModel, build_model
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.weightings import Family, pareto_front, special_weightings
@@ -29,6 +31,8 @@ __all__ = ["METHODS", "Preview", "preview"]
 
 METHODS = ("task_arithmetic", "linear", "gradient_matching")
 """Methods whose configurations can be previewed."""
+_DEFAULT_TAU = signature(gradient_matching).parameters["tau"].default
+_SHORT_SEARCH = (20, 48)  # rounds and tries, where every weighting takes a solution
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,9 @@ def preview(
     check_together(inputs, names, config.base_model)
     read = read_inputs(inputs, names)
     tasks = [source.group or name for source, name in zip(config.adapters, names, strict=True)]
-    model = build_model(read, tasks, config.scale or 1.0, watch)
-    family = Family(model, config.method == "linear", low, high)
+    tau = _tau(config)
+    model = build_model(read, tasks, 1.0 if config.scale is None else config.scale, watch, tau)
+    family = Family(model, config.method == "linear", low, high, *(() if tau is None else _SHORT_SEARCH))
     empty = [task for task, base in zip(model.tasks, model.without().tolist(), strict=True) if not base > 0]
     if empty:
         raise ConfigError(
@@ -143,7 +148,7 @@ def preview(
         _examples(read, model),
         pareto_front(increase),
         named,
-        _notes(config, read),
+        _notes(config, read, model),
     )
 
 
@@ -166,6 +171,14 @@ def _check(config: MergeConfig, count: int, low: float, high: float) -> None:
         raise ConfigError(f"linear divides by the sum of the weights; give low >= 0, got {low:g}")
 
 
+def _tau(config: MergeConfig) -> float | None:
+    """Prior of gradient matching where the preview can solve it; None for sums."""
+    solved = config.method == "gradient_matching" and config.curvature in (None, "auto", "kronecker")
+    if not solved or config.negative == "remove":
+        return None
+    return _DEFAULT_TAU if config.tau is None else config.tau
+
+
 def _given(config: MergeConfig, tasks: Sequence[str], distinct: Sequence[str]) -> Tensor:
     """The configuration's own weights per task; of a group, the mean over its members."""
     own = [[s.weight for s, t in zip(config.adapters, tasks, strict=True) if t == task] for task in distinct]
@@ -181,13 +194,16 @@ def _examples(inputs: Inputs, model: PreviewModel) -> list[int | None]:
     return counts
 
 
-def _notes(config: MergeConfig, inputs: Inputs) -> list[str]:
+def _notes(config: MergeConfig, inputs: Inputs, model: PreviewModel) -> list[str]:
     notes = []
-    if config.method == "gradient_matching":
+    rest = len(inputs.modules) - len(model.cores)
+    if config.method == "gradient_matching" and rest:
         notes.append(
-            "the preview is of scaled sums (task_arithmetic); gradient_matching with the same weights is no such sum, "
-            "and is meant to do better"
+            f"{rest} of {len(inputs.modules)} modules are previewed as scaled sums: gradient matching is by sites, h "
+            "alone or nothing there, or removes data"
         )
+    if model.cores:
+        notes.append("no variance: it is known for scaled sums only (method=task_arithmetic)")
     for i, name in enumerate(inputs.names):
         lacking = [m for m in inputs.modules if m not in inputs.layouts[i]]
         if lacking:

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlora.merge.gradient_matching import choose_curvature
+from vlora.merge.preview_matching import MatchingCore, matching_core
 from vlora.merge.preview_noise import linear_noise, square_noise
 from vlora.merge.quadratic import Metric, metric_of, product
 from vlora.merge.reading import Inputs
@@ -33,7 +35,7 @@ __all__ = ["PreviewModel", "build_model"]
 
 @dataclass(frozen=True)
 class PreviewModel:
-    """Forms of all adapters, and which adapter belongs to which task."""
+    """Forms of all adapters, which adapter belongs to which task, and modules of gradient matching."""
 
     tasks: list[str]
     members: list[list[int]]
@@ -46,6 +48,8 @@ class PreviewModel:
     """R_t / 2. Shape ``(P, P, P)``."""
     scale: float = 1.0
     """Factor on the whole sum."""
+    cores: Sequence[MatchingCore] = ()
+    """Modules that are merged by gradient matching; they are not in the forms."""
 
     def predict(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss increase per task, and its variance.
@@ -57,9 +61,12 @@ class PreviewModel:
             Two tensors of shape ``(k, T)``; nats over all training examples of the task, lower is better.
         """
         increases, variances = [], []
+        matched = self._matched(weights) if self.cores else None
         for own in self.members:
             means, spreads = zip(*(self._of_adapter(t, weights) for t in own), strict=True)
             mean = torch.stack(means)
+            if matched is not None:
+                mean = mean + matched[:, own].mT
             increases.append(mean.mean(0))
             if self.linear is not None:
                 variances.append(torch.stack(spreads).mean(0) + mean.var(0, correction=0))
@@ -67,18 +74,30 @@ class PreviewModel:
 
     def without(self) -> Tensor:
         """Loss increase per task when there is no adapter at all, X = 0. Shape ``(T,)``."""
-        own = [torch.stack([self.forms[t, t, t] for t in members]).mean() for members in self.members]
-        return torch.stack(own)
+        alone = torch.stack([self.forms[t, t, t] for t in range(self.forms.shape[0])])
+        for core in self.cores:
+            alone[core.adapters] += core.losses(torch.zeros(1, len(core.adapters), dtype=torch.float64), 1.0)[
+                0
+            ]
+        return torch.stack([alone[members].mean() for members in self.members])
 
     def coefficients(self, weights: Tensor) -> Tensor:
-        """c: weight of every adapter in the sum. Shape ``(k, P)``."""
+        """c: weight of every adapter in the sum, without ``scale``. Shape ``(k, P)``."""
         spread = weights.new_zeros(weights.shape[1], self.forms.shape[0])
         for task, own in enumerate(self.members):
-            spread[task, own] = self.scale / len(own)
+            spread[task, own] = 1.0 / len(own)
         return weights @ spread
 
+    def _matched(self, weights: Tensor) -> Tensor:
+        """Loss increase of every adapter in the modules of gradient matching. Shape ``(k, P)``."""
+        shares = self.coefficients(weights)
+        total = torch.zeros_like(shares)
+        for core in self.cores:
+            total[:, core.adapters] += core.losses(shares[:, core.adapters], self.scale)
+        return total
+
     def _of_adapter(self, t: int, weights: Tensor) -> tuple[Tensor, Tensor]:
-        d = self.coefficients(weights)
+        d = self.scale * self.coefficients(weights)
         d[:, t] -= 1.0
         increase = torch.einsum("ku,uv,kv->k", d, self.forms[t], d)
         if self.linear is None or self.square is None:
@@ -94,6 +113,7 @@ def build_model(
     tasks: Sequence[str],
     scale: float = 1.0,
     watch: Callable[[Sequence[str]], Iterable[str]] = list,
+    tau: float | None = None,
 ) -> PreviewModel:
     """Add up the forms over all modules.
 
@@ -102,11 +122,14 @@ def build_model(
         tasks: Task of every adapter; adapters of one task are members of its mixture.
         scale: Factor on the whole sum.
         watch: Wraps the list of modules, for a progress bar.
+        tau: Not None: gradient matching with this prior, in the modules where it would use Kronecker curvature. There
+            is no variance then.
     """
     count = len(inputs.posteriors)
     names = list(dict.fromkeys(tasks))
     members = [[i for i, task in enumerate(tasks) if task == name] for name in names]
-    stochastic = all(p.has_hess for p in inputs.posteriors)
+    stochastic = tau is None and all(p.has_hess for p in inputs.posteriors)
+    cores: list[MatchingCore] = []
     forms, square = torch.zeros(2, count, count, count, dtype=torch.float64)
     linear = torch.zeros(count, count, count, count, dtype=torch.float64)
     absolute = [
@@ -114,6 +137,11 @@ def build_model(
     ]
     for module in watch(inputs.modules):
         updates = inputs.updates(module)
+        here = [i for i, u in enumerate(updates) if u.rank]
+        if tau is not None and choose_curvature([updates[i] for i in here]) == "kronecker":
+            present, known = [updates[i] for i in here], [absolute[i] for i in here]
+            cores.append(matching_core(present, here, known, tau))
+            continue
         for t, own in enumerate(updates):
             if not own.rank:  # nothing is known of what this module does to the task
                 continue
@@ -122,8 +150,8 @@ def build_model(
             if stochastic:
                 linear[t] += linear_noise(metric, updates)
                 square[t] += square_noise(metric, updates)
-    known = (linear, 0.5 * square) if stochastic else (None, None)
-    return PreviewModel(names, members, 0.5 * forms, *known, scale)
+    noise = (linear, 0.5 * square) if stochastic else (None, None)
+    return PreviewModel(names, members, 0.5 * forms, *noise, scale, cores)
 
 
 def _products(metric: Metric, updates: Sequence[LoraUpdate]) -> Tensor:

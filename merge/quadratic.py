@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlora.merge.kronecker import normalised_gram
+from vlora.merge.kronecker import unit_factor
 from vlora.merge.lift import lift_update
 from vlora.merge.update import LoraUpdate
 
-__all__ = ["Metric", "increase", "metric_of", "product"]
+__all__ = ["Metric", "h_scale", "increase", "metric_of", "product"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,38 @@ def metric_of(update: LoraUpdate, absolute: bool = True) -> Metric:
         absolute: Scale by h where there is h; False leaves Grams at mean diagonal 1 and the lift at mean 1, for an
             adapter that has h on some modules only.
     """
-    where = f"{update.adapter!r} in {update.module}"
     if update.input_gram is None:
         return _from_h(update, absolute)
-    grams = [normalised_gram(update.input_gram, where)]
-    grams += [] if update.output_gram is None else [normalised_gram(update.output_gram, where)]
-    metric = Metric(grams[1] if len(grams) > 1 else None, grams[0], 1.0, "kronecker")
-    return replace(metric, scale=_scale(metric, update)) if absolute else metric
+    where = f"{update.adapter!r} in {update.module}"
+    unit = unit_factor(update.input_gram, where)  # folded into the scale: a Gram is large, and not copied
+    if update.output_gram is not None:
+        unit *= unit_factor(update.output_gram, where)
+    metric = Metric(update.output_gram, update.input_gram, unit, "kronecker")
+    if not absolute or update.curvature_b is None:
+        return metric
+    reach_b = (metric.from_inputs(update.a) * update.a).sum().item()
+    reach_a = (metric.from_outputs(update.b) * update.b).sum().item()
+    return replace(metric, scale=unit * h_scale(metric, update, reach_b, reach_a))
+
+
+def h_scale(metric: Metric, update: LoraUpdate, reach_b: float, reach_a: float) -> float:
+    """The c by which the pulled-back unit curvature has the sum of h; 1 without h.
+
+    Args:
+        metric: Curvature of the adapter, not yet scaled by h.
+        update: The adapter's own update.
+        reach_b: tr(A G A^T) of the stored G.
+        reach_a: tr(B^T S B) of the stored S.
+    """
+    if update.curvature_b is None:
+        return 1.0
+    outputs = update.b.shape[0] if metric.output is None else metric.output.diagonal().sum().item()
+    inputs = update.a.shape[1] if metric.input is None else metric.input.diagonal().sum().item()
+    found, reach = update.curvature_b.sum().item(), outputs * reach_b
+    if update.curvature_a is not None:
+        found, reach = found + update.curvature_a.sum().item(), reach + inputs * reach_a
+    reach *= update.scale**2 * metric.scale
+    return found / reach if reach > 0 else 0.0
 
 
 def product(metric: Metric, first: LoraUpdate, second: LoraUpdate) -> float:
@@ -86,21 +111,6 @@ def _from_h(update: LoraUpdate, absolute: bool) -> Metric:
     row, col = lifted
     size = 1.0 if absolute else 1.0 / max((row.mean() * col.mean()).item(), torch.finfo(row.dtype).tiny)
     return Metric(row, col, size, "separable")
-
-
-def _scale(metric: Metric, update: LoraUpdate) -> float:
-    """The c by which the diagonal of the pulled-back curvature has the sum of h; 1 without h."""
-    if update.curvature_b is None:
-        return 1.0
-    square, (m, n) = update.scale**2, (update.b.shape[0], update.a.shape[1])
-    reach_b = (
-        square * m * (metric.from_inputs(update.a) * update.a).sum().item()
-    )  # tr S = m at mean diagonal 1
-    reach, found = reach_b, update.curvature_b.sum().item()
-    if update.curvature_a is not None:
-        reach += square * n * (metric.from_outputs(update.b) * update.b).sum().item()
-        found += update.curvature_a.sum().item()
-    return found / reach if reach > 0 else 0.0
 
 
 def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:

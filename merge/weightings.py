@@ -14,7 +14,7 @@ from vlora.merge.preview_model import PreviewModel
 
 __all__ = ["Family", "pareto_front", "special_weightings"]
 
-_ROUNDS, _TRIES, _SHRINK = 40, 128, 0.85
+_SHRINK = 0.85
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Family:
     normalise: bool
     low: float
     high: float
+    rounds: int = 40
+    """Of the local search."""
+    tries: int = 128
+    """Weightings per round."""
 
     def normalised(self, weights: Tensor) -> Tensor:
         """Weights as they enter the sum. Shape ``(k, T)``."""
@@ -47,8 +51,8 @@ class Family:
         generator = torch.Generator().manual_seed(seed)
         increase, width = self.relative(weights)[0], 0.2 * (self.high - self.low)
         best = weights[objective(increase, dim=1).argmin()]
-        for _ in range(_ROUNDS):
-            noise = torch.randn(_TRIES, len(best), generator=generator, dtype=torch.float64)
+        for _ in range(self.rounds):
+            noise = torch.randn(self.tries, len(best), generator=generator, dtype=torch.float64)
             tries = torch.cat([best[None], (best + width * noise).clamp(self.low, self.high)])
             tries = tries[tries.sum(1) > 1e-6] if self.normalise else tries
             best = tries[objective(self.relative(tries)[0], dim=1).argmin()]

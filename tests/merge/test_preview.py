@@ -92,7 +92,12 @@ def test_seeds_of_a_task_share_a_weight(folder):
 
 
 def test_notes_say_what_the_preview_is_not(folder):
-    assert "meant to do better" in previewed(folder, method="gradient_matching").notes[0]
+    frozen = previewed(folder, method="gradient_matching", negative="remove")
+    assert (
+        frozen.notes[0].startswith("6 of 6 modules are previewed as scaled sums") and frozen.std is not None
+    )
+    matched = previewed(folder, method="gradient_matching", count=16)
+    assert "no variance" in matched.notes[0] and matched.std is None
     plain = load_config(MergeConfig, values(folder / "plain", method="task_arithmetic"))
     inputs = [Posterior.from_pretrained(source.path) for source in plain.adapters]
     done = preview(plain, inputs, count=16)
@@ -125,6 +130,18 @@ def test_weights_per_module_and_empty_adapters_are_refused(folder):
     nothing = replace(second, mean={k: 0 * v for k, v in second.mean.items()})
     with pytest.raises(ConfigError, match="'code' loses nothing without its adapter"):
         preview(config, [first, nothing], count=4)
+
+
+def test_a_page_without_variance_and_without_scale(folder):
+    """Gradient matching has no variance; a plain adapter has no h, so no nats."""
+    from vlora.recipes.merge_pages import preview_page
+
+    plain = [{"path": str(folder / name)} for name in ("math", "plain/code")]
+    for settings in ({"method": "gradient_matching"}, {"adapters": plain}):
+        done = previewed(folder, NAMES[:2], count=8, **settings)
+        page = preview_page(done)
+        assert done.std is None and "±" not in page
+        assert page.count("nats / example") == 3 * sum(count is not None for count in done.examples)
 
 
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES])

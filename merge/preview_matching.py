@@ -1,0 +1,128 @@
+"""The preview of gradient matching: every weighting solved in a small basis, per module with input Grams.
+
+The merge X(w) = sum_s w_s W_s (G_s + tau I) C(w)^-1 with C(w) = tau I + sum_s |w_s| G_s is not linear in the weights
+(:mod:`vlora.merge.kronecker`; a negative weight negates the adapter). Its rows hardly leave a small space, so they are
+looked for in one: V spans the rows of every A_s (the solution when s is alone), and of the solutions with all weights
+1, all 1 / P, and one of them a quarter (a reduced basis with these snapshots; Galerkin: the best approximation in the
+norm of C(w)). There
+
+    X(w) ~ sum_s w_s s_s B_s  a_s (V^T C(w) V)^-1 V^T,      a_s = A_s (G_s + tau I) V
+
+takes K x K matrices, and so do the task's losses; beyond 256 (or 3 sum r) directions the leading ones are kept. Exact
+at the snapshots otherwise, and everywhere once K reaches the number of inputs. The rank is taken as lossless: what
+``rank`` cuts away is not part of the preview.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlora.merge.kronecker import normalised_gram, total_gram, unit_factor
+from vlora.merge.positive import cholesky
+from vlora.merge.quadratic import metric_of
+from vlora.merge.update import LoraUpdate
+
+__all__ = ["MatchingCore", "matching_core"]
+
+_CHUNK, _LARGEST, _LOW = 64, 256, 0.25
+_NULL = 1e-9  # directions of the snapshots below this share of the largest are rounding
+
+
+@dataclass(frozen=True)
+class MatchingCore:
+    """One module in its small basis; P adapters present, R the sum of their ranks."""
+
+    adapters: list[int]
+    """Number of each adapter that has the module."""
+    owner: Tensor
+    """Which of them a row of the stacked factors belongs to. Shape ``(R,)``."""
+    grams: Tensor
+    """V^T G_s V. Shape ``(P, K, K)``."""
+    damped: Tensor
+    """a_s, stacked. Shape ``(R, K)``."""
+    plain: Tensor
+    """A_s V, stacked: where the losses have their minima. Shape ``(R, K)``."""
+    outputs: Tensor
+    """c_t B^T S_t B / 2 of the stacked s B. Shape ``(P, R, R)``."""
+    tau: float
+
+    def losses(self, coefficients: Tensor, scale: float) -> Tensor:
+        """Loss increase of every adapter that is present.
+
+        Args:
+            coefficients: Weight per adapter that is present. Shape ``(k, P)``.
+            scale: Factor on the merge.
+
+        Returns:
+            Shape ``(k, P)``; lower is better.
+        """
+        return torch.cat([self._losses(chunk, scale) for chunk in coefficients.split(_CHUNK)])
+
+    def merged(self, coefficients: Tensor) -> Tensor:
+        """Rows of the merge per stacked row of A. Shape ``(k, R, K)``."""
+        eye = torch.eye(self.grams.shape[-1], dtype=self.grams.dtype)
+        total = self.tau * eye + torch.einsum("kp,pij->kij", coefficients.abs(), self.grams)
+        solved = torch.cholesky_solve(self.damped.mT.expand(len(total), -1, -1), torch.linalg.cholesky(total))
+        return coefficients[:, self.owner].unsqueeze(-1) * solved.mT
+
+    def _losses(self, coefficients: Tensor, scale: float) -> Tensor:
+        found, losses = scale * self.merged(coefficients), []
+        for t in range(len(self.adapters)):
+            own = (self.owner == t).unsqueeze(-1)
+            gap = found - torch.where(own, self.plain, torch.zeros_like(self.plain))
+            losses.append(((gap @ self.grams[t] @ gap.mT) * self.outputs[t]).sum((-2, -1)))
+        return torch.stack(losses, -1)
+
+
+def matching_core(
+    updates: Sequence[LoraUpdate], adapters: Sequence[int], absolute: Sequence[bool], tau: float
+) -> MatchingCore:
+    """Project a module to its small basis.
+
+    Args:
+        updates: The updates that are present, each with an input Gram.
+        adapters: Their numbers.
+        absolute: Whether the loss of each is scaled by h, see :func:`vlora.merge.quadratic.metric_of`.
+        tau: Prior precision of the merge.
+    """
+    given = [u.input_gram for u in updates if u.input_gram is not None]
+    places = [f"{u.adapter!r} in {u.module}" for u in updates]
+    grams = [normalised_gram(g, place) for g, place in zip(given, places, strict=True)]
+    damped = torch.cat([u.a @ g + tau * u.a for u, g in zip(updates, grams, strict=True)])
+    rows = torch.cat([u.a for u in updates])
+    count = len(updates)
+    mixes = [[1.0] * count, [1.0 / count] * count]
+    mixes += [[_LOW if i == t else 1.0 for i in range(count)] for t in range(count)] if count > 1 else []
+    basis = _basis(
+        [rows, *(_snapshot(damped, grams, tau, mix) for mix in mixes)], max(_LARGEST, 3 * len(rows))
+    )
+    b = torch.cat([u.scale * u.b for u in updates], dim=1)
+    outputs = []
+    for update, gram, own, place in zip(updates, given, absolute, places, strict=True):
+        metric = metric_of(update, own)
+        scale = metric.scale / unit_factor(gram, place)  # the grams here are unit ones already
+        outputs.append(0.5 * scale * b.mT @ metric.from_outputs(b))
+    return MatchingCore(
+        list(adapters),
+        torch.cat([torch.full((u.rank,), i) for i, u in enumerate(updates)]),
+        torch.stack([basis.mT @ g @ basis for g in grams]),
+        damped @ basis,
+        rows @ basis,
+        torch.stack(outputs),
+        tau,
+    )
+
+
+def _snapshot(damped: Tensor, grams: Sequence[Tensor], tau: float, weights: Sequence[float]) -> Tensor:
+    """Rows of the merge at some weights > 0."""
+    total, _ = total_gram(grams, weights, tau)
+    return torch.cholesky_solve(damped.mT, cholesky(total, "a module")).mT
+
+
+def _basis(rows: Sequence[Tensor], largest: int) -> Tensor:
+    """Orthonormal columns that span all rows, or the leading ``largest`` of them. Shape ``(n, K)``."""
+    scaled = torch.cat([block / block.norm().clamp_min(1e-300) for block in rows])
+    _, values, vh = torch.linalg.svd(scaled, full_matrices=False)
+    return vh[values > _NULL * values[:1]][:largest].mT

@@ -1,0 +1,80 @@
+"""The preview of gradient matching against merges that were built, exactly and in a basis that is too small."""
+
+import pytest
+import torch
+from merge_cases import add_curvature, add_posterior, gram, make_update, two
+
+from vlora.merge import merge_adapters
+from vlora.merge.gradient_matching import gradient_matching
+from vlora.merge.preview_matching import matching_core
+from vlora.merge.preview_model import build_model
+from vlora.merge.quadratic import increase, metric_of, product
+from vlora.merge.reading import read_inputs
+
+TAU = 0.4
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.3, 1.4), (0.0, 1.0), (-0.5, 0.7)])
+def test_it_is_the_quadratic_at_the_merge_that_was_built(tmp_path, weights):
+    _, plain = two(tmp_path)
+    pair = [add_curvature(add_posterior(p, seed), 50 * seed) for seed, p in enumerate(plain, 1)]
+    inputs = read_inputs(pair, ["a", "b"])
+    model = build_model(inputs, ["a", "b"], scale=0.8, tau=TAU)
+    assert len(model.cores) == len(inputs.modules) == 6
+    predicted, variance = model.predict(torch.tensor([weights], dtype=torch.float64))
+    assert variance is None
+    kept = [(p, w) for p, w in zip(pair, weights, strict=True) if w]
+    settings = {"tau": TAU, "scale": 0.8, "rank": "lossless", "curvature": "kronecker"}
+    merged = merge_adapters([p for p, _ in kept], weights=[w for _, w in kept], **settings)
+    built = read_inputs([merged], ["m"])
+    for task in (0, 1):
+        own = [inputs.update(task, module) for module in inputs.modules]
+        total = sum(increase(metric_of(u), built.update(0, u.module), u) for u in own)
+        # exact but for down_proj, where 12 directions stand for 20 inputs
+        assert predicted[0, task].item() == pytest.approx(total, rel=2e-3)
+    sums = build_model(inputs, ["a", "b"])
+    torch.testing.assert_close(model.without(), sums.without())
+    ones = torch.ones(1, 2, dtype=torch.float64)
+    assert sums.predict(ones)[0].sum() > 1.2 * model.predict(ones)[0].sum()
+
+
+def wide_updates():
+    """Three adapters of rank 2 on 120 inputs with correlated Grams: 36 directions of 120."""
+    updates = []
+    for seed in (1, 20, 40):
+        update = make_update(seed, 10, 120, 2)
+        object.__setattr__(update, "input_gram", gram(120, seed))
+        updates.append(update)
+    return updates
+
+
+@pytest.mark.parametrize(
+    ("weights", "tolerance"),
+    [
+        ((1.0, 0.25, 1.0), 1e-9),
+        ((1.0, 1.0, 1.0), 1e-9),
+        ((1 / 3, 1 / 3, 1 / 3), 1e-9),
+        ((0.0, 1.0, 0.0), 1e-9),
+        ((0.7, 0.2, 1.3), 1e-2),
+    ],
+)
+def test_in_a_small_basis_snapshots_are_exact_and_the_rest_close(weights, tolerance):
+    updates = wide_updates()
+    core = matching_core(updates, [0, 1, 2], [True] * 3, TAU)
+    assert core.grams.shape == (3, 36, 36)
+    predicted = core.losses(torch.tensor([weights], dtype=torch.float64), 1.0)[0]
+    kept = [(u, w) for u, w in zip(updates, weights, strict=True) if w]
+    merged = gradient_matching(
+        [u for u, _ in kept], [w for _, w in kept], rank="lossless", tau=TAU, curvature="kronecker"
+    ).update
+    exact = torch.tensor([increase(metric_of(u), merged, u) for u in updates], dtype=torch.float64)
+    whole = torch.tensor([0.5 * product(metric_of(u), u, u) for u in updates], dtype=torch.float64)
+    assert ((predicted - exact).abs() / whole).max() < tolerance
+
+
+def test_many_weightings_are_the_single_ones():
+    core = matching_core(wide_updates(), [0, 1, 2], [True] * 3, TAU)
+    weights = torch.rand(130, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together = core.losses(weights, 0.9)
+    torch.testing.assert_close(together[129], core.losses(weights[129:], 0.9)[0])
+    assert together.shape == (130, 3)
