@@ -1,10 +1,13 @@
-"""What does gathering curvature while training cost? CPU time of a training step with and without, interleaved.
+"""What does gathering curvature while training cost? A training step with and without it.
 
-    python -m benchmarks.merge_quality.gathering
+    python -m benchmarks.merge_quality.gathering [flops | time]
 
-Random base weights: neither the time nor the memory depends on them.
+``flops``: floating point operations of all matrix products of one step, counted by torch, which do not depend on the
+machine (element-wise work and memory traffic are not in them). ``time``: CPU time, interleaved. Random base weights:
+nothing here depends on them.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.merge_quality.run import write
 from vlora import IVON
@@ -34,10 +38,47 @@ CASES = {
 
 
 def main() -> None:
-    """One JSON per model."""
+    """One JSON per model and measure."""
+    measures = {"flops": count, "time": case}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("measure", nargs="*", choices=[*measures, []], default=list(measures))
     torch.set_num_threads(1)
-    for name, (kind, rows, tokens) in CASES.items():
-        write("gathering", kind, lambda n=name, k=kind, r=rows, t=tokens: case(n, k, r, t))
+    for measure in parser.parse_args().measure:
+        for name, (kind, rows, tokens) in CASES.items():
+            make = measures[measure]
+            write(
+                f"gathering_{measure}", kind, lambda n=name, k=kind, r=rows, t=tokens, m=make: m(n, k, r, t)
+            )
+
+
+def count(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
+    """Floating point operations of a forward and backward pass, and the share that gathering adds."""
+    model = adapted(kind)
+    found = {variant: flops(model, rows, tokens, options) for variant, options in VARIANTS.items()}
+    base = found["without"]
+    extra = {variant: value / base - 1 for variant, value in found.items() if variant != "without"}
+    return {"case": name, "flops": base, "extra": extra, **_sizes(model)}
+
+
+def flops(model: Any, rows: int, tokens: int, options: dict[str, Any] | None) -> int:
+    """Of one forward and backward pass inside a gathering with these options, or outside of any."""
+    ids = torch.randint(5, 900, (rows, tokens))
+    labels = ids if model.config.model_type == "llama" else torch.zeros(rows, dtype=torch.long)
+    block = nullcontext() if options is None else gathering(model, **options)
+    in_place = {
+        torch.ops.aten.addmm_: lambda out, a, b, **_: 2 * a[0] * a[1] * b[1]
+    }  # torch knows addmm only
+    with block, FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        model(input_ids=ids, labels=labels).loss.backward()
+    model.zero_grad()
+    return counter.get_total_flops()
+
+
+def _sizes(model: Any) -> dict[str, list[int]]:
+    """Bytes while gathering and stored, full and with 16 directions."""
+    return {"bytes_full": list(stream_bytes(model)), "bytes_16": list(stream_bytes(model, rank=16))}
 
 
 def case(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
@@ -63,15 +104,13 @@ def case(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
             block = nullcontext() if options is None else gathering(model, **options)
             times[variant].append(timed(step, block))
     base = np.array(times["without"])
-    live, stored = stream_bytes(model)
     return {
         "case": name,
         "seconds": {variant: float(np.median(found)) for variant, found in times.items()},
         "extra": {
             v: float(np.median(np.array(found) / base)) - 1 for v, found in times.items() if v != "without"
         },
-        "bytes_full": [live, stored],
-        "bytes_16": list(stream_bytes(model, rank=16)),
+        **_sizes(model),
     }
 
 

@@ -192,14 +192,18 @@ def curvature_table(records: Records) -> str:
 
 
 def gathering_table(records: Records) -> str:
-    """Cost of a training step with gathering."""
+    """What gathering adds to a training step, and the sizes of the sums."""
     rows = []
     for record in records:
-        cells = [f"{100 * extra:+.0f} %" for extra in record["extra"].values()]
+        cells = [f"{100 * extra:+.1f} %" for extra in record["extra"].values()]
         sizes = [f"{record[key][0] / 2**20:.0f} MiB" for key in ("bytes_full", "bytes_16")]
-        rows.append([record["case"], f"{1000 * record['seconds']['without']:.0f} ms", *cells, *sizes])
-    names = list(records[0]["extra"])
-    return markdown(["model", "step", *names, "full", "16 directions"], rows)
+        step = (
+            f"{1000 * record['seconds']['without']:.0f} ms"
+            if "seconds" in record
+            else f"{record['flops'] / 1e9:.0f} GFLOP"
+        )
+        rows.append([record["case"], step, *cells, *sizes])
+    return markdown(["model", "step", *records[0]["extra"], "full", "16 directions"], rows)
 
 
 def block(root: Path) -> str:
@@ -218,14 +222,15 @@ def block(root: Path) -> str:
             parts += [f"**{title[0].upper()}{title[1:]}** ({len(found)} sets).", main_table(found)]
             parts += ["Paired differences:", pairs_table(found)]
     whole = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) in FAMILIES]
-    sections: list[tuple[str, str, Records, Callable[[Records], str]]] = [
-        ("merge", "Curvature taken apart", whole, ablation_table),
-        ("merge", "More adapters", [r for r in records if r["family"] == "domains"], curve_table),
-        ("merge", "Predicted and measured cost of a module, rank correlation", whole, conflict_table),
-        ("curvature", "Stand-ins against exact gradients", load(root, "curvature"), curvature_table),
-        ("gathering", "Cost of gathering while training", load(root, "gathering"), gathering_table),
+    sections: list[tuple[str, Records, Callable[[Records], str]]] = [
+        ("Curvature taken apart", [r for r in whole if "G, tau 1" in r["arms"]], ablation_table),
+        ("More adapters", [r for r in records if r["family"] == "domains"], curve_table),
+        ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
+        ("Stand-ins against exact gradients", load(root, "curvature"), curvature_table),
+        ("Gathering while training: operations it adds", load(root, "gathering_flops"), gathering_table),
+        ("Gathering while training: CPU time it adds", load(root, "gathering_time"), gathering_table),
     ]
-    for _, title, found, make in sections:
+    for title, found, make in sections:
         if found:
             parts += [f"**{title}.**", make(found)]
     return "\n\n".join(parts) + "\n"

@@ -1,5 +1,7 @@
 """Curvature gathered while training: against one pass, against its expectation, and within its memory."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from curvature_cases import assert_same, split, tiny_llama, token_rows, with_adapter
@@ -7,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlora.curvature import collect_curvature, gathering, stream_bytes
 from vlora.curvature.sums import FullSum, LeadingSum
@@ -118,6 +121,24 @@ def test_leading_directions_keep_the_trace_and_the_largest_eigenvalues():
     top = torch.linalg.eigvalsh(want).flip(0)[:10]
     torch.testing.assert_close(got["g.values"], top, rtol=0.05, atol=0)
     assert (gram - want).norm() < 0.05 * want.norm()
+
+
+def test_random_signs_keep_the_work_of_a_step_below_a_tenth_more():
+    """Operations of all matrix products of a forward and backward pass, counted by torch: no clock."""
+    model = with_adapter(tiny_llama(hidden_size=32, intermediate_size=64))
+    batch = token_rows([64] * 4)
+
+    def flops(block):
+        in_place = {
+            torch.ops.aten.addmm_: lambda out, a, b, **_: 2 * a[0] * a[1] * b[1]
+        }  # torch knows addmm only
+        with block, FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+            model(**batch).loss.backward()
+        return counter.get_total_flops()
+
+    plain = flops(nullcontext())
+    assert plain < flops(gathering(model, draws=2)) < 1.1 * plain
+    assert flops(gathering(model, draws=None)) > 1.2 * plain
 
 
 class Largest(TorchDispatchMode):
