@@ -6,6 +6,7 @@ never see it, and absolute position ids need no shifting, so a padded row scores
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class Batch:
     def num_tokens(self) -> int:
         """Tokens sent through the model, padding included."""
         return self.inputs["input_ids"].numel()
+
+    def __len__(self) -> int:
+        """Rows of the batch, B."""
+        return len(self.rows)
 
     def halves(self) -> "list[Batch]":
         """The batch cut in two, for a second try in less memory."""
@@ -77,7 +82,16 @@ def _pad(
     return Batch(torch.tensor(rows), inputs)
 
 
-def run_halving(batch: Batch, work: Callable[[Batch], None]) -> None:
+class _Divisible(Protocol):
+    def __len__(self) -> int: ...
+
+    def halves(self) -> list[Self]: ...
+
+
+_Work = TypeVar("_Work", bound=_Divisible)
+
+
+def run_halving(batch: _Work, work: Callable[[_Work], None]) -> None:
     """Do the work on a batch; when the device has no room for it, on its halves.
 
     ``work`` must store its results by row only after it has finished, so a failed try leaves nothing behind.
@@ -89,7 +103,7 @@ def run_halving(batch: Batch, work: Callable[[Batch], None]) -> None:
         work(batch)
         return
     except torch.OutOfMemoryError:
-        if len(batch.rows) == 1:
+        if len(batch) == 1:
             raise
     torch.cuda.empty_cache()  # outside the handler: its traceback would keep the failed batch alive
     for half in batch.halves():

@@ -10,7 +10,10 @@ from vlora.data.config import check_seed
 from vlora.errors import ConfigError
 from vlora.eval.metrics.posterior_scale import DEFAULT_LADDER
 
-__all__ = ["CalibrationConfig", "Detection", "EvalConfig", "EvalDataConfig", "ModelEntry"]
+__all__ = ["CalibrationConfig", "Detection", "EvalConfig", "EvalDataConfig", "ModelEntry", "Scoring"]
+
+Scoring = Literal["auto", "batched", "loop"]
+"""How draws are run: side by side where possible, side by side or an error, one after another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,14 @@ class EvalConfig:
     """Posterior draws S; 0 evaluates the mean alone. Plain adapters have no draws."""
     antithetic: bool = True
     """Take draws in mirrored pairs: same cost, less Monte Carlo error; needs an even ``num_samples``."""
+    scoring: Scoring = "auto"
+    """How draws are run: ``batched`` (side by side in one pass), ``loop`` (one after another, every prompt in full), or
+    ``auto``: side by side with shared prompts where adapter and model allow it."""
+    linearised: bool = False
+    """Also the linearised predictive, from one forward and K backward passes an item; for causal_lm the variance of
+    every text's log-probability, from one backward pass."""
+    store: str | None = None
+    """Folder of scores by content, to share between evaluations; None keeps them in the output, in ``scores``."""
     temperature: float | Literal["auto", "stored"] | None = None
     """Posterior temperature: a number (1 is Bayes, ``ess = num_examples``), ``stored`` (as fitted by calibration),
     ``auto`` (as fitted where a posterior holds a fit, else as trained), or None, as trained."""

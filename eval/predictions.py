@@ -1,7 +1,7 @@
 """Classification and multiple choice: the records of one model as arrays, and the predictors made from them.
 
-Predictors: ``mean`` (the posterior mean), ``samples`` (the mixture of the draws), and both with a temperature fitted
-on the validation rows of the same model. The temperature of ``samples`` acts on the log of the mixture; entropies of
+Predictors: ``mean`` (the posterior mean), ``samples`` (the mixture of the draws), ``linearised`` (Gaussian logits, to
+first order in the weights), and each with a temperature fitted on the validation rows of the same model. The temperature of ``samples`` acts on the log of the mixture; entropies of
 single draws have no place in it, so the split of the entropy belongs to ``samples`` alone.
 """
 
@@ -15,6 +15,7 @@ from vlora.errors import DataError
 from vlora.eval.further_metrics import add_draw_errors, class_metrics, further_metrics
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.intervals import Interval
+from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
 from vlora.eval.metrics.temperature import temper, temperature_interval
 from vlora.eval.metrics.uncertainty import (
@@ -65,6 +66,14 @@ class ChoiceTable(ModelTable):
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
             self._predictives["samples"] = self._from_samples(samples, records[0].antithetic)
+        covariances = _covariances(records, width)
+        if covariances is not None:
+            moments = softmax_moments(at_mean, covariances)
+            split = {
+                "expected_entropy": moments.expected_entropy,
+                "mutual_information": moments.mutual_information,
+            }
+            self._predictives["linearised"] = self._predictive(moments.log_probs, None, **split)
         held_out = np.flatnonzero((self.split == "validation") & self.labelled)
         if len(held_out):
             for name, predictive in list(self._predictives.items()):
@@ -206,6 +215,17 @@ def _stack_samples(model: str, records: Sequence[Record], width: int) -> Array |
         if draws is not None:
             samples[:, row, : draws.shape[1]] = draws
     return samples
+
+
+def _covariances(records: Sequence[Record], width: int) -> Array | None:
+    """Covariances of the logits ``(N, K, K)``, 0 for absent choices; None where not every record has one."""
+    found = np.zeros((len(records), width, width))
+    for row, record in enumerate(records):
+        if record.linearised_covariance is None:
+            return None
+        size = len(record.linearised_covariance)
+        found[row, :size, :size] = record.linearised_covariance
+    return found
 
 
 def _truth(records: Sequence[Record], width: int) -> Array:

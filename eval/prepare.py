@@ -1,19 +1,18 @@
 """What an evaluation reads before it scores: adapters, items and class names, checked against each other."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from vlora.config import to_plain
 from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig
-from vlora.eval.environment import versions
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.items import Item, load_items, read_class_names
-from vlora.eval.progress import content_key
 from vlora.eval.score import Scorer, build_scorer
 from vlora.eval.splits import check_apart
+from vlora.eval.store import content_key
 from vlora.eval.subjects import Subject, base_model_of, load_subjects
 from vlora.eval.tables import ALL
 from vlora.models import num_labels_of
@@ -51,16 +50,16 @@ class Evaluation:
         )
 
     @cached_property
-    def _shared_key(self) -> str:
-        """Hash of what all models share: base model, items, and the settings that change a score."""
-        names = ("task", "data", "num_samples", "antithetic", "dtype", "quantization")
-        base = fingerprint_weights(self.base_model, self.config.revision) or [
-            self.base_model,
-            self.config.revision,
+    def item_keys(self) -> list[str]:
+        """Hash of everything about each item that its scores depend on: its text, not its label or group."""
+        names = [
+            "text",
+            "text_pair",
+            "prompt",
+            "choices",
+            *(["response"] if self.config.task == "causal_lm" else []),
         ]
-        items = content_key([_content(item) for item in self.items])
-        plain = to_plain(self.config)
-        return content_key([base, items, self.classes, versions(), *(plain[name] for name in names)])
+        return [content_key([getattr(item.example, name) for name in names])[:32] for item in self.items]
 
     def restricted(self, items: Sequence[Item]) -> "Evaluation":
         """The same evaluation on other items; base model and tokenizer are shared."""
@@ -68,19 +67,39 @@ class Evaluation:
         other.__dict__["host"] = self.host
         return other
 
-    def key(self, subject: Subject) -> str:
-        """Hash of everything that one model's records depend on."""
-        return content_key([subject.name, subject.content(), self._shared_key])
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """What the scores of all models depend on: base model, number format, task and templates."""
+        config, data = self.config, self.config.data
+        layout = {
+            name: getattr(data, name) for name in ("separator", "chat", "system", "append_eos", "max_length")
+        }
+        return {
+            "base": fingerprint_weights(self.base_model, config.revision)
+            or [self.base_model, config.revision],
+            "base_files": _small_files(self.base_model),
+            "task": config.task,
+            "template": {**layout, "prompted": data.prompt is not None},
+            "classes": None if self.classes is None else len(self.classes),
+            "dtype": config.dtype,
+            "quantization": config.quantization,
+        }
+
+    def content(self, subject: Subject) -> dict[str, Any]:
+        """Everything that one model's scores depend on besides item and draw, JSON-able."""
+        return {**self._shared, "model": subject.content()}
 
     def num_samples(self, subject: Subject) -> int:
         """Draws of one model."""
         return self.config.num_samples if subject.kind == "posterior" else 0
 
 
-def _content(item: Item) -> list[Any]:
-    """Everything about an item that a record may show, its unused columns left out."""
-    names = (field.name for field in fields(item.example) if field.name != "extra")
-    return [item.split, item.label_probs, *(getattr(item.example, name) for name in names)]
+def _small_files(base_model: str) -> str | None:
+    """Hash of a local base model's configuration and tokenizer files."""
+    folder = Path(base_model).expanduser()
+    kinds = (".json", ".model", ".txt", ".jinja")
+    files = sorted(path for path in folder.iterdir() if path.suffix in kinds) if folder.is_dir() else []
+    return content_key([[path.name, path.read_bytes().hex()] for path in files]) if files else None
 
 
 def prepare(config: EvalConfig) -> Evaluation:

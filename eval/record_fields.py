@@ -78,6 +78,9 @@ FIELDS: dict[str, Field] = {
     "choices": (_strings, None),
     "log_probs": (_numbers, None),
     "sample_log_probs": (_numbers, None),
+    "expectation_of_products": (_numbers, None),
+    "product_of_expectations": (_numbers, None),
+    "linearised_covariance": (_numbers, None),
     "antithetic": (_flag, False),
     "lm": (_mapping, None),
 }
@@ -91,7 +94,13 @@ LM_FIELDS: dict[str, Field] = {
     **dict.fromkeys(
         ("sample_correct", "sample_confidence", "total_entropy", "expected_entropy"), (_numbers, None)
     ),
+    "nll_expected": (_number, None),
+    "nll_std": (_number, None),
+    "nll_variance": (_number, None),
+    "reverse_information": (_numbers, None),
 }
+
+_ALONE = ("nll_expected", "nll_std", "nll_variance", "reverse_information")  # may be there or not by themselves
 
 
 def convert(row: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
@@ -139,6 +148,14 @@ def check_choices(values: Mapping[str, Any]) -> None:
         if samples.ndim != 2 or samples.shape[1] != size or len(samples) == 0:
             raise DataError(f"'sample_log_probs' must have shape (S, {size}), got {samples.shape}")
         _check_normalised("sample_log_probs", np.exp(samples))
+    for name in ("expectation_of_products", "product_of_expectations"):
+        if values[name] is not None:
+            if values[name].shape != (size,):
+                raise DataError(f"{name!r} must hold {size} numbers, got {values[name].shape}")
+            _check_normalised(name, np.exp(values[name]))
+    covariance = values["linearised_covariance"]
+    if covariance is not None and covariance.shape != (size, size):
+        raise DataError(f"'linearised_covariance' must have shape ({size}, {size}), got {covariance.shape}")
     if label is not None and not 0 <= label < size:
         raise DataError(f"'label' must lie in 0…{size - 1}, one index per choice, got {label}")
     if values["choices"] is not None and len(values["choices"]) != size:
@@ -177,7 +194,7 @@ def check_tokens(values: dict[str, Any]) -> dict[str, Any]:
             raise DataError(
                 f"'lm' {key!r} must lie in [0, 1], got {lists[key].min():.3g} to {lists[key].max():.3g}"
             )
-    drawn = [key for key, (_, default) in LM_FIELDS.items() if default is None]
+    drawn = [key for key, (_, default) in LM_FIELDS.items() if default is None and key not in _ALONE]
     missing = [key for key in drawn if values[key] is None]
     if missing and len(missing) < len(drawn):
         raise DataError(f"'lm' holds draws only in part, {', '.join(missing)} missing")

@@ -49,6 +49,14 @@ class TokenScores:
     """Entropy of the mixture. Shape ``(T,)``."""
     expected_entropy: Array | None = None
     """Mean entropy of the draws. Shape ``(T,)``."""
+    nll_expected: float | None = None
+    """Mean over draws of -log of the document's probability; minus ``nll_sequence``, its epistemic part."""
+    nll_std: float | None = None
+    """Standard deviation of the same over draws (S - 1)."""
+    nll_variance: float | None = None
+    """Variance of ``nll`` to first order in the weights, in squared nats."""
+    reverse_information: Array | None = None
+    """Mean divergence of the mixture from the draws, KL(mixture, draw). Shape ``(T,)``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +85,13 @@ class Record:
     """log p(k | x) at the mean, normalised over the K choices. Shape ``(K,)``."""
     sample_log_probs: Array | None = None
     """The same per posterior draw, shape ``(S, K)``; None without a posterior."""
+    expectation_of_products: Array | None = None
+    """Multiple choice: log of the mean over draws of every choice's probability as a whole string, normalised over
+    the choices afterwards. Shape ``(K,)``."""
+    product_of_expectations: Array | None = None
+    """The same of the per-token mixture, each token averaged over draws by itself. Shape ``(K,)``."""
+    linearised_covariance: Array | None = None
+    """Covariance of the K logits (or log-likelihoods of the choices) to first order in the weights. Shape ``(K, K)``."""
     antithetic: bool = False
     """Draws 2j and 2j+1 are mirrored at the mean."""
     lm: TokenScores | None = None
@@ -106,7 +121,8 @@ class Record:
         if self.lm is not None:
             row["lm"] = {key: plain(value) for key, value in asdict(self.lm).items()}
             return {key: value for key, value in row.items() if value is not None}
-        return {key: value for key, value in row.items() if key != "label_probs" or value is not None}
+        optional = ("label_probs", "expectation_of_products", "product_of_expectations", "linearised_covariance")
+        return {key: value for key, value in row.items() if key not in optional or value is not None}
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record | Mapping[str, Any]]) -> int:

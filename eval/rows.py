@@ -1,15 +1,14 @@
 """From scores to records: one row per model and item, rounded to what float32 logits can tell."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
-from vlora.errors import DataError
 from vlora.eval.items import Item
 from vlora.eval.records import Record, TokenScores
-from vlora.eval.score import Scorer, Scores
+from vlora.eval.score import Scores
 
 __all__ = ["make_records"]
 
@@ -20,39 +19,38 @@ _SHOWN_CHARACTERS = 200
 def make_records(
     model: str,
     items: Sequence[Item],
-    scorer: Scorer,
+    layouts: Sequence[Mapping[str, Any]],
     scores: Scores,
     *,
     antithetic: bool = False,
     classes: Sequence[str] | None = None,
+    covariances: Sequence[Any] | None = None,
 ) -> list[Record]:
     """Records of one model, in the order of the items.
 
     Args:
         model: Name of the model.
         items: What was scored.
-        scorer: How it was scored; knows the prompts' lengths.
+        layouts: Of every item ``prompt``, its length in tokens, and for multiple choice ``lengths``, those of its
+            choices.
         scores: What came out.
         antithetic: Whether draws 2j and 2j + 1 mirror each other.
         classes: Class names, for classification.
-
-    Raises:
-        DataError: The model gave NaN.
+        covariances: Of every item the covariance of its outputs to first order, [K, K].
     """
-    columns = _text_columns(scores) if scores.texts is not None else _choice_columns(scorer, scores)
-    for item, column in zip(items, columns, strict=True):
-        if _holds_nan(column):
-            raise DataError(
-                f"model {model!r} gives NaN instead of probabilities for {item.example.item}; check its weights and "
-                "those of the base model, and try dtype: float32"
-            )
+    columns = _text_columns(scores) if scores.texts is not None else _choice_columns(layouts, scores)
+    for column, covariance in zip(columns, covariances or (), strict=bool(covariances)):
+        if scores.texts is not None:
+            column["lm"] = replace(column["lm"], nll_variance=covariance[0][0])
+        else:
+            column["linearised_covariance"] = _square(covariance, len(column["log_probs"]))
     return [
         Record(
             model=model,
             item=item.example.item,
             split=item.split,
             group=item.example.group,
-            num_tokens=num_tokens,
+            num_tokens=layout["prompt"],
             text=item.example.text[:_SHOWN_CHARACTERS],
             choices=item.example.choices or (tuple(classes) if classes else None),
             label=item.example.label,
@@ -60,21 +58,21 @@ def make_records(
             antithetic=antithetic,
             **column,
         )
-        for item, num_tokens, column in zip(items, scorer.prompt_tokens, columns, strict=True)
+        for item, layout, column in zip(items, layouts, columns, strict=True)
     ]
 
 
-def _choice_columns(scorer: Any, scores: Scores) -> list[dict[str, Any]]:
+def _choice_columns(layouts: Sequence[Mapping[str, Any]], scores: Scores) -> list[dict[str, Any]]:
     """Log-probabilities of every item, cut to its own number of choices."""
-    assert scores.log_probs is not None
-    mean = scores.log_probs.numpy().round(_DECIMALS)
-    samples = None if scores.sample_log_probs is None else scores.sample_log_probs.numpy().round(_DECIMALS)
+    tables: dict[str, Any] = {
+        name: value.numpy().round(_DECIMALS)
+        for name in ("log_probs", "sample_log_probs", "expectation_of_products", "product_of_expectations")
+        if (value := getattr(scores, name)) is not None
+    }
+    width = tables["log_probs"].shape[1]
+    counts = [width if layout["lengths"] is None else len(layout["lengths"]) for layout in layouts]
     return [
-        {
-            "log_probs": mean[row, :count],
-            "sample_log_probs": None if samples is None else samples[row, :, :count],
-        }
-        for row, count in enumerate(scorer.num_choices.tolist())
+        {name: table[row, ..., :count] for name, table in tables.items()} for row, count in enumerate(counts)
     ]
 
 
@@ -82,15 +80,13 @@ def _text_columns(scores: Scores) -> list[dict[str, Any]]:
     """Token scores of every text."""
     names = [field.name for field in fields(TokenScores)]
     return [
-        {"lm": TokenScores(**{name: _array(text[name]) for name in names})} for text in scores.texts or ()
+        {"lm": TokenScores(**{name: _array(text.get(name)) for name in names})} for text in scores.texts or ()
     ]
 
 
-def _holds_nan(column: dict[str, Any]) -> bool:
-    """Whether any number of one item is NaN."""
-    scores = column.get("lm")
-    values = vars(scores).values() if scores is not None else column.values()
-    return any(np.isnan(np.asarray(value, dtype=np.float64)).any() for value in values if value is not None)
+def _square(covariance: Any, size: int) -> Any:
+    """The part of a covariance that belongs to an item's own choices."""
+    return np.asarray(covariance, dtype=np.float64)[:size, :size]
 
 
 def _array(value: Any) -> Any:

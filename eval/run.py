@@ -1,7 +1,8 @@
 """One evaluation from start to end: read, score every model on one base, compute results, write the folder.
 
-Written are ``records.jsonl`` (what every model said about every item), ``results.json`` (what follows from it) and
-``config.yaml`` (the settings as resolved), in one rename. The report is drawn from ``results.json`` a floor above.
+Written are ``records.jsonl`` (what every model said about every item), ``results.json`` (what follows from it),
+``config.yaml`` (the settings as resolved) and ``scores`` (the store that a later evaluation continues from), in one
+rename. The report is drawn from ``results.json`` a floor above.
 """
 
 import logging
@@ -16,30 +17,29 @@ from tqdm import tqdm
 from vlora.config import save_config, to_plain
 from vlora.eval.config import EvalConfig
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
-from vlora.eval.forward import Draws
 from vlora.eval.prepare import Evaluation, prepare
-from vlora.eval.progress import WorkFolder
-from vlora.eval.records import Record
+from vlora.eval.records import Record, write_records
 from vlora.eval.results import compute_results, write_results
-from vlora.eval.rows import make_records
-from vlora.eval.score import score_model
+from vlora.eval.store import ScoreFile, ScoreStore
+from vlora.eval.subject_scores import missing_vectors, open_scores, score_subject
 from vlora.eval.subjects import Subject
 from vlora.files import atomic_folder, check_output_folder
 
-__all__ = ["RECORDS", "RESULTS", "run_eval"]
+__all__ = ["RECORDS", "RESULTS", "SCORES", "run_eval"]
 
 logger = logging.getLogger(__name__)
 
 RECORDS = "records.jsonl"
 RESULTS = "results.json"
 CONFIG = "config.yaml"
+SCORES = "scores"
 
 _Finished = tuple[list[Record], dict[str, Any]]
 """Records of a model, and seconds, tokens and memory that they took."""
 
 
 def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = None) -> Path:
-    """Evaluate and write the output folder; a killed run continues with the models it had not finished.
+    """Evaluate and write the output folder; a killed run continues with the batch it had not finished.
 
     Args:
         config: What to evaluate.
@@ -47,7 +47,8 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
             so that no output is ever without one.
 
     Returns:
-        The output folder, holding ``records.jsonl``, ``results.json`` and ``config.yaml``.
+        The output folder, holding ``records.jsonl``, ``results.json``, ``config.yaml`` and, unless ``store`` names
+        another place, ``scores``.
 
     Raises:
         OutputExistsError: The output folder holds something else, or an evaluation and ``overwrite`` is false.
@@ -58,11 +59,18 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     """
     output = check_output_folder(config.output, RESULTS, overwrite=config.overwrite)
     start = time.perf_counter()
-    evaluation, work = prepare(config), WorkFolder(output)
-    finished = _score_all(evaluation, work)
+    evaluation = prepare(config)
+    work = output.with_name(output.name + ".work") if config.store is None else None
+    store = ScoreStore(work or Path(str(config.store)).expanduser())
+    if work is not None and not work.exists() and (output / SCORES).is_dir():
+        shutil.copytree(output / SCORES, work)
+    store.foreign()
+    files = [open_scores(evaluation, subject, store) for subject in evaluation.subjects]
+    finished = _score_all(evaluation, files)
+    records = [record for records, _ in finished for record in records]
     results = compute_results(
-        [record for records, _ in finished for record in records],
-        models=[subject.describe() for subject in evaluation.subjects],
+        records,
+        models=[_describe(subject, facts) for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)],
         detect=to_plain(config.detect),
         task=config.task,
         num_samples=config.num_samples,
@@ -74,53 +82,50 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         cost=_cost(evaluation, [facts for _, facts in finished], time.perf_counter() - start),
     )
     with atomic_folder(output) as folder:
-        with open(folder / RECORDS, "wb") as target:
-            for subject in evaluation.subjects:
-                with open(work.records_path(subject.name, evaluation.key(subject)), "rb") as source:
-                    shutil.copyfileobj(source, target)
+        write_records(folder / RECORDS, records)
         write_results(folder / RESULTS, results)
         save_config(config, folder / CONFIG)
+        if work is not None:
+            (folder / SCORES).mkdir()
+            for path in {file.path for file in files}:
+                shutil.copy2(path, folder / SCORES)
         if finish is not None:
             finish(folder)
-    work.remove()
+    if work is not None:
+        _remove(work)
     return output
 
 
-def _score_all(evaluation: Evaluation, work: WorkFolder) -> list[_Finished]:
-    """Records and facts of every model, each kept in the work folder as soon as it is finished."""
-    found = {s.name: work.load(s.name, evaluation.key(s)) for s in evaluation.subjects}
-    kept = [name for name, finished in found.items() if finished is not None]
-    if kept:
-        logger.info("continuing: %s scored before, taken from %s", ", ".join(kept), work.path)
-    missing = [subject for subject in evaluation.subjects if found[subject.name] is None]
-    if missing:
-        rows = sum(len(batch.rows) for batch in evaluation.scorer.batches)
-        passes = sum(1 + evaluation.num_samples(subject) for subject in missing)
-        with tqdm(total=rows * passes, unit="row", desc="evaluate", disable=None) as bar:
-            for subject in missing:
-                bar.set_postfix_str(subject.name)
-                found[subject.name] = finished = _score(evaluation, subject, bar.update)
-                work.save(subject.name, evaluation.key(subject), *finished)
-    return [finished for finished in found.values() if finished is not None]
+def _score_all(evaluation: Evaluation, files: Sequence[ScoreFile]) -> list[_Finished]:
+    """Records and facts of every model; every finished batch is kept as soon as it is there."""
+    pairs = list(zip(evaluation.subjects, files, strict=True))
+    missing = {s.name: len(missing_vectors(evaluation, s, file)) for s, file in pairs}
+    known = [name for name, count in missing.items() if count == 0]
+    if known:
+        logger.info("scored before, taken from %s: %s", files[0].path.parent, ", ".join(known))
+    total = len(evaluation.items) * sum(missing.values())
+    finished = []
+    with tqdm(total=total, unit="score", desc="evaluate", disable=None if total else True) as bar:
+        for subject, file in pairs:
+            bar.set_postfix_str(subject.name)
+            finished.append(score_subject(evaluation, subject, file, bar.update))
+    return finished
 
 
-def _score(evaluation: Evaluation, subject: Subject, tick: Callable[[int], object]) -> _Finished:
-    """Records of one model and what they cost."""
-    config, scorer, items = evaluation.config, evaluation.scorer, evaluation.items
-    start, draws = time.perf_counter(), evaluation.num_samples(subject)
-    antithetic = config.antithetic and draws > 0
-    with evaluation.host.wearing(subject.posterior) as model:
-        held = Draws(model, subject.posterior, num_samples=draws, antithetic=antithetic)
-        scores = score_model(scorer, held, tick)
-    records = make_records(
-        subject.name, items, scorer, scores, antithetic=antithetic, classes=evaluation.classes
-    )
-    facts = {
-        "seconds": time.perf_counter() - start,
-        "forward_tokens": scorer.num_tokens * (1 + draws),
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
-    return records, facts
+def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:
+    """The model's entry in the results, with what scoring found out about it."""
+    entry = subject.describe()
+    if "linearised" in facts:
+        entry["summary"] = {**entry["summary"], "linearised": facts["linearised"]}
+    return entry
+
+
+def _remove(work: Path) -> None:
+    """Delete the scores that the output now holds, and the folder unless something else lies in it."""
+    for path in work.glob("*.jsonl"):
+        path.unlink()
+    if not any(work.iterdir()):
+        work.rmdir()
 
 
 def _cost(evaluation: Evaluation, facts: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scoring one model: its items at the posterior mean and under every draw, whatever the task."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,19 @@ from torch import Tensor
 
 from vlora.data import Example, RowFormat, Task
 from vlora.data.encode import fitting_length
+from vlora.eval.agreement import trusted_variants
 from vlora.eval.forward import Draws
 from vlora.eval.score_choices import ChoiceScorer, encode_choices
 from vlora.eval.score_labels import LabelScorer
 from vlora.eval.score_lm import TextScorer, encode_texts
+from vlora.eval.sink import Sink, draw_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Scorer", "Scores", "build_scorer", "score_model"]
+__all__ = ["Scorer", "Scores", "build_scorer", "collect", "run_scorer", "score_model"]
+
+logger = logging.getLogger(__name__)
 
 Scorer = LabelScorer | ChoiceScorer | TextScorer
 
@@ -30,11 +35,16 @@ class Scores:
         log_probs: At the mean, ``log p(k | x)`` normalised over k, float64 [N, K]; None for causal_lm.
         sample_log_probs: Under each draw, float64 [N, S, K]; None without draws and for causal_lm.
         texts: One ``lm`` record an item for causal_lm, else None.
+        expectation_of_products: Multiple choice with draws: every choice's ``log (1/S) sum_s prod_t p_s(c_t)``, one
+            parameter vector per whole string, normalised over the choices afterwards, float64 [N, K].
+        product_of_expectations: The same of the per-token mixture, ``sum_t log (1/S) sum_s p_s(c_t)``.
     """
 
     log_probs: Tensor | None = None
     sample_log_probs: Tensor | None = None
     texts: list[dict[str, Any]] | None = None
+    expectation_of_products: Tensor | None = None
+    product_of_expectations: Tensor | None = None
 
 
 def build_scorer(
@@ -67,27 +77,83 @@ def build_scorer(
         classes = model_config.num_labels
         return LabelScorer(examples, tokenizer, num_labels=classes, max_length=max_length, **sizes)
     pad_id: Any = tokenizer.pad_token_id
+    vocabulary = model_config.get_text_config().vocab_size
     if task == "multiple_choice":
         choices = encode_choices(examples, tokenizer, row_format, max_length=max_length)
-        return ChoiceScorer(choices, pad_id=pad_id, **sizes)
+        return ChoiceScorer(choices, pad_id=pad_id, vocabulary=vocabulary, **sizes)
     texts = encode_texts(examples, tokenizer, row_format, max_length=max_length)
-    vocabulary = model_config.get_text_config().vocab_size
     return TextScorer(texts, pad_id=pad_id, vocabulary=vocabulary, **sizes)
 
 
 def score_model(scorer: Scorer, draws: Draws, tick: Callable[[int], object] = int) -> Scores:
-    """Score all items at the mean, then under every draw, each draw shared by all items.
+    """Score all items at the mean, and under every draw, each draw shared by all items.
 
     Args:
         scorer: The items.
         draws: The model, in eval mode, with its posterior draws. Its parameters are afterwards what they were.
-        tick: Called with the number of rows done as they are done.
+        tick: Called with items times parameter vectors as they are done.
     """
-    if isinstance(scorer, TextScorer):
-        return Scores(texts=scorer.score(draws, tick))
-    mean = scorer.score(draws.model, tick)
-    samples = []
-    for draw in range(draws.num_samples):
-        with draws.at(draw):
-            samples.append(scorer.score(draws.model, tick))
-    return Scores(log_probs=mean, sample_log_probs=torch.stack(samples, dim=1) if samples else None)
+    which = [None, *range(draws.num_samples)]
+    names = [draw_name(draw, draws.antithetic) for draw in which]
+    keys = [str(item) for item in range(scorer.num_items)]
+    sink = Sink(keys, names, tick=tick, whole=isinstance(scorer, TextScorer))
+    run_scorer(scorer, draws, which, sink)
+    return collect([sink.result(item) for item in range(scorer.num_items)], getattr(scorer, "lengths", None))
+
+
+def run_scorer(scorer: Scorer, draws: Draws, which: Sequence[int | None], sink: Sink) -> None:
+    """Score what the sink wants; out of memory, with fewer draws side by side.
+
+    Args:
+        scorer: The items.
+        draws: The model with its posterior draws.
+        which: Draw numbers, None for the mean.
+        sink: Where scores go; has one name per entry of ``which``.
+
+    Raises:
+        torch.OutOfMemoryError: Even one item under one parameter vector does not fit.
+        ConfigError: ``scoring: batched`` was asked for and cannot be had.
+    """
+    variants = trusted_variants(scorer, draws, list(which))
+    while True:
+        try:
+            scorer.run(variants, sink)
+            return
+        except torch.OutOfMemoryError:
+            if not variants.narrow():
+                raise
+        torch.cuda.empty_cache()
+
+
+def collect(results: Sequence[list[Any]], lengths: Sequence[Sequence[int]] | None = None) -> Scores:
+    """Scores from what a sink holds, the mean first.
+
+    Args:
+        results: For every item its scores under every parameter vector, or its one record for causal_lm.
+        lengths: For multiple choice, the scored tokens of every choice of every item.
+    """
+    if isinstance(results[0][0], dict):
+        return Scores(texts=[result[0] for result in results])
+    tables = [torch.tensor([_numbers(row) for row in result], dtype=torch.float64) for result in results]
+    if lengths is None:
+        stacked = torch.stack(tables)
+        return Scores(stacked[:, 0], stacked[:, 1:] if stacked.shape[1] > 1 else None)
+    width, sampled = max(map(len, lengths)), len(results[0]) > 1
+    found: dict[str, list[Tensor]] = {}
+    for table, sizes in zip(tables, lengths, strict=True):
+        strings = torch.stack([part.sum(-1) for part in table.split(list(sizes), dim=1)], dim=1)
+        own = {"log_probs": strings[0]}
+        if sampled:
+            own["sample_log_probs"] = strings[1:]
+            own["expectation_of_products"] = strings[1:].logsumexp(0)
+            mixture = table[1:].logsumexp(0) - torch.tensor(float(len(table) - 1)).double().log()
+            own["product_of_expectations"] = torch.stack([p.sum() for p in mixture.split(list(sizes))])
+        for name, value in own.items():
+            padded = torch.nn.functional.pad(value, (0, width - len(sizes)), value=float("-inf"))
+            found.setdefault(name, []).append(padded.log_softmax(-1))
+    stacked: dict[str, Any] = {name: torch.stack(values) for name, values in found.items()}
+    return Scores(**stacked)
+
+
+def _numbers(row: Sequence[float | None]) -> list[float]:
+    return [float("-inf") if value is None else value for value in row]

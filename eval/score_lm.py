@@ -1,17 +1,8 @@
-r"""Scores of language modelling: per-token and per-string predictives at the mean and under posterior draws.
+"""Texts for language modelling: how they are laid out, batched and run under every parameter vector.
 
-For the scored tokens ``y_1 .. y_T`` of a string and S draws (Malinin and Gales 2021, arXiv:2002.07650):
-
-- at the mean: ``nll = -sum_t log p(y_t | y_<t)``, and for every token whether the top token is right, its
-  probability (confidence) and the entropy in nats;
-- product of expectations, the per-token mixture: ``nll_samples = -sum_t log (1/S) sum_s p_s(y_t | y_<t)``;
-- expectation of products, the posterior predictive of the string:
-  ``nll_sequence = -log (1/S) sum_s prod_t p_s(y_t | y_<t)``;
-- total entropy of a token ``H((1/S) sum_s p_s)`` and expected entropy ``(1/S) sum_s H(p_s)``, so that their
-  difference is the mutual information between token and parameters.
-
-Draws stream through two accumulators per batch, the log-mixture [M, V] and the entropies [M], where M counts scored
-tokens; the samples are never held together.
+What is computed from the passes is in :mod:`vlora.eval.token_stream`. Draws stream through its accumulators batch by
+batch, and the logits of a batch under the draws that are held side by side are kept within a fixed budget; scores of
+all samples over the vocabulary are never held together.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,21 +10,26 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlora.data import Encoding, Example, RowFormat, encode_continuation
 from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving
-from vlora.eval.forward import Draws, token_log_probs
+from vlora.eval.forward import Draws, place_logits
+from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches
+from vlora.eval.linearised import Linearised
+from vlora.eval.sink import Sink, draw_name
+from vlora.eval.token_stream import TokenStream
+from vlora.eval.tree_forward import PrefixCache, encode_prefix, tree_logits
+from vlora.eval.trees import Group, TreeBatch, Trees, lone_trees, plan_groups
+from vlora.eval.variants import Variants
+from vlora.posterior import Posterior
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TextScorer", "encode_texts"]
-
-_LOGIT_BUDGET = 2**27  # scored tokens times vocabulary in one batch: half a gigabyte per float32 accumulator
-_DECIMALS = 6
 
 
 def encode_texts(
@@ -83,6 +79,8 @@ class TextScorer:
         prompt_tokens: Length of every prompt in tokens, of a text without prompt its own, list of N.
     """
 
+    whole = True  # whether scores belong to all parameter vectors together
+
     def __init__(
         self, encoded: Sequence[Encoding], *, pad_id: int, vocabulary: int, max_tokens: int, max_rows: int
     ) -> None:
@@ -91,42 +89,134 @@ class TextScorer:
         self.prompt_tokens = [
             made.prompt_length if made.prompt_length > 1 else len(made.input_ids) for made in encoded
         ]
+        self._encoded, self._pad_id, self._vocabulary = encoded, pad_id, vocabulary
+        self._max_tokens, self._max_rows = max_tokens, max_rows
         self._first = torch.tensor([max(made.prompt_length, 1) for made in encoded])
-        self.batches = make_batches(
-            {"input_ids": [made.input_ids for made in encoded]},
-            pad_id=pad_id,
-            max_tokens=max(1, min(max_tokens, _LOGIT_BUDGET // vocabulary)),
-            max_rows=max_rows,
-        )
+        self._groups: list[Group] | None = None
+        self.batches = self._batches(min(max_tokens, LOGIT_BUDGET // vocabulary))
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one pass over all items, padding included."""
+        """Tokens of one pass over all items in full, padding included."""
         return sum(batch.num_tokens for batch in self.batches)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Texts behind the prompts they share."""
+        if self._groups is None:
+            self._groups = plan_groups([[made] for made in self._encoded])
+        return self._groups
+
+    def _batches(self, max_tokens: int) -> list[Batch]:
+        """Texts in full, in batches."""
+        sizes = {"max_tokens": max(1, max_tokens), "max_rows": self._max_rows}
+        rows = [made.input_ids for made in self._encoded]
+        return make_batches({"input_ids": rows}, pad_id=self._pad_id, **sizes)
 
     def score(self, draws: Draws, tick: Callable[[int], object] = int) -> list[dict[str, Any]]:
         """Score all texts at the mean and under every draw.
 
         Args:
             draws: A causal language model in eval mode, with its posterior draws.
-            tick: Called with the number of rows done after each pass over a batch.
+            tick: Called with rows times parameter vectors as they are done.
 
         Returns:
             One ``lm`` record a text, in the order of the input; keys of draws are None without draws.
         """
-        records: list[dict[str, Any]] = [{} for _ in range(self.num_items)]
+        which = [None, *range(draws.num_samples)]
+        names = [draw_name(draw, draws.antithetic) for draw in which]
+        sink = Sink([str(item) for item in range(self.num_items)], names, tick=tick, whole=True)
+        self.run(Variants(draws, which), sink)
+        return [sink.result(item)[0] for item in range(self.num_items)]
 
-        def work(batch: Batch) -> None:
-            places = self._places(batch)
-            columns = _at_mean(draws, batch, places)
-            columns |= _under_draws(draws, batch, places)
-            for row, record in zip(batch.rows.tolist(), _split(columns, places), strict=True):
-                records[row] = record
+    def few(self) -> "TextScorer":
+        """A scorer of two short items, to try things out on."""
+        order = sorted(range(self.num_items), key=lambda item: self.prompt_tokens[item])
+        chosen = sorted({order[0], order[len(order) // 4]})
+        return TextScorer(
+            [self._encoded[item] for item in chosen],
+            pad_id=self._pad_id,
+            vocabulary=self._vocabulary,
+            max_tokens=self._max_tokens,
+            max_rows=self._max_rows,
+        )
 
-        for batch in self.batches:
+    def run(self, variants: Variants, sink: Sink) -> None:
+        """Score the texts that the sink wants under all parameter vectors, one record each."""
+        if variants.shares:
+            self._run_trees(variants, sink)
+            return
+        most = self._fit(variants, max(len(made.input_ids) for made in self._encoded))
+        for batch in self._batches(min(self._max_tokens // variants.width, most)):
+            if sink.wants(batch.rows.tolist()):
+                self._run_batch(variants, batch, sink)
+
+    def _run_batch(self, variants: Variants, batch: Batch, sink: Sink) -> None:
+        records: dict[int, dict[str, Any]] = {}
+
+        def work(some: Batch) -> None:
+            places = self._places(some)
+            stream = TokenStream(places.target, places.counts)
+            for part in variants.parts():
+                with variants.holding(part) as count:
+                    logits = place_logits(variants.model, some.inputs, places.row, places.position, count)
+                stream.add_all(variants.which[part], logits)
+                sink.spent(tokens=some.num_tokens * variants.cost(count))
+            records.update(zip(some.rows.tolist(), stream.records(), strict=True))
+
+        with sink.timed():
             run_halving(batch, work)
-            tick(len(batch.rows) * (1 + draws.num_samples))
-        return records
+        sink.take(list(records), slice(None), list(records.values()))
+
+    def _fit(self, variants: Variants, longest: int) -> int:
+        """Hold as many vectors as the budgets allow; returns the most scored places of one vector's batch."""
+        variants.fit(longest, self._max_tokens)
+        places = LOGIT_BUDGET // self._vocabulary
+        most = max(len(made.input_ids) for made in self._encoded)
+        variants.width = max(1, min(variants.width, places // most))
+        return places // variants.width
+
+    def linearise(self, model: nn.Module, posterior: Posterior, sink: Sink) -> None:
+        """Covariance of the log-probability of every text, [1, 1], where the sink wants it."""
+        linearised = Linearised(model, posterior, 1)
+        lengths = [[len(m.input_ids) - max(m.prompt_length, 1)] for m in self._encoded]
+        sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
+        for trees in lone_trees([[made] for made in self._encoded]).batches(**sizes, max_places=LOGIT_BUDGET // self._vocabulary):
+            if sink.wants(trees.items):
+                linearised.strings(trees, self._pad_id, lengths, sink)
+
+    def _run_trees(self, variants: Variants, sink: Sink) -> None:
+        places = self._fit(variants, max(len(tree.tokens) for group in self.groups for tree in group.trees))
+        sizes = (variants.width, self._max_tokens, self._max_rows, places)
+        for group in self.groups:
+            todo = choose_batches(group, sink, slice(None), *sizes)
+            prefixes: list[PrefixCache | None] = []
+            for part in variants.parts() if todo and group.prefix else ():
+                with variants.holding(part) as count, sink.timed():
+                    prefixes.append(encode_prefix(variants.model, group.prefix, count))
+                sink.spent(tokens=len(group.prefix) * variants.cost(count))
+            for trees in todo:
+                self._run_chains(variants, trees, prefixes, sink)
+
+    def _run_chains(
+        self, variants: Variants, trees: Trees, prefixes: Sequence[PrefixCache | None], sink: Sink
+    ) -> None:
+        records: dict[int, dict[str, Any]] = {}
+
+        def work(some: Trees) -> None:
+            batch = TreeBatch.of(some.trees, self._pad_id)
+            stream = TokenStream(batch.targets, batch.counts)
+            for number, part in enumerate(variants.parts()):
+                with variants.holding(part) as count:
+                    prefix = prefixes[number] if prefixes else None
+                    logits = tree_logits(variants.model, batch, prefix, count)
+                stream.add_all(variants.which[part], logits)
+                sink.spent(tokens=batch.num_tokens * variants.cost(count))
+            records.update(zip(some.items, stream.records(), strict=True))
+
+        with sink.timed():
+            run_halving(trees, work)
+        sink.take(list(records), slice(None), list(records.values()))
 
     def _places(self, batch: Batch) -> _Places:
         """Scored tokens of a batch."""
@@ -137,77 +227,3 @@ class TextScorer:
         row, position = scored.nonzero(as_tuple=True)
         target = batch.inputs["input_ids"][row, position]
         return _Places(row, position - 1, target, scored.sum(-1).tolist())
-
-
-def _at_mean(draws: Draws, batch: Batch, places: _Places) -> dict[str, Tensor | None]:
-    """Columns of the mean: per token [M]."""
-    with draws.at(None):
-        log_probs = token_log_probs(draws.model, batch, places.row, places.position)
-    confidence, correct = _top(log_probs, places)
-    return {
-        "nll": -_realised(log_probs, places),
-        "correct": correct,
-        "confidence": confidence,
-        "entropy": _entropy(log_probs),
-    }
-
-
-def _under_draws(draws: Draws, batch: Batch, places: _Places) -> dict[str, Tensor | None]:
-    """Columns of the draws: per token [M], and ``nll_sequence`` per row [B]; all None without draws."""
-    names = ("nll_samples", "nll_sequence", "sample_correct", "sample_confidence", "total_entropy")
-    if draws.num_samples == 0:
-        return dict.fromkeys((*names, "expected_entropy"))
-    mixture, entropies, strings = torch.empty(0), [], []
-    for draw in range(draws.num_samples):
-        with draws.at(draw):
-            log_probs = token_log_probs(draws.model, batch, places.row, places.position)
-        mixture = log_probs if draw == 0 else torch.logaddexp(mixture, log_probs)
-        entropies.append(_entropy(log_probs))
-        realised = _realised(log_probs, places)
-        strings.append(torch.zeros(len(places.counts)).double().index_add(0, places.row, realised))
-    count = torch.tensor(float(draws.num_samples), dtype=torch.float64).log()
-    mixture = mixture - count.to(mixture)
-    confidence, correct = _top(mixture, places)
-    values = (
-        -_realised(mixture, places),
-        count - torch.stack(strings).logsumexp(0),
-        correct,
-        confidence,
-        _entropy(mixture),
-    )
-    return {**dict(zip(names, values, strict=True)), "expected_entropy": torch.stack(entropies).mean(0)}
-
-
-def _realised(log_probs: Tensor, places: _Places) -> Tensor:
-    """Log-probability of the token that is there, float64 CPU [M]."""
-    target = places.target.to(log_probs.device)
-    return log_probs.gather(-1, target[:, None])[:, 0].double().cpu()
-
-
-def _top(log_probs: Tensor, places: _Places) -> tuple[Tensor, Tensor]:
-    """Probability of the most likely token, and whether it is the one that is there."""
-    value, index = log_probs.max(-1)
-    return value.double().exp().cpu(), (index.cpu() == places.target).long()
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    """Entropy in nats, float64 CPU [M]; a probability that underflows to 0 adds 0."""
-    return -(log_probs.exp() * log_probs.clamp_min(-1e4)).sum(-1).double().cpu()
-
-
-def _split(columns: dict[str, Tensor | None], places: _Places) -> list[dict[str, Any]]:
-    """Cut the columns of a batch into one record a row: sums for ``nll*``, lists of tokens for the rest."""
-    records: list[dict[str, Any]] = [{"num_tokens": count} for count in places.counts]
-    for name, column in columns.items():
-        if column is None:
-            values: Sequence[Any] = [None] * len(records)
-        elif name == "nll_sequence":
-            values = column.tolist()
-        elif name.startswith("nll"):
-            values = [part.sum().item() for part in column.split(places.counts)]
-        else:
-            rounded = column if column.dtype == torch.long else column.round(decimals=_DECIMALS)
-            values = [part.tolist() for part in rounded.split(places.counts)]
-        for record, value in zip(records, values, strict=True):
-            record[name] = value
-    return records

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlora.errors import ConfigError
 from vlora.eval.items import Item
-from vlora.eval.progress import content_key
+from vlora.eval.store import content_key
 
 __all__ = ["check_apart", "describe_split"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlora.errors import ConfigError
 from vlora.eval.config import EvalConfig
-from vlora.eval.progress import content_key
+from vlora.eval.store import content_key
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated, fitted_scale
 from vlora.posterior.hashing import tensors_sha256

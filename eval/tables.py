@@ -19,7 +19,14 @@ __all__ = ["ALL", "PREDICTORS", "Metrics", "ModelTable", "Resampler", "entry", "
 
 ALL = "all"
 """Name of the group of all labelled test rows."""
-PREDICTORS = ("mean", "samples", "mean+temperature", "samples+temperature")
+PREDICTORS = (
+    "mean",
+    "samples",
+    "linearised",
+    "mean+temperature",
+    "samples+temperature",
+    "linearised+temperature",
+)
 """Predictors in their order of appearance."""
 
 Metrics = dict[str, dict[str, Any]]

@@ -5,6 +5,8 @@ bootstrap), and every metric is a sum over tokens divided by the number of token
 
     nll           at the mean, or of the per-token mixture over draws (product of expectations)
     nll_sequence  -log of the documents' probability under the mixture (expectation of products)
+    sequence_information   mean over draws of -log p_s(document), minus nll_sequence: the epistemic part of the score
+    reverse_information    mean divergence of the mixture from the draws, token by token
 
 both in nats per token; perplexity = exp(nll).
 """
@@ -93,8 +95,16 @@ class TokenTable(ModelTable):
         prefix = "sample_" if predictor == "samples" else ""
         with np.errstate(divide="ignore"):
             surprise = [-np.log(getattr(scores, f"{prefix}confidence")).mean() for scores in self._scores]
-        names = [n for n in ("entropy", "expected_entropy", "mutual_information") if n in columns]
-        return {"max_probability": np.array(surprise), **{name: columns[name] / self._size for name in names}}
+        wanted = ("entropy", "expected_entropy", "mutual_information", "reverse_information", "sequence_information")
+        names = [n for n in wanted if n in columns]
+        return self._linearised() | {"max_probability": np.array(surprise), **{name: columns[name] / self._size for name in names}}
+
+    def _linearised(self) -> dict[str, Array]:
+        """Standard deviation of a document's log-probability to first order, per token, where it was measured."""
+        variances = [scores.nll_variance for scores in self._scores]
+        if any(variance is None for variance in variances):
+            return {}
+        return {"linearised_std": np.sqrt(np.array(variances, dtype=np.float64)) / self._size}
 
     def reliability(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:
         """Confidence and correctness of all tokens in ``rows``."""
@@ -116,8 +126,16 @@ class TokenTable(ModelTable):
         if sampled:
             columns["nll_sequence"] = np.array([s.nll_sequence for s in self._scores], dtype=np.float64)
             columns["expected_entropy"] = self._sum("expected_entropy")
-            columns |= self._mutual_information()
+            columns |= self._mutual_information() | self._sequence_parts()
         return columns
+
+    def _sequence_parts(self) -> dict[str, Array]:
+        """Sums over each document: epistemic part of its score, and reverse information of its tokens."""
+        if any(scores.nll_expected is None or scores.reverse_information is None for scores in self._scores):
+            return {}  # records of an earlier version
+        pairs = [(scores.nll_expected, scores.nll_sequence) for scores in self._scores]
+        information = np.array([expected - sequence for expected, sequence in pairs], dtype=np.float64)  # pyright: ignore
+        return {"sequence_information": information, "reverse_information": self._sum("reverse_information")}
 
     def _mutual_information(self) -> dict[str, Array]:
         """Sums of total minus expected entropy, x S/(S-1) for independent draws; left out where S does not allow it."""

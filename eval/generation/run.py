@@ -32,7 +32,7 @@ from vlora.eval.generation.results import compute_answer_results
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.generation.voices import Speaker, ensemble_of, speakers
 from vlora.eval.host import Host, check_same_base
-from vlora.eval.progress import content_key
+from vlora.eval.store import content_key
 from vlora.eval.subjects import base_model_of, load_subjects
 from vlora.eval.task_files import TaskFile, load_task
 from vlora.files import atomic_folder, atomic_write, check_output_folder

@@ -1,15 +1,22 @@
 """Killed evaluations continue, bad input is refused in one line, and nothing of anyone else's is touched."""
 
+import functools
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import eval_tiny
 import eval_world
+import numpy as np
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from vlora.errors import ConfigError, DataError, OutputExistsError, PosteriorFormatError
-from vlora.eval import run as run_module
+from vlora.eval.records import read_records
 from vlora.eval.results import read_results
 from vlora.eval.run import run_eval
 from vlora.posterior import Posterior, fingerprint_weights
@@ -20,63 +27,134 @@ def world(tmp_path_factory) -> Path:
     return eval_world.build(tmp_path_factory.mktemp("world"))
 
 
-def test_killed_run_continues_and_ends_with_the_same_numbers(world, tmp_path, monkeypatch):
-    whole = run_eval(eval_world.config(world, tmp_path / "whole"))
-    scored, real = [], run_module._score
+def _count_forward(monkeypatch) -> list[int]:
+    """Rows of every forward pass from now on."""
+    rows, real = [], LlamaForCausalLM.forward
 
-    def dies_at_the_third(evaluation, subject, tick):
-        if len(scored) == 2:
-            raise KeyboardInterrupt
-        scored.append(subject.name)
-        return real(evaluation, subject, tick)
+    @functools.wraps(real)
+    def counted(self, input_ids=None, **inputs):
+        rows.append(len(input_ids))
+        return real(self, input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr(run_module, "_score", dies_at_the_third)
-    config = eval_world.config(world, tmp_path / "killed")
-    with pytest.raises(KeyboardInterrupt):
-        run_eval(config)
-    assert not (tmp_path / "killed").exists()
-    assert len(list((tmp_path / "killed.work").iterdir())) == 4
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
+    return rows
 
-    def counts(evaluation, subject, tick):
-        scored.append(subject.name)
-        return real(evaluation, subject, tick)
 
-    monkeypatch.setattr(run_module, "_score", counts)
-    output = run_eval(config)
-    assert scored == ["first", "adamw", "base"]
+KILLED = """
+import os, signal, sys
+from transformers import LlamaForCausalLM
+sys.path[:0] = {paths!r}
+import eval_world
+from pathlib import Path
+from vlora.eval.run import run_eval
+real, calls = LlamaForCausalLM.forward, []
+def dies(self, *args, **kwargs):
+    calls.append(1)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *args, **kwargs)
+dies.__signature__ = __import__("inspect").signature(real)
+LlamaForCausalLM.forward = dies
+run_eval(eval_world.config(Path({world!r}), Path({output!r}), batch_size=2))
+"""
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_killed_with_kill_9_ends_with_the_same_bits(world, tmp_path, monkeypatch):
+    whole = run_eval(eval_world.config(world, tmp_path / "whole", batch_size=2))
+    output = tmp_path / "killed"
+    code = KILLED.format(paths=[str(Path(__file__).parent)], world=str(world), output=str(output))
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums are split by threads, and round accordingly
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one_thread)
+    assert done.returncode == -9, done.stderr
+    assert not output.exists()
+    [file] = (tmp_path / "killed.work").glob("*.jsonl")
+    assert 2 <= len(file.read_bytes().splitlines()) <= 8  # killed in the midst of the first model
+    with open(file, "ab") as torn:
+        torn.write(b'{"draws": ["mean", "0+"], "items": ["ab')
+    rows = _count_forward(monkeypatch)
+    run_eval(eval_world.config(world, output, batch_size=2))
+    again = len(rows)
+    rows.clear()
+    run_eval(eval_world.config(world, tmp_path / "afresh", batch_size=2))
+    assert 0 < again < len(rows)
     assert (output / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
     assert read_results(output / "results.json")["rows"] == read_results(whole / "results.json")["rows"]
     assert not (tmp_path / "killed.work").exists()
 
 
-@pytest.mark.parametrize("change", ["setting", "data", "adapter", "damage"])
-def test_finished_models_are_scored_again_when_anything_changed(world, tmp_path, monkeypatch, change):
+def test_everything_is_computed_again_without_a_model(world, tmp_path, monkeypatch):
+    config = eval_world.config(world, tmp_path / "out", num_bootstrap=20)
+    run_eval(config)
+    first = (tmp_path / "out/records.jsonl").read_bytes()
+    cost = read_results(tmp_path / "out/results.json")["cost"]
+    monkeypatch.setattr("vlora.eval.prepare.Host", None)  # loading anything would fail
+    data = {"test": str(world / "test.jsonl"), "validation": str(world / "validation.jsonl"), "group": "kind"}
+    changed = replace(config, overwrite=True, num_bootstrap=60)
+    run_eval(changed)
+    assert (tmp_path / "out/records.jsonl").read_bytes() == first
+    again = read_results(tmp_path / "out/results.json")
+    assert again["settings"]["num_bootstrap"] == 60
+    assert again["cost"]["forward_tokens"] == cost["forward_tokens"]
+    fewer = eval_world.config(world, tmp_path / "out", num_samples=2, data=data, overwrite=True)
+    run_eval(fewer)
+    records = [r for r in read_records(tmp_path / "out/records.jsonl") if r.model == "first"]
+    assert len(records) == 36 and all(len(r.sample_log_probs) == 2 for r in records)
+
+
+def test_more_draws_find_the_earlier_ones(world, tmp_path, monkeypatch):
+    store = str(tmp_path / "store")
+    changes = {"model": [str(world / "first")], "store": store}
+    run_eval(eval_world.config(world, tmp_path / "four", **changes))
+    rows = _count_forward(monkeypatch)
+    run_eval(eval_world.config(world, tmp_path / "eight", num_samples=8, **changes))
+    more = sum(rows)
+    rows.clear()
+    run_eval(eval_world.config(world, tmp_path / "alone", num_samples=8, model=[str(world / "first")]))
+    assert more < 0.7 * sum(rows)  # four new vectors of nine
+    assert len(list(Path(store).iterdir())) == 1 and not (tmp_path / "eight/scores").exists()
+    four, eight, alone = (
+        read_records(tmp_path / name / "records.jsonl") for name in ("four", "eight", "alone")
+    )
+    for left, middle, right in zip(four, eight, alone, strict=True):
+        np.testing.assert_array_equal(left.log_probs, middle.log_probs)
+        np.testing.assert_array_equal(left.sample_log_probs, middle.sample_log_probs[:4])
+        np.testing.assert_allclose(middle.sample_log_probs, right.sample_log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["setting", "labels", "data", "adapter", "damage"])
+def test_only_what_changed_is_scored_again(world, tmp_path, monkeypatch, change):
     local = tmp_path / "world"
     shutil.copytree(world, local)
-    scored, real = [], run_module._score
-    monkeypatch.setattr(run_module, "compute_results", lambda *args, **kwargs: 1 / 0)
-
-    def counts(evaluation, subject, tick):
-        scored.append(subject.name)
-        return real(evaluation, subject, tick)
-
-    monkeypatch.setattr(run_module, "_score", counts)
-    for round in range(2):
-        with pytest.raises(ZeroDivisionError):
-            changes = {"num_samples": 2} if round and change == "setting" else {}
-            run_eval(
-                eval_world.config(local, tmp_path / "out", model=[str(local / "first"), "base"], **changes)
-            )
-        if change == "data":
-            eval_world.write(local / "test.jsonl", eval_world.questions(24, 7))
-        if change == "adapter":
-            posterior = Posterior.from_pretrained(local / "second")
-            posterior.save_pretrained(local / "first", overwrite=True)
-        if change == "damage":
-            [file] = (tmp_path / "out.work").glob("first-*.records.jsonl")
-            file.write_text(file.read_text()[:-30])
-    again = {"setting": 2, "data": 2, "adapter": 1, "damage": 1}[change]
-    assert len(scored) == 2 + again
+    rows = _count_forward(monkeypatch)
+    options = {"model": [str(local / "first"), "base"], "store": str(tmp_path / "store")}
+    run_eval(eval_world.config(local, tmp_path / "a", **options))
+    before, questions = sum(rows), eval_world.questions(24, 0)
+    rows.clear()
+    if change == "setting":
+        options["data"] = {"test": str(local / "test.jsonl"), "separator": "  "}
+    if change == "labels":
+        eval_world.write(local / "test.jsonl", [{**row, "answer": 1 - row["answer"]} for row in questions])
+    if change == "data":
+        eval_world.write(local / "test.jsonl", [*questions[:-1], *eval_world.questions(1, 9)])
+    if change == "adapter":
+        Posterior.from_pretrained(local / "second").save_pretrained(local / "first", overwrite=True)
+    if change == "damage":
+        file = max((tmp_path / "store").iterdir(), key=lambda path: path.stat().st_size)
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([*lines[:-1], lines[-1][: len(lines[-1]) // 2]]))
+    run_eval(eval_world.config(local, tmp_path / "b", **options))
+    assert (len(rows) > 0) == (change != "labels")
+    assert change == "setting" or sum(rows) < before
 
 
 def test_bad_input_is_refused_in_one_line_and_changes_nothing(world, tmp_path):

@@ -32,6 +32,7 @@ def test_multiple_choice_from_files_to_report(world, tmp_path):
         "records.jsonl",
         "report.html",
         "results.json",
+        "scores",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no work folder stays behind
     records = read_records(output / "records.jsonl")

@@ -1,0 +1,97 @@
+"""Tables of ``README.md`` from ``results/*.json``: nothing stands between the markers that is not computed here.
+
+python -m benchmarks.eval_cost.table [--print]
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.eval_cost.cases import CASES
+from benchmarks.readme_table import write_tables
+
+HERE = Path(__file__).parent
+UNITS = {
+    "all-naive-1": "naive, 1 vector",
+    "all-lm_eval-1": "lm-evaluation-harness, 1 vector",
+    "all-ours-1": "vlora, 1 vector",
+    "all-naive-8": "naive, 8 draws",
+    "all-ours-8": "vlora, 8 draws",
+    "upper-ours-8": "vlora, 8 draws, upper third adapted",
+}
+TITLES = {
+    "arc_easy": "ARC-Easy, answers in words",
+    "openbookqa": "OpenBookQA, answers in words",
+    "arc_easy_letters": "ARC-Easy, answers by letter",
+}
+Records = dict[str, dict[str, Any]]
+
+
+def read(folder: Path) -> Records:
+    """Result files by the name of their unit."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def block(folder: Path) -> str:
+    """All tables and the conditions they hold under."""
+    records = read(folder)
+    parts = [table(records, case) for case in CASES if f"{case}-all-naive-1" in records]
+    return "\n".join([*parts, conditions(records)]) + "\n"
+
+
+def table(records: Records, case: str) -> str:
+    """One line a method: tokens through the blocks, passes, CPU time, distance to the naive loop."""
+    naive = records[f"{case}-all-naive-1"]
+    whole = sum(naive["choice_tokens"].values())
+    lines = [
+        f"### {TITLES[case]}\n",
+        f"{naive['items']} items, {naive['shots']} shots; one forward-equivalent (F) is {whole:,} tokens\n",
+        "| method | tokens | F | naive passes | CPU seconds | passes by CPU time | max difference |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for unit, title in UNITS.items():
+        found = records.get(f"{case}-{unit}")
+        if found is None:
+            continue
+        tokens, seconds = found["block_tokens"], found["cpu_seconds"]
+        cells = [
+            title, f"{tokens:,.0f}", f"{tokens / whole:.2f}", f"{tokens / naive['block_tokens']:.2f}",
+            f"{seconds:.1f}", f"{seconds / naive['cpu_seconds']:.2f}", difference(records, case, unit),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def difference(records: Records, case: str, unit: str) -> str:
+    """Largest difference of a probability to the naive loop with as many vectors and the same adapter."""
+    adapter, _, vectors = unit.split("-")
+    reference = records.get(f"{case}-{adapter}-naive-{vectors}")
+    if reference is None or unit.split("-")[1] == "naive":
+        return "–"
+    pairs = zip(records[f"{case}-{unit}"]["log_probs"], reference["log_probs"], strict=True)
+    gap = max(abs(math.exp(a) - math.exp(b)) for left, right in pairs for a, b in zip(left, right, strict=True))
+    return f"{gap:.0e}"
+
+
+def conditions(records: Records) -> str:
+    """Versions and hardware."""
+    one = next(iter(records.values()))
+    versions = {name: value for record in records.values() for name, value in record["versions"].items()}
+    shown = ", ".join(f"{name} {value}" for name, value in sorted(versions.items()))
+    loads = sorted(record["hardware"]["load"] for record in records.values())
+    hardware = one["hardware"]
+    return (
+        f"{hardware['machine']}, {hardware['threads']} thread of {hardware['cores']} cores, load {loads[0]} to {loads[-1]} "
+        f"(CPU time of the process, not wall-clock). {shown}."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Put the tables into the README, or print them."""
+    write_tables(HERE, block, "Tables of the cost benchmark from its JSON files.", arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+r"""Covariance of an item's logits, straight from the posterior: one forward pass and K backward passes.
+
+.. math:: C = J \Sigma J^\top, \qquad J_{kp} = \partial f_k / \partial \theta_p, \quad
+          \Sigma = \mathrm{diag}\, 1 / (\lambda (h + \delta))
+
+with :math:`f` the K logits of a classifier, or the log-likelihoods of an item's K choices as whole strings; for a text
+there is one, :math:`f = \log p(y)`, and :math:`g^\top \Sigma g` is the variance of its score. Every row of a batch has
+a copy of the mean of its own (:mod:`vlora.stacked`), so one backward pass gives the gradients of all rows apart.
+
+Prompts are run in full: a key/value cache shared between items would hide the prefix's own dependence on the weights.
+Blocks below the first adapted one need no backward pass.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vlora.errors import ConfigError
+from vlora.eval.batching import Batch, run_halving
+from vlora.eval.forward import model_device, place_logits, repeated
+from vlora.eval.sink import Sink
+from vlora.eval.tree_forward import sharing_obstacle, tree_logits
+from vlora.eval.trees import TreeBatch, Trees
+from vlora.posterior import Posterior
+from vlora.stacked import Stack, obstacle
+
+__all__ = ["LINEARISED", "Linearised"]
+
+logger = logging.getLogger(__name__)
+
+LINEARISED = "linearised"
+"""Name under which covariances are stored."""
+
+_BYTES = 2**30  # most memory for the Jacobians of a batch
+
+
+class Linearised:
+    """A model at its mean whose outputs' covariance is wanted."""
+
+    def __init__(self, model: nn.Module, posterior: Posterior, outputs: int) -> None:
+        """Prepare.
+
+        Args:
+            model: PEFT model in eval mode that holds the posterior's mean.
+            posterior: Its posterior.
+            outputs: Most outputs of an item, K.
+
+        Raises:
+            ConfigError: The adapter's tensors cannot be copied row by row.
+        """
+        if (reason := obstacle(model, posterior)) is not None:
+            raise ConfigError(f"linearised: true cannot be had: {reason}; leave it out")
+        self.model, self.outputs = model, outputs
+        device = model_device(model)
+        self._std = {key: std.to(device) for key, std in posterior.std().items()}
+        self._mean = {key: posterior.mean[key].to(device) for key in self._std}
+        size = 4 * sum(std.numel() for std in self._std.values())
+        self.max_rows = max(1, _BYTES // (size * (outputs + 2)))
+
+    def labels(self, batch: Batch, sink: Sink) -> None:
+        """Covariance of the class logits of every row, handed to the sink."""
+
+        def work(some: Batch) -> None:
+            inputs = repeated(some.inputs, 1, model_device(self.model))
+            found = self._covariances(len(some), lambda: self.model(**inputs).logits.float())
+            self._take(sink, some.rows.tolist(), found, some.num_tokens)
+
+        with sink.timed():
+            run_halving(batch, work)
+
+    def strings(self, trees: Trees, pad_id: int, lengths: Sequence[Sequence[int]], sink: Sink) -> None:
+        """Covariance of the log-likelihoods of every item's strings, handed to the sink.
+
+        Args:
+            trees: Items without a prefix.
+            pad_id: Token that fills rows.
+            lengths: Scored tokens of every string of every item.
+            sink: Where results go.
+        """
+
+        def work(some: Trees) -> None:
+            batch = TreeBatch.of(some.trees, pad_id)
+            sizes = [lengths[item] for item in some.items]
+            found = self._covariances(len(some), lambda: _strings(self.model, batch, sizes))
+            self._take(sink, some.items, found, batch.num_tokens)
+
+        with sink.timed():
+            run_halving(trees, work)
+
+    def _covariances(self, rows: int, outputs: Callable[[], Tensor]) -> Tensor:
+        """``J Sigma J^T`` of every row, float64 [rows, K, K]."""
+        copies = {
+            key: value.expand(rows, *value.shape).clone().requires_grad_() for key, value in self._mean.items()
+        }
+        stack = Stack(self.model, copies)
+        self._backward = stack.cost(2) - stack.cost(1)  # no gradient flows below the first adapted block
+        with stack.active(same_rows=False), torch.enable_grad():
+            values = outputs()
+            scaled: list[list[Tensor]] = []
+            for output in range(values.shape[1]):
+                last = output == values.shape[1] - 1
+                grads = torch.autograd.grad(
+                    values[:, output].sum(), list(copies.values()), retain_graph=not last, materialize_grads=True
+                )
+                pairs = zip(grads, self._std.values(), strict=True)
+                scaled.append([(grad.float() * std).flatten(1) for grad, std in pairs])
+        covariance = torch.zeros(rows, len(scaled), len(scaled), dtype=torch.float64)
+        for tensors in zip(*scaled, strict=True):
+            rooted = torch.stack(tensors, dim=1)  # [rows, K, entries]
+            covariance += (rooted @ rooted.mT).double().cpu()
+        return covariance
+
+    def _take(self, sink: Sink, items: list[int], covariances: Tensor, tokens: int) -> None:
+        values = [[[float(f"{x:.8g}") for x in row] for row in own] for own in covariances.tolist()]
+        cost = 1 + covariances.shape[1] * self._backward
+        sink.take(items, slice(None), values, tokens=tokens * cost)
+
+
+def _strings(model: nn.Module, batch: TreeBatch, lengths: Sequence[Sequence[int]]) -> Tensor:
+    """Log-likelihood of every string of every row, float32 [rows, K]; 0 for strings that a row does not have."""
+    if sharing_obstacle(model) is not None and batch.mask is not None:
+        raise ConfigError(f"linearised: true cannot be had: {sharing_obstacle(model)}; leave it out")
+    if batch.mask is None:
+        mask = torch.arange(batch.inputs["input_ids"].shape[1]) < batch.lengths[:, None]
+        logits = place_logits(model, {**_ids(batch), "attention_mask": mask.long()}, batch.rows, batch.nodes)[0]
+    else:
+        logits = tree_logits(model, batch, None, 1)[0]
+    log_probs = logits.float().log_softmax(-1)
+    device = log_probs.device
+    found = log_probs[batch.place.to(device), batch.targets.to(device)]
+    width = max(map(len, lengths))
+    slots = [row * width + i for row, own in enumerate(lengths) for i, size in enumerate(own) for _ in range(size)]
+    sums = torch.zeros(len(lengths) * width, device=device)
+    return sums.index_add(0, torch.tensor(slots, device=device), found).view(len(lengths), width)
+
+
+def _ids(batch: TreeBatch) -> dict[str, Tensor]:
+    return {"input_ids": batch.inputs["input_ids"]}

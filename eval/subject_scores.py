@@ -1,0 +1,145 @@
+"""Scores of one model: taken from the store where they are, made where they are not."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vlora.eval.environment import peak_memory_bytes
+from vlora.eval.forward import Draws
+from vlora.eval.linearised import LINEARISED
+from vlora.eval.linearised_gate import linearised_agreement
+from vlora.eval.prepare import Evaluation
+from vlora.eval.records import Record
+from vlora.eval.rows import make_records
+from vlora.eval.score import Scorer, collect, run_scorer
+from vlora.eval.sink import Sink, draw_name
+from vlora.eval.store import ScoreFile, ScoreStore
+from vlora.eval.subjects import Subject
+
+__all__ = ["missing_vectors", "open_scores", "score_subject"]
+
+logger = logging.getLogger(__name__)
+
+
+def open_scores(evaluation: Evaluation, subject: Subject, store: ScoreStore) -> ScoreFile:
+    """The file of a model's scores in a store."""
+    names = {key: item.example.item for key, item in zip(evaluation.item_keys, evaluation.items, strict=True)}
+    return store.open(evaluation.content(subject), names=names)
+
+
+def missing_vectors(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> list[int | None]:
+    """Parameter vectors that some item still has to be scored under: draw numbers, None for the mean."""
+    which = _which(evaluation, subject)
+    sink = _sink(evaluation, subject, which, file)
+    items = range(len(evaluation.items))
+    if sink.whole:
+        return which if sink.wants(items) else []
+    return [draw for number, draw in enumerate(which) if sink.wants(items, slice(number, number + 1))]
+
+
+def score_subject(
+    evaluation: Evaluation, subject: Subject, file: ScoreFile, tick: Callable[[int], object]
+) -> tuple[list[Record], dict[str, Any]]:
+    """Records of one model, and what they cost, what an earlier run paid included.
+
+    No model is loaded when the file has everything.
+
+    Args:
+        evaluation: Models and items.
+        subject: The model.
+        file: Its scores, from :func:`open_scores`; it is added to.
+        tick: Called with items times parameter vectors as they are done.
+
+    Raises:
+        DataError: The model gives NaN.
+        OutputError: The file cannot be written.
+    """
+    missing = missing_vectors(evaluation, subject, file)
+    if missing:
+        _score(evaluation, subject, file, missing, tick)
+    covariances = _linearised(evaluation, subject, file)
+    which = _which(evaluation, subject)
+    sink = _sink(evaluation, subject, which, file)
+    layouts = [file.layouts[key] for key in evaluation.item_keys]
+    lengths = (
+        [layout["lengths"] for layout in layouts] if evaluation.config.task == "multiple_choice" else None
+    )
+    scores = collect([sink.result(item) for item in range(len(layouts))], lengths)
+    records = make_records(
+        subject.name,
+        evaluation.items,
+        layouts,
+        scores,
+        antithetic=evaluation.config.antithetic and len(which) > 1,
+        classes=evaluation.classes,
+        covariances=covariances,
+    )
+    facts = {
+        "seconds": file.seconds,
+        "forward_tokens": round(file.tokens),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    agreement = linearised_agreement(records) if covariances is not None else None
+    if agreement is not None:
+        facts["linearised"] = agreement.describe()
+        if not agreement.passed:
+            logger.warning("%s: the linearised predictive does not follow the draws (%s)", subject.name, agreement.describe())
+    return records, facts
+
+
+def _score(
+    evaluation: Evaluation,
+    subject: Subject,
+    file: ScoreFile,
+    missing: Sequence[int | None],
+    tick: Callable[[int], object],
+) -> None:
+    """Score what is missing and add it to the file."""
+    config, scorer = evaluation.config, evaluation.scorer
+    sink = _sink(evaluation, subject, missing, file, tick=tick, layouts=_layouts(scorer))
+    samples = evaluation.num_samples(subject)
+    with evaluation.host.wearing(subject.posterior) as model:
+        draws = Draws(model, subject.posterior, samples, config.antithetic and samples > 0, config.scoring)
+        run_scorer(scorer, draws, missing, sink)
+
+
+def _linearised(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> list[Any] | None:
+    """Of every item the covariance of its outputs, measured where the file lacks it; None if not asked for."""
+    if not evaluation.config.linearised or subject.posterior is None or subject.kind != "posterior":
+        return None
+    sink = Sink(evaluation.item_keys, [LINEARISED], file=file, whole=True, who=f"model {subject.name!r}")
+    items = range(len(evaluation.items))
+    if sink.wants(items):
+        sink.layouts = _layouts(evaluation.scorer)
+        with evaluation.host.wearing(subject.posterior) as model:
+            evaluation.scorer.linearise(model, subject.posterior, sink)
+    return [sink.result(item)[0] for item in items]
+
+
+def _layouts(scorer: Scorer) -> list[dict[str, Any]]:
+    """Of every item its length in tokens, and those of its choices."""
+    lengths = getattr(scorer, "lengths", [None] * scorer.num_items)
+    return [
+        {"prompt": prompt, "lengths": own} for prompt, own in zip(scorer.prompt_tokens, lengths, strict=True)
+    ]
+
+
+def _which(evaluation: Evaluation, subject: Subject) -> list[int | None]:
+    return [None, *range(evaluation.num_samples(subject))]
+
+
+def _sink(
+    evaluation: Evaluation,
+    subject: Subject,
+    which: Sequence[int | None],
+    file: ScoreFile,
+    **more: Any,
+) -> Sink:
+    return Sink(
+        evaluation.item_keys,
+        [draw_name(draw, evaluation.config.antithetic) for draw in which],
+        file=file,
+        whole=evaluation.config.task == "causal_lm",
+        who=f"model {subject.name!r}",
+        **more,
+    )

@@ -1,0 +1,127 @@
+r"""Token- and sequence-level uncertainty of texts in one streaming pass over parameter vectors.
+
+For the scored tokens ``y_1 .. y_T`` of a string and S draws (Malinin and Gales 2021, arXiv:2002.07650), in nats:
+
+- at the mean: ``nll = -sum_t log p(y_t | y_<t)``, and for every token whether the top token is right, its
+  probability (confidence) and the entropy;
+- product of expectations, the per-token mixture: ``nll_samples = -sum_t log (1/S) sum_s p_s(y_t | y_<t)``;
+- expectation of products, the posterior predictive of the string:
+  ``nll_sequence = -log (1/S) sum_s prod_t p_s(y_t | y_<t)``;
+- per token: total ``H((1/S) sum_s p_s)``, aleatoric (expected entropy) ``(1/S) sum_s H(p_s)``; their difference is the
+  mutual information of token and parameters. Reverse information ``(1/S) sum_s KL(p_mix || p_s)``; the sum of the
+  two is the expected pairwise divergence (EPKL);
+- per string: ``nll_expected = -(1/S) sum_s log p_s(y)``; ``nll_expected - nll_sequence`` is the epistemic part of a
+  string's score (reverse mutual information at y), and ``nll_std`` the spread of ``-log p_s(y)`` over draws (S - 1).
+
+Accumulators hold [M, V] numbers, where M counts the scored tokens of a batch: the log of the mixture and the mean
+log-probability. The samples are never held together.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TokenStream"]
+
+_DECIMALS = 6
+_PER_STRING = ("nll_sequence", "nll_expected", "nll_std")
+_OF_DRAWS = (
+    "nll_samples", *_PER_STRING, "sample_correct", "sample_confidence", "total_entropy", "expected_entropy",
+    "reverse_information",
+)  # fmt: skip
+
+
+class TokenStream:
+    """Accumulates one batch of texts over the mean and the draws, in any order."""
+
+    def __init__(self, targets: Tensor, counts: Sequence[int]) -> None:
+        """Prepare for a batch.
+
+        Args:
+            targets: The scored tokens, text after text, int64 [M].
+            counts: Scored tokens of each text.
+        """
+        self._targets, self._counts = targets, list(counts)
+        self._at_mean: dict[str, Tensor] = {}
+        self._mixture = self._mean_log = torch.empty(0)
+        self._entropies: list[Tensor] = []
+        self._strings: list[Tensor] = []
+
+    def add(self, draw: int | None, log_probs: Tensor) -> None:
+        """Take the log-probabilities of the next token at every place under one vector, float32 [M, V]."""
+        realised = self._realised(log_probs)
+        if draw is None:
+            confidence, correct = self._top(log_probs)
+            self._at_mean = {"nll": -realised, "correct": correct, "confidence": confidence}
+            self._at_mean["entropy"] = _entropy(log_probs)
+            return
+        bounded = log_probs.clamp_min(-1e4)
+        first = not self._entropies
+        self._mixture = log_probs if first else torch.logaddexp(self._mixture, log_probs)
+        self._mean_log = bounded.clone() if first else self._mean_log.add_(bounded)
+        self._entropies.append(_entropy(log_probs))
+        self._strings.append(torch.stack([part.sum() for part in realised.split(self._counts)]))
+
+    def add_all(self, draws: Sequence[int | None], logits: Tensor) -> None:
+        """Take the logits under several vectors [count, M, V]; one of them at a time becomes float32."""
+        for draw, one in zip(draws, logits, strict=True):
+            self.add(draw, one.float().log_softmax(-1))
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record a text: sums for ``nll*``, lists of tokens for the rest, None for what needs draws."""
+        columns: dict[str, Tensor | None] = {**self._at_mean, **self._under_draws()}
+        records: list[dict[str, Any]] = [{"num_tokens": count} for count in self._counts]
+        for name, column in columns.items():
+            for record, value in zip(records, self._values(name, column), strict=True):
+                record[name] = value
+        return records
+
+    def _under_draws(self) -> dict[str, Any]:
+        """Columns of the draws: per token [M] and per string [B]."""
+        size = len(self._entropies)
+        if size == 0:
+            return dict.fromkeys(_OF_DRAWS)
+        log_size = torch.tensor(float(size), dtype=torch.float64).log()
+        mixture, strings = self._mixture - log_size.to(self._mixture), torch.stack(self._strings)
+        confidence, correct = self._top(mixture)
+        total = _entropy(mixture)
+        cross = -(mixture.exp() * (self._mean_log / size)).sum(-1).double().cpu()
+        return {
+            "nll_samples": -self._realised(mixture),
+            "nll_sequence": log_size - strings.logsumexp(0),
+            "nll_expected": -strings.mean(0),
+            "nll_std": strings.std(0) if size > 1 else torch.zeros_like(strings[0]),
+            "sample_correct": correct,
+            "sample_confidence": confidence,
+            "total_entropy": total,
+            "expected_entropy": torch.stack(self._entropies).mean(0),
+            "reverse_information": (cross - total).clamp_min(0),
+        }
+
+    def _values(self, name: str, column: Tensor | None) -> Sequence[Any]:
+        """One value a text."""
+        if column is None:
+            return [None] * len(self._counts)
+        if name in _PER_STRING:
+            return column.tolist()
+        if name.startswith("nll"):
+            return [part.sum().item() for part in column.split(self._counts)]
+        rounded = column if column.dtype == torch.long else column.round(decimals=_DECIMALS)
+        return [part.tolist() for part in rounded.split(self._counts)]
+
+    def _realised(self, log_probs: Tensor) -> Tensor:
+        """Log-probability of the token that is there, float64 CPU [M]."""
+        target = self._targets.to(log_probs.device)
+        return log_probs.gather(-1, target[:, None])[:, 0].double().cpu()
+
+    def _top(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability of the most likely token, and whether it is the one that is there."""
+        value, index = log_probs.max(-1)
+        return value.double().exp().cpu(), (index.cpu() == self._targets).long()
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Entropy in nats, float64 CPU [M]; a probability that underflows to 0 adds 0."""
+    return -(log_probs.exp() * log_probs.clamp_min(-1e4)).sum(-1).double().cpu()

@@ -1,0 +1,51 @@
+"""The tables of ``benchmarks/eval_cost`` on made-up results whose numbers are worked out by hand, and its README."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.eval_cost import table
+from benchmarks.readme_table import END, START
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "eval_cost"
+
+
+def _unit(tokens: float, seconds: float, probability: float = 0.5) -> dict:
+    return {
+        "items": 2,
+        "shots": 5,
+        "block_tokens": tokens,
+        "cpu_seconds": seconds,
+        "choice_tokens": {"prompts": 900, "choices": 100},
+        "log_probs": [[math.log(probability), math.log(1 - probability)]],
+        "versions": {"torch": "2"},
+        "hardware": {"machine": "x", "cores": 2, "threads": 1, "load": 0.5},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    units = {
+        "arc_easy-all-naive-1": _unit(4000, 2.0),
+        "arc_easy-all-ours-1": _unit(500, 0.5, 0.502),
+        "arc_easy-upper-ours-8": _unit(1500, 1.0),
+    }
+    for name, content in units.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_tokens_are_told_in_items_and_in_naive_passes(folder):
+    lines = table.block(folder).splitlines()
+    assert "| naive, 1 vector | 4,000 | 4.00 | 1.00 | 2.0 | 1.00 | – |" in lines
+    assert "| vlora, 1 vector | 500 | 0.50 | 0.12 | 0.5 | 0.25 | 2e-03 |" in lines
+    assert "| vlora, 8 draws, upper third adapted | 1,500 | 1.50 | 0.38 | 1.0 | 0.50 | – |" in lines
+    assert lines[-1].startswith("x, 1 thread of 2 cores, load 0.5 to 0.5 ")
+
+
+def test_the_readme_holds_the_tables_of_its_results():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    shown = text.partition(START)[2].partition(END)[0]
+    assert shown.strip() == table.block(FOLDER / "results").strip()
