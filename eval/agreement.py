@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlora.errors import ConfigError
+from vlora.errors import ConfigError, DataError
 from vlora.eval.forward import Draws
 from vlora.eval.sink import Sink
 from vlora.eval.variants import Variants
@@ -43,7 +43,10 @@ def trusted_variants(scorer: "Scorer", draws: Draws, which: list[int | None]) ->
     variants = Variants(draws, which)
     if not variants.is_fast:
         return variants
-    gap = _gap(scorer.few(), variants)
+    try:
+        gap = _gap(scorer.few(), variants)
+    except DataError:  # NaN, which the run itself will name with its item
+        return variants
     if gap <= _TOLERANCE.get(next(draws.model.parameters()).dtype, _COARSE):
         return variants
     found = f"here it differs from one draw after another by {gap:.2g} in log-probability"

@@ -92,7 +92,8 @@ class Linearised:
     def _covariances(self, rows: int, outputs: Callable[[], Tensor]) -> Tensor:
         """``J Sigma J^T`` of every row, float64 [rows, K, K]."""
         copies = {
-            key: value.expand(rows, *value.shape).clone().requires_grad_() for key, value in self._mean.items()
+            key: value.expand(rows, *value.shape).clone().requires_grad_()
+            for key, value in self._mean.items()
         }
         stack = Stack(self.model, copies)
         self._backward = stack.cost(2) - stack.cost(1)  # no gradient flows below the first adapted block
@@ -102,7 +103,10 @@ class Linearised:
             for output in range(values.shape[1]):
                 last = output == values.shape[1] - 1
                 grads = torch.autograd.grad(
-                    values[:, output].sum(), list(copies.values()), retain_graph=not last, materialize_grads=True
+                    values[:, output].sum(),
+                    list(copies.values()),
+                    retain_graph=not last,
+                    materialize_grads=True,
                 )
                 pairs = zip(grads, self._std.values(), strict=True)
                 scaled.append([(grad.float() * std).flatten(1) for grad, std in pairs])
@@ -124,14 +128,18 @@ def _strings(model: nn.Module, batch: TreeBatch, lengths: Sequence[Sequence[int]
         raise ConfigError(f"linearised: true cannot be had: {sharing_obstacle(model)}; leave it out")
     if batch.mask is None:
         mask = torch.arange(batch.inputs["input_ids"].shape[1]) < batch.lengths[:, None]
-        logits = place_logits(model, {**_ids(batch), "attention_mask": mask.long()}, batch.rows, batch.nodes)[0]
+        logits = place_logits(model, {**_ids(batch), "attention_mask": mask.long()}, batch.rows, batch.nodes)[
+            0
+        ]
     else:
         logits = tree_logits(model, batch, None, 1)[0]
     log_probs = logits.float().log_softmax(-1)
     device = log_probs.device
     found = log_probs[batch.place.to(device), batch.targets.to(device)]
     width = max(map(len, lengths))
-    slots = [row * width + i for row, own in enumerate(lengths) for i, size in enumerate(own) for _ in range(size)]
+    slots = [
+        row * width + i for row, own in enumerate(lengths) for i, size in enumerate(own) for _ in range(size)
+    ]
     sums = torch.zeros(len(lengths) * width, device=device)
     return sums.index_add(0, torch.tensor(slots, device=device), found).view(len(lengths), width)
 

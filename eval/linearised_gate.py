@@ -61,7 +61,9 @@ def linearised_agreement(records: Sequence[Record]) -> Agreement | None:
     Args:
         records: Records of one model.
     """
-    both = [r for r in records if r.linearised_covariance is not None and r.sample_log_probs is not None][:_ITEMS]
+    both = [r for r in records if r.linearised_covariance is not None and r.sample_log_probs is not None][
+        :_ITEMS
+    ]
     if len(both) < 3 or min(len(r.sample_log_probs) for r in both if r.sample_log_probs is not None) < 2:
         return None
     found = [_compare(record) for record in both]

@@ -100,7 +100,12 @@ LM_FIELDS: dict[str, Field] = {
     "reverse_information": (_numbers, None),
 }
 
-_ALONE = ("nll_expected", "nll_std", "nll_variance", "reverse_information")  # may be there or not by themselves
+_ALONE = (
+    "nll_expected",
+    "nll_std",
+    "nll_variance",
+    "reverse_information",
+)  # may be there or not by themselves
 
 
 def convert(row: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:

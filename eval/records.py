@@ -121,7 +121,12 @@ class Record:
         if self.lm is not None:
             row["lm"] = {key: plain(value) for key, value in asdict(self.lm).items()}
             return {key: value for key, value in row.items() if value is not None}
-        optional = ("label_probs", "expectation_of_products", "product_of_expectations", "linearised_covariance")
+        optional = (
+            "label_probs",
+            "expectation_of_products",
+            "product_of_expectations",
+            "linearised_covariance",
+        )
         return {key: value for key, value in row.items() if key not in optional or value is not None}
 
 

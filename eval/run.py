@@ -70,7 +70,10 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     records = [record for records, _ in finished for record in records]
     results = compute_results(
         records,
-        models=[_describe(subject, facts) for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)],
+        models=[
+            _describe(subject, facts)
+            for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
+        ],
         detect=to_plain(config.detect),
         task=config.task,
         num_samples=config.num_samples,

@@ -20,8 +20,8 @@ from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving
 from vlora.eval.forward import gather_log_probs, place_logits
-from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches, run_batch
 from vlora.eval.linearised import Linearised
+from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches, run_batch
 from vlora.eval.sink import Sink
 from vlora.eval.tree_forward import encode_prefix
 from vlora.eval.trees import Group, lone_trees, plan_groups

@@ -17,8 +17,8 @@ from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving
 from vlora.eval.forward import Draws, place_logits
-from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches
 from vlora.eval.linearised import Linearised
+from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches
 from vlora.eval.sink import Sink, draw_name
 from vlora.eval.token_stream import TokenStream
 from vlora.eval.tree_forward import PrefixCache, encode_prefix, tree_logits
@@ -181,7 +181,9 @@ class TextScorer:
         linearised = Linearised(model, posterior, 1)
         lengths = [[len(m.input_ids) - max(m.prompt_length, 1)] for m in self._encoded]
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
-        for trees in lone_trees([[made] for made in self._encoded]).batches(**sizes, max_places=LOGIT_BUDGET // self._vocabulary):
+        for trees in lone_trees([[made] for made in self._encoded]).batches(
+            **sizes, max_places=LOGIT_BUDGET // self._vocabulary
+        ):
             if sink.wants(trees.items):
                 linearised.strings(trees, self._pad_id, lengths, sink)
 

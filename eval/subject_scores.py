@@ -83,7 +83,11 @@ def score_subject(
     if agreement is not None:
         facts["linearised"] = agreement.describe()
         if not agreement.passed:
-            logger.warning("%s: the linearised predictive does not follow the draws (%s)", subject.name, agreement.describe())
+            logger.warning(
+                "%s: the linearised predictive does not follow the draws (%s)",
+                subject.name,
+                agreement.describe(),
+            )
     return records, facts
 
 

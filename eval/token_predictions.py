@@ -95,9 +95,18 @@ class TokenTable(ModelTable):
         prefix = "sample_" if predictor == "samples" else ""
         with np.errstate(divide="ignore"):
             surprise = [-np.log(getattr(scores, f"{prefix}confidence")).mean() for scores in self._scores]
-        wanted = ("entropy", "expected_entropy", "mutual_information", "reverse_information", "sequence_information")
+        wanted = (
+            "entropy",
+            "expected_entropy",
+            "mutual_information",
+            "reverse_information",
+            "sequence_information",
+        )
         names = [n for n in wanted if n in columns]
-        return self._linearised() | {"max_probability": np.array(surprise), **{name: columns[name] / self._size for name in names}}
+        return self._linearised() | {
+            "max_probability": np.array(surprise),
+            **{name: columns[name] / self._size for name in names},
+        }
 
     def _linearised(self) -> dict[str, Array]:
         """Standard deviation of a document's log-probability to first order, per token, where it was measured."""

@@ -39,7 +39,9 @@ def items(name: str, data: Path) -> Case:
     """Five shots from the training rows before each of the first test rows."""
     folder, letters = data / name.removesuffix("_letters"), name.endswith("_letters")
     train, test = (read_rows(folder / f"{split}.jsonl.gz") for split in ("train", "test"))
-    shots = "".join(f"{_ask(row, letters)} {_answers(row, letters)[row['answer']]}\n\n" for row in train[:SHOTS])
+    shots = "".join(
+        f"{_ask(row, letters)} {_answers(row, letters)[row['answer']]}\n\n" for row in train[:SHOTS]
+    )
     examples = [
         Example(
             item=f"test/{number}",
@@ -53,7 +55,9 @@ def items(name: str, data: Path) -> Case:
 
 
 def _ask(row: dict[str, Any], letters: bool) -> str:
-    listed = "".join(f"{LETTERS[i]}. {choice}\n" for i, choice in enumerate(row["choices"])) if letters else ""
+    listed = (
+        "".join(f"{LETTERS[i]}. {choice}\n" for i, choice in enumerate(row["choices"])) if letters else ""
+    )
     return f"Question: {row['question']}\n{listed}Answer:"
 
 
@@ -67,7 +71,10 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     special = ["<pad>", "</s>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=2048, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=2048, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="</s>", model_max_length=2048
@@ -88,7 +95,11 @@ def adapted(base: Any, blocks: list[int] | None) -> tuple[PeftModel, Posterior]:
     """Rank 8 on the query and value projections of the given blocks, with a posterior around random factors."""
     torch.manual_seed(1)
     config = LoraConfig(
-        r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], layers_to_transform=blocks, task_type="CAUSAL_LM"
+        r=8,
+        lora_alpha=16,
+        target_modules=["q_proj", "v_proj"],
+        layers_to_transform=blocks,
+        task_type="CAUSAL_LM",
     )
     model = get_peft_model(base, config).eval()
     for name, parameter in model.named_parameters():

@@ -45,7 +45,9 @@ PACKAGES = ("variational-lora", "torch", "transformers", "peft", "lm_eval")
 
 def main() -> None:
     """Parse the arguments and run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--units", default="*", help="only units whose name matches")
     args = parser.parse_args()
@@ -123,7 +125,9 @@ def vlora(case: Case, draws: Draws, which: Sequence[int | None]) -> Tensor:
     sink = Sink([str(item) for item in range(scorer.num_items)], [str(draw) for draw in which])
     run_scorer(scorer, draws, which, sink)
     results = [sink.result(item) for item in range(scorer.num_items)]
-    tables = [collect([[result[0], result[v]] for result in results], scorer.lengths) for v in range(len(which))]
+    tables = [
+        collect([[result[0], result[v]] for result in results], scorer.lengths) for v in range(len(which))
+    ]
     per_vector = [t.sample_log_probs[:, 0] for t in tables if t.sample_log_probs is not None]
     return _mixture(per_vector)
 
@@ -172,13 +176,21 @@ def harness(case: Case, model: nn.Module) -> Tensor:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
-        rows = [{"prompt": e.prompt, "choices": list(e.choices or ()), "answer": e.label} for e in case.examples]
+        rows = [
+            {"prompt": e.prompt, "choices": list(e.choices or ()), "answer": e.label} for e in case.examples
+        ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         task = ConfigurableTask(
             config={
-                "task": "cost", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}},
-                "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{prompt}}",
-                "doc_to_choice": "choices", "doc_to_target": "answer", "num_fewshot": 0,
+                "task": "cost",
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(path)}},
+                "test_split": "test",
+                "output_type": "multiple_choice",
+                "doc_to_text": "{{prompt}}",
+                "doc_to_choice": "choices",
+                "doc_to_target": "answer",
+                "num_fewshot": 0,
             }  # fmt: skip
         )
         longest = max(len(case.tokenizer(e.prompt)["input_ids"]) for e in case.examples)  # pyright: ignore
@@ -197,7 +209,10 @@ def choice_tokens(case: Case) -> dict[str, int]:
     """Tokens of all items by what they need: prompts once each, and what the choices add to them."""
     encoded = encode_choices(case.examples, case.tokenizer, FORMAT, max_length=2048)
     prompts = sum(own[0].prompt_length for own in encoded)
-    return {"prompts": prompts, "choices": sum(len(c.input_ids) - 1 - c.prompt_length for own in encoded for c in own)}
+    return {
+        "prompts": prompts,
+        "choices": sum(len(c.input_ids) - 1 - c.prompt_length for own in encoded for c in own),
+    }
 
 
 def _mixture(per_vector: Sequence[Tensor]) -> Tensor:
@@ -216,7 +231,12 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor and load."""
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "threads": 1, "load": round(os.getloadavg()[0], 1)}
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 if __name__ == "__main__":

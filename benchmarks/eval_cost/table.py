@@ -71,7 +71,9 @@ def difference(records: Records, case: str, unit: str) -> str:
     if reference is None or unit.split("-")[1] == "naive":
         return "–"
     pairs = zip(records[f"{case}-{unit}"]["log_probs"], reference["log_probs"], strict=True)
-    gap = max(abs(math.exp(a) - math.exp(b)) for left, right in pairs for a, b in zip(left, right, strict=True))
+    gap = max(
+        abs(math.exp(a) - math.exp(b)) for left, right in pairs for a, b in zip(left, right, strict=True)
+    )
     return f"{gap:.0e}"
 
 

@@ -51,10 +51,14 @@ def softmax_moments(mean: Any, covariance: Any, *, num_pairs: int = _PAIRS, seed
     """
     mean, covariance = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
     if mean.ndim != 2 or covariance.shape != (*mean.shape, mean.shape[-1]):
-        raise DataError(f"expected logits (N, K) and covariances (N, K, K), got {mean.shape}, {covariance.shape}")
+        raise DataError(
+            f"expected logits (N, K) and covariances (N, K, K), got {mean.shape}, {covariance.shape}"
+        )
     noise = np.random.default_rng(seed).standard_normal((num_pairs, mean.shape[1]))
     noise = np.stack([noise, -noise], axis=1).reshape(-1, mean.shape[1])
-    parts = [_part(mean[i : i + _ITEMS], covariance[i : i + _ITEMS], noise) for i in range(0, len(mean), _ITEMS)]
+    parts = [
+        _part(mean[i : i + _ITEMS], covariance[i : i + _ITEMS], noise) for i in range(0, len(mean), _ITEMS)
+    ]
     return SoftmaxMoments(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

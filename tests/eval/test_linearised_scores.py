@@ -77,9 +77,13 @@ def test_a_linear_head_is_exact():
     head = {key: value for key, value in posterior.hess.items() if "classifier" in key}
     posterior = type(posterior)(posterior.mean, head, posterior.meta, posterior.adapter_config)
     examples = [Example(item=f"{i}", text=text, label=0) for i, text in enumerate(["w1 w2", "red w3 w4 w5"])]
-    scorer = build_scorer("sequence_classification", examples, eval_tiny.tokenizer(), RowFormat(), model.config)
+    scorer = build_scorer(
+        "sequence_classification", examples, eval_tiny.tokenizer(), RowFormat(), model.config
+    )
     seen = []
-    model.get_base_model().classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    model.get_base_model().classifier.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].detach())
+    )
     covariances = _covariances(scorer, model, posterior)
     features = torch.cat(seen)[[1, 0]]  # longest first
     [weight], [bias] = ([posterior.std()[k] for k in head if k.endswith(end)] for end in ("weight", "bias"))
@@ -118,7 +122,10 @@ def test_a_whole_evaluation_has_it_beside_the_draws(tmp_path, task):
     for name, tolerance in (("nll", 0.01), ("expected_entropy", 0.01), ("mutual_information", 0.4)):
         expected = found["samples"][name]["value"]  # 32 pairs know a variance to about sqrt(2 / 32)
         assert found["linearised"][name]["value"] == pytest.approx(expected, rel=tolerance), name
-    assert "rank correlation of mutual information" in read_results(output / "results.json")["models"][0]["summary"]["linearised"]
+    assert (
+        "rank correlation of mutual information"
+        in read_results(output / "results.json")["models"][0]["summary"]["linearised"]
+    )
     assert not any(r["predictor"].startswith("linearised") for r in rows if r["model"] == "base")
 
 

@@ -47,13 +47,18 @@ def test_the_default_number_of_draws_is_enough():
     rng = np.random.default_rng(3)
     mean, roots = rng.normal(size=(40, 4)), rng.normal(size=(40, 4, 4)) * 0.7
     covariance = roots @ roots.transpose(0, 2, 1)
-    got, reference = softmax_moments(mean, covariance), softmax_moments(mean, covariance, num_pairs=6_000, seed=1)
+    got, reference = (
+        softmax_moments(mean, covariance),
+        softmax_moments(mean, covariance, num_pairs=6_000, seed=1),
+    )
     assert np.abs(np.exp(got.log_probs) - np.exp(reference.log_probs)).max() < 0.02
     np.testing.assert_allclose(got.mutual_information, reference.mutual_information, rtol=0.1, atol=0.01)
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(DataError, match=r"expected logits \(N, K\) and covariances \(N, K, K\), got \(1, 2\), \(2, 2\)"):
+    with pytest.raises(
+        DataError, match=r"expected logits \(N, K\) and covariances \(N, K, K\), got \(1, 2\), \(2, 2\)"
+    ):
         softmax_moments([[0.0, 1.0]], np.eye(2))
     with pytest.raises(DataError, match="a covariance of logits must not have negative eigenvalues, got -2"):
         softmax_moments([[0.0, 1.0]], np.diag([1.0, -2.0])[None])
