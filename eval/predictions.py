@@ -1,8 +1,9 @@
 """Classification and multiple choice: the records of one model as arrays, and the predictors made from them.
 
 Predictors: ``mean`` (the posterior mean), ``samples`` (the mixture of the draws), ``linearised`` (Gaussian logits, to
-first order in the weights), and each with a temperature fitted on the validation rows of the same model. The temperature of ``samples`` acts on the log of the mixture; entropies of
-single draws have no place in it, so the split of the entropy belongs to ``samples`` alone.
+first order in the weights), and each with a temperature fitted on the validation rows of the same model. The
+temperature of ``samples`` acts on the log of the mixture; entropies of single draws have no place in it, so the split
+of the entropy belongs to ``samples`` and ``linearised`` alone.
 """
 
 from collections.abc import Sequence

@@ -91,7 +91,7 @@ class Record:
     product_of_expectations: Array | None = None
     """The same of the per-token mixture, each token averaged over draws by itself. Shape ``(K,)``."""
     linearised_covariance: Array | None = None
-    """Covariance of the K logits (or log-likelihoods of the choices) to first order in the weights. Shape ``(K, K)``."""
+    """Covariance of the K logits (or choices' log-likelihoods) to first order in the weights. Shape ``(K, K)``."""
     antithetic: bool = False
     """Draws 2j and 2j+1 are mirrored at the mean."""
     lm: TokenScores | None = None

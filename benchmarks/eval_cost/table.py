@@ -79,14 +79,16 @@ def difference(records: Records, case: str, unit: str) -> str:
 
 def conditions(records: Records) -> str:
     """Versions and hardware."""
+    if not records:
+        return "No results yet."
     one = next(iter(records.values()))
     versions = {name: value for record in records.values() for name, value in record["versions"].items()}
     shown = ", ".join(f"{name} {value}" for name, value in sorted(versions.items()))
     loads = sorted(record["hardware"]["load"] for record in records.values())
     hardware = one["hardware"]
     return (
-        f"{hardware['machine']}, {hardware['threads']} thread of {hardware['cores']} cores, load {loads[0]} to {loads[-1]} "
-        f"(CPU time of the process, not wall-clock). {shown}."
+        f"{hardware['machine']}, {hardware['threads']} thread of {hardware['cores']} cores, "
+        f"load {loads[0]} to {loads[-1]} (CPU time of the process, not wall-clock). {shown}."
     )
 
 

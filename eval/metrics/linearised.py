@@ -1,8 +1,8 @@
 r"""The linearised predictive: a Gaussian over K logits, pushed through the softmax.
 
-To first order in the parameters, ``theta ~ N(m, Sigma)`` gives logits ``z ~ N(f(m), J Sigma J^T)``, J the Jacobian at m.
-Exact where the logits are linear in the stochastic parameters, as for a classifier head alone. The expectation over z
-is taken by antithetic normal draws that are the same for all items; they cost nothing beside the model.
+To first order in the parameters, ``theta ~ N(m, Sigma)`` gives logits ``z ~ N(f(m), J Sigma J^T)``, J the Jacobian at
+m. Exact where the logits are linear in the stochastic parameters, as for a classifier head alone. The expectation over
+z is taken by antithetic normal draws that are the same for all items; they cost nothing beside the model.
 
 Source: Khan et al. 2019 (arXiv:1906.01930), Immer et al. 2021 (arXiv:2008.08400).
 """
