@@ -105,8 +105,9 @@ def counted(model: nn.Module) -> Iterator[dict[str, float]]:
         hidden = output if isinstance(output, Tensor) else output[0]
         counts["block_tokens"] += hidden.shape[0] * hidden.shape[1] / len(blocks)
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    handles = [inner.register_forward_pre_hook(given, with_kwargs=True)]  # pyright: ignore
+    base: Any = getattr(model, "get_base_model", None)
+    inner = base() if base else model
+    handles = [inner.register_forward_pre_hook(given, with_kwargs=True)]
     # before the last shared block repeats its output: hooks run in the order of their making
     handles += [block.register_forward_hook(through) for block in blocks]
     try:
@@ -170,9 +171,9 @@ def _score_rows(model: nn.Module, batch: Sequence[Any], scores: Tensor) -> None:
 def harness(case: Case, model: nn.Module) -> Tensor:
     """lm-evaluation-harness on the same prompts, as a task of local rows."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import lm_eval
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.models.huggingface import HFLM
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
