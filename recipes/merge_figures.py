@@ -47,7 +47,9 @@ def preview_figure(preview: Preview) -> tuple[str, str]:
         if two
         else "across the average, up the worst task"
     )
-    return svg(figure, "preview", "predicted loss increase"), f"Predicted loss increase relative to having no adapter: {words}"
+    return svg(
+        figure, "preview", "predicted loss increase"
+    ), f"Predicted loss increase relative to having no adapter: {words}"
 
 
 def conflict_maps(
