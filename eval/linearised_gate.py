@@ -86,5 +86,5 @@ def _spearman(left: Array, right: Array) -> float:
     """Correlation of ranks; ties get an arbitrary order, which continuous scores do not have."""
     if np.ptp(left) == 0 or np.ptp(right) == 0:
         return float("nan")
-    ranks = np.stack([np.argsort(np.argsort(values)) for values in (left, right)])
-    return float(np.corrcoef(ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (left, right))
+    return float(np.corrcoef(first, second)[0, 1])

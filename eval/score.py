@@ -136,8 +136,8 @@ def collect(results: Sequence[list[Any]], lengths: Sequence[Sequence[int]] | Non
         return Scores(texts=[result[0] for result in results])
     tables = [torch.tensor([_numbers(row) for row in result], dtype=torch.float64) for result in results]
     if lengths is None:
-        joined = torch.stack(tables)
-        return Scores(joined[:, 0], joined[:, 1:] if joined.shape[1] > 1 else None)
+        every = torch.stack(tables)
+        return Scores(every[:, 0], every[:, 1:] if every.shape[1] > 1 else None)
     width, sampled = max(map(len, lengths)), len(results[0]) > 1
     found: dict[str, list[Tensor]] = {}
     for table, sizes in zip(tables, lengths, strict=True):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.eval_cost.cases import ADAPTERS, CASES, SHOTS, Case, adapted, base_model, items
 from vlora.data import RowFormat
-from vlora.eval.forward import Draws
+from vlora.eval.forward import Draws, unwrapped
 from vlora.eval.score import build_scorer, collect, run_scorer
 from vlora.eval.score_choices import ChoiceScorer, encode_choices
 from vlora.eval.sink import Sink
@@ -105,8 +105,7 @@ def counted(model: nn.Module) -> Iterator[dict[str, float]]:
         hidden = output if isinstance(output, Tensor) else output[0]
         counts["block_tokens"] += hidden.shape[0] * hidden.shape[1] / len(blocks)
 
-    base: Any = getattr(model, "get_base_model", None)
-    inner = base() if base else model
+    inner = unwrapped(model)
     handles = [inner.register_forward_pre_hook(given, with_kwargs=True)]
     # before the last shared block repeats its output: hooks run in the order of their making
     handles += [block.register_forward_hook(through) for block in blocks]
@@ -171,9 +170,9 @@ def _score_rows(model: nn.Module, batch: Sequence[Any], scores: Tensor) -> None:
 def harness(case: Case, model: nn.Module) -> Tensor:
     """lm-evaluation-harness on the same prompts, as a task of local rows."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    import lm_eval  # pyright: ignore
+    from lm_eval.api.task import ConfigurableTask  # pyright: ignore
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
