@@ -15,7 +15,7 @@ from benchmarks.posterior_quality.tasks import Rows
 from vlora.merge.update import LoraUpdate
 
 LEARNING_RATE = {"trec": 3e-3}
-"""Per task, 1e-3 where none is named: what ``posterior_quality`` chose for IVON on validation rows."""
+"""Per task, 1e-3 where none is named; fixed beforehand, as ``posterior_quality`` has them."""
 CHOICE_ROWS = 200
 """Validation rows per task on which scalars and temperatures are chosen."""
 SCALE = 2.0

@@ -1,4 +1,4 @@
-r"""Kronecker factors gathered while an adapter trains: every step, at a few percent of its cost.
+r"""Kronecker factors gathered while an adapter trains: from every step, at a small share of its cost.
 
 The formulas are those of :mod:`vlora.curvature`, each example with one vote per visit. A full sum over tokens costs
 about as much as the layer's own forward pass. The tokens of an example are therefore first combined with random signs
