@@ -133,9 +133,10 @@ class EvalConfig:
     scoring: Scoring = "auto"
     """How draws are run: ``batched`` (side by side in one pass), ``loop`` (one after another, every prompt in full), or
     ``auto``: side by side with shared prompts where adapter and model allow it."""
-    linearised: bool = False
+    linearised: bool | Literal["kronecker"] = False
     """Also the linearised predictive, from one forward and K backward passes an item; for causal_lm the variance of
-    every text's log-probability, from one backward pass."""
+    every text's log-probability, from one backward pass. ``kronecker``: with correlated weights, for posteriors that
+    have curvature.safetensors."""
     store: str | None = None
     """Folder of scores by content, to share between evaluations; None keeps them in the output, in ``scores``."""
     temperature: float | Literal["auto", "stored"] | None = None

@@ -7,6 +7,8 @@ with :math:`f` the K logits of a classifier, or the log-likelihoods of an item's
 there is one, :math:`f = \log p(y)`, and :math:`g^\top \Sigma g` is the variance of its score. Every row of a batch has
 a copy of the mean of its own (:mod:`vlora.stacked`), so one backward pass gives the gradients of all rows apart.
 
+With ``kronecker`` :math:`\Sigma` has correlated entries (:mod:`vlora.posterior.kronecker`).
+
 Prompts are run in full: a key/value cache shared between items would hide the prefix's own dependence on the weights.
 Blocks below the first adapted one need no backward pass.
 """
@@ -24,39 +26,48 @@ from vlora.eval.sink import Sink
 from vlora.eval.tree_forward import sharing_obstacle, tree_logits
 from vlora.eval.trees import TreeBatch, Trees
 from vlora.posterior import Posterior
+from vlora.posterior.hashing import tensors_sha256
+from vlora.posterior.kronecker import covariances, output_covariance
 from vlora.stacked import Stack, obstacle
 
-__all__ = ["LINEARISED", "Linearised"]
+__all__ = ["Linearised", "linearised_name"]
 
 logger = logging.getLogger(__name__)
 
-LINEARISED = "linearised"
-"""Name under which covariances are stored."""
-
 _BYTES = 2**30  # most memory for the Jacobians of a batch
+
+
+def linearised_name(posterior: Posterior, *, kronecker: bool) -> str:
+    """Name under which the covariances of a posterior are stored; curvature is part of it where it counts."""
+    if not kronecker:
+        return "linearised"
+    return f"linearised_kronecker_{tensors_sha256(posterior.curvature or {})[:16]}"
 
 
 class Linearised:
     """A model at its mean whose outputs' covariance is wanted."""
 
-    def __init__(self, model: nn.Module, posterior: Posterior, outputs: int) -> None:
+    def __init__(
+        self, model: nn.Module, posterior: Posterior, outputs: int, *, kronecker: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
             model: PEFT model in eval mode that holds the posterior's mean.
             posterior: Its posterior.
             outputs: Most outputs of an item, K.
+            kronecker: Correlated entries, from the posterior's curvature.
 
         Raises:
-            ConfigError: The adapter's tensors cannot be copied row by row.
+            ConfigError: The adapter's tensors cannot be copied row by row, or there is no curvature.
         """
         if (reason := obstacle(model, posterior)) is not None:
             raise ConfigError(f"linearised: true cannot be had: {reason}; leave it out")
         self.model, self.outputs = model, outputs
         device = model_device(model)
-        self._std = {key: std.to(device) for key, std in posterior.std().items()}
-        self._mean = {key: posterior.mean[key].to(device) for key in self._std}
-        size = 4 * sum(std.numel() for std in self._std.values())
+        self._spread = covariances(posterior, kronecker=kronecker, device=device)
+        self._mean = {key: posterior.mean[key].to(device) for key in self._spread}
+        size = 4 * sum(mean.numel() for mean in self._mean.values())
         self.max_rows = max(1, _BYTES // (size * (outputs + 2)))
 
     def labels(self, batch: Batch, sink: Sink) -> None:
@@ -99,22 +110,18 @@ class Linearised:
         self._backward = stack.cost(2) - stack.cost(1)  # no gradient flows below the first adapted block
         with stack.active(same_rows=False), torch.enable_grad():
             values = outputs()
-            scaled: list[list[Tensor]] = []
-            for output in range(values.shape[1]):
-                last = output == values.shape[1] - 1
-                grads = torch.autograd.grad(
+            found = [
+                torch.autograd.grad(
                     values[:, output].sum(),
                     list(copies.values()),
-                    retain_graph=not last,
+                    retain_graph=output + 1 < values.shape[1],
                     materialize_grads=True,
                 )
-                pairs = zip(grads, self._std.values(), strict=True)
-                scaled.append([(grad.float() * std).flatten(1) for grad, std in pairs])
-        covariance = torch.zeros(rows, len(scaled), len(scaled), dtype=torch.float64)
-        for tensors in zip(*scaled, strict=True):
-            rooted = torch.stack(tensors, dim=1)  # [rows, K, entries]
-            covariance += (rooted @ rooted.mT).double().cpu()
-        return covariance
+                for output in range(values.shape[1])
+            ]
+        columns = zip(copies, zip(*found, strict=True), strict=True)
+        gradients = {key: torch.stack(own, dim=1) for key, own in columns}
+        return output_covariance(gradients, [self._spread])[0].cpu()
 
     def _take(self, sink: Sink, items: list[int], covariances: Tensor, tokens: int) -> None:
         values = [[[float(f"{x:.8g}") for x in row] for row in own] for own in covariances.tolist()]

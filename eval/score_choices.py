@@ -172,9 +172,11 @@ class ChoiceScorer:
             values = found.split([sum(lengths) for lengths in self.lengths], dim=1)
             sink.take(items, part, values, tokens=self.num_tokens * variants.cost(count))
 
-    def linearise(self, model: nn.Module, posterior: Posterior, sink: Sink) -> None:
+    def linearise(
+        self, model: nn.Module, posterior: Posterior, sink: Sink, *, kronecker: bool = False
+    ) -> None:
         """Covariance of the choices' log-likelihoods of every item, [K, K], where the sink wants it."""
-        linearised = Linearised(model, posterior, int(self.num_choices.max()))
+        linearised = Linearised(model, posterior, int(self.num_choices.max()), kronecker=kronecker)
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
         for trees in lone_trees(self._encoded).batches(**sizes, max_places=LOGIT_BUDGET // self._vocabulary):
             if sink.wants(trees.items):

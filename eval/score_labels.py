@@ -108,9 +108,11 @@ class LabelScorer:
                     if sink.wants(batch.rows.tolist(), part):
                         self._run_batch(variants, batch, part, count, sink)
 
-    def linearise(self, model: nn.Module, posterior: Posterior, sink: Sink) -> None:
+    def linearise(
+        self, model: nn.Module, posterior: Posterior, sink: Sink, *, kronecker: bool = False
+    ) -> None:
         """Covariance of the logits of every item, [K, K], where the sink wants it."""
-        linearised = Linearised(model, posterior, self._num_labels)
+        linearised = Linearised(model, posterior, self._num_labels, kronecker=kronecker)
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
         for batch in make_batches(self._features, pad_id=self._pad_id, **sizes):
             if sink.wants(batch.rows.tolist()):

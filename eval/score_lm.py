@@ -176,9 +176,11 @@ class TextScorer:
         variants.width = max(1, min(variants.width, places // most))
         return places // variants.width
 
-    def linearise(self, model: nn.Module, posterior: Posterior, sink: Sink) -> None:
+    def linearise(
+        self, model: nn.Module, posterior: Posterior, sink: Sink, *, kronecker: bool = False
+    ) -> None:
         """Covariance of the log-probability of every text, [1, 1], where the sink wants it."""
-        linearised = Linearised(model, posterior, 1)
+        linearised = Linearised(model, posterior, 1, kronecker=kronecker)
         lengths = [[len(m.input_ids) - max(m.prompt_length, 1)] for m in self._encoded]
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
         for trees in lone_trees([[made] for made in self._encoded]).batches(

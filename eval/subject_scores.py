@@ -6,7 +6,7 @@ from typing import Any
 
 from vlora.eval.environment import peak_memory_bytes
 from vlora.eval.forward import Draws
-from vlora.eval.linearised import LINEARISED
+from vlora.eval.linearised import linearised_name
 from vlora.eval.linearised_gate import linearised_agreement
 from vlora.eval.prepare import Evaluation
 from vlora.eval.records import Record
@@ -111,12 +111,14 @@ def _linearised(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> li
     """Of every item the covariance of its outputs, measured where the file lacks it; None if not asked for."""
     if not evaluation.config.linearised or subject.posterior is None or subject.kind != "posterior":
         return None
-    sink = Sink(evaluation.item_keys, [LINEARISED], file=file, whole=True, who=f"model {subject.name!r}")
+    kronecker = evaluation.config.linearised == "kronecker"
+    name = linearised_name(subject.posterior, kronecker=kronecker)
+    sink = Sink(evaluation.item_keys, [name], file=file, whole=True, who=f"model {subject.name!r}")
     items = range(len(evaluation.items))
     if sink.wants(items):
         sink.layouts = _layouts(evaluation.scorer)
         with evaluation.host.wearing(subject.posterior) as model:
-            evaluation.scorer.linearise(model, subject.posterior, sink)
+            evaluation.scorer.linearise(model, subject.posterior, sink, kronecker=kronecker)
     return [sink.result(item)[0] for item in items]
 
 

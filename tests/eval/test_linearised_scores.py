@@ -1,5 +1,7 @@
 """Covariances from K backward passes, against gradients one by one, a linear model, and draws."""
 
+from dataclasses import replace
+
 import eval_tiny
 import eval_world
 import numpy as np
@@ -10,7 +12,7 @@ from test_scoring_batched import FORMAT, _choices, _texts
 
 from vlora.data import Example, RowFormat
 from vlora.errors import ConfigError
-from vlora.eval.linearised import LINEARISED
+from vlora.eval.linearised import linearised_name
 from vlora.eval.linearised_gate import linearised_agreement
 from vlora.eval.records import Record, read_records
 from vlora.eval.results import read_results
@@ -18,11 +20,12 @@ from vlora.eval.run import run_eval
 from vlora.eval.score import build_scorer
 from vlora.eval.sink import Sink
 from vlora.posterior.keys import adapter_tensors
+from vlora.posterior.lora_layout import split_keys
 
 
-def _covariances(scorer, model, posterior) -> list[torch.Tensor]:
-    sink = Sink([str(i) for i in range(scorer.num_items)], [LINEARISED], whole=True)
-    scorer.linearise(model, posterior, sink)
+def _covariances(scorer, model, posterior, **settings) -> list[torch.Tensor]:
+    sink = Sink([str(i) for i in range(scorer.num_items)], ["linearised"], whole=True)
+    scorer.linearise(model, posterior, sink, **settings)
     return [torch.tensor(sink.result(i)[0], dtype=torch.float64) for i in range(scorer.num_items)]
 
 
@@ -38,6 +41,32 @@ def _one_by_one(model, posterior, outputs) -> torch.Tensor:
         rows.append(torch.cat([(g * posterior.std()[k]).flatten() for g, k in zip(grads, keys, strict=True)]))
     jacobian = torch.stack(rows).double()
     return jacobian @ jacobian.T
+
+
+def test_correlated_weights_change_covariances_and_isotropic_grams_of_a_flat_h_do_not():
+    """Grams that are multiples of the identity, orthogonal factors and one value of h: the diagonal posterior again."""
+    model, posterior = stack_cases.CASES["llama"]()
+    mean, curvature = dict(posterior.mean), {}
+    for keys in split_keys(mean)[0].values():
+        a, b = mean[keys.a], mean[keys.b]
+        mean[keys.a], mean[keys.b] = torch.eye(*a.shape), torch.eye(*b.shape)
+        curvature |= {
+            f"{keys.stem}.input_gram": torch.eye(a.shape[1]),
+            f"{keys.stem}.output_gram": torch.eye(len(b)),
+        }
+    flat = {key: torch.full_like(h, 0.5) for key, h in posterior.hess.items()}
+    plain = replace(posterior, mean=mean, hess=flat, curvature=curvature)
+    skewed = {key: gram + 9 * torch.ones_like(gram) for key, gram in curvature.items()}
+    plain.load_into(model)
+    scorer = build_scorer("multiple_choice", _choices(), eval_tiny.tokenizer(), FORMAT, model.config)
+    expected = _covariances(scorer, model, plain)
+    same = _covariances(scorer, model, plain, kronecker=True)
+    other = _covariances(scorer, model, replace(plain, curvature=skewed), kronecker=True)
+    for one, two, three in zip(expected, same, other, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-7)
+        assert not torch.allclose(three, one, rtol=0.05)
+    names = {linearised_name(p, kronecker=True) for p in (plain, replace(plain, curvature=skewed))}
+    assert len(names) == 2 and linearised_name(plain, kronecker=False) == "linearised"
 
 
 def _string(model, tokenizer, prompt, text) -> torch.Tensor:
