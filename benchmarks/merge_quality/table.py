@@ -209,13 +209,13 @@ def gathering_table(records: Records) -> str:
 def block(root: Path) -> str:
     """Everything between the markers."""
     records = joined(load(root, "merge"), load(root, "more"), load(root, "joint"))
-    if not records:
-        return "No results yet.\n"
-    versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
-    minutes = sum(record["cpu_seconds"] for record in records) / 60
-    parts = [
-        f"From {len(records)} sets of adapters, {minutes:.0f} minutes of one thread for merging; {versions}."
-    ]
+    parts = ["No merges yet."]
+    if records:
+        versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
+        minutes = sum(record["cpu_seconds"] for record in records) / 60
+        parts = [
+            f"From {len(records)} sets of adapters, {minutes:.0f} minutes of one thread for merging; {versions}."
+        ]
     for key, title in FAMILIES.items():
         found = family(records, key)
         if found:

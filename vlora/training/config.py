@@ -147,8 +147,8 @@ class TrainConfig:
     curvature: bool = False
     """Gather Kronecker factors for merging."""
     curvature_source: Literal["pass", "training"] = "pass"
-    """In one more pass over the training data afterwards, or from every training step, which costs little more than the
-    step; a resumed run then has the steps since the resumption."""
+    """In one more pass over the training data afterwards, or from every training step, which costs little beside the
+    step itself; a resumed run then has the steps since the resumption."""
     curvature_examples: int | None = 2048
     """At most so many examples for the pass."""
     curvature_rank: int | None = None
