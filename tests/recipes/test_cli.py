@@ -130,7 +130,9 @@ def test_a_plain_adapter_gets_a_posterior_that_the_other_commands_read(world, ca
         for r in results["rows"]
         if r["group"] == "all"
     }
-    assert rows["plain", "mean"] == rows["l", "mean"] != rows["l", "samples"]
+    # draws are scored beside the mean in one pass, so the mean agrees to rounding
+    assert rows["l", "mean"] == pytest.approx(rows["plain", "mean"], rel=1e-6)
+    assert abs(rows["l", "samples"] - rows["l", "mean"]) > 1e-5
     assert (
         "Posterior of l: h was measured after training (Laplace)" in (tmp_path / "e/report.html").read_text()
     )
