@@ -51,5 +51,8 @@ def predicted(adapter: Adapter, module: str, merged: Tensor) -> dict[str, float]
     if lifted is not None:
         row, col = lifted
         out["separable"] = 0.5 * (row @ difference.square() @ col).item() / adapter.num_examples
-        out["kronecker"] = 0.5 * metric_of(update).scale * shape / adapter.num_examples
+        raw = (
+            (update.output_gram.double() @ difference @ update.input_gram.double() * difference).sum().item()
+        )
+        out["kronecker"] = 0.5 * metric_of(update).scale * raw / adapter.num_examples
     return out
