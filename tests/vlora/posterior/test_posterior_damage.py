@@ -153,12 +153,12 @@ def test_killed_save_leaves_the_old_folder(posterior, tmp_path):
         import os, signal
         import vlora.posterior.folder as folder
         from vlora import Posterior
-        original = folder._write_tensors
+        original = folder.write_tensors
         def write_then_die(path, tensors):
             original(path, tensors)
             if path.name == "posterior.safetensors":
                 os.kill(os.getpid(), signal.SIGKILL)
-        folder._write_tensors = write_then_die
+        folder.write_tensors = write_then_die
         out = {str(tmp_path / "out")!r}
         Posterior.from_pretrained(out).at_temperature(1).save_pretrained(out)
     """

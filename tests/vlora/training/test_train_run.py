@@ -53,7 +53,7 @@ def test_the_log_and_resolved_configuration_tell_the_run(make_config):
     assert log["optimizer"]["lr"] == 2.0
     settings = log["optimizer"]
     assert (settings["hess_approx"], settings["mean_step"]) == ("gradsq", "adam")
-    assert (settings["noise_cost"], settings["ess"]) == (0.03, None)  # the run finds the ess
+    assert (settings["noise_cost"], settings["ess"]) == (0.01, None)  # the run finds the ess
     assert settings["noise_warmup"] == log["steps"]
     assert log["data"]["num_examples"] == 16
     assert log["data"]["num_target_tokens"] == 32  # a colour and EOS
