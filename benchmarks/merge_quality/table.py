@@ -83,12 +83,19 @@ def mean(records: Records, *where: str) -> float:
     return float(np.mean(values)) if values and not np.isnan(values).any() else math.nan
 
 
+def common_arms(records: Records) -> list[str]:
+    """Arms that every record has, so that all rows of a table are means over the same sets."""
+    longest = max((record["arms"] for record in records), key=len)
+    return [arm for arm in longest if all(arm in record["arms"] for record in records)]
+
+
 def main_table(records: Records) -> str:
     """Every arm with a scalar at its default and its best, floor and ceiling beside them."""
     rows = []
     unseen = bool(records[0]["unseen"])
-    for arm in [*REFERENCES, *(a for a in records[0]["arms"] if "best" in records[0]["arms"][a])]:
-        if arm not in records[0]["arms"]:
+    arms = common_arms(records)
+    for arm in [*REFERENCES, *(a for a in arms if "best" in records[0]["arms"][a])]:
+        if arm not in arms:
             continue
         row = [arm]
         for kind in ("default", "best"):
@@ -107,7 +114,7 @@ def main_table(records: Records) -> str:
 def pairs_table(records: Records) -> str:
     """Kronecker gradient matching at its default minus every other arm, at its default and at its best scalar."""
     rows = []
-    for arm in [a for a in records[0]["arms"] if "best" in records[0]["arms"][a] and "rank 8" not in a]:
+    for arm in [a for a in common_arms(records) if "best" in records[0]["arms"][a] and "rank 8" not in a]:
         if arm == OURS:
             continue
         for kind in ("default", "best"):
@@ -222,7 +229,9 @@ def block(root: Path) -> str:
             parts += [f"**{title[0].upper()}{title[1:]}** ({len(found)} sets).", main_table(found)]
             parts += ["Paired differences:", pairs_table(found)]
     whole = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) in FAMILIES]
+    wide = [r for r in whole if r["family"] == "mixed" and len(r["arms"]) > len(common_arms(whole))]
     sections: list[tuple[str, Records, Callable[[Records], str]]] = [
+        (f"All methods, on the {len(wide)} sets of different tasks that have them", wide, main_table),
         ("Curvature taken apart", [r for r in whole if "G, tau 1" in r["arms"]], ablation_table),
         ("More adapters", [r for r in records if r["family"] == "domains"], curve_table),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
