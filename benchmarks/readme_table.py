@@ -1,15 +1,31 @@
-"""What every benchmark's ``table.py`` shares: Student's t, and the block between two markers of a README."""
+"""What every benchmark's ``table.py`` shares: records, Student's t, the block between two markers of a README."""
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["END", "START", "replaced", "t_quantile", "write_tables"]
+__all__ = ["END", "START", "Records", "read_results", "replaced", "row", "t_quantile", "write_tables"]
 
 START, END = "<!-- table:start -->", "<!-- table:end -->"
+Records = dict[str, dict[str, Any]]
+
+
+def read_results(folder: Path) -> Records:
+    """Every record below the folder by its name, such as ``tasks/sst2_float32_0``."""
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.json"))
+    }
+
+
+def row(*cells: str) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def t_quantile(df: int) -> float:

@@ -1,12 +1,19 @@
-"""Reading data sets, writing the files of a run, and keeping a machine's paths out of results."""
+"""Reading data sets, writing the files of a run and its record, and keeping a machine's paths out of results."""
 
 import gzip
 import json
-from collections.abc import Iterable
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_rows", "without_paths", "write_rows"]
+__all__ = ["PACKAGES", "keep_record", "read_rows", "without_paths", "write_rows"]
+
+PACKAGES = ("variational-lora", "torch", "transformers", "peft")
+"""Packages whose versions stand in a record."""
 
 
 def without_paths(config: Any) -> Any:
@@ -29,3 +36,19 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def keep_record(target: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """Write what ``make`` returns with its time, versions and hardware, or nothing; None if the file exists."""
+    if target.exists():
+        return None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    started, cpu = time.perf_counter(), time.process_time()
+    record = make()
+    record |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+    record["versions"] = {package: metadata.version(package) for package in PACKAGES}
+    record["hardware"] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1}
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.rename(target)
+    return record

@@ -11,7 +11,7 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "make_batches", "run_halving"]
+__all__ = ["Batch", "make_batches", "run_halving", "two_short"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ class _Divisible(Protocol):
 
 
 _Work = TypeVar("_Work", bound=_Divisible)
+
+
+def two_short(lengths: Sequence[int]) -> list[int]:
+    """Two short items, in their order, to try things out on: the shortest, and one longer than a quarter of them."""
+    order = sorted(range(len(lengths)), key=lambda item: lengths[item])
+    return sorted({order[0], order[len(order) // 4]})
 
 
 def run_halving(batch: _Work, work: Callable[[_Work], None]) -> None:

@@ -12,7 +12,8 @@ from vlora.models import load_adapter, load_base_model, load_tokenizer
 from vlora.posterior import Posterior, fingerprint_weights
 
 if TYPE_CHECKING:
-    from vlora.eval.config import EvalConfig
+    from vlora.data import Task
+    from vlora.eval.models_config import ModelsConfig
 
 __all__ = ["Host", "check_same_base"]
 
@@ -25,13 +26,15 @@ class Host:
         tokenizer: Its tokenizer, with a padding token.
     """
 
-    def __init__(self, config: "EvalConfig", base_model: str, num_labels: int | None = None) -> None:
+    def __init__(
+        self, config: "ModelsConfig", base_model: str, *, task: "Task", num_labels: int | None = None
+    ) -> None:
         self.tokenizer = load_tokenizer(
             base_model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
         self.model: Any = load_base_model(
             base_model,
-            task=config.task,
+            task=task,
             dtype=config.dtype,
             quantization=config.quantization,
             num_labels=num_labels,

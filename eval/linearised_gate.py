@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.uncertainty import mixture_log_probs, mutual_information
 from vlora.eval.records import Record
+from vlora.posterior.ranks import spearman
 
 __all__ = ["Agreement", "linearised_agreement"]
 
@@ -69,7 +70,10 @@ def linearised_agreement(records: Sequence[Record]) -> Agreement | None:
     found = [_compare(record) for record in both]
     ours, drawn, distance = (np.array(column) for column in zip(*found, strict=True))
     ratio = float(ours.mean() / drawn.mean()) if drawn.mean() > 0 else float("nan")
-    return Agreement(len(both), _spearman(ours, drawn), float(distance.mean()), ratio)
+    correlation = spearman(torch.from_numpy(ours), torch.from_numpy(drawn))
+    return Agreement(
+        len(both), float("nan") if correlation is None else correlation, float(distance.mean()), ratio
+    )
 
 
 def _compare(record: Record) -> tuple[float, float, float]:
@@ -80,11 +84,3 @@ def _compare(record: Record) -> tuple[float, float, float]:
     drawn = float(mutual_information(samples, antithetic=record.antithetic)[0])
     gap = np.exp(moments.log_probs[0]) - np.exp(mixture_log_probs(samples)[0])
     return float(moments.mutual_information[0]), drawn, float(np.abs(gap).sum() / 2)
-
-
-def _spearman(left: Array, right: Array) -> float:
-    """Correlation of ranks; ties get an arbitrary order, which continuous scores do not have."""
-    if np.ptp(left) == 0 or np.ptp(right) == 0:
-        return float("nan")
-    first, second = (np.argsort(np.argsort(values)) for values in (left, right))
-    return float(np.corrcoef(first, second)[0, 1])

@@ -137,7 +137,7 @@ class Predictor:
     def host(self) -> Host:
         """Base model and tokenizer, loaded when the first row is scored."""
         classes = num_labels_of(self.posterior) or (len(self._labels) if self._labels else None)
-        return Host(self._config, self._base, classes)
+        return Host(self._config, self._base, task=self._config.task, num_labels=classes)
 
     def predict(
         self,

@@ -34,7 +34,8 @@ class Evaluation:
     @cached_property
     def host(self) -> Host:
         """Base model and tokenizer."""
-        return Host(self.config, self.base_model, len(self.classes) if self.classes else None)
+        classes = len(self.classes) if self.classes else None
+        return Host(self.config, self.base_model, task=self.config.task, num_labels=classes)
 
     @cached_property
     def scorer(self) -> Scorer:

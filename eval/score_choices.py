@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vlora.data import Encoding, Example, RowFormat, encode_continuation
 from vlora.data.encode import wants_eos
 from vlora.errors import DataError
-from vlora.eval.batching import Batch, make_batches, run_halving
+from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import gather_log_probs, place_logits
 from vlora.eval.linearised import Linearised
 from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches, run_batch
@@ -144,8 +144,7 @@ class ChoiceScorer:
 
     def few(self) -> "ChoiceScorer":
         """A scorer of two short items, to try things out on."""
-        order = sorted(range(self.num_items), key=lambda item: self.prompt_tokens[item])
-        chosen = sorted({order[0], order[len(order) // 4]})
+        chosen = two_short(self.prompt_tokens)
         return ChoiceScorer(
             [self._encoded[item] for item in chosen],
             pad_id=self._pad_id,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlora.data import Example
-from vlora.eval.batching import Batch, make_batches, run_halving
+from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import class_log_probs
 from vlora.eval.linearised import Linearised
 from vlora.eval.sink import Sink
@@ -92,8 +92,7 @@ class LabelScorer:
 
     def few(self) -> "LabelScorer":
         """A scorer of two short items, to try things out on."""
-        order = sorted(range(self.num_items), key=lambda item: self.prompt_tokens[item])
-        chosen = sorted({order[0], order[len(order) // 4]})
+        chosen = two_short(self.prompt_tokens)
         scorer = copy(self)
         scorer._take({name: [values[item] for item in chosen] for name, values in self._features.items()})
         return scorer

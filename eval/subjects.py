@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlora.errors import ConfigError
-from vlora.eval.config import EvalConfig
+from vlora.eval.models_config import ModelsConfig
 from vlora.eval.store import content_key
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated, fitted_scale
@@ -75,7 +75,7 @@ class Subject:
         }
 
 
-def load_subjects(config: EvalConfig) -> list[Subject]:
+def load_subjects(config: ModelsConfig) -> list[Subject]:
     """Read every model's folder, at the temperature that the configuration asks for.
 
     Raises:
@@ -117,7 +117,7 @@ def _at_temperature(
     return posterior.at_temperature(temperature), None
 
 
-def base_model_of(subjects: Sequence[Subject], config: EvalConfig) -> str:
+def base_model_of(subjects: Sequence[Subject], config: ModelsConfig) -> str:
     """Base model to load: as configured, else the one that the first adapter names.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.low_precision import table
-from benchmarks.readme_table import END, START
+from benchmarks.readme_table import END, START, read_results
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "low_precision"
 
@@ -36,7 +36,7 @@ def test_differences_are_paired_by_task_and_seed(tmp_path):
             tmp_path, f"tasks/sst2_8bit_states_{seed}", accuracy + 0.01 * seed, nll + 0.002, 6.0, 20.0, 0.99
         )
     record(tmp_path, "tasks/trec_8bit_states_0", 0.9, 0.1)  # no float32 beside it
-    records = table.read(tmp_path)
+    records = read_results(tmp_path)
     text = table.differences(records, "tasks", table.TASKS)
     # accuracy: mean of 0 and 1 point, sd .7071, s.e. .5, t(1) = 12.706
     assert "+0.50 [−5.85, +6.85] | +0.0020 [+0.0020, +0.0020]" in line(text, "8-bit states", "mean")
@@ -51,7 +51,7 @@ def test_a_quantised_base_is_shown_without_training_and_as_reference(tmp_path):
         record(tmp_path, f"bases/gsm8k_{form}_0", 0.3, nll)
         record(tmp_path, f"stories/gsm8k_{form}_0", 0.4, nll - 0.5)
     record(tmp_path, "stories/gsm8k_4bit_base_8bit_states_bf16_adapter_sr_0", 0.4, 1.601)
-    records = table.read(tmp_path)
+    records = read_results(tmp_path)
     text = table.differences(records, "stories", ["gsm8k"])
     assert (
         line(text, "4-bit base", "not trained")
@@ -69,7 +69,7 @@ def test_an_adapter_trained_in_float32_shows_what_the_base_alone_loses(tmp_path)
     record(tmp_path, "tasks/sst2_4bit_base_0", 0.78, 0.54)
     record(tmp_path, "swapped/sst2_4bit_base_0", 0.79, 0.53)
     record(tmp_path, "swapped/trec_4bit_base_0", 0.79, 0.53)  # no float32 beside it
-    text = table.differences(table.read(tmp_path), "tasks", table.TASKS)
+    text = table.differences(read_results(tmp_path), "tasks", table.TASKS)
     row = line(text, "4-bit base", "trained in float32")
     assert row == "| 4-bit base | trained in float32 | −1.00 | +0.0300 | +0.0000 | 1 |"
     assert line(text, "4-bit base", "mean").startswith("| 4-bit base | mean | −2.00 | +0.0400")
@@ -78,4 +78,4 @@ def test_an_adapter_trained_in_float32_shows_what_the_base_alone_loses(tmp_path)
 def test_the_readme_has_the_tables_of_the_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     shown = text.split(START)[1].split(END)[0].strip()
-    assert shown == table.block(table.read(FOLDER / "results")).strip()
+    assert shown == table.block(read_results(FOLDER / "results")).strip()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.merge_io import table
-from benchmarks.readme_table import replaced
+from benchmarks.readme_table import read_results, replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "merge_io"
 
@@ -69,7 +69,7 @@ def test_other_tables(records):
 
 def test_the_readme_stands_as_the_results_say():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert replaced(text, table.block(table.read(FOLDER / "results"))) == text
+    assert replaced(text, table.block(read_results(FOLDER / "results"))) == text
 
 
 def test_results_name_no_machine():

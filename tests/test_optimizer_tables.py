@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.optimizer import table
-from benchmarks.readme_table import replaced
+from benchmarks.readme_table import read_results, replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "optimizer"
 
@@ -72,7 +72,7 @@ def test_order_intervals_are_those_of_the_books(n, low):
 
 
 def test_nothing_measured_makes_dashes(tmp_path):
-    text = table.block(table.read(tmp_path))
+    text = table.block(read_results(tmp_path))
     assert text.startswith("From 0 result files.") and text.count("—") == 3 * 9 * 5
     assert text.rstrip().endswith("Not measured.")
 
@@ -91,7 +91,7 @@ def test_the_block_is_replaced_between_its_markers_only(tmp_path, records):
 
 def test_the_readme_holds_the_tables_of_the_committed_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert text == replaced(text, table.block(table.read(FOLDER / "results"))), (
+    assert text == replaced(text, table.block(read_results(FOLDER / "results"))), (
         "run benchmarks/optimizer/table.py"
     )
 

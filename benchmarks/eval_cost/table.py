@@ -3,14 +3,12 @@
 python -m benchmarks.eval_cost.table [--print]
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.eval_cost.cases import CASES
-from benchmarks.readme_table import write_tables
+from benchmarks.readme_table import Records, read_results, write_tables
 
 HERE = Path(__file__).parent
 UNITS = {
@@ -26,17 +24,11 @@ TITLES = {
     "openbookqa": "OpenBookQA, answers in words",
     "arc_easy_letters": "ARC-Easy, answers by letter",
 }
-Records = dict[str, dict[str, Any]]
-
-
-def read(folder: Path) -> Records:
-    """Result files by the name of their unit."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def block(folder: Path) -> str:
     """All tables and the conditions they hold under."""
-    records = read(folder)
+    records = read_results(folder)
     parts = [table(records, case) for case in CASES if f"{case}-all-naive-1" in records]
     return "\n".join([*parts, conditions(records)]) + "\n"
 

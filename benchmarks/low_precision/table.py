@@ -6,7 +6,6 @@ rewrites the block between the two markers in ``README.md``; ``--print`` shows t
 What has no file is a dash. Over pairs: mean difference with the 95 % interval mean ± t(.975, n - 1) sd / sqrt(n).
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.low_precision.formats import FORMATS, NAMES, TASKS
-from benchmarks.readme_table import t_quantile, write_tables
+from benchmarks.readme_table import Records, read_results, t_quantile, write_tables
 
 HERE = Path(__file__).parent
 DASH = "—"
@@ -25,15 +24,6 @@ METRICS = {
     "nll": ("NLL", 1.0, 4),
     "ece_15_equal_width": ("ECE", 1.0, 4),
 }
-Records = dict[str, dict[str, Any]]
-
-
-def read(folder: Path) -> Records:
-    """Every record by its name, such as ``tasks/sst2_float32_0``."""
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.rglob("*.json"))
-    }
 
 
 def seeds(records: Records) -> list[int]:
@@ -212,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the tables and put them into the README."""
     write_tables(
         HERE,
-        lambda folder: block(read(folder)),
+        lambda folder: block(read_results(folder)),
         "Tables of the number formats from their JSON files.",
         arguments,
     )

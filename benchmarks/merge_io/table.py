@@ -3,13 +3,12 @@
 python -m benchmarks.merge_io.table [--print]
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme_table import write_tables
+from benchmarks.readme_table import Records, read_results, row, write_tables
 
 HERE = Path(__file__).parent
 METHODS = {
@@ -30,17 +29,6 @@ MODULES = {
         "linear_family gradient_matching lossless": "vlora, the same at rank 64",
     },
 }  # fmt: skip
-Records = dict[str, dict[str, Any]]
-
-
-def read(folder: Path) -> Records:
-    """Result files by the name of their unit."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-
-
-def row(*cells: str) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def median(record: dict[str, Any], who: str, key: str) -> float:
@@ -153,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the tables and put them into the README."""
     write_tables(
         HERE,
-        lambda folder: block(read(folder)),
+        lambda folder: block(read_results(folder)),
         "Tables of the merge_io benchmark from its JSON files.",
         arguments,
     )

@@ -17,13 +17,8 @@ per method from validation rows. ``joint`` trains and scores one adapter on all 
 """
 
 import argparse
-import json
-import os
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +28,10 @@ from benchmarks.merge_quality.adapters import Library
 from benchmarks.merge_quality.arms import MAIN, MORE
 from benchmarks.merge_quality.scores import evaluate, evaluate_joint
 from benchmarks.merge_quality.tasks import DOMAINS, MIXED
+from benchmarks.rows import keep_record
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (100, 101)
-PACKAGES = ("variational-lora", "torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)
@@ -115,19 +110,9 @@ def run_unit(unit: Unit, library: Library, part: str) -> None:
 
 def write(part: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
     """Keep what ``make`` returns, with time, versions and hardware, unless the file exists."""
-    target = RESULTS / part / f"{name}.json"
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    started, cpu = time.perf_counter(), time.process_time()
-    record = make()
-    record |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-    record["versions"] = {package: metadata.version(package) for package in PACKAGES}
-    record["hardware"] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1}
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.rename(target)
-    print(f"{part}/{target.stem}: {record['cpu_seconds']:.0f} s of CPU", flush=True)
+    record = keep_record(RESULTS / part / f"{name}.json", make)
+    if record is not None:
+        print(f"{part}/{name}: {record['cpu_seconds']:.0f} s of CPU", flush=True)
 
 
 if __name__ == "__main__":

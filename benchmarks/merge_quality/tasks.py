@@ -3,16 +3,14 @@
 The first five layers of MiniLM are frozen, so their output for a row is computed once and kept, in bfloat16.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.posterior_quality.tasks import BASE, Rows, split_rows
+from benchmarks.posterior_quality.tasks import BASE, Rows, kept_features, split_rows
 
 FROZEN_LAYERS = 5
 DOMAINS = (
@@ -39,19 +37,8 @@ class Task:
 
 def load_task(name: str, data: Path, cache: Path) -> Task:
     """Features of a task, from the cache or computed."""
-    path = cache / f"{name}.safetensors"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        num_classes, tensors = _compute(name, data)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {"num_classes": str(num_classes)})
-        partial.rename(path)
-    with safe_open(path, "pt") as stored:
-        rows = {
-            split: Rows(*(stored.get_tensor(f"{split}.{field.name}") for field in fields(Rows)))
-            for split in ("train", "validation", "test")
-        }
-        return Task(name, int(stored.metadata()["num_classes"]), **rows)
+    num_classes, rows = kept_features(cache / f"{name}.safetensors", lambda: _compute(name, data))
+    return Task(name, num_classes, **rows)
 
 
 def head(rows: Rows, count: int) -> Rows:

@@ -3,14 +3,12 @@
 python -m benchmarks.optimizer.table [--print]
 """
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.readme_table import write_tables
+from benchmarks.readme_table import Records, read_results, row, write_tables
 
 HERE = Path(__file__).parent
 NAMES = {
@@ -30,12 +28,6 @@ CASES = {
     "small": "1 M entries in 400 tensors of 50 x 50",
     "single": "50 M entries in one tensor",
 }
-Records = dict[str, dict[str, Any]]
-
-
-def read(folder: Path) -> Records:
-    """Result files by the name of their unit."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def order_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -54,11 +46,6 @@ def order_interval(values: Sequence[float]) -> tuple[float, float]:
 def ratios(above: dict[str, list[float]], below: dict[str, list[float]]) -> list[float]:
     """Ratios of CPU seconds, round by round."""
     return [a / b for a, b in zip(above["cpu"], below["cpu"], strict=True)]
-
-
-def row(*cells: str) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def time_table(records: Records, case: str) -> str:
@@ -171,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the tables and put them into the README."""
     write_tables(
         HERE,
-        lambda folder: block(read(folder)),
+        lambda folder: block(read_results(folder)),
         "Tables of the optimizer benchmark from its JSON files.",
         arguments,
     )

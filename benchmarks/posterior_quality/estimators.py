@@ -14,14 +14,12 @@ The reference is the mean squared gradient of 128 held-out rows at the final mea
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.rows import keep_record
 
 TASKS = ("sst2", "trec")
 LENGTHS = (100, 400, 1600)
@@ -58,16 +56,13 @@ def one(unit: tuple[str, int, int, Path, Path]) -> str:
     from benchmarks.posterior_quality.tasks import load_task
 
     torch.set_num_threads(1)
-    started = time.perf_counter()
-    record: dict[str, Any] = {"task": name, "steps": length, "seed": seed}
-    record["estimates"] = measure(load_task(name, data, work / "features"), length, seed)
-    record["seconds"] = time.perf_counter() - started
-    record["versions"] = {package: metadata.version(package) for package in ("variational-lora", "torch")}
-    record["hardware"] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1}
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.rename(target)
-    return f"{target.stem}: {record['seconds']:.0f} s"
+    task = load_task(name, data, work / "features")
+
+    def make() -> dict[str, Any]:
+        return {"task": name, "steps": length, "seed": seed, "estimates": measure(task, length, seed)}
+
+    record = keep_record(target, make)
+    return f"{target.stem}: {record['seconds']:.0f} s" if record else f"{target.stem}: there"
 
 
 def measure(task: Any, length: int, seed: int) -> dict[str, dict[str, float]]:

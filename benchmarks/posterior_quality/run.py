@@ -13,12 +13,11 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
-import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.rows import keep_record
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEED = 100
@@ -35,7 +34,6 @@ GRID: dict[str, list[dict[str, float]]] = {
 ENSEMBLE = 4
 NOISE_COST = 0.01
 """Default of ``IVON.auto``."""
-PACKAGES = ("variational-lora", "torch", "transformers", "peft")
 
 
 def main() -> None:
@@ -147,15 +145,8 @@ def one(job: tuple[str, dict[str, Any], Path, Path]) -> str:
 
     torch.set_num_threads(1)
     task = load_task(unit["task"], data, work / "features")
-    started, cpu = time.perf_counter(), time.process_time()
-    record = {**unit, **measure(part, unit, task, work)}
-    record |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-    record["versions"] = {package: metadata.version(package) for package in PACKAGES}
-    record["hardware"] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1}
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.rename(target)
-    return f"{target.stem}: {record['seconds']:.0f} s"
+    record = keep_record(target, lambda: {**unit, **measure(part, unit, task, work)})
+    return f"{target.stem}: {record['seconds']:.0f} s" if record else f"{target.stem}: there"
 
 
 def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str, Any]:

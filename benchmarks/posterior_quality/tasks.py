@@ -4,6 +4,7 @@ The first five layers of MiniLM are frozen, so their output for a row never chan
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -77,10 +78,22 @@ def _join(parts: list[Rows]) -> Rows:
 
 
 def _features(name: str, data: Path, cache: Path) -> dict[str, Any]:
-    path = cache / f"{name}.safetensors"
+    num_classes, splits = kept_features(cache / f"{name}.safetensors", lambda: _compute(name, data))
+    return {"num_classes": num_classes, **splits}
+
+
+def kept_features(
+    path: Path, compute: Callable[[], tuple[int, dict[str, Tensor]]]
+) -> tuple[int, dict[str, Rows]]:
+    """Number of classes and the three splits of a file, which ``compute`` fills if it is not there.
+
+    Args:
+        path: The file.
+        compute: Gives the number of classes, and ``<split>.<field of Rows>`` -> tensor.
+    """
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        num_classes, tensors = _compute(name, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        num_classes, tensors = compute()
         partial = path.with_suffix(".partial")
         save_file(tensors, partial, {"num_classes": str(num_classes)})
         partial.rename(path)
@@ -89,7 +102,7 @@ def _features(name: str, data: Path, cache: Path) -> dict[str, Any]:
             split: Rows(*(stored.get_tensor(f"{split}.{field.name}") for field in fields(Rows)))
             for split in ("train", "validation", "test")
         }
-        return {"num_classes": int(stored.metadata()["num_classes"]), **splits}
+        return int(stored.metadata()["num_classes"]), splits
 
 
 def _compute(name: str, data: Path) -> tuple[int, dict[str, Tensor]]:

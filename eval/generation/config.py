@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 from vlora.data import Source
 from vlora.data.config import check_seed
 from vlora.errors import ConfigError
-from vlora.eval.config import Detection, EvalConfig, EvalDataConfig, ModelEntry
+from vlora.eval.models_config import ModelsConfig
 
 __all__ = [
     "AnswerDataConfig",
@@ -159,21 +159,15 @@ class PTrueConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
+class GenerationConfig(ModelsConfig):
     """Uncertainty of answers, generated or given: ``vlora eval CONFIG.yaml`` with ``kind: generation``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     kind: Literal["generation"]
     """Marks this kind of evaluation."""
-    model: str | ModelEntry | list[str | ModelEntry]
-    """Posterior or PEFT folder, hub id, ``base``, ``{path, name}``, or a list of these."""
     ensemble: bool | list[str] = False
     """Add an ensemble of these models (true: of all adapters), each member one draw."""
-    base_model: str | None = None
-    """Folder or hub id of the base model; None takes the one that the first adapter names."""
-    revision: str | None = None
-    """Revision of the base model on the hub."""
     task: str
     """Name of a task, or path of a task file."""
     data: AnswerDataConfig = field(default_factory=AnswerDataConfig)
@@ -188,50 +182,14 @@ class GenerationConfig:
     """Question about the model's own answer; null asks none."""
     eigenscore: bool = True
     """Take the hidden states that EigenScore needs, one more pass over the sampled answers."""
-    num_samples: int = 8
-    """Posterior draws S. Plain adapters have none."""
-    antithetic: bool = True
-    """Take draws in mirrored pairs; needs an even ``num_samples``."""
-    temperature: float | Literal["auto", "stored"] | None = None
-    """Temperature of the posterior, as in every evaluation."""
     threshold: float = 0.75
     """Probability of being right above which answering pays, for the penalised score."""
     batch_size: int = 16
     """Questions at a time."""
-    batch_tokens: int | None = None
-    """Most tokens in a scoring batch; None fits the device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the base model."""
-    quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Load the base model through bitsandbytes."""
-    device: str | None = None
-    """``cpu``, ``cuda:0``, …; None takes the accelerator if there is one."""
-    trust_remote_code: bool = False
-    """Run code that the base model's repository brings. Only for repositories you trust."""
-    detect: dict[str, Detection] = field(default_factory=dict)
-    """Detection questions by name; without any, every ``ood`` set is set against the test rows."""
-    num_bootstrap: int = 1000
-    """Bootstrap resamples of the items behind every interval."""
-    seed: int = 0
-    """Seed of the answers and of the bootstrap; posterior draws carry their own."""
-    output: str
-    """Folder for ``answers.jsonl``, ``results.json`` and the resolved configuration."""
-    overwrite: bool = False
-    """Replace a former evaluation in ``output``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.threshold < 1:
             raise ConfigError(f"threshold must lie in [0, 1), got {self.threshold}")
         if self.grade.by == "entailment" and self.judge.model is None:
             raise ConfigError("grade.by: entailment needs judge.model")
-        self.engine()  # checks what it shares with every evaluation
-
-    def engine(self) -> EvalConfig:
-        """The settings that loading models and adapters needs, as every evaluation has them."""
-        names = (
-            "model", "base_model", "revision", "num_samples", "antithetic", "temperature", "batch_size",
-            "batch_tokens", "dtype", "quantization", "device", "trust_remote_code", "num_bootstrap", "seed",
-            "output",
-        )  # fmt: skip
-        shared = {name: getattr(self, name) for name in names}
-        return EvalConfig(task="causal_lm", data=EvalDataConfig(test="-"), **shared)

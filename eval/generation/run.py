@@ -106,7 +106,7 @@ class _Run:
     @cached_property
     def host(self) -> Host:
         """Base model and tokenizer."""
-        return Host(self.config.engine(), self.base_model)
+        return Host(self.config, self.base_model, task="causal_lm")
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -143,9 +143,8 @@ class _Run:
 
 def _prepare(config: GenerationConfig) -> _Run:
     """Read adapters and data and check that they fit together, before any model is loaded."""
-    engine, task = config.engine(), load_task(config.task)
-    subjects = load_subjects(engine)
-    base_model = base_model_of(subjects, engine)
+    task, subjects = load_task(config.task), load_subjects(config)
+    base_model = base_model_of(subjects, config)
     posteriors = {s.name: s.posterior for s in subjects if s.posterior is not None}
     check_same_base(posteriors, base_model, config.revision)
     questions, sha256, shots = load_questions(config, task)

@@ -9,7 +9,8 @@ K-FAC (Martens and Grosse, arXiv:1503.05671; on LoRA: Yang et al. 2024, arXiv:23
 G and S are stored without a scale. It comes from h: each product is scaled so that its mean diagonal is the mean of h
 over the factor. With eigenvalues :math:`l_i` and :math:`r_j` of the scaled sides the precision of the direction
 :math:`u_i v_j^\top` is :math:`\lambda (l_i r_j + \delta)`, with ess :math:`\lambda` and weight decay :math:`\delta`.
-A tensor without Grams (a head, an embedding, a bias) keeps independent entries.
+A tensor without Grams (a head, an embedding, a bias), and one with pruned entries, which have no noise, keeps
+independent entries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,9 +106,13 @@ def _kronecker(posterior: Posterior) -> dict[str, tuple[Tensor, Tensor, Tensor]]
             (keys.a, scale**2 * b.T @ outputs.double() @ b, inputs.double()),
             (keys.b, outputs.double(), a @ inputs.double() @ a.T),
         ):
-            if key in posterior.hess:
+            if key in posterior.hess and not _pruned(posterior, key):
                 found[key] = _spectrum(posterior, key, left, right)
     return found
+
+
+def _pruned(posterior: Posterior, key: str) -> bool:
+    return key in posterior.meta.fixed_zeros and bool((posterior.mean[key] == 0).any())
 
 
 def _spectrum(posterior: Posterior, key: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:

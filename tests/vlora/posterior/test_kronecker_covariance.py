@@ -75,6 +75,15 @@ def test_a_tensor_without_grams_and_kronecker_false_keep_the_diagonal(posterior)
     assert all(isinstance(p, Independent) and torch.equal(p.std, std[key]) for key, p in plain.items())
 
 
+def test_a_pruned_tensor_keeps_its_zeros(posterior):
+    mean = {**posterior.mean, B: posterior.mean[B].clone()}
+    mean[B][1] = 0.0
+    pruned = replace(posterior, mean=mean, meta=replace(posterior.meta, fixed_zeros=[A, B]))
+    spread = covariances(pruned)
+    assert isinstance(spread[A], Kronecker)  # nothing of it was pruned
+    assert not spread[B].colour(torch.ones(ROWS, RANK))[1].any()
+
+
 def test_grams_in_the_short_form_are_read(posterior):
     short = compress_grams(posterior.curvature, ROWS - 1)
     spread = covariances(replace(posterior, curvature=short))
