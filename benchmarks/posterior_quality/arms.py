@@ -8,6 +8,7 @@ factor of ``SCALES`` that has the lowest NLL on the validation rows.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,13 @@ class Outcome:
 
 def num_steps(task: Task) -> int:
     """Optimizer steps of a run."""
-    return EPOCHS * math.ceil(len(task.train) / BATCH)
+    return task.steps or EPOCHS * math.ceil(len(task.train) / BATCH)
 
 
 def batches(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """All batches of a run, in an order of its own."""
+    """Batches without end, every pass in an order of its own."""
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(EPOCHS):
+    while True:
         order = torch.randperm(len(rows), generator=generator)
         for part in order.split(BATCH):
             yield rows.hidden[part], rows.mask[part], rows.label[part]
@@ -70,7 +71,7 @@ def fit(network: Network, task: Task, optimizer: Any, seed: int) -> tuple[float,
     network.train()
     losses = []
     with gathering(network.peft) as stream:
-        for hidden, mask, label in batches(task.train, seed):
+        for hidden, mask, label in islice(batches(task.train, seed), total):
             if isinstance(optimizer, IVON):
                 optimizer.train()
             loss = cross_entropy(network(hidden, mask), label)

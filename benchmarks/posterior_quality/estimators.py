@@ -16,14 +16,17 @@ The reference is the mean squared gradient of 128 held-out rows at the final mea
 import argparse
 import multiprocessing
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import keep_record
 
-TASKS = ("sst2", "trec")
-LENGTHS = (100, 400, 1600)
-SEEDS = (0, 1)
+RUNS = [
+    *((task, steps, seed) for steps in (100, 400, 1600) for seed in (0, 1) for task in ("sst2", "trec")),
+    ("pool", 10_000, 0),
+]
+"""Task, steps and seed: 640 rows of a task, and once all rows of ``lengths``."""
 RESULTS = Path(__file__).parent / "results" / "estimators"
 REFERENCE_ROWS = 128
 
@@ -39,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     RESULTS.mkdir(parents=True, exist_ok=True)
-    units = [(t, n, s, args.data, args.work) for n in LENGTHS for s in SEEDS for t in TASKS]
+    units = [(*run, args.data, args.work) for run in RUNS]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for line in pool.imap_unordered(one, units):
             print(line, flush=True)
@@ -53,10 +56,12 @@ def one(unit: tuple[str, int, int, Path, Path]) -> str:
         return f"{target.stem}: there"
     import torch
 
+    from benchmarks.posterior_quality.pool import load_pool
     from benchmarks.posterior_quality.tasks import load_task
 
     torch.set_num_threads(1)
-    task = load_task(name, data, work / "features")
+    load = load_pool if name == "pool" else partial(load_task, name)
+    task = load(data, work / "features")
 
     def make() -> dict[str, Any]:
         return {"task": name, "steps": length, "seed": seed, "estimates": measure(task, length, seed)}

@@ -4,7 +4,7 @@ The first five layers of MiniLM are frozen, so their output for a row never chan
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -48,6 +48,8 @@ class Task:
     validation: Rows
     test: Rows
     foreign: Rows
+    steps: int | None = None
+    """Optimizer steps of a run; None is ``EPOCHS`` passes over the rows."""
 
 
 def load_task(name: str, data: Path, cache: Path) -> Task:
@@ -57,8 +59,13 @@ def load_task(name: str, data: Path, cache: Path) -> Task:
     """
     own = _features(name, data, cache)
     names = ("trec", "subj") if name in SENTIMENT else ("sst2", "fdu_books", *{"trec", "subj"} - {name})
-    foreign = [_features(other, data, cache)["test"] for other in sorted(names)]
-    return Task(name, int(own["num_classes"]), own["train"], own["validation"], own["test"], _join(foreign))
+    foreign = foreign_rows(sorted(names), data, cache)
+    return Task(name, int(own["num_classes"]), own["train"], own["validation"], own["test"], foreign)
+
+
+def foreign_rows(names: Sequence[str], data: Path, cache: Path) -> Rows:
+    """The first test rows of other tasks."""
+    return _join([_features(name, data, cache)["test"] for name in names])
 
 
 def _join(parts: list[Rows]) -> Rows:
@@ -107,18 +114,22 @@ def kept_features(
 
 def _compute(name: str, data: Path) -> tuple[int, dict[str, Tensor]]:
     """Number of classes, and ``<split>.<field of Rows>`` -> tensor."""
+    return encode(split_rows(name, data), TOKENS[name])
+
+
+def encode(splits: dict[str, list[dict[str, Any]]], max_length: int) -> tuple[int, dict[str, Tensor]]:
+    """Number of classes, and ``<split>.<field of Rows>`` -> tensor, of rows with ``text`` and ``label``."""
     from transformers import AutoModel, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModel.from_pretrained(BASE).eval()
-    splits = split_rows(name, data)
     classes = sorted({row["label"] for rows in splits.values() for row in rows}, key=str)
     out: dict[str, Tensor] = {}
     for split, rows in splits.items():
         inputs = tokenizer(
             [row["text"] for row in rows],
             truncation=True,
-            max_length=TOKENS[name],
+            max_length=max_length,
             padding="max_length",
             return_tensors="pt",
         )
@@ -136,10 +147,10 @@ def _compute(name: str, data: Path) -> tuple[int, dict[str, Tensor]]:
 def split_rows(name: str, data: Path) -> dict[str, list[dict[str, Any]]]:
     """Training, validation and test rows in an order of their hashes; validation comes from the training file."""
     if name == "subj":  # no official split
-        rows = _ordered(read_rows(data / name / "all.jsonl.gz"))
+        rows = ordered(read_rows(data / name / "all.jsonl.gz"))
         train, test = rows[:8000], rows[8000:]
     else:
-        train, test = (_ordered(read_rows(data / name / f"{split}.jsonl.gz")) for split in ("train", "test"))
+        train, test = (ordered(read_rows(data / name / f"{split}.jsonl.gz")) for split in ("train", "test"))
     return {
         "train": train[:TRAIN_ROWS],
         "validation": train[TRAIN_ROWS : TRAIN_ROWS + VALIDATION_ROWS],
@@ -147,6 +158,7 @@ def split_rows(name: str, data: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows in the order of the hashes of their texts."""
     keys = [hashlib.sha256(row["text"].encode()).hexdigest() for row in rows]
     return [rows[i] for i in np.argsort(keys, kind="stable")]

@@ -27,6 +27,8 @@ from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStre
 __all__ = ["Engine", "create_shards"]
 
 _LARGEST_HALF = 65504.0
+_FLUSH_SECONDS = 1.0
+"""Outputs are flushed this often while threads compute, so that little is left to wait for at the end."""
 
 
 class _StoppedError(Exception):
@@ -80,12 +82,13 @@ class Engine:
         pool = ThreadPoolExecutor(self.threads)
         try:
             ordered = sorted(jobs, key=lambda job: -places[job.name][1].nbytes)
-            pending = [pool.submit(one, job) for job in ordered]
-            done, _ = wait(pending, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            for file, descriptor in outputs.items():
-                _sync(descriptor, self.folder / file)
+            pending = {pool.submit(one, job) for job in ordered}
+            while pending:
+                done, pending = wait(pending, timeout=_FLUSH_SECONDS, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                self._flush(outputs)
+            self._flush(outputs)  # also what an earlier run wrote, if nothing was left to do
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -93,6 +96,10 @@ class Engine:
             for descriptor in outputs.values():
                 os.close(descriptor)
             torch.set_num_threads(before)
+
+    def _flush(self, outputs: dict[str, int]) -> None:
+        for file, descriptor in outputs.items():
+            _sync(descriptor, self.folder / file)
 
 
 def create_shards(folder: Path, shards: Sequence[Shard]) -> None:

@@ -102,11 +102,12 @@ def elect(tensors: Sequence[Tensor], weights: Sequence[float], normalise: bool) 
     elected.sign_()
     for tensor in weighted:
         tensor.mul_(elected).relu_()
-    total = weighted[0].clone() if normalise else weighted[0]
-    for tensor in weighted[1:]:
+    total = weighted[0] + weighted[1] if len(weighted) > 1 else weighted[0].clone()
+    for tensor in weighted[2:]:
         total.add_(tensor)
     if normalise:
-        counted = weighted[0].sign_().mul_(abs(weights[0]))
+        first = abs(weights[0])
+        counted = weighted[0].sign_() if first == 1 else weighted[0].sign_().mul_(first)
         for tensor, weight in zip(weighted[1:], weights[1:], strict=True):
             counted.add_(tensor.sign_(), alpha=abs(weight))
         # Where nobody agrees the total is 0, and any positive divisor leaves it so.

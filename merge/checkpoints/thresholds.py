@@ -53,13 +53,15 @@ class KthLargest:
         return self.bits >= 0
 
     def add(self, magnitudes: Tensor) -> None:
-        """Count one tile of a pass; non-negative float32."""
+        """Count one tile of a pass; non-negative float32, which is overwritten."""
         if self.settled:
             return
-        bits = _patterns(magnitudes)
-        offset = bits - np.int32(self._low)
-        inside = np.flatnonzero(offset.view(np.uint32) <= np.uint32(self._high - self._low))
-        self._above += np.count_nonzero(bits > self._high)
+        offset, width = _patterns(magnitudes), self._high - self._low
+        offset -= np.int32(self._low)
+        self._above += np.count_nonzero(offset > width)
+        inside = np.flatnonzero(
+            offset.view(np.uint32) <= np.uint32(width)
+        )  # below the bracket: wrapped around
         np.add.at(self._histogram, offset[inside] >> self._shift, 1)
 
     def end_pass(self) -> None:

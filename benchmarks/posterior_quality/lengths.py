@@ -1,0 +1,91 @@
+"""Do the defaults hold from 100 steps on 500 rows to 10,000 steps on all rows? AdamW and ``IVON.auto``, nothing tuned.
+
+    python -m benchmarks.posterior_quality.lengths --data DATA --work WORK [--jobs 2] [--seeds 0 1 2]
+
+Both have a learning rate of 1e-3, the default of ``IVON.auto``, at every length. One file per run; a run whose file
+exists is not repeated.
+"""
+
+import argparse
+import multiprocessing
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import keep_record
+
+RESULTS = Path(__file__).parent / "results" / "lengths"
+RUNS = ((500, 100), (2000, 400), (8000, 1600), (None, 10_000))
+"""Training rows (None: all) and steps of batch 16."""
+ARMS = ("adamw", "ivon_auto")
+LR = 1e-3
+
+
+def main() -> None:
+    """Parse the arguments and run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the features (2 GB)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    units = [
+        (arm, rows, steps, seed, args.data, args.work)
+        for rows, steps in RUNS
+        for seed in args.seeds
+        for arm in ARMS
+    ]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for line in pool.imap_unordered(one, units):
+            print(line, flush=True)
+
+
+@lru_cache(maxsize=1)
+def _pool(data: Path, work: Path) -> Any:
+    from benchmarks.posterior_quality.pool import load_pool
+
+    return load_pool(data, work / "features")
+
+
+def one(unit: tuple[str, int | None, int, int, Path, Path]) -> str:
+    """One run, unless its file exists."""
+    arm, rows, steps, seed, data, work = unit
+    target = RESULTS / f"{arm}_{steps}_{seed}.json"
+    if target.exists():
+        return f"{target.stem}: there"
+    import torch
+
+    from benchmarks.posterior_quality.pool import cut
+
+    torch.set_num_threads(1)
+    whole = _pool(data, work)
+    task = cut(whole, rows or len(whole.train), steps)
+    head = {"arm": arm, "task": task.name, "rows": len(task.train), "steps": steps, "seed": seed}
+    record = keep_record(target, lambda: {**head, **measure(arm, task, seed)})
+    return f"{target.stem}: {record['seconds']:.0f} s" if record else f"{target.stem}: there"
+
+
+def measure(arm: str, task: Any, seed: int) -> dict[str, Any]:
+    """Facts and scores of one run."""
+    from benchmarks.posterior_quality import arms
+    from benchmarks.posterior_quality.scores import score_predictor
+
+    if arm == "adamw":
+        outcome = arms.adamw(task, seed, test=True, lr=LR, posthoc=False)
+    else:
+        outcome = arms.auto(task, seed, test=True)
+    label = {"validation": task.validation.label, "test": task.test.label}
+    scores = {
+        name: score_predictor(value, label, antithetic=name != "mean")
+        for name, value in outcome.predictions.items()
+    }
+    return {"facts": outcome.facts, "scores": scores}
+
+
+if __name__ == "__main__":
+    main()

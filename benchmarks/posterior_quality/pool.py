@@ -1,0 +1,49 @@
+"""The largest task at hand: sentiment of sentences and reviews, pooled, for runs that are long.
+
+Training rows of ``sst2`` and of eleven ``fdu_*`` domains (not ``fdu_MR``, which shares sentences with ``sst2``), the
+first 32 tokens of each. Test rows: the first 400 of ``sst2`` and 100 of each domain. Foreign are trec and subj.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.posterior_quality.tasks import Rows, Task, encode, foreign_rows, kept_features, ordered
+from benchmarks.rows import read_rows
+
+__all__ = ["DOMAINS", "cut", "load_pool"]
+
+DOMAINS = (
+    "books", "camera_photo", "dvd", "electronics", "health_personal_care", "imdb", "kitchen_housewares", "music",
+    "software", "sports_outdoors", "video",
+)  # fmt: skip
+TOKENS, VALIDATION_ROWS = 32, 1000
+
+
+def load_pool(data: Path, cache: Path) -> Task:
+    """Features of the whole pool, from the cache or computed."""
+    num_classes, splits = kept_features(cache / "pool.safetensors", lambda: _compute(data))
+    foreign = foreign_rows(("subj", "trec"), data, cache)
+    return Task("pool", num_classes, splits["train"], splits["validation"], splits["test"], foreign)
+
+
+def cut(task: Task, rows: int, steps: int) -> Task:
+    """The same task with its first training rows only, for runs of ``steps`` steps."""
+    train = Rows(task.train.hidden[:rows], task.train.mask[:rows], task.train.label[:rows])
+    return replace(task, train=train, steps=steps)
+
+
+def _compute(data: Path) -> tuple[int, dict[str, Tensor]]:
+    names = ("sst2", *(f"fdu_{domain}" for domain in DOMAINS))
+    train = ordered([row for name in names for row in _split(name, "train", data)])
+    test = _split("sst2", "test", data)[:400]
+    for name in names[1:]:
+        test += _split(name, "test", data)[:100]
+    splits = {"train": train[VALIDATION_ROWS:], "validation": train[:VALIDATION_ROWS], "test": test}
+    return encode(splits, TOKENS)
+
+
+def _split(name: str, split: str, data: Path) -> list[dict[str, Any]]:
+    return ordered(read_rows(data / name / f"{split}.jsonl.gz"))
