@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.low_precision.formats import BASES, FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.formats import BASES, CONTROL, FORMATS, RESULTS, TASKS, TRACKED
 from benchmarks.rows import read_rows, without_paths, write_rows
 
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
@@ -39,7 +39,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     for module in ("vlora.training.train", "vlora.eval.run", "peft", "bitsandbytes"):
         importlib.import_module(module)  # so that the first run's time does not hold it
     units = {"bases": bases, "tasks": tasks, "swapped": swapped, "stories": stories, "tracking": tracking}
@@ -141,7 +140,9 @@ def bases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     """Train and evaluate one unit, compare its h with that of float32, and write its record."""
-    form, place = FORMATS[unit["form"]], args.work / unit["name"]
+    form, place = FORMATS.get(unit["form"], {}), args.work / unit["name"]
+    threads = 2 if unit["form"] == CONTROL else 1
+    torch.set_num_threads(threads)
     base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
     record: dict[str, Any] = {"name": unit["name"], "format": form}
     if "train" in unit:
@@ -162,7 +163,7 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     record |= {
         **evaluate_one(test),
         "versions": {package: metadata.version(package) for package in PACKAGES},
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": threads},
     }
     target = args.results / f"{unit['name']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
