@@ -19,20 +19,24 @@ DOMAINS = (
     "books", "camera_photo", "dvd", "electronics", "health_personal_care", "imdb", "kitchen_housewares", "music",
     "software", "sports_outdoors", "video",
 )  # fmt: skip
-TOKENS, VALIDATION_ROWS = 32, 1000
+TOKENS, HELD_OUT_ROWS, VALIDATION_ROWS = 32, 1000, 300
 
 
 def load_pool(data: Path, cache: Path) -> Task:
     """Features of the whole pool, from the cache or computed."""
     num_classes, splits = kept_features(cache / "pool.safetensors", lambda: _compute(data))
     foreign = foreign_rows(("subj", "trec"), data, cache)
-    return Task("pool", num_classes, splits["train"], splits["validation"], splits["test"], foreign)
+    validation = _first(splits["validation"], VALIDATION_ROWS)
+    return Task("pool", num_classes, splits["train"], validation, splits["test"], foreign)
 
 
 def cut(task: Task, rows: int, steps: int) -> Task:
     """The same task with its first training rows only, for runs of ``steps`` steps."""
-    train = Rows(task.train.hidden[:rows], task.train.mask[:rows], task.train.label[:rows])
-    return replace(task, train=train, steps=steps)
+    return replace(task, train=_first(task.train, rows), steps=steps)
+
+
+def _first(rows: Rows, count: int) -> Rows:
+    return Rows(rows.hidden[:count], rows.mask[:count], rows.label[:count])
 
 
 def _compute(data: Path) -> tuple[int, dict[str, Tensor]]:
@@ -41,7 +45,7 @@ def _compute(data: Path) -> tuple[int, dict[str, Tensor]]:
     test = _split("sst2", "test", data)[:400]
     for name in names[1:]:
         test += _split(name, "test", data)[:100]
-    splits = {"train": train[VALIDATION_ROWS:], "validation": train[:VALIDATION_ROWS], "test": test}
+    splits = {"train": train[HELD_OUT_ROWS:], "validation": train[:HELD_OUT_ROWS], "test": test}
     return encode(splits, TOKENS)
 
 
