@@ -46,9 +46,9 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def num_steps(task: Task) -> int:
-    """Optimizer steps of a run."""
-    return task.steps or EPOCHS * math.ceil(len(task.train) / BATCH)
+def num_steps(rows: Rows) -> int:
+    """Optimizer steps of ``EPOCHS`` passes."""
+    return EPOCHS * math.ceil(len(rows) / BATCH)
 
 
 def batches(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -60,9 +60,11 @@ def batches(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             yield rows.hidden[part], rows.mask[part], rows.label[part]
 
 
-def fit(network: Network, task: Task, optimizer: Any, seed: int) -> tuple[float, dict[str, Tensor]]:
+def fit(
+    network: Network, rows: Rows, optimizer: Any, seed: int, steps: int | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """Train with a warm-up and a cosine; returns the mean loss of the last 20 steps and the curvature on the way."""
-    total = num_steps(task)
+    total = steps or num_steps(rows)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / (WARMUP * total), 0.5 * (1 + math.cos(math.pi * step / total))),
@@ -71,7 +73,7 @@ def fit(network: Network, task: Task, optimizer: Any, seed: int) -> tuple[float,
     network.train()
     losses = []
     with gathering(network.peft) as stream:
-        for hidden, mask, label in islice(batches(task.train, seed), total):
+        for hidden, mask, label in islice(batches(rows, seed), total):
             if isinstance(optimizer, IVON):
                 optimizer.train()
             loss = cross_entropy(network(hidden, mask), label)
@@ -87,7 +89,7 @@ def adamw(task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True)
     """AdamW; with ``posthoc`` also MC dropout and a diagonal Laplace posterior of the same weights."""
     network = Network(task.num_classes, seed)
     optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
-    loss = fit(network, task, optimizer, seed)[0]
+    loss = fit(network, task.train, optimizer, seed, task.steps)[0]
     out = Outcome(facts={"lr": lr, "train_loss": loss})
     splits = SPLITS if test else SPLITS[:1]
     out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in splits}
@@ -104,7 +106,7 @@ def adamw_laplace(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
     """The same AdamW run, its Laplace posterior and the linearised model: h from 256 training rows."""
     network = Network(task.num_classes, seed)
     optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
-    loss, curvature = fit(network, task, optimizer, seed)
+    loss, curvature = fit(network, task.train, optimizer, seed, task.steps)
     out = Outcome(facts={"lr": lr, "train_loss": loss})
     out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in SPLITS}
     hess = squared_gradients(network, task.train, 256)
@@ -130,21 +132,29 @@ def gaussian(network: Network, posterior: Posterior, task: Task, seed: int, out:
 
 
 def laplace(network: Network, task: Task, seed: int, out: Outcome) -> None:
-    """Diagonal Laplace: precision N h + prior, h from 256 training rows, prior chosen by validation NLL."""
-    hess = squared_gradients(network, task.train, 256)
+    """Draws of diagonal Laplace."""
     mean = [parameter.detach().clone() for parameter in network.trained()]
-
-    def validation(prior: float) -> float:
-        std = [(len(task.train) * h + prior).rsqrt() for h in hess]
-        draws = draw_log_probs(network, mean, std, task.validation, seed, CHOICE_DRAWS)
-        return draws_nll(draws, task.validation.label)
-
-    prior = min(PRIORS, key=validation)
-    std = [(len(task.train) * h + prior).rsqrt() for h in hess]
+    std, prior = laplace_std(network, task.train, task.validation, seed)
     out.predictions["laplace"] = {
         split: draw_log_probs(network, mean, std, getattr(task, split), seed) for split in SPLITS
     }
     out.facts["laplace_prior_precision"] = prior
+
+
+def laplace_std(
+    network: Network, train: Rows, validation: Rows, seed: int, hess: list[Tensor] | None = None
+) -> tuple[list[Tensor], float]:
+    """Diagonal Laplace: precision N h + prior, h from 256 training rows unless given, prior by validation NLL."""
+    hess = hess or squared_gradients(network, train, 256)
+    mean = [parameter.detach().clone() for parameter in network.trained()]
+    widths = {prior: [(len(train) * h + prior).rsqrt() for h in hess] for prior in PRIORS}
+
+    def nll(prior: float) -> float:
+        draws = draw_log_probs(network, mean, widths[prior], validation, seed, CHOICE_DRAWS)
+        return draws_nll(draws, validation.label)
+
+    prior = min(PRIORS, key=nll)
+    return widths[prior], prior
 
 
 def ivon(
@@ -156,7 +166,7 @@ def ivon(
     """
     network = Network(task.num_classes, seed)
     optimizer = build(network)
-    loss, curvature = fit(network, task, optimizer, seed)
+    loss, curvature = fit(network, task.train, optimizer, seed, task.steps)
     optimizer.eval()
     states = [optimizer.posterior_state(parameter) for parameter in network.trained()]
     mean = [state["mean"] for state in states]
@@ -188,7 +198,11 @@ def auto(task: Task, seed: int, *, test: bool, **given: Any) -> Outcome:
 
     def build(network: Network) -> IVON:
         return IVON.auto(
-            network.trained(), num_steps=num_steps(task), grad_batch_size=BATCH, seed=seed, **given
+            network.trained(),
+            num_steps=task.steps or num_steps(task.train),
+            grad_batch_size=BATCH,
+            seed=seed,
+            **given,
         )
 
     return ivon(task, seed, build, test=test, scales=SCALES)

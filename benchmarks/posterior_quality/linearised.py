@@ -9,6 +9,7 @@ factors gathered while training, correlated (``vlora.posterior.kronecker``). The
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from vlora.backward import watched
 from vlora.laplace.fit import with_prior
 from vlora.posterior import Posterior
 from vlora.posterior.keys import adapter_tensors
-from vlora.posterior.kronecker import covariances, output_covariance
+from vlora.posterior.kronecker import Independent, Kronecker, covariances, output_covariance
 
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 LOGIT_DRAWS = 64
@@ -40,12 +41,7 @@ def linearised(
     network: Network, posterior: Posterior, task: Task, splits: tuple[str, ...], seed: int
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
     """Log-probabilities ``(S, N, C)`` per kind and split under the kind's best prior, and that prior's precision."""
-    bayes = posterior.at_temperature(1.0)
-    spreads = {
-        (kind, prior): covariances(with_prior(bayes, prior), kronecker=kronecker)
-        for kind, kronecker in KINDS.items()
-        for prior in PRIORS
-    }
+    spreads = {(kind, prior): spread for kind in KINDS for prior, spread in by_prior(posterior, kind).items()}
     validation = _draws(network, task.validation, spreads, seed)
     nll = {name: draws_nll(draws, task.validation.label) for name, draws in validation.items()}
     best = {kind: min(PRIORS, key=lambda prior: nll[kind, prior]) for kind in KINDS}
@@ -55,30 +51,59 @@ def linearised(
     return {kind: {split: own[kind, best[kind]] for split, own in found.items()} for kind in KINDS}, best
 
 
+def by_prior(posterior: Posterior, kind: str) -> dict[float, dict[str, Any]]:
+    """Covariances at temperature 1 for every prior precision; their bases do not depend on it and are found once."""
+    first = PRIORS[0]
+    spread = covariances(with_prior(posterior.at_temperature(1.0), first), kronecker=KINDS[kind])
+
+    def narrowed(prior: float) -> dict[str, Any]:
+        return {
+            key: replace(one, std=(one.std.double().pow(-2) + (prior - first)).rsqrt().float())
+            for key, one in spread.items()
+        }
+
+    return {prior: narrowed(prior) for prior in PRIORS}
+
+
 def _draws(network: Network, rows: Rows, spreads: Mapping[Name, Any], seed: int) -> dict[Name, Tensor]:
     """Log-probabilities ``(S, N, C)`` under every covariance."""
+    logits, covariance = logit_moments(network, rows, spreads)
+    return {name: _logit_draws(logits, own, seed) for name, own in covariance.items()}
+
+
+def logit_moments(
+    network: Network, rows: Rows, spreads: Mapping[Name, Any]
+) -> tuple[Tensor, dict[Name, Tensor]]:
+    """Logits ``(N, C)`` of the mean, and their covariance ``(N, C, C)`` under every covariance of the weights."""
     network.eval()
     logits: list[Tensor] = []
     parts: dict[Name, list[Tensor]] = {name: [] for name in spreads}
+    bases = {name[0]: spread for name, spread in spreads.items()}
     for i in range(0, len(rows), ROWS):
-        values, gradients = _logit_gradients(network, rows.hidden[i : i + ROWS], rows.mask[i : i + ROWS])
+        part = rows.hidden[i : i + ROWS], rows.mask[i : i + ROWS]
+        values, gradients = _logit_gradients(network, *part, bases)
         logits.append(values)
-        for kind in KINDS:
-            own = {name: spread for name, spread in spreads.items() if name[0] == kind}
-            for name, part in zip(own, output_covariance(gradients, list(own.values())), strict=True):
-                parts[name].append(part)
-    return {name: _logit_draws(torch.cat(logits), torch.cat(own), seed) for name, own in parts.items()}
+        for kind, own in gradients.items():
+            names = [name for name in spreads if name[0] == kind]
+            widths = [{key: Independent(one.std) for key, one in spreads[name].items()} for name in names]
+            for name, found in zip(names, output_covariance(own, widths), strict=True):
+                parts[name].append(found)
+    return torch.cat(logits), {name: torch.cat(own) for name, own in parts.items()}
 
 
-def _logit_gradients(network: Network, hidden: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits ``(N, C)`` and, per key of the adapter, their gradients ``(N, C, *tensor)``."""
-    gradients: dict[str, list[Tensor]] = {}
+def _logit_gradients(
+    network: Network, hidden: Tensor, mask: Tensor, bases: Mapping[str, Mapping[str, Any]]
+) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+    """Logits ``(N, C)`` and, per kind and key of the adapter, their gradients ``(N, C, *tensor)`` in its basis."""
+    gradients: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in bases}
 
     def receive(weight: str, bias: str | None, inputs: Tensor, gradient: Tensor) -> None:
         x, g = (t.reshape(len(t), -1, t.shape[-1]) for t in (inputs, gradient))
-        gradients.setdefault(weight, []).append(g.mT @ x)
-        if bias is not None:
-            gradients.setdefault(bias, []).append(g.sum(1))
+        for kind, basis in bases.items():
+            if weight in basis:
+                gradients[kind].setdefault(weight, []).append(_in_basis(x, g, basis[weight]))
+            if bias in basis:
+                gradients[kind].setdefault(str(bias), []).append(g.sum(1))
 
     with watched({layer: partial(receive, *keys) for layer, keys in network.linear_layers().items()}):
         logits = network(hidden, mask)
@@ -86,7 +111,19 @@ def _logit_gradients(network: Network, hidden: Tensor, mask: Tensor) -> tuple[Te
             logits[:, k].sum().backward(retain_graph=k + 1 < logits.shape[1])
     for parameter in network.trained():
         parameter.grad = None
-    return logits.detach(), {key: torch.stack(parts, 1) for key, parts in gradients.items()}
+    stacked = {
+        kind: {key: torch.stack(parts, 1) for key, parts in own.items()} for kind, own in gradients.items()
+    }
+    return logits.detach(), stacked
+
+
+def _in_basis(x: Tensor, g: Tensor, spread: Independent | Kronecker) -> Tensor:
+    """Gradients ``(N, m, n)`` in the basis of a covariance, from inputs ``(N, P, n)`` and gradients ``(N, P, m)``."""
+    if isinstance(spread, Kronecker) and x.shape[1] < min(
+        x.shape[2], g.shape[2]
+    ):  # rotating the factors is cheaper
+        return (g @ spread.left).mT @ (x @ spread.right)
+    return spread.rotate(g.mT @ x)
 
 
 def _logit_draws(logits: Tensor, covariance: Tensor, seed: int) -> Tensor:

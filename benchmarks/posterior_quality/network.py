@@ -1,6 +1,7 @@
 """The part of MiniLM that is trained: LoRA on its last layer and a classifier, over cached features."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ class Network(nn.Module):
     Args:
         num_classes: Number of classes.
         seed: Seed of the adapter's and the classifier's start.
+        adapter: Content of an ``adapter_config.json``, for an adapter of another rank or scaling.
     """
 
-    def __init__(self, num_classes: int, seed: int) -> None:
+    def __init__(self, num_classes: int, seed: int, adapter: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, PeftConfig, get_peft_model
         from transformers import AutoModelForSequenceClassification, logging, set_seed
 
         logging.set_verbosity_error()
@@ -34,7 +36,7 @@ class Network(nn.Module):
             task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value", "dense"],
             layers_to_transform=[FROZEN_LAYERS], modules_to_save=["classifier"],
         )  # fmt: skip
-        self.peft = get_peft_model(base, config)
+        self.peft = get_peft_model(base, PeftConfig.from_peft_type(**adapter) if adapter else config)
         model: Any = self.peft.base_model.model
         self.layer: Any = model.bert.encoder.layer[FROZEN_LAYERS]
         self.pooler, self.dropout, self.classifier = model.bert.pooler, model.dropout, model.classifier

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.posterior_quality.tasks import Rows, Task, encode, foreign_rows, kept_features, ordered
+from benchmarks.posterior_quality.tasks import Rows, Task, encoded, foreign_rows, kept_features, ordered_rows
 from benchmarks.rows import read_rows
 
 __all__ = ["DOMAINS", "cut", "load_pool"]
@@ -41,13 +41,13 @@ def _first(rows: Rows, count: int) -> Rows:
 
 def _compute(data: Path) -> tuple[int, dict[str, Tensor]]:
     names = ("sst2", *(f"fdu_{domain}" for domain in DOMAINS))
-    train = ordered([row for name in names for row in _split(name, "train", data)])
+    train = ordered_rows([row for name in names for row in _split(name, "train", data)])
     test = _split("sst2", "test", data)[:400]
     for name in names[1:]:
         test += _split(name, "test", data)[:100]
     splits = {"train": train[HELD_OUT_ROWS:], "validation": train[:HELD_OUT_ROWS], "test": test}
-    return encode(splits, TOKENS)
+    return encoded(splits, TOKENS)
 
 
 def _split(name: str, split: str, data: Path) -> list[dict[str, Any]]:
-    return ordered(read_rows(data / name / f"{split}.jsonl.gz"))
+    return ordered_rows(read_rows(data / name / f"{split}.jsonl.gz"))

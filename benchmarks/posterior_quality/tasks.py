@@ -4,7 +4,7 @@ The first five layers of MiniLM are frozen, so their output for a row never chan
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -90,13 +90,16 @@ def _features(name: str, data: Path, cache: Path) -> dict[str, Any]:
 
 
 def kept_features(
-    path: Path, compute: Callable[[], tuple[int, dict[str, Tensor]]]
+    path: Path,
+    compute: Callable[[], tuple[int, dict[str, Tensor]]],
+    names: Sequence[str] = ("train", "validation", "test"),
 ) -> tuple[int, dict[str, Rows]]:
-    """Number of classes and the three splits of a file, which ``compute`` fills if it is not there.
+    """Number of classes and the splits of a file, which ``compute`` fills if it is not there.
 
     Args:
         path: The file.
         compute: Gives the number of classes, and ``<split>.<field of Rows>`` -> tensor.
+        names: Of the splits.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,58 +110,71 @@ def kept_features(
     with safe_open(path, "pt") as stored:
         splits = {
             split: Rows(*(stored.get_tensor(f"{split}.{field.name}") for field in fields(Rows)))
-            for split in ("train", "validation", "test")
+            for split in names
         }
         return int(stored.metadata()["num_classes"]), splits
 
 
 def _compute(name: str, data: Path) -> tuple[int, dict[str, Tensor]]:
     """Number of classes, and ``<split>.<field of Rows>`` -> tensor."""
-    return encode(split_rows(name, data), TOKENS[name])
+    return encoded(split_rows(name, data), TOKENS[name])
 
 
-def encode(splits: dict[str, list[dict[str, Any]]], max_length: int) -> tuple[int, dict[str, Tensor]]:
+def encoded(splits: Mapping[str, list[dict[str, Any]]], max_length: int) -> tuple[int, dict[str, Tensor]]:
     """Number of classes, and ``<split>.<field of Rows>`` -> tensor, of rows with ``text`` and ``label``."""
-    from transformers import AutoModel, AutoTokenizer, logging
-
-    logging.set_verbosity_error()
-    tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModel.from_pretrained(BASE).eval()
     classes = sorted({row["label"] for rows in splits.values() for row in rows}, key=str)
-    out: dict[str, Tensor] = {}
+    encode, out = encoder(max_length), {}
     for split, rows in splits.items():
-        inputs = tokenizer(
-            [row["text"] for row in rows],
-            truncation=True,
-            max_length=max_length,
-            padding="max_length",
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            hidden = [
-                model(**{key: value[i : i + 50] for key, value in inputs.items()}, output_hidden_states=True)
-                .hidden_states[FROZEN_LAYERS]
-                for i in range(0, len(rows), 50)
-            ]  # fmt: skip
-        out[f"{split}.hidden"], out[f"{split}.mask"] = torch.cat(hidden), inputs["attention_mask"]
+        out[f"{split}.hidden"], out[f"{split}.mask"] = encode([row["text"] for row in rows])
         out[f"{split}.label"] = torch.tensor([classes.index(row["label"]) for row in rows])
     return len(classes), out
 
 
-def split_rows(name: str, data: Path) -> dict[str, list[dict[str, Any]]]:
-    """Training, validation and test rows in an order of their hashes; validation comes from the training file."""
+def encoder(max_length: int) -> Callable[[Sequence[str]], tuple[Tensor, Tensor]]:
+    """From texts to the frozen layers' hidden states ``(N, max_length, 384)`` and mask ``(N, max_length)``."""
+    from transformers import AutoModel, AutoTokenizer, logging
+
+    logging.set_verbosity_error()
+    tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModel.from_pretrained(BASE).eval()
+    model.encoder.layer = model.encoder.layer[:FROZEN_LAYERS]
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        inputs = tokenizer(
+            list(texts), truncation=True, max_length=max_length, padding="max_length", return_tensors="pt"
+        )
+        hidden = [
+            model(**{key: value[i : i + 50] for key, value in inputs.items()}).last_hidden_state
+            for i in range(0, len(texts), 50)
+        ]
+        return torch.cat(hidden), inputs["attention_mask"]
+
+    return encode
+
+
+def split_rows(name: str, data: Path, calibration: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Training, validation and test rows in an order of their hashes; validation comes from the training file.
+
+    Args:
+        name: Of the task.
+        data: Folder of the data sets.
+        calibration: Rows of a further split of this name from the training file, none by default.
+    """
     if name == "subj":  # no official split
-        rows = ordered(read_rows(data / name / "all.jsonl.gz"))
+        rows = ordered_rows(read_rows(data / name / "all.jsonl.gz"))
         train, test = rows[:8000], rows[8000:]
     else:
-        train, test = (ordered(read_rows(data / name / f"{split}.jsonl.gz")) for split in ("train", "test"))
-    return {
-        "train": train[:TRAIN_ROWS],
-        "validation": train[TRAIN_ROWS : TRAIN_ROWS + VALIDATION_ROWS],
-        "test": test[:TEST_ROWS],
-    }
+        train, test = (
+            ordered_rows(read_rows(data / name / f"{split}.jsonl.gz")) for split in ("train", "test")
+        )
+    used = TRAIN_ROWS + VALIDATION_ROWS
+    splits = {
+        "train": train[:TRAIN_ROWS], "validation": train[TRAIN_ROWS:used], "test": test[:TEST_ROWS],
+    }  # fmt: skip
+    return splits | ({"calibration": train[used : used + calibration]} if calibration else {})
 
 
-def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows in the order of the hashes of their texts."""
+def ordered_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of the hashes of their texts."""
     keys = [hashlib.sha256(row["text"].encode()).hexdigest() for row in rows]
     return [rows[i] for i in np.argsort(keys, kind="stable")]

@@ -1,0 +1,204 @@
+"""The tables of this benchmark, made from its JSON files and from nothing else.
+
+    python -m benchmarks.classification_uq.table [--results DIR] [--print]
+
+rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
+A difference is paired: same task, same seed, same rows. Its interval is mean ± t(.975, n - 1) s.e. over the n tasks'
+means over seeds, since seeds of one task share their test rows; of merges, over the pairs' domains.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.classification_uq.merge_tables import merge_differences, merge_table
+from benchmarks.classification_uq.scores import PAIRS, RISKS
+from benchmarks.classification_uq.tasks import TASKS
+from benchmarks.posterior_quality.table import interval, load, markdown
+from benchmarks.readme_table import write_tables
+
+__all__ = ["block", "main"]
+
+HERE = Path(__file__).parent
+NAMES = {
+    "adamw": "AdamW", "adamw_tempered": "AdamW + temperature", "dropout": "MC dropout, 8",
+    "laplace": "diagonal Laplace, 8", "laplace_linearised": "Laplace, linearised",
+    "laplace_kronecker": "Laplace, linearised, Kronecker", "ivon": "IVON auto, mean", "draws": "IVON auto, 8 draws",
+    "ivon_linearised": "IVON auto, linearised", "ivon_kronecker": "IVON auto, linearised, Kronecker",
+    "ensemble": "ensemble of 4 AdamW (4 × the cost)",
+    "distance": "AdamW, pooled state", "length": "no model",
+}  # fmt: skip
+SCORES = {
+    "max_probability": "max probability", "entropy": "entropy", "expected_entropy": "expected entropy",
+    "information": "information", "logit_variance": "logit variance", "distance": "Mahalanobis distance",
+    "length": "tokens",
+}  # fmt: skip
+QUALITY = {
+    "accuracy, %": ("accuracy", 100.0, 1), "NLL": ("nll", 1.0, 3), "ECE": ("ece", 1.0, 3),
+    "floor": ("ece_floor", 1.0, 3), "Brier": ("brier", 1.0, 3), "AUROC correct": ("auroc_correct", 1.0, 3),
+    "AURC": ("aurc", 1.0, 4), "AUGRC": ("augrc", 1.0, 4),
+}  # fmt: skip
+OURS = (("ivon_kronecker", "information"), ("ivon_kronecker", "logit_variance"))
+BASELINES = (
+    ("adamw", "max_probability"), ("adamw_tempered", "entropy"), ("dropout", "entropy"), ("dropout", "information"),
+    ("laplace", "information"), ("distance", "distance"), ("ensemble", "entropy"), ("ensemble", "information"),
+)  # fmt: skip
+"""Detectors of foreign rows that ours are compared with."""
+RIVALS = ("adamw", "adamw_tempered", "dropout", "laplace", "laplace_kronecker", "ensemble")
+ABSTENTION = {
+    "error of answers": "risk test", "answered": "answered test", "ambiguous answered": "answered ambiguous",
+    "near answered": "answered near", "far answered": "answered far", "error, other domain": "risk shift",
+    "answered, other domain": "answered shift",
+}  # fmt: skip
+Records = list[dict[str, Any]]
+
+
+def value(record: dict[str, Any], *path: str) -> float:
+    """One number of a record, NaN where there is none."""
+    found: Any = record["scores"]
+    for key in path:
+        found = found.get(key, {}) if isinstance(found, dict) else {}
+    return math.nan if found is None or isinstance(found, dict) else float(found)
+
+
+def task_means(records: Records, *path: str) -> np.ndarray:
+    """Mean over seeds for each task of ``TASKS``, ``(tasks,)``; NaN where there is nothing."""
+    return np.array(
+        [_mean([value(r, *path) for r in records if r["task"] == task]) for task in tasks_of(records)]
+    )
+
+
+def tasks_of(records: Records) -> list[str]:
+    """Tasks that the records have."""
+    return [task for task in TASKS if any(record["task"] == task for record in records)]
+
+
+def quality_table(records: Records) -> str:
+    """Probabilities and their ranking of errors, mean over tasks."""
+    rows = []
+    for predictor, name in NAMES.items():
+        means = [_mean(task_means(records, predictor, "quality", key)) for key, _, _ in QUALITY.values()]
+        if not math.isnan(means[0]):
+            cells = zip(means, QUALITY.values(), strict=True)
+            rows.append([name, *(_number(mean * scale, digits) for mean, (_, scale, digits) in cells)])
+    return markdown(["predictor", *QUALITY], rows)
+
+
+def quality_differences(records: Records) -> str:
+    """Paired differences of the linearised posterior with Kronecker factors."""
+    rows = []
+    for rival in RIVALS:
+        found = {
+            key: task_means(records, "ivon_kronecker", "quality", key)
+            - task_means(records, rival, "quality", key)
+            for key in ("nll", "ece", "auroc_correct", "aurc", "augrc")
+        }
+        rows.append([NAMES[rival], *(interval(own, 4 if "rc" in key else 3) for key, own in found.items())])
+    return markdown(["minus", "NLL", "ECE", "AUROC correct", "AURC", "AUGRC"], rows)
+
+
+def separation_table(records: Records) -> str:
+    """Every score: how well it separates each pair of sets, mean over tasks."""
+    columns = [*PAIRS, "near over own, FPR95", "far over own, FPR95"]
+    rows = []
+    for predictor, name in NAMES.items():
+        for score, text in SCORES.items():
+            means = [_mean(task_means(records, predictor, "separation", score, column)) for column in columns]
+            if not math.isnan(means[0]):
+                rows.append([name, text, *(_number(mean, 3) for mean in means)])
+    return markdown(["predictor", "score", *columns], rows)
+
+
+def separation_differences(records: Records) -> str:
+    """Detection of foreign rows: ours less each baseline, AUROC, paired; near and far."""
+    rows = []
+    for ours in OURS:
+        for other in BASELINES:
+            found = [
+                task_means(records, ours[0], "separation", ours[1], column)
+                - task_means(records, other[0], "separation", other[1], column)
+                for column in ("near over own", "far over own", "near over ambiguous", "far over ambiguous")
+            ]
+            rows.append(
+                [SCORES[ours[1]], f"{NAMES[other[0]]}: {SCORES[other[1]]}", *(interval(f, 3) for f in found)]
+            )
+    return markdown(
+        ["Kronecker's", "minus", "near", "far", "near over ambiguous", "far over ambiguous"], rows
+    )
+
+
+def by_task(records: Records, column: str) -> str:
+    """One pair of sets by task, mean over seeds."""
+    rows = []
+    for predictor, score in (*BASELINES, *OURS, ("length", "length")):
+        means = task_means(records, predictor, "separation", score, column)
+        rows.append([NAMES[predictor], SCORES[score], *(_number(mean, 3) for mean in means)])
+    return markdown(["predictor", "score", *tasks_of(records)], rows)
+
+
+def abstention_table(records: Records, risk: float) -> str:
+    """What comes of the risk-controlled threshold: shares over all runs, error rates over those that answer."""
+    rows = []
+    for predictor, name in NAMES.items():
+        for kind, text in (("abstention", name), ("gated", f"{name}, gated")):
+            runs = [
+                r["scores"][predictor][kind][str(risk)] for r in records if kind in r["scores"][predictor]
+            ]
+            if not runs:
+                continue
+            answering = [run for run in runs if run["answered test"] > 0]
+            over = sum(run["risk test"] > risk for run in answering)
+            cells = [_mean([run.get(column, math.nan) for run in runs]) for column in ABSTENTION.values()]
+            shown = (_number(100 * cell, 1) for cell in cells)
+            rows.append([text, f"{len(answering)} of {len(runs)}", str(over), *shown])
+    return markdown(["rule", "runs with a threshold", "of them over the limit", *ABSTENTION], rows)
+
+
+def block(root: Path) -> str:
+    """Everything between the markers."""
+    records, merges = load(root, "main"), load(root, "merge")
+    if not records:
+        return "No results yet.\n"
+    versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
+    minutes = (
+        sum(r["facts"]["cpu_seconds"] for r in records) + sum(r["cpu_seconds"] for r in [*records, *merges])
+    ) / 60
+    parts = [
+        f"From {len(records)} runs ({len(tasks_of(records))} tasks, {len({r['seed'] for r in records})} seeds) and "
+        f"{len(merges)} of merging, {minutes:.0f} minutes of one thread in all; {versions}.",
+        "**Which rows a score puts above which**, AUROC (FPR95: lower is better), mean over tasks and seeds.",
+        separation_table(records),
+        "**Detectors of foreign rows**, paired differences of AUROC.", separation_differences(records),
+        "**Near foreign rows over own rows, by task.**", by_task(records, "near over own"),
+        "**Far foreign rows over own rows, by task.**", by_task(records, "far over own"),
+        "**Probabilities and ranking of errors** on test rows, a quarter of them ambiguous.", quality_table(records),
+        "**IVON linearised with Kronecker factors minus others** (AUROC: higher is better, others lower).",
+        quality_differences(records),
+    ]  # fmt: skip
+    for risk in RISKS:
+        parts += [f"**Silence at {100 * risk:.0f} % risk**, % of rows.", abstention_table(records, risk)]
+    if merges:
+        parts += ["**Before and after merging.**", merge_table(merges), merge_differences(merges)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _mean(values: Any) -> float:
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _number(number: float, digits: int) -> str:
+    return "—" if math.isnan(number) else f"{number:.{digits}f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the tables and put them into the README."""
+    write_tables(HERE, block, "Tables of classification_uq from its JSON files.", arguments)
+
+
+if __name__ == "__main__":
+    main()
