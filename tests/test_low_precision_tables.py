@@ -20,6 +20,7 @@ def record(root, name, accuracy, nll, state=12.0, seconds=10.0, spearman=1.0):
         "parameters_trained": 100,
         "train_cpu_seconds": seconds,
         "h": {"spearman": spearman},
+        "h_same_gradients": {"spearman": spearman},
         "versions": {"torch": "2"},
     }
     path.write_text(json.dumps(content))
@@ -43,7 +44,7 @@ def test_differences_are_paired_by_task_and_seed(tmp_path):
     assert line(text, "8-bit states", "mean").endswith("| 2 |")
     assert line(text, "bf16 base", "mean") == "| bf16 base | mean | — | — | — | 0 |"
     costs = table.costs(records)
-    assert line(costs, "8-bit states") == "| 8-bit states | 6.00 | — | 2.00 | — | 0.9900 | — | — |"
+    assert line(costs, "8-bit states") == "| 8-bit states | 6.00 | — | 2.00 | — | 0.9900 | — | — | — |"
 
 
 def test_a_quantised_base_is_shown_without_training_and_as_reference(tmp_path):

@@ -22,9 +22,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 BASES = ("float32", "bf16_base", "8bit_base", "4bit_base")
 """Formats that differ in the base alone."""
 TASKS = ("sst2", "trec", "fdu_books")
-CONTROL = "float32_two_threads"
-"""Float32 with two threads, whose sums have another order: how far two equal runs part by rounding alone."""
-TRACKED = ("float32", "8bit_states", CONTROL)
+TRACKED = ("float32", "8bit_states")
 NAMES = {
     "float32": "float32 throughout",
     "bf16_adapter": "bf16 adapter",
@@ -35,5 +33,4 @@ NAMES = {
     "8bit_states": "8-bit states",
     "8bit_base_8bit_states": "8-bit base, 8-bit states",
     "4bit_base_8bit_states_bf16_adapter_sr": "4-bit base, 8-bit states, bf16 adapter, stochastic rounding",
-    CONTROL: "float32, two threads (control)",
 }

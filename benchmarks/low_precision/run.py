@@ -13,14 +13,16 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.low_precision.formats import BASES, CONTROL, FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.formats import BASES, FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.shadow import shadow
 from benchmarks.rows import read_rows, without_paths, write_rows
 
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     for module in ("vlora.training.train", "vlora.eval.run", "peft", "bitsandbytes"):
         importlib.import_module(module)  # so that the first run's time does not hold it
     units = {"bases": bases, "tasks": tasks, "swapped": swapped, "stories": stories, "tracking": tracking}
@@ -140,9 +143,7 @@ def bases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     """Train and evaluate one unit, compare its h with that of float32, and write its record."""
-    form, place = FORMATS.get(unit["form"], {}), args.work / unit["name"]
-    threads = 2 if unit["form"] == CONTROL else 1
-    torch.set_num_threads(threads)
+    form, place = FORMATS[unit["form"]], args.work / unit["name"]
     base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
     record: dict[str, Any] = {"name": unit["name"], "format": form}
     if "train" in unit:
@@ -150,7 +151,7 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
         train |= {key: form[key] for key in ("adapter_dtype", "optimizer") if key in form}
         reference = args.work / unit["name"].replace(f"_{unit['form']}_", "_float32_")
         record |= {
-            **train_one(train, place),
+            **train_one(train, place, watched=unit["name"].startswith("tracking/")),
             "h": compare_h(place, reference),
             "config": without_paths(train),
         }
@@ -163,26 +164,28 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     record |= {
         **evaluate_one(test),
         "versions": {package: metadata.version(package) for package in PACKAGES},
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": threads},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
     }
     target = args.results / f"{unit['name']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def train_one(config: dict[str, Any], place: Path) -> dict[str, Any]:
-    """What a training run cost and ended with."""
+def train_one(config: dict[str, Any], place: Path, *, watched: bool = False) -> dict[str, Any]:
+    """What a training run cost and ended with; ``watched`` compares its h with float32 fed by its own gradients."""
     from vlora.config import load_config
     from vlora.training import TrainConfig
     from vlora.training.train import run_training
 
     started = time.process_time()
-    run_training(load_config(TrainConfig, config))
+    with shadow() if watched else nullcontext() as watcher:
+        run_training(load_config(TrainConfig, config))
     seconds = round(time.process_time() - started, 2)
     log = json.loads((place / "train_log.json").read_text())
     names = ("steps", "parameters_trained", "optimizer_state_bytes", "optimizer")
     kept = {name: log[name] for name in names}
-    return {"train_cpu_seconds": seconds, "loop_seconds": log["train_seconds"], **kept}
+    same = {"h_same_gradients": agreement(watcher.pairs())} if watcher else {}
+    return {"train_cpu_seconds": seconds, "loop_seconds": log["train_seconds"], **kept, **same}
 
 
 def evaluate_one(config: dict[str, Any]) -> dict[str, Any]:
@@ -208,13 +211,18 @@ def compare_h(place: Path, reference: Path) -> dict[str, float] | None:
         Posterior.from_pretrained(place).hess,
         Posterior.from_pretrained(reference).hess,
     )
-    flat = [torch.cat([hess[key].flatten() for key in sorted(theirs)]).double() for hess in (ours, theirs)]
-    varied = [key for key in theirs if ours[key].unique().numel() > 1 and theirs[key].unique().numel() > 1]
-    within = [spearman(ours[key], theirs[key]) for key in varied]
+    return agreement([(ours[key], theirs[key]) for key in sorted(theirs)])
+
+
+def agreement(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    """Rank correlation of h with a reference, over all entries and within tensors, and the median of their ratio."""
+    ours, theirs = (torch.cat([pair[side].flatten() for pair in pairs]).double() for side in (0, 1))
+    varied = [pair for pair in pairs if all(values.unique().numel() > 1 for values in pair)]
+    within = [spearman(*pair) for pair in varied]
     return {
-        "spearman": spearman(*flat),
+        "spearman": spearman(ours, theirs),
         "spearman_within_tensors": sum(within) / len(within),
-        "median_ratio": float((flat[0] / flat[1]).median()),
+        "median_ratio": float((ours / theirs).median()),
     }
 
 

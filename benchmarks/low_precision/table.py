@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.low_precision.formats import CONTROL, FORMATS, NAMES, TASKS
+from benchmarks.low_precision.formats import FORMATS, NAMES, TASKS
 from benchmarks.readme_table import Records, read_results, t_quantile, write_tables
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def costs(records: Records) -> str:
         return [value(*pair) for pair in paired(records, part, places[part], form)]
 
     rows = []
-    for form in (*FORMATS, CONTROL):
+    for form in FORMATS:
         row = [NAMES[form]]
         for part in ("tasks", "stories"):
             state = over(form, part, lambda a, _: a["optimizer_state_bytes"] / a["parameters_trained"])
@@ -113,9 +113,11 @@ def costs(records: Records) -> str:
             ratios = over(form, part, lambda a, b: math.log(a["train_cpu_seconds"] / b["train_cpu_seconds"]))
             row.append(f"{math.exp(float(np.mean(ratios))):.2f}" if ratios else DASH)
         row += [average(over(form, part, lambda a, _: a["h"]["spearman"]), 1.0, 4) for part in places]
+        own = over(form, "tracking", lambda a, _: a["h_same_gradients"]["spearman"])
+        row.append(average(own, 1.0, 4))
         rows.append(row)
     heads = ["state, MiniLM", "state, stories", "CPU time, MiniLM", "CPU time, stories", "h, MiniLM", "h, stories",
-             "h, 2,000 steps"]  # fmt: skip
+             "h, 2,000 steps", "h, same gradients"]  # fmt: skip
     return markdown(["format", *heads], rows, 1)
 
 
