@@ -59,6 +59,9 @@ def compare(
         ),
     ],
     predictor: Annotated[str | None, typer.Option(help="mean, samples, mean+temperature, ...")] = None,
+    score: Annotated[
+        list[str] | None, typer.Option(help="Of answers: an uncertainty to compare, or all; may be repeated.")
+    ] = None,
     level: Annotated[float, typer.Option(help="Chance of any false claim.")] = 0.05,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples of the items.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
@@ -70,13 +73,16 @@ def compare(
 
     McNemar for accuracy, paired bootstrap over items and draws for NLL, Brier, ECE, AUROC, AURC and AUGRC, DeLong for
     the detection of unknown items, Holm's correction over all of them, and how many items or draws would be needed.
-    A run may also be a folder with one evaluation per task.
+    Answers (kind: generation): McNemar for right ones, paired bootstrap for abstention scores and for the AUROC of
+    wrong answers, DeLong between groups. A run may also be a folder with one evaluation per task.
     """
     import json
 
     from vlora.recipes.compare import compare_runs, comparison_table, write_comparison
 
-    found = compare_runs(runs, predictor=predictor, level=level, num_bootstrap=num_bootstrap, seed=seed)
+    found = compare_runs(
+        runs, predictor=predictor, scores=score or (), level=level, num_bootstrap=num_bootstrap, seed=seed
+    )
     print(json.dumps(found, indent=1, allow_nan=False) if as_json else comparison_table(found))
     if html is not None:
         written = write_comparison(found, html)
