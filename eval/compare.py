@@ -8,8 +8,8 @@
 with Holm's correction over every test of the comparison, whatever its task, pair and metric. Draw k of two posteriors
 of one layout and seed uses the same random numbers, so resampling draw numbers jointly keeps what they have in common.
 
-A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of several, one per task. What is read from
-it and tested is a :class:`RunKind`: choices and texts here, answers in :mod:`vlora.eval.generation.compare`.
+A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of several, one per task. What is read
+from it and tested is a :class:`RunKind`: choices and texts here, answers in :mod:`vlora.eval.generation.compare`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -184,11 +184,9 @@ def _read(run: str, kinds: Sequence[RunKind]) -> list[_Side]:
         folder = Path(head)
     if not folder.is_dir():
         raise DataError(f"{run} is not a folder; give the output folder of vlora eval, or FOLDER:MODEL")
-    found = _records_in(folder, kinds, "") or {
-        task: one
-        for path in sorted(folder.iterdir())
-        for task, one in _records_in(path, kinds, path.name).items()
-    }
+    own = _records_in(folder, kinds)
+    inside = [] if own else [(path.name, _records_in(path, kinds)) for path in sorted(folder.iterdir())]
+    found = {"": own} if own else {task: one for task, one in inside if one}
     if not found:
         names = " or ".join(kind.file for kind in kinds)
         raise DataError(
@@ -205,10 +203,9 @@ def _read(run: str, kinds: Sequence[RunKind]) -> list[_Side]:
     return sides
 
 
-def _records_in(folder: Path, kinds: Sequence[RunKind], task: str) -> dict[str, tuple[RunKind, Path]]:
-    """The records of one output folder, by the task's name; empty where there are none."""
-    paths = [(kind, folder / kind.file) for kind in kinds]
-    return {task: found for found in paths if found[1].is_file()}
+def _records_in(folder: Path, kinds: Sequence[RunKind]) -> tuple[RunKind, Path] | None:
+    """The records of one output folder; None where there are none."""
+    return next(((kind, folder / kind.file) for kind in kinds if (folder / kind.file).is_file()), None)
 
 
 def _pairs(sides: Sequence[_Side], folders: Sequence[str]) -> list[tuple[_Side, _Side]]:

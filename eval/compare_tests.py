@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.comparisons import default_detection, rows_of_groups
 from vlora.eval.compare_parts import (
     LEVEL,
     bootstrap_test,
@@ -17,6 +16,7 @@ from vlora.eval.compare_parts import (
     ratio_of,
     spread,
 )
+from vlora.eval.comparisons import default_detection, rows_of_groups
 from vlora.eval.further_metrics import HEADLINE, headline_statistic
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.crossed import draw_deviations, draw_weights
