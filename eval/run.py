@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vlora.config import save_config, to_plain
 from vlora.eval.config import EvalConfig
+from vlora.eval.ensemble import ENSEMBLE, ensemble_records
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.prepare import Evaluation, prepare
 from vlora.eval.records import Record, write_records
@@ -67,13 +68,14 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     store.foreign()
     files = [open_scores(evaluation, subject, store) for subject in evaluation.subjects]
     finished = _score_all(evaluation, files)
-    records = [record for records, _ in finished for record in records]
+    described = [
+        _describe(subject, facts) for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
+    ]
+    together, entries = _ensemble(evaluation, finished)
+    records = [record for records, _ in finished for record in records] + together
     results = compute_results(
         records,
-        models=[
-            _describe(subject, facts)
-            for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
-        ],
+        models=described + entries,
         detect=to_plain(config.detect),
         task=config.task,
         num_samples=config.num_samples,
@@ -113,6 +115,18 @@ def _score_all(evaluation: Evaluation, files: Sequence[ScoreFile]) -> list[_Fini
             bar.set_postfix_str(subject.name)
             finished.append(score_subject(evaluation, subject, file, bar.update))
     return finished
+
+
+def _ensemble(
+    evaluation: Evaluation, finished: Sequence[_Finished]
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """Records of the ensemble and its entry in the results; nothing where there is none."""
+    names = evaluation.ensemble
+    if not names:
+        return [], []
+    by_name = {subject.name: done[0] for subject, done in zip(evaluation.subjects, finished, strict=True)}
+    together = ensemble_records([by_name[name] for name in names])
+    return together, [{"name": ENSEMBLE, "kind": "ensemble", "members": list(names)}]
 
 
 def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:

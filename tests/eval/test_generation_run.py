@@ -54,7 +54,7 @@ def settings(world, output, **changes):
             "ood": {"nobody": str(world / "nobody.jsonl")},
         },
         "num_samples": 4, "sampling": {"num_answers": 2}, "p_true": {"true": "red", "false": "blue"},
-        "num_bootstrap": 20, "output": str(output),
+        "ensemble": False, "num_bootstrap": 20, "output": str(output),
     }  # fmt: skip
     return load_evaluation({**values, **changes})
 
@@ -242,6 +242,10 @@ def test_an_ensemble_answers_with_one_voice(world, tmp_path):
             s for s, p in zip(sums, both.pool, strict=True) if p.text in (one.answer.text, two.answer.text)
         ]
         assert sums[0] == pytest.approx(max(others))
+    counted = json.loads((output / "results.json").read_text())["models"][-1]
+    assert counted == {
+        "name": "ensemble", "kind": "ensemble", "members": ["first", "second"], "num_draws": 2
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="ensemble: no model 'third'; the models are first, second"):
         run_generation(settings(world, tmp_path / "p", model=models, ensemble=["first", "third"]))
     with pytest.raises(ConfigError, match="at least two different adapters"):
