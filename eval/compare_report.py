@@ -1,5 +1,6 @@
 """A comparison as one self-contained HTML page, in the dress of the evaluation's report."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from vlora.eval.report_format import (
 )
 from vlora.files import atomic_write
 
-__all__ = ["items_of", "metric_of", "render_comparison", "verdict", "write_comparison"]
+__all__ = ["items_of", "metric_of", "render_comparison", "resamples_remark", "verdict", "write_comparison"]
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -37,6 +38,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         "runs": comparison["runs"],
         "pairs": [_pair(pair) for pair in comparison["pairs"]],
         "findings": _findings(comparison),
+        "remark": resamples_remark(comparison),
     }
     return environment().get_template("compare.html.j2").render(view).rstrip() + "\n"
 
@@ -48,6 +50,20 @@ def write_comparison(comparison: Mapping[str, Any], path: str | Path) -> Path:
         OutputError: The file cannot be written; an existing one is unchanged then.
     """
     return atomic_write(path, render_comparison(comparison))
+
+
+def resamples_remark(comparison: Mapping[str, Any]) -> str:
+    """What to do where a p-value from resamples cannot be small enough for so many tests; empty where it can.
+
+    A bootstrap of B resamples gives no p-value below 2 / (B + 1), and Holm's first step multiplies it by the tests.
+    """
+    needed = math.ceil(2 * comparison["family"] / comparison["level"]) - 1
+    if comparison["num_bootstrap"] >= needed:
+        return ""
+    return (
+        f"No bootstrap of {comparison['num_bootstrap']} resamples can show a difference among {comparison['family']} "
+        f"tests: take at least {needed} (--num-bootstrap), or fewer tests."
+    )
 
 
 def metric_of(test: Mapping[str, Any]) -> Metric:

@@ -8,7 +8,7 @@ rename. The report is drawn from ``results.json`` a floor above.
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vlora.eval.results import compute_results, write_results
 from vlora.eval.store import ScoreFile, ScoreStore
 from vlora.eval.subject_scores import missing_vectors, open_scores, score_subject
 from vlora.eval.subjects import Subject
+from vlora.eval.tables import ALL
 from vlora.files import atomic_folder, check_output_folder
 
 __all__ = ["RECORDS", "RESULTS", "SCORES", "run_eval"]
@@ -86,6 +87,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         hardware=hardware(),
         cost=_cost(evaluation, [facts for _, facts in finished], time.perf_counter() - start),
     )
+    _say_one_class(results)
     with atomic_folder(output) as folder:
         write_records(folder / RECORDS, records)
         write_results(folder / RESULTS, results)
@@ -99,6 +101,17 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     if work is not None:
         _remove(work)
     return output
+
+
+def _say_one_class(results: Mapping[str, Any]) -> None:
+    """Say where every answer is right, or every one wrong: nothing can be ranked then."""
+    for row in results["rows"]:
+        accuracy = row["metrics"].get("accuracy") if row["group"] == ALL else None
+        if accuracy is not None and accuracy["value"] in (0.0, 1.0) and "+" not in row["predictor"]:
+            logger.warning(
+                "%s, %s: all %d answers are %s, so AUROC and other rankings of wrong answers are not defined",
+                *(row["model"], row["predictor"], accuracy["n"], "right" if accuracy["value"] else "wrong"),
+            )
 
 
 def _score_all(evaluation: Evaluation, files: Sequence[ScoreFile]) -> list[_Finished]:

@@ -5,7 +5,13 @@ from typing import Any
 
 from vlora.errors import DataError
 from vlora.eval.compare import choice_kind, compare_kinds
-from vlora.eval.compare_report import items_of, metric_of, verdict, write_comparison
+from vlora.eval.compare_report import (
+    items_of,
+    metric_of,
+    resamples_remark,
+    verdict,
+    write_comparison,
+)
 from vlora.eval.generation.compare import answer_kind, chosen_scores
 from vlora.eval.report_format import number, predictor_label, value_of
 from vlora.eval.tables import Resampler
@@ -76,7 +82,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         f"p (Holm) is adjusted over all {comparison['family']} tests; level {comparison['level']:g}. "
         "Differences are later - earlier, with 95 % intervals."
     )
-    return "\n\n".join(blocks)
+    remark = resamples_remark(comparison)
+    return "\n\n".join(blocks) + (f" {remark}" if remark else "")
 
 
 def _line(test: Mapping[str, Any]) -> list[str]:

@@ -168,7 +168,7 @@ class AnswerPair:
     def _shared(
         self, sides: Sequence[tuple[AnswerTable, IntArray]], scores: Sequence[str]
     ) -> list[tuple[str, list[str], list[Array]]]:
-        """Scores that both have: name, name on either side, and values; a missing value ranks as least certain."""
+        """Scores that both have and one varies: name, name on either side, values; a missing one ranks last."""
         found = []
         for name in scores:
             names = _stand_ins(name, [table.scores for table, _ in sides])
@@ -177,7 +177,8 @@ class AnswerPair:
                     np.nan_to_num(table.scores[own][rows], posinf=_LARGEST)
                     for own, (table, rows) in zip(names, sides, strict=True)
                 ]
-                found.append((name, names, values))
+                if any(one.min() < one.max() for one in values):  # else there is nothing to tell apart
+                    found.append((name, names, values))
         return found
 
 

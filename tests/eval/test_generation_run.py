@@ -14,6 +14,7 @@ from vlora.errors import ConfigError, DataError, OutputExistsError
 from vlora.eval.generation import collect, run
 from vlora.eval.generation.records import read_answers
 from vlora.eval.generation.run import ANSWERS, run_generation
+from vlora.eval.generation.schema import AnswerResults
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.semantic.sequence import answer_mixture
 from vlora.posterior import Posterior
@@ -109,7 +110,8 @@ def test_a_model_without_draws_gives_as_many_answers(done):
 
 
 def test_results_hold_every_family_and_the_baselines(done):
-    records, results, _ = done
+    records, results, output = done
+    AnswerResults.model_validate_json((output / "results.json").read_text(), strict=True)
     assert results["kind"] == "generation" and len(results["task_sha256"]) == 64
     assert len(records) == 2 * (10 + 4 + 3)
     found = {(row["model"], row["estimator"]) for row in results["detection"]}

@@ -136,15 +136,16 @@ def test_what_one_grader_could_not_judge_is_counted(tmp_path):
     second[0], second[1] = replace(second[0], correct=None), replace(second[1], correct=None)
     (pair,) = compare_runs([save(tmp_path / "r", first, second)], num_bootstrap=50)["pairs"]
     assert (pair["n"], pair["ungraded"]) == (40, 2) and pair["tests"][0]["p"] == 1
-    text = comparison_table({"pairs": [{**pair}], "family": 1, "level": 0.05})
+    text = comparison_table({"pairs": [pair], "family": 10, "level": 0.05, "num_bootstrap": 50})
+    assert "No bootstrap of 50 resamples can show a difference among 10 tests: take at least 399" in text
     assert "40 questions, 2 of them not graded in one of the two, threshold t = 0.75" in text
 
 
 def test_scores_are_chosen_by_name(runs):
     assert chosen_scores([]) == DEFAULT_SCORES and chosen_scores(["all"]) == tuple(ESTIMATORS)
-    names = by_metric(compare_runs(runs, scores=["eigenscore"], num_bootstrap=50))
+    names = by_metric(compare_runs(runs, scores=["token_nll", "eigenscore"], num_bootstrap=50))
     assert [name for name in names if name.startswith("auroc")] == [
-        "auroc eigenscore: wrong answers", "auroc eigenscore: nobody vs test"
+        "auroc token_nll: wrong answers", "auroc token_nll: nobody vs test"
     ]  # fmt: skip
     with pytest.raises(DataError, match="there is no score 'entropy' of answers; choose from all, max_prob"):
         compare_runs(runs, scores=["entropy"])
