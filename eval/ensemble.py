@@ -16,6 +16,7 @@ from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.models_config import Ensemble
 from vlora.eval.records import Record
 from vlora.eval.subjects import Subject
+from vlora.posterior.hashing import tensors_sha256
 
 __all__ = ["ENSEMBLE", "ensemble_members", "ensemble_records"]
 
@@ -30,7 +31,7 @@ def ensemble_members(subjects: Sequence[Subject], wanted: Ensemble) -> list[str]
     Args:
         subjects: The models of the evaluation.
         wanted: As configured; ``auto`` takes the adapters that were trained and not merged from others, if there are
-            two or more and no model has the ensemble's name.
+            two or more of different weights and no model has the ensemble's name.
 
     Raises:
         ConfigError: An unknown member, fewer than two, or a model that has the ensemble's name.
@@ -38,8 +39,13 @@ def ensemble_members(subjects: Sequence[Subject], wanted: Ensemble) -> list[str]
     names = [subject.name for subject in subjects]
     adapters = [s for s in subjects if s.posterior is not None]
     if wanted == "auto":
-        trained = [s.name for s in adapters if s.posterior is not None and not s.posterior.meta.sources]
-        return trained if len(trained) > 1 and ENSEMBLE not in names else []
+        trained: dict[str, str] = {}
+        for s in adapters:
+            if s.posterior is not None and not s.posterior.meta.sources:
+                trained.setdefault(
+                    tensors_sha256(s.posterior.mean), s.name
+                )  # one vote for one set of weights
+        return list(trained.values()) if len(trained) > 1 and ENSEMBLE not in names else []
     if wanted is False or wanted == []:
         return []
     chosen = [s.name for s in adapters] if wanted is True else list(wanted)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import eval_world
 import numpy as np
 import pytest
+import torch
 
 from vlora.errors import ConfigError
 from vlora.eval.ensemble import ensemble_members, ensemble_records
@@ -15,8 +16,15 @@ from vlora.eval.results import read_results
 from vlora.eval.run import run_eval
 
 
-def subject(name, sources=(), base=False):
-    posterior = None if base else SimpleNamespace(meta=SimpleNamespace(sources=list(sources)))
+def subject(name, sources=(), base=False, weights=""):
+    posterior = (
+        None
+        if base
+        else SimpleNamespace(
+            meta=SimpleNamespace(sources=list(sources)),
+            mean={"w": torch.tensor([float(ord(weights or name[0]))])},
+        )
+    )
     return SimpleNamespace(name=name, posterior=posterior)
 
 
@@ -48,6 +56,7 @@ def test_who_is_in_it():
     assert ensemble_members(models, True) == ["a", "b", "merged"]
     assert ensemble_members(models, False) == [] and ensemble_members(models[:2], "auto") == []
     assert ensemble_members([*models, subject("ensemble")], "auto") == []
+    assert ensemble_members([subject("a"), subject("laplace of a", weights="a")], "auto") == []
     for wanted, message in (
         (["a", "c"], "no model 'c'; the models are base, a, b, merged"),
         (["a"], r"at least two different adapters, got \['a'\]"),
