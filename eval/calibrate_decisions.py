@@ -18,6 +18,7 @@ from vlora.eval.metrics.temperature import temper
 from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.prepare import Evaluation
 from vlora.eval.score import Scores, score_model
+from vlora.eval.task_reader import TaskReader
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Decisions
 
@@ -72,6 +73,7 @@ def fit_and_verify(
         conformal=sets,
         abstention=abstention,
         row_format=_row_format(evaluation),
+        **_task(evaluation),
         dtype=config.dtype,
         quantization=config.quantization,
     )
@@ -102,6 +104,14 @@ def _row_format(evaluation: Evaluation) -> dict[str, Any]:
     plain = to_plain(evaluation.config.data)
     chosen = {field.name: plain[field.name] for field in fields(RowFormat)}
     return {**chosen, "labels": list(evaluation.classes) if evaluation.classes else chosen["labels"]}
+
+
+def _task(evaluation: Evaluation) -> dict[str, Any]:
+    """The task file that made the rows, so that predictions read theirs by it."""
+    data = evaluation.config.data
+    if data.task_file is None:
+        return {}
+    return {"task_file": data.task_file, "task_sha256": TaskReader(data.task_file, data.fewshot).sha256}
 
 
 def _warn(decisions: Decisions, name: str) -> None:

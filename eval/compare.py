@@ -8,28 +8,64 @@
 with Holm's correction over every test of the comparison, whatever its task, pair and metric. Draw k of two posteriors
 of one layout and seed uses the same random numbers, so resampling draw numbers jointly keeps what they have in common.
 
-A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of several, one per task.
+A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of several, one per task. What is read
+from it and tested is a :class:`RunKind`: choices and texts here, answers in :mod:`vlora.eval.generation.compare`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vlora.errors import DataError
 from vlora.eval.compare_tests import compare_tables
 from vlora.eval.metrics.paired_tests import holm
 from vlora.eval.records import read_records
 from vlora.eval.results import build_tables
-from vlora.eval.tables import ModelTable, Resampler
+from vlora.eval.tables import Resampler
 
-__all__ = ["COMPARISON_FORMAT", "compare_runs"]
+__all__ = ["COMPARISON_FORMAT", "Answered", "RunKind", "choice_kind", "compare_kinds", "compare_runs"]
 
 COMPARISON_FORMAT = 1
 """Version of what ``vlora compare --json`` prints."""
-_RECORDS = "records.jsonl"
+
+
+class Answered(Protocol):
+    """What one model said about all items of a run."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        ...
+
+    @property
+    def records(self) -> Sequence[Any]:
+        """Its records, each with ``item`` and ``split``."""
+        ...
+
+    @property
+    def row_of(self) -> Mapping[str, int]:
+        """Row of every item."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """One kind of evaluation that a run may be."""
+
+    name: str
+    """In words."""
+    file: str
+    """File of its records, by which it is known."""
+    read: Callable[[Path], Sequence[Answered]]
+    """Every model of such a file."""
+    test: Callable[[Any, Any], Mapping[str, Any]]
+    """Tests of the later against the earlier model: at least ``predictor_a``, ``predictor_b``, ``n``, ``draws`` and
+    ``tests``."""
+    identity: Callable[[Any], Mapping[str, Any]]
+    """What two records of one item must agree in, by name."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +74,26 @@ class _Side:
 
     run: str
     task: str
-    table: ModelTable
+    kind: RunKind
+    table: Answered
 
     @property
     def label(self) -> str:
         """``run:model``, or the model alone where the run is called like it."""
         name = Path(self.run).name or self.run
         return name if name == self.table.model else f"{name}:{self.table.model}"
+
+
+def choice_kind(predictor: str | None, resampler: Resampler) -> RunKind:
+    """Evaluations of choices and of texts; arguments as for :func:`compare_runs`."""
+    names = ("text", "label", "choices", "group", "split")
+    return RunKind(
+        name="choices",
+        file="records.jsonl",
+        read=lambda path: build_tables(read_records(path), None, None, resampler),
+        test=lambda a, b: compare_tables(a, b, predictor, resampler),
+        identity=lambda record: {name: getattr(record, name) for name in names},
+    )
 
 
 def compare_runs(
@@ -55,10 +104,7 @@ def compare_runs(
     num_bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare two or more evaluations of the same items.
-
-    Runs that hold the same several models are compared model by model, all others against the first model of the first
-    run; ``RUN:MODEL`` picks one. Differences are the later one minus the earlier one.
+    """Compare two or more evaluations of choices or of texts on the same items.
 
     Args:
         runs: Folders, or ``FOLDER:MODEL``; one folder with several models will do.
@@ -69,25 +115,48 @@ def compare_runs(
         seed: Seed of all resampling.
 
     Returns:
-        Plain JSON values: ``pairs``, each with its ``tests``, and ``family``, the number of tests that Holm's
-        correction is over.
+        As :func:`compare_kinds`.
 
     Raises:
         DataError: A run cannot be read, items differ, or there is nothing to compare.
     """
+    resampler = Resampler(num_bootstrap, seed)
+    return compare_kinds(runs, [choice_kind(predictor, resampler)], resampler, level=level)
+
+
+def compare_kinds(
+    runs: Sequence[str], kinds: Sequence[RunKind], resampler: Resampler, *, level: float = 0.05
+) -> dict[str, Any]:
+    """Compare two or more evaluations of the same items.
+
+    Runs that hold the same several models are compared model by model, all others against the first model of the first
+    run; ``RUN:MODEL`` picks one. Differences are the later one minus the earlier one.
+
+    Args:
+        runs: Folders, or ``FOLDER:MODEL``; one folder with several models will do.
+        kinds: What a run may be.
+        resampler: Source of the bootstrap resamples.
+        level: Chance of any false claim in the whole comparison.
+
+    Returns:
+        Plain JSON values: ``pairs``, each with its ``tests``, and ``family``, the number of tests that Holm's
+        correction is over.
+
+    Raises:
+        DataError: A run cannot be read, runs of two kinds, items differ, or there is nothing to compare.
+    """
     if not 0 < level < 1:
         raise DataError(f"level must lie between 0 and 1, got {level}")
-    resampler = Resampler(num_bootstrap, seed)
-    sides = [side for run in runs for side in _read(run, resampler)]
+    sides = [side for run in runs for side in _read(run, kinds)]
     by_task = {task: list(found) for task, found in groupby(sorted(sides, key=_task), key=_task)}
     folders = list(dict.fromkeys(side.run for side in sides))
     tasks = list(dict.fromkeys(side.task for side in sides))
     pairs: list[dict[str, Any]] = []
     for task in tasks:
         for a, b in _pairs(by_task[task], folders):
+            _check_same_kind(a, b)
             _check_same_items(a, b)
-            tests = compare_tables(a.table, b.table, predictor, resampler)
-            pairs.append({"task": task, "a": a.label, "b": b.label, **tests})
+            pairs.append({"task": task, "a": a.label, "b": b.label, **a.kind.test(a.table, b.table)})
     if not pairs:
         raise DataError("there is nothing to compare: give two runs, or one run with several models")
     _adjust(pairs, level)
@@ -96,8 +165,8 @@ def compare_runs(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": list(runs),
         "level": level,
-        "num_bootstrap": num_bootstrap,
-        "seed": seed,
+        "num_bootstrap": resampler.num_resamples,
+        "seed": resampler.seed,
         "family": sum(len(pair["tests"]) for pair in pairs),
         "pairs": pairs,
     }
@@ -107,7 +176,7 @@ def _task(side: _Side) -> str:
     return side.task
 
 
-def _read(run: str, resampler: Resampler) -> list[_Side]:
+def _read(run: str, kinds: Sequence[RunKind]) -> list[_Side]:
     """Models of a run, task by task."""
     folder, model = Path(run), None
     if not folder.is_dir() and ":" in run:
@@ -115,22 +184,28 @@ def _read(run: str, resampler: Resampler) -> list[_Side]:
         folder = Path(head)
     if not folder.is_dir():
         raise DataError(f"{run} is not a folder; give the output folder of vlora eval, or FOLDER:MODEL")
-    found = {"": folder} if (folder / _RECORDS).is_file() else {
-        path.name: path for path in sorted(folder.iterdir()) if (path / _RECORDS).is_file()
-    }  # fmt: skip
+    own = _records_in(folder, kinds)
+    inside = [] if own else [(path.name, _records_in(path, kinds)) for path in sorted(folder.iterdir())]
+    found = {"": own} if own else {task: one for task, one in inside if one}
     if not found:
+        names = " or ".join(kind.file for kind in kinds)
         raise DataError(
-            f"{folder} holds no {_RECORDS}, nor does a folder in it; is it the output of vlora eval?"
+            f"{folder} holds no {names}, nor does a folder in it; is it the output of vlora eval?"
         )
     sides = [
-        _Side(str(folder), task, table)
-        for task, path in found.items()
-        for table in build_tables(read_records(path / _RECORDS), None, None, resampler)
+        _Side(str(folder), task, kind, table)
+        for task, (kind, path) in found.items()
+        for table in kind.read(path)
         if model in (None, table.model)
     ]
     if not sides:
         raise DataError(f"{folder} holds no model {model!r}; look at its results.json for the names")
     return sides
+
+
+def _records_in(folder: Path, kinds: Sequence[RunKind]) -> tuple[RunKind, Path] | None:
+    """The records of one output folder; None where there are none."""
+    return next(((kind, folder / kind.file) for kind in kinds if (folder / kind.file).is_file()), None)
 
 
 def _pairs(sides: Sequence[_Side], folders: Sequence[str]) -> list[tuple[_Side, _Side]]:
@@ -151,6 +226,12 @@ def _pairs(sides: Sequence[_Side], folders: Sequence[str]) -> list[tuple[_Side, 
     return [(side, reference) for side in rest]
 
 
+def _check_same_kind(a: _Side, b: _Side) -> None:
+    if a.kind is not b.kind:
+        parts = [f"{side.label} holds {side.kind.name} ({side.kind.file})" for side in (b, a)]
+        raise DataError(f"{' and '.join(parts)}; compare evaluations of one kind")
+
+
 def _check_same_items(a: _Side, b: _Side) -> None:
     """Both sides must have answered the same questions, with the same right answers."""
     only = [
@@ -167,9 +248,10 @@ def _check_same_items(a: _Side, b: _Side) -> None:
     for item, row in a.table.row_of.items():
         if not _counts(a, item):
             continue
-        ours, theirs = a.table.records[row], b.table.records[b.table.row_of[item]]
-        for name in ("text", "label", "choices", "group", "split"):
-            if getattr(ours, name) != getattr(theirs, name):
+        ours = a.kind.identity(a.table.records[row])
+        theirs = b.kind.identity(b.table.records[b.table.row_of[item]])
+        for name, value in ours.items():
+            if value != theirs[name]:
                 raise DataError(
                     f"the items differ: {item} has another {name} in {a.label} than in {b.label}; evaluate both "
                     "models on the same rows"

@@ -1,17 +1,26 @@
 """A comparison as one self-contained HTML page, in the dress of the evaluation's report."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from vlora.eval.metric_names import Metric, metric
+from vlora.eval.metric_names import ANSWER_CONFIDENCE, Metric, metric
 from vlora.eval.report import environment, style_sheet
-from vlora.eval.report_format import DASH, difference_cell, number, predictor_label, value_of
+from vlora.eval.report_format import (
+    DASH,
+    difference_cell,
+    number,
+    predictor_label,
+    score_label,
+    value_of,
+)
 from vlora.files import atomic_write
 
-__all__ = ["metric_of", "render_comparison", "verdict", "write_comparison"]
+__all__ = ["items_of", "metric_of", "render_comparison", "resamples_remark", "verdict", "write_comparison"]
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -29,6 +38,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         "runs": comparison["runs"],
         "pairs": [_pair(pair) for pair in comparison["pairs"]],
         "findings": _findings(comparison),
+        "remark": resamples_remark(comparison),
     }
     return environment().get_template("compare.html.j2").render(view).rstrip() + "\n"
 
@@ -42,13 +52,32 @@ def write_comparison(comparison: Mapping[str, Any], path: str | Path) -> Path:
     return atomic_write(path, render_comparison(comparison))
 
 
+def resamples_remark(comparison: Mapping[str, Any]) -> str:
+    """What to do where a p-value from resamples cannot be small enough for so many tests; empty where it can.
+
+    A bootstrap of B resamples gives no p-value below 2 / (B + 1), and Holm's first step multiplies it by the tests.
+    """
+    needed = math.ceil(2 * comparison["family"] / comparison["level"]) - 1
+    if comparison["num_bootstrap"] >= needed:
+        return ""
+    return (
+        f"No bootstrap of {comparison['num_bootstrap']} resamples can show a difference among {comparison['family']} "
+        f"tests: take at least {needed} (--num-bootstrap), or fewer tests."
+    )
+
+
 def metric_of(test: Mapping[str, Any]) -> Metric:
     """The presentation of a test's metric; its direction is in the test."""
-    key = test["metric"]
+    key, without = test["metric"], test.get("stand_in")
+    remark = f" (without draws: {next(iter(without.values())).replace('_', ' ')})" if without else ""
     if key.startswith("auroc ") and ": " in key:
         score, _, question = key.removeprefix("auroc ").partition(": ")
-        return Metric(key, f"AUROC of {score.replace('_', ' ')}", 1, 3, False, question)
-    return metric(key)
+        return Metric(key, f"AUROC of {score_label(score)}", 1, 3, False, question + remark)
+    name, _, confidence = key.partition(" ")
+    if not confidence:
+        return metric(key)
+    of, shown = metric(ANSWER_CONFIDENCE.get(name, name)), confidence.replace("_", " ").replace("+", " + ")
+    return replace(of, key=key, label=f"{of.label}, {shown}", hint=of.hint + remark)
 
 
 def verdict(test: Mapping[str, Any]) -> str:
@@ -58,6 +87,14 @@ def verdict(test: Mapping[str, Any]) -> str:
     return f"{test['better']} is better" if test["better"] else "no difference shown"
 
 
+def items_of(pair: Mapping[str, Any]) -> str:
+    """How many items a pair is compared on, and how many answers among them could not be graded."""
+    if "ungraded" not in pair:
+        return f"{pair['n']} items"
+    left = f", {pair['ungraded']} of them not graded in one of the two" if pair["ungraded"] else ""
+    return f"{pair['n']} questions{left}, threshold t = {pair['threshold']:g}"
+
+
 def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
     """Return one pair as the template shows it."""
     sides = {f"predictor_{side}": predictor_label(pair[f"predictor_{side}"]) for side in "ab"}
@@ -65,7 +102,9 @@ def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
     words = "" if not (draws.get("a") or draws.get("b")) else f"{draws['a']} and {draws['b']} draws"
     words += ", paired" if draws["paired"] else ""
     rows = [_row(test, pair) for test in pair["tests"]]
-    return {**{key: pair[key] for key in ("task", "a", "b", "n")}, **sides, "draws": words, "rows": rows}
+    shared = {key: pair[key] for key in ("task", "a", "b", "n")}
+    over = "items and draws" if any(test["draw_error"] for test in pair["tests"]) else "items"
+    return {**shared, **sides, "draws": words, "rows": rows, "items": items_of(pair), "over": over}
 
 
 def _row(test: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:

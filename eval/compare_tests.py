@@ -1,28 +1,34 @@
 """All tests of one pair of models on the same items; see :mod:`vlora.eval.compare`."""
 
 import math
-from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.compare_parts import (
+    LEVEL,
+    bootstrap_test,
+    delong_test,
+    items_needed,
+    mcnemar_fields,
+    minus,
+    ratio_of,
+    spread,
+)
 from vlora.eval.comparisons import default_detection, rows_of_groups
 from vlora.eval.further_metrics import HEADLINE, headline_statistic
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.crossed import draw_deviations, draw_weights
-from vlora.eval.metrics.delong import compare_auroc
 from vlora.eval.metrics.intervals import bootstrap, percentile_interval
-from vlora.eval.metrics.paired_tests import bootstrap_p_value, mcnemar
-from vlora.eval.metrics.sample_size import draws_for_width, items_for_accuracy
+from vlora.eval.metrics.paired_tests import bootstrap_p_value
+from vlora.eval.metrics.sample_size import draws_for_width
 from vlora.eval.predictions import ChoiceTable
 from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, finite_or_none
 
 __all__ = ["compare_tables"]
 
 _HIGHER = ("accuracy", "auroc_correctness")
-_POWER, _LEVEL = 0.8, 0.95
 _DRAW_RESAMPLES = 200
 
 
@@ -112,7 +118,7 @@ class _ChoicePair:
         every = np.ones((1, size))
         values = [statistic(every)[0] for statistic in statistics]
         counts = self._resampler.counts(size)
-        items = bootstrap(_minus(*statistics), counts)
+        items = bootstrap(minus(*statistics), counts)
         deviations, units = self._draw_deviations()
         return [
             self._test(column, name, values, items[:, column], deviations[:, column], units)
@@ -148,8 +154,8 @@ class _ChoicePair:
         replicates = items + np.resize(deviation, len(items)) if known else items
         value = float(values[0][column] - values[1][column])
         found = percentile_interval(value, replicates, size)
-        item_error = _spread(items)
-        draw_error = _spread(deviation) if known and units else None
+        item_error = spread(items)
+        draw_error = spread(deviation) if known and units else None
         test = {
             "metric": name,
             "test": "paired bootstrap",
@@ -162,7 +168,7 @@ class _ChoicePair:
             "item_error": finite_or_none(item_error),
             "draw_error": draw_error,
             "higher_is_better": name in _HIGHER,
-            "items_needed": _items_needed(value, item_error, size),
+            "items_needed": items_needed(value, item_error, size),
             "draws_needed": _draws_needed(value, item_error, draw_error, units),
         }
         return test | self._mcnemar(value) if name == "accuracy" else test
@@ -172,17 +178,7 @@ class _ChoicePair:
         right = [self._correct(probs) for probs in self._probs]
         if not all(np.isin(values, [0.0, 1.0]).all() for values in right):
             return {}
-        found = mcnemar(*right)
-        discordant = (found.only_a + found.only_b) / len(self._label)
-        needed = (
-            items_for_accuracy(discordant, abs(difference), power=_POWER, level=_LEVEL)
-            if difference
-            else None
-        )
-        return {
-            **{"test": "McNemar exact", "p": found.p_value, "mid_p": found.mid_p, "items_needed": needed},
-            **{"only_a": found.only_a, "only_b": found.only_b},
-        }
+        return mcnemar_fields(right[0], right[1], difference)
 
     def _correct(self, probs: Array) -> Array:
         top = probs == probs.max(axis=1, keepdims=True)
@@ -205,16 +201,7 @@ def _detection(a: ChoiceTable, b: ChoiceTable, names: list[str]) -> list[dict[st
             values = [
                 np.nan_to_num(s[score][r], posinf=1e300) for s, r in zip(scores, (rows, rows_b), strict=True)
             ]
-            found = compare_auroc(values[0], values[1], positive)
-            tests.append(
-                {
-                    **{"metric": f"auroc {score}: {question}", "test": "DeLong", "higher_is_better": True},
-                    **{"a": found.auroc_a, "b": found.auroc_b, "difference": found.difference},
-                    **{"low": found.low, "high": found.high, "p": found.p_value},
-                    **{"item_error": found.standard_error, "draw_error": None, "draws_needed": None},
-                    "items_needed": _items_needed(found.difference, found.standard_error, len(rows)),
-                }
-            )
+            tests.append(delong_test(f"auroc {score}: {question}", values[0], values[1], positive))
     return tests
 
 
@@ -226,55 +213,24 @@ def _ratio_tests(
 ) -> list[dict[str, Any]]:
     """Paired bootstrap of metrics that are sums over sums, documents being resampled: language modelling."""
     found = [table.ratios(name) for table, name in zip(tables, names, strict=True)]
-    tests, size = [], len(rows[0])
-    for metric in [name for name in found[0] if name in found[1]]:
-        statistics = [_ratio(ratio[metric], picked) for ratio, picked in zip(found, rows, strict=True)]
-        values = [float(statistic(np.ones((1, size)))[0]) for statistic in statistics]
-        replicates = bootstrap(_minus(*statistics), resampler.counts(size))
-        difference = values[0] - values[1]
-        interval = percentile_interval(difference, replicates, size)
-        tests.append(
-            {
-                **{"metric": metric, "test": "paired bootstrap", "higher_is_better": metric in _HIGHER},
-                **{"a": finite_or_none(values[0]), "b": finite_or_none(values[1])},
-                **{"difference": finite_or_none(difference), "low": finite_or_none(interval.low)},
-                **{"high": finite_or_none(interval.high), "p": finite_or_none(bootstrap_p_value(replicates))},
-                **{
-                    "item_error": finite_or_none(_spread(replicates)),
-                    "draw_error": None,
-                    "draws_needed": None,
-                },
-                "items_needed": _items_needed(difference, _spread(replicates), size),
-            }
+    counts = resampler.counts(len(rows[0]))
+    return [
+        bootstrap_test(
+            metric,
+            [
+                ratio_of(*(part[picked] for part in one[metric]))
+                for one, picked in zip(found, rows, strict=True)
+            ],
+            counts,
+            higher=metric in _HIGHER,
         )
-    return tests
-
-
-def _ratio(ratio: tuple[Array, Array], rows: IntArray) -> Callable[[Array], Array]:
-    top, bottom = ratio[0][rows], ratio[1][rows]
-    return lambda weights: (weights @ top) / (weights @ bottom)
-
-
-def _minus(first: Callable[[Array], Array], second: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda weights: first(weights) - second(weights)
-
-
-def _items_needed(difference: float, item_error: float, size: int) -> int | None:
-    """Items that would show a difference of this size with 80 % power, its standard error falling as 1/sqrt(n)."""
-    if not difference or not math.isfinite(difference) or not math.isfinite(item_error):
-        return None
-    normal = NormalDist()
-    reach = normal.inv_cdf((1 + _LEVEL) / 2) + normal.inv_cdf(_POWER)
-    return max(math.ceil(size * (reach * item_error / difference) ** 2), 2)
+        for metric in found[0]
+        if metric in found[1]
+    ]
 
 
 def _draws_needed(difference: float, item_error: float, draw_error: float | None, units: int) -> int | None:
     """Draws (pairs, where antithetic) whose interval would exclude 0; None where the items alone are too few."""
     if not draw_error or not difference or not math.isfinite(difference) or not math.isfinite(item_error):
         return None
-    return draws_for_width(abs(difference), draw_error, units, item_error, level=_LEVEL)
-
-
-def _spread(values: Array) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
+    return draws_for_width(abs(difference), draw_error, units, item_error, level=LEVEL)

@@ -144,7 +144,7 @@ class EntailmentModel:
         self._columns = relation_columns(model.config.id2label, place)
         self.contradicts = self._columns[2] is not None
         self._model = model.eval().requires_grad_(False).to(device)
-        self._batch_size, self.failures = batch_size, 0
+        self._batch_size, self.failures, self._warned = batch_size, 0, False
         weights = fingerprint_weights(place, revision) or f"{place}@{revision}"
         self._cache = VerdictCache(cache, hashlib.sha256(weights.encode()).hexdigest()) if cache else None
 
@@ -170,7 +170,12 @@ class EntailmentModel:
             rows = self._forward(pairs)
         except (RuntimeError, ValueError, IndexError) as error:
             if len(pairs) == 1:
-                logger.warning("the judge failed on a pair: %s", " ".join(str(error).split())[:120])
+                if not self._warned:
+                    reason = " ".join(str(error).split())[:120]
+                    logger.warning(
+                        "the judge failed on a pair: %s; further failures are only counted", reason
+                    )
+                self._warned = True
                 return [None]
             return [self._judge([pair])[0] for pair in pairs]
         return [row.tolist() if np.isfinite(row).all() else None for row in rows]

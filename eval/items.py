@@ -50,9 +50,23 @@ def load_items(task: Task, data: EvalDataConfig, labels: Sequence[str] | None = 
         )
     if data.validation is not None:
         items += _read(task, data, data.validation, "validation", "validation", labels)
+    if task != "causal_lm":
+        _count_unlabelled(items)
     for name, source in data.ood.items():
         items += _read(task, data, source, "ood", name, labels)
     return items
+
+
+def _count_unlabelled(items: Sequence[Item]) -> None:
+    """Say how many rows have no right answer; they stay in, but not in what needs one."""
+    for split, without in (
+        ("test", "they are scored and reported by group, but are not in accuracy and calibration"),
+        ("validation", "no temperature is fitted on them"),
+    ):
+        rows = [item for item in items if item.split == split]
+        missing = sum(item.example.label is None for item in rows)
+        if missing:
+            logger.warning("%d of %d %s rows have no right answer: %s", missing, len(rows), split, without)
 
 
 def read_class_names(data: EvalDataConfig, num_labels: int | None) -> list[str]:

@@ -5,7 +5,7 @@ This is the only place that knows; a metric that is not in it is shown under its
 
 from dataclasses import dataclass
 
-__all__ = ["FAMILIES", "METRICS", "Metric", "metric"]
+__all__ = ["ANSWER_CONFIDENCE", "FAMILIES", "METRICS", "Metric", "metric"]
 
 _PERCENT = "\N{NO-BREAK SPACE}%"
 
@@ -122,7 +122,23 @@ FAMILIES = {
 }
 """Metrics by what they ask, in the order of the report."""
 
-METRICS = {metric.key: metric for family in FAMILIES.values() for metric in family}
+_ANSWERS = (
+    Metric("correct", "Right", 1, 1, True, "share of questions answered correctly"),
+    Metric("incorrect", "Wrong", -1, 1, True, "share of questions answered wrongly; declining is neither"),
+    Metric("not_attempted", "Declined", 0, 1, True, "share of questions that got no answer"),
+    Metric(
+        "accuracy_given_attempted", "Right among attempts", 1, 1, True, "share of the attempts that are right"
+    ),
+    Metric("f_score", "F", 1, 3, False, "harmonic mean of the two shares of right answers, as in SimpleQA"),
+    Metric("penalised_score", "Penalised score", 1, 3, False, "right +1, wrong -t/(1-t), declined 0"),
+    Metric("penalised_confidence", "Penalised score", 1, 3, False, "the same when answering only above t"),
+    Metric("brier_confidence", "Brier", -1, 3, False, "squared error of the confidence, 0 to 1"),
+)
+"""Of generated and given answers; they have no place in the tables of choices."""
+ANSWER_CONFIDENCE = {"penalised_score": "penalised_confidence", "brier": "brier_confidence"}
+"""Metric of a confidence in an answer -> its presentation."""
+
+METRICS = {metric.key: metric for family in (*FAMILIES.values(), _ANSWERS) for metric in family}
 """All metrics by key."""
 
 

@@ -8,7 +8,10 @@ from pydantic import ConfigDict
 from vlora.data.config import check_seed
 from vlora.errors import ConfigError
 
-__all__ = ["Detection", "ModelEntry", "ModelsConfig"]
+__all__ = ["Detection", "Ensemble", "ModelEntry", "ModelsConfig"]
+
+Ensemble = bool | Literal["auto"] | list[str]
+"""Which models make the ensemble that stands beside the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,9 @@ class ModelsConfig:
     """Folder or hub id of the base model; None takes the one that the first adapter names."""
     revision: str | None = None
     """Revision of the base model on the hub."""
+    ensemble: Ensemble = "auto"
+    """Add an ensemble of these models as a baseline, every member at its mean as one draw. ``auto``: of all adapters
+    that are no merges, where there are two or more; true: of all adapters; false: none. Not for causal_lm."""
     num_samples: int = 8
     """Posterior draws S; 0 evaluates the mean alone. Plain adapters have no draws."""
     antithetic: bool = True

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vlora.data import Example, examples_from_rows
+from vlora.data import Example, Source, examples_from_rows
 from vlora.errors import ConfigError, DataError
 from vlora.eval.calibrate_decisions import predictor_log_probs
 from vlora.eval.config import EvalConfig, EvalDataConfig
@@ -26,7 +26,9 @@ from vlora.eval.decide import Decided, decide
 from vlora.eval.forward import Draws
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.predict_settings import chosen_decisions, reader_for
 from vlora.eval.score import Scores, build_scorer, score_model
+from vlora.eval.task_reader import TaskReader
 from vlora.models import num_labels_of
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated, decisions_of
@@ -69,13 +71,19 @@ class Predictor:
     Attributes:
         posterior: The adapter at its fitted width.
         decisions: What was fitted by ``vlora calibrate``, or stand-ins without sets and thresholds.
+        reader: Turns rows of a task into prompts and choices; None for rows in the columns of the row format.
         calibrated: Whether they were fitted.
     """
 
     def __init__(
-        self, posterior: Posterior, config: EvalConfig, base_model: str, decisions: Decisions
+        self,
+        posterior: Posterior,
+        config: EvalConfig,
+        base_model: str,
+        decisions: Decisions,
+        reader: TaskReader | None = None,
     ) -> None:
-        self.posterior, self.decisions = posterior, decisions
+        self.posterior, self.decisions, self.reader = posterior, decisions, reader
         self.calibrated = decisions_of(posterior) is not None
         self._config, self._base = config, base_model
         self._labels = config.data.labels or posterior.meta.labels
@@ -89,6 +97,7 @@ class Predictor:
         task: str | None = None,
         num_samples: int | None = None,
         row_format: Mapping[str, Any] | None = None,
+        fewshot: Source | None = None,
         device: str | None = None,
         **loading: Any,
     ) -> "Predictor":
@@ -97,9 +106,11 @@ class Predictor:
         Args:
             source: Folder or hub id.
             base_model: Folder or hub id; None takes the one that the adapter names.
-            task: ``sequence_classification`` or ``multiple_choice``; None takes that of the calibration.
+            task: ``sequence_classification``, ``multiple_choice``, or a task file (``arc_easy``, ``mine.yaml``) that
+                says how rows are read; None takes that of the calibration.
             num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
             row_format: ``data`` keys (prompt, choices, text, …) to change; a calibration fixes the others.
+            fewshot: Rows with answers, for a task file whose prompts begin with examples.
             device: None takes the accelerator if there is one.
             **loading: Further keys of the evaluation's configuration: ``dtype``, ``quantization``, ``revision``,
                 ``trust_remote_code``, ``batch_size``, ``batch_tokens``.
@@ -111,8 +122,10 @@ class Predictor:
         stored = Posterior.from_pretrained(source)
         fitted = decisions_of(stored)
         posterior = calibrated(stored)
-        chosen = _chosen(fitted, posterior, task, num_samples)
-        changed = replace(chosen, row_format={**chosen.row_format, **(row_format or {})})
+        reader = reader_for(fitted, task, fewshot)
+        chosen = chosen_decisions(fitted, posterior, task, num_samples, reader)
+        own = reader.row_format if reader else {}
+        changed = replace(chosen, row_format={**chosen.row_format, **own, **(row_format or {})})
         if fitted is not None and changed.row_format != dict(fitted.row_format):
             logger.warning("the row format differs from that of the calibration; its promises may not hold")
         keys = {"dtype": chosen.dtype, "quantization": chosen.quantization, "device": device, **loading}
@@ -131,7 +144,7 @@ class Predictor:
         if not name:
             raise ConfigError("base_model is needed: the adapter does not name its base model")
         check_same_base({str(source): posterior}, str(name), config.revision)
-        return cls(posterior, config, str(name), changed)
+        return cls(posterior, config, str(name), changed, reader)
 
     @cached_property
     def host(self) -> Host:
@@ -164,6 +177,7 @@ class Predictor:
         kind = self._set(alpha, method)
         if not rows:
             return []
+        rows = rows if self.reader is None else self.reader(rows)
         examples = self._examples(rows)
         scores = self._score(examples, tick)
         log_probs = predictor_log_probs(scores)
@@ -194,7 +208,7 @@ class Predictor:
         hidden = {self._config.data.label, self._config.data.answer}
         plain = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
         form = replace(self._config.data, group=None)
-        return examples_from_rows(self._config.task, plain, form, split="row", require_label=False)
+        return examples_from_rows(self._config.task, plain, form, split="data", require_label=False)
 
     def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Scores:
         host, count = self.host, self.decisions.num_samples if self.posterior.has_hess else 0
@@ -217,33 +231,6 @@ class Predictor:
     def _classes(self, count: int) -> tuple[str, ...]:
         """Class names, or their numbers."""
         return tuple(self._labels) if self._labels else tuple(str(index) for index in range(count))
-
-
-def _chosen(
-    fitted: Decisions | None, posterior: Posterior, task: str | None, num_samples: int | None
-) -> Decisions:
-    """What was fitted, or stand-ins; settings that contradict the fit are refused."""
-    if fitted is not None:
-        for name, asked in (("task", task), ("num_samples", num_samples)):
-            if asked is not None and asked != getattr(fitted, name):
-                raise ConfigError(
-                    f"{name} is {asked} but the calibration was fitted with {getattr(fitted, name)}; leave it out, or "
-                    "run vlora calibrate with it"
-                )
-        return fitted
-    task = task or ("sequence_classification" if posterior.meta.labels else None)
-    if task not in ("sequence_classification", "multiple_choice"):
-        raise ConfigError(
-            f"task must be sequence_classification or multiple_choice where nothing was calibrated, got {task}"
-        )
-    draws = (8 if num_samples is None else num_samples) if posterior.has_hess else 0
-    return Decisions(
-        task=task,
-        predictor="samples" if draws else "mean",
-        num_samples=draws,
-        antithetic=draws > 0 and draws % 2 == 0,
-        temperature=1.0,
-    )
 
 
 def _uncertainty(scores: Scores, log_probs: Any, antithetic: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig
+from vlora.eval.ensemble import ensemble_members
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.items import Item, load_items, read_class_names
 from vlora.eval.score import Scorer, build_scorer
@@ -30,6 +31,8 @@ class Evaluation:
     subjects: Sequence[Subject]
     items: Sequence[Item]
     classes: Sequence[str] | None
+    ensemble: Sequence[str] = ()
+    """Names of the members of the ensemble that stands beside them."""
 
     @cached_property
     def host(self) -> Host:
@@ -112,6 +115,7 @@ def prepare(config: EvalConfig) -> Evaluation:
         ConfigError: Settings that do not fit together, or test rows that a posterior's temperature was fitted on.
     """
     subjects = load_subjects(config)
+    members = _members(config, subjects)
     base_model = base_model_of(subjects, config)
     posteriors = {s.name: s.posterior for s in subjects if s.posterior is not None}
     check_same_base(posteriors, base_model, config.revision)
@@ -134,7 +138,18 @@ def prepare(config: EvalConfig) -> Evaluation:
             check_apart(
                 subject.fitted.get("split") or {}, test, f"the posterior temperature of {subject.name!r}"
             )
-    return Evaluation(config, base_model, subjects, items, classes)
+    return Evaluation(config, base_model, subjects, items, classes, members)
+
+
+def _members(config: EvalConfig, subjects: Sequence[Subject]) -> list[str]:
+    """Members of the ensemble, which records of texts do not make: they keep no member's probability of a token."""
+    if config.task == "causal_lm":
+        if config.ensemble not in ("auto", False, []):
+            raise ConfigError(
+                "ensemble: there is none for causal_lm; leave it out, or score choices or answers"
+            )
+        return []
+    return ensemble_members(subjects, config.ensemble)
 
 
 def _recorded_labels(posteriors: Mapping[str, Posterior]) -> list[str] | None:

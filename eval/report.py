@@ -168,7 +168,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
 def _model_row(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return one row of the models table."""
     ess = value_of(entry.get("ess"))
-    sources = entry.get("sources") or []
+    sources = entry.get("sources") or entry.get("members") or []
     return {
         "name": entry["name"],
         "kind": entry.get("kind") or "",

@@ -1,9 +1,9 @@
-"""The format of ``results.json`` as types, and the JSON Schema that is made from them.
+"""The format of ``results.json`` of choices and texts as types, and the JSON Schema that is made from them.
 
 ``results.schema.json`` beside this file is that schema, for programs that read results without vlora; a test keeps
 the two equal and validates real results against them. ``python -m vlora.eval.results_schema`` prints it. It allows
 keys that it does not know, since a reader should ignore them; :class:`Results` itself does not, so that nothing is
-written that is not described.
+written that is not described. Results of answers have a schema of their own, :mod:`vlora.eval.generation.schema`.
 """
 
 import json
@@ -12,17 +12,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["SCHEMA_FILE", "Results", "results_schema"]
+__all__ = ["SCHEMA_FILE", "Measured", "Model", "Results", "Strict", "open_schema", "results_schema"]
 
 SCHEMA_FILE = Path(__file__).parent / "results.schema.json"
 """The published schema."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part that holds what is described and nothing else."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Measured(_Strict):
+class Measured(Strict):
     """A number with its 95 % interval; null stands for what is not defined."""
 
     value: float | None
@@ -42,7 +44,7 @@ class Measured(_Strict):
     crossed_high: float | None = None
 
 
-class Row(_Strict):
+class Row(Strict):
     """Metrics of one predictor of one model on one group."""
 
     model: str
@@ -51,7 +53,7 @@ class Row(_Strict):
     metrics: dict[str, Measured]
 
 
-class Detection(_Strict):
+class Detection(Strict):
     """How well a score tells two sets of groups apart."""
 
     model: str
@@ -65,7 +67,7 @@ class Detection(_Strict):
     aupr: Measured
 
 
-class Comparison(_Strict):
+class Comparison(Strict):
     """A paired difference, metric(a) - metric(b)."""
 
     a: str
@@ -78,7 +80,7 @@ class Comparison(_Strict):
     difference: Measured
 
 
-class Coverage(_Strict):
+class Coverage(Strict):
     """How often prediction sets hold the right choice, with an exact 95 % interval."""
 
     method: Literal["lac", "aps"]
@@ -93,7 +95,7 @@ class Coverage(_Strict):
     holds: bool = Field(description="false where the interval contradicts the promise")
 
 
-class Risk(_Strict):
+class Risk(Strict):
     """Error rate of what is answered, with an exact 95 % interval."""
 
     answered: int
@@ -106,7 +108,7 @@ class Risk(_Strict):
     holds: bool
 
 
-class Unanswerable(_Strict):
+class Unanswerable(Strict):
     """Rows without a right answer: how many are answered."""
 
     rows: int
@@ -114,7 +116,7 @@ class Unanswerable(_Strict):
     mean_set_size: dict[str, float]
 
 
-class Promise(_Strict):
+class Promise(Strict):
     """Prediction sets and abstention fitted on validation rows, on one reported set."""
 
     model: str
@@ -132,7 +134,7 @@ class Promise(_Strict):
     unanswerable: Unanswerable | None = None
 
 
-class Bin(_Strict):
+class Bin(Strict):
     """An occupied bin of a reliability diagram."""
 
     lower: float
@@ -144,7 +146,7 @@ class Bin(_Strict):
     n: int
 
 
-class Reliability(_Strict):
+class Reliability(Strict):
     """One reliability diagram."""
 
     model: str
@@ -153,7 +155,7 @@ class Reliability(_Strict):
     bins: list[Bin]
 
 
-class Curve(_Strict):
+class Curve(Strict):
     """One risk-coverage curve."""
 
     model: str
@@ -163,7 +165,7 @@ class Curve(_Strict):
     risk: list[float]
 
 
-class Points(_Strict):
+class Points(Strict):
     """Entropy and mutual information of a subsample of a group."""
 
     model: str
@@ -175,7 +177,7 @@ class Points(_Strict):
     n: int
 
 
-class Answer(_Strict):
+class Answer(Strict):
     """One answer for people to read."""
 
     model: str
@@ -191,7 +193,7 @@ class Answer(_Strict):
     mutual_information: float | None
 
 
-class Figures(_Strict):
+class Figures(Strict):
     """The numbers behind the plots."""
 
     reliability: list[Reliability]
@@ -208,7 +210,7 @@ class Model(BaseModel):
     name: str
 
 
-class Results(_Strict):
+class Results(Strict):
     """``results.json`` of ``vlora eval``, format 1."""
 
     format: Literal[1]
@@ -232,8 +234,12 @@ class Results(_Strict):
 
 def results_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of ``results.json``, open to keys that it does not know."""
-    schema = _opened(Results.model_json_schema())
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return open_schema(Results)
+
+
+def open_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a type, open to keys that it does not know."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_opened(model.model_json_schema())}
 
 
 def _opened(part: Any) -> Any:

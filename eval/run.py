@@ -8,7 +8,7 @@ rename. The report is drawn from ``results.json`` a floor above.
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vlora.config import save_config, to_plain
 from vlora.eval.config import EvalConfig
+from vlora.eval.ensemble import ENSEMBLE, ensemble_records
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.prepare import Evaluation, prepare
 from vlora.eval.records import Record, write_records
@@ -23,6 +24,7 @@ from vlora.eval.results import compute_results, write_results
 from vlora.eval.store import ScoreFile, ScoreStore
 from vlora.eval.subject_scores import missing_vectors, open_scores, score_subject
 from vlora.eval.subjects import Subject
+from vlora.eval.tables import ALL
 from vlora.files import atomic_folder, check_output_folder
 
 __all__ = ["RECORDS", "RESULTS", "SCORES", "run_eval"]
@@ -67,13 +69,14 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     store.foreign()
     files = [open_scores(evaluation, subject, store) for subject in evaluation.subjects]
     finished = _score_all(evaluation, files)
-    records = [record for records, _ in finished for record in records]
+    described = [
+        _describe(subject, facts) for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
+    ]
+    together, entries = _ensemble(evaluation, finished)
+    records = [record for records, _ in finished for record in records] + together
     results = compute_results(
         records,
-        models=[
-            _describe(subject, facts)
-            for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
-        ],
+        models=described + entries,
         detect=to_plain(config.detect),
         task=config.task,
         num_samples=config.num_samples,
@@ -84,6 +87,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         hardware=hardware(),
         cost=_cost(evaluation, [facts for _, facts in finished], time.perf_counter() - start),
     )
+    _say_one_class(results)
     with atomic_folder(output) as folder:
         write_records(folder / RECORDS, records)
         write_results(folder / RESULTS, results)
@@ -97,6 +101,17 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     if work is not None:
         _remove(work)
     return output
+
+
+def _say_one_class(results: Mapping[str, Any]) -> None:
+    """Say where every answer is right, or every one wrong: nothing can be ranked then."""
+    for row in results["rows"]:
+        accuracy = row["metrics"].get("accuracy") if row["group"] == ALL else None
+        if accuracy is not None and accuracy["value"] in (0.0, 1.0) and "+" not in row["predictor"]:
+            logger.warning(
+                "%s, %s: all %d answers are %s, so AUROC and other rankings of wrong answers are not defined",
+                *(row["model"], row["predictor"], accuracy["n"], "right" if accuracy["value"] else "wrong"),
+            )
 
 
 def _score_all(evaluation: Evaluation, files: Sequence[ScoreFile]) -> list[_Finished]:
@@ -113,6 +128,18 @@ def _score_all(evaluation: Evaluation, files: Sequence[ScoreFile]) -> list[_Fini
             bar.set_postfix_str(subject.name)
             finished.append(score_subject(evaluation, subject, file, bar.update))
     return finished
+
+
+def _ensemble(
+    evaluation: Evaluation, finished: Sequence[_Finished]
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """Records of the ensemble and its entry in the results; nothing where there is none."""
+    names = evaluation.ensemble
+    if not names:
+        return [], []
+    by_name = {subject.name: done[0] for subject, done in zip(evaluation.subjects, finished, strict=True)}
+    together = ensemble_records([by_name[name] for name in names])
+    return together, [{"name": ENSEMBLE, "kind": "ensemble", "members": list(names)}]
 
 
 def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:

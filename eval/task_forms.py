@@ -25,8 +25,13 @@ def common_rows(row: Row, task: TaskFile, where: str, number: int) -> Iterable[R
     Raises:
         DataError: A missing column or label, a bad value, or an unwanted number of choices.
     """
+    if task.group and row.get(task.group) is None:
+        raise DataError(
+            f"{where}: no value in column {task.group!r}, by which the task's rows are grouped; "
+            f"the columns are {', '.join(map(str, row))}"
+        )
     shared = {
-        "item": str(row[task.id]) if task.id else str(number),
+        "item": str(number) if task.id is None or row.get(task.id) is None else str(row[task.id]),
         "group": str(row[task.group]) if task.group else "all",
     }
     if task.kind == "multiple_choice":

@@ -17,7 +17,7 @@ from vlora.errors import DataError
 from vlora.eval.task_files import TaskFile, task_sha256
 from vlora.eval.task_forms import Row, answer_text, common_rows
 
-__all__ = ["TaskRows", "read_task"]
+__all__ = ["TaskRows", "form_rows", "raw_rows", "read_task", "solved_rows"]
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,54 @@ def read_task(
     Raises:
         DataError: Nothing there, a missing column or label, identities that repeat, or unequal numbers of choices.
     """
-    raw = _renamed(_raw(task, source, name), task, name)
-    _check_ids(raw, task, name)
-    solved = _solved(task, fewshot)
+    raw = raw_rows(task, source, name)
+    rows, shots = form_rows(task, raw, solved_rows(task, fewshot), name=name)
+    chosen = take_indices(len(rows), max_rows, seed)
+    return TaskRows([rows[index] for index in chosen], task_sha256(task, shots), shots)
+
+
+def form_rows(
+    task: TaskFile, raw: Sequence[Row], solved: Sequence[Row], *, name: str = "test", labelled: bool = True
+) -> tuple[list[Row], list[str]]:
+    """Rows in their common form, and the solved examples that their prompts begin with.
+
+    Args:
+        task: The task.
+        raw: Rows as the data have them.
+        solved: Rows to take examples from, of :func:`solved_rows`.
+        name: Name of the split, for messages.
+        labelled: False for rows to predict: right answers are neither needed nor looked at, identities may repeat.
+
+    Raises:
+        DataError: As :func:`read_task`.
+    """
+    renamed = _renamed(raw, task, name, without=() if labelled else (task.answer,))
+    if labelled:
+        _check_ids(renamed, task, name)
+    else:
+        renamed = [{**row, task.answer: None} for row in renamed]
     rows = [
         row
-        for number, one in enumerate(raw)
+        for number, one in enumerate(renamed)
         for row in common_rows(one, task, f"{name} row {number}", number)
     ]
     prefix, shots = _prefixes(task, solved, [row["group"] for row in rows])
     for row in rows:
         row["prompt"] = prefix.get(row["group"] if _by_group(task) else "", "") + row["prompt"]
-    chosen = take_indices(len(rows), max_rows, seed)
-    return TaskRows([rows[index] for index in chosen], task_sha256(task, shots), shots)
+    return rows, shots
 
 
-def _raw(task: TaskFile, source: Source, split: str) -> list[Row]:
-    """Rows as the data have them."""
+def raw_rows(task: TaskFile, source: Source, split: str) -> list[Row]:
+    """Rows as the data have them.
+
+    Args:
+        task: The task; with ``csv_columns`` it reads CSV files without a header.
+        source: Its data.
+        split: Name of the split, for messages.
+
+    Raises:
+        DataError: Nothing there, or unreadable.
+    """
     if task.csv_columns is None:
         return [dict(row) for row in load_rows(source, split=split)]  # pyright: ignore[reportArgumentType]
     rows: list[Row] = []
@@ -100,20 +131,22 @@ def _csv_files(source: Source) -> list[Path]:
     return found
 
 
-def _renamed(rows: Sequence[Row], task: TaskFile, split: str) -> list[Row]:
-    """Rows with the columns under the names that the task uses."""
+def _renamed(rows: Sequence[Row], task: TaskFile, split: str, without: Sequence[str] = ()) -> list[Row]:
+    """Rows with the columns under the names that the task uses; those ``without`` may be missing."""
     present = set(rows[0]) if rows else set()
     found = {}
     for name, wanted in task.columns.items():
         candidates = [wanted] if isinstance(wanted, str) else wanted
         column = next((column for column in candidates if column in present), None)
+        if column is None and name in without:
+            continue
         if column is None:
             raise DataError(
                 f"{split} rows have no column {' or '.join(map(repr, candidates))} for {name!r}; "
                 f"the columns are {', '.join(rows[0]) if rows else 'none'}"
             )
         found[name] = column
-    return [{**row, **{name: row[column] for name, column in found.items()}} for row in rows]
+    return [{**row, **{name: row[column] for name, column in found.items() if column in row}} for row in rows]
 
 
 def _check_ids(rows: Sequence[Row], task: TaskFile, split: str) -> None:
@@ -134,15 +167,19 @@ def _by_group(task: TaskFile) -> bool:
     return task.fewshot is not None and task.fewshot.same_group
 
 
-def _solved(task: TaskFile, source: Source | None) -> list[Row]:
-    """Rows with answers, to take examples from."""
+def solved_rows(task: TaskFile, source: Source | None) -> list[Row]:
+    """Rows with answers in their common form, to take examples from; none for a task without examples.
+
+    Raises:
+        DataError: The task wants examples and there is no source, or it cannot be read.
+    """
     if task.fewshot is None:
         return []
     if source is None:
         raise DataError(
             "the task puts solved examples in front: give data.fewshot, the rows to take them from"
         )
-    raw = _renamed(_raw(task, source, "fewshot"), task, "fewshot")
+    raw = _renamed(raw_rows(task, source, "fewshot"), task, "fewshot")
     rows = [
         row
         for number, one in enumerate(raw)

@@ -16,12 +16,17 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def predict(
     folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
-    data: Annotated[str | None, typer.Option(help="JSONL file of rows, - for standard input.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="JSONL file of rows, - for standard input; with a task its folder.")
+    ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to answer; may be repeated.")] = None,
     choice: Annotated[list[str] | None, typer.Option(help="A choice for --text; repeat it.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Default: the one the adapter names.")] = None,
-    task: Annotated[str | None, typer.Option(help="Where nothing was calibrated.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Where nothing was calibrated: its kind, or a task file (arc_easy).")
+    ] = None,
+    fewshot: Annotated[str | None, typer.Option(help="Solved rows, for a task with examples.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="Draws where nothing was calibrated.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Which prediction set: share that may miss.")] = None,
     method: Annotated[str, typer.Option(help="Kind of prediction set: lac or aps.")] = "lac",
@@ -32,18 +37,18 @@ def predict(
     """Answer rows: each with its confidence, its epistemic share, a prediction set, or "don't know".
 
     Sets and the threshold for "don't know" are those that `vlora calibrate` stored beside the adapter.
-    Writes one JSON object a row.
+    --task arc_easy reads rows as that task has them, as `vlora eval` does. Writes one JSON object a row.
     """
     from vlora.errors import ConfigError
     from vlora.eval.predict import Predictor
-    from vlora.recipes.predict import lines_of, predict_rows, read_rows, rows_of_texts, summary
+    from vlora.recipes.predict import lines_of, predict_rows, rows_for, rows_of_texts, summary
 
     if (data is None) == (not text):
         raise ConfigError("give either --data FILE.jsonl or --text")
     found = Predictor.from_pretrained(
-        folder, base_model=base_model, task=task, num_samples=num_samples, device=device
+        folder, base_model=base_model, task=task, num_samples=num_samples, fewshot=fewshot, device=device
     )
-    rows = read_rows(data) if data is not None else rows_of_texts(text or (), choice or (), found)
+    rows = rows_for(found, data) if data is not None else rows_of_texts(text or (), choice or (), found)
     predictions = predict_rows(found, rows, alpha=alpha, method=method, answer_all=answer_all)
     print(
         summary(predictions, out) if out is not None else lines_of(predictions),
@@ -59,6 +64,9 @@ def compare(
         ),
     ],
     predictor: Annotated[str | None, typer.Option(help="mean, samples, mean+temperature, ...")] = None,
+    score: Annotated[
+        list[str] | None, typer.Option(help="Of answers: an uncertainty to compare, or all; may be repeated.")
+    ] = None,
     level: Annotated[float, typer.Option(help="Chance of any false claim.")] = 0.05,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples of the items.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
@@ -70,13 +78,16 @@ def compare(
 
     McNemar for accuracy, paired bootstrap over items and draws for NLL, Brier, ECE, AUROC, AURC and AUGRC, DeLong for
     the detection of unknown items, Holm's correction over all of them, and how many items or draws would be needed.
-    A run may also be a folder with one evaluation per task.
+    Answers (kind: generation): McNemar for right ones, paired bootstrap for abstention scores and for the AUROC of
+    wrong answers, DeLong between groups. A run may also be a folder with one evaluation per task.
     """
     import json
 
     from vlora.recipes.compare import compare_runs, comparison_table, write_comparison
 
-    found = compare_runs(runs, predictor=predictor, level=level, num_bootstrap=num_bootstrap, seed=seed)
+    found = compare_runs(
+        runs, predictor=predictor, scores=score or (), level=level, num_bootstrap=num_bootstrap, seed=seed
+    )
     print(json.dumps(found, indent=1, allow_nan=False) if as_json else comparison_table(found))
     if html is not None:
         written = write_comparison(found, html)
@@ -101,8 +112,13 @@ def export(
 
 def lm_eval(
     folder: Annotated[str, typer.Argument(help="Posterior or PEFT adapter: a folder or a hub id.")],
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="A task file of vlora's (arc_easy, mine.yaml).")] = None,
+    data: Annotated[str | None, typer.Option(help="Its rows: a folder or file; default: the hub.")] = None,
+    fewshot: Annotated[str | None, typer.Option(help="Solved rows, for a task with examples.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Default: the one the adapter names.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder of further task files.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Default: as the task says.")] = None,
@@ -115,13 +131,15 @@ def lm_eval(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a posterior: log-likelihoods of whole strings, averaged over draws.
 
+    --task runs one of vlora's task files in the harness, named vlora_NAME there: the prompts of `vlora eval`.
     Needs `pip install 'variational-lora[lm-eval]'`. Writes lm_eval.json (the harness's results) and draws.jsonl (what
     every draw says about every string). All options of the harness itself: python -m vlora.eval.lm_eval.
     """
     from vlora.recipes.harness import results_lines, run_harness
 
     found = run_harness(
-        folder, tasks.split(","), out, include_path=include_path, num_fewshot=num_fewshot, limit=limit,
+        folder, tasks.split(",") if tasks else [], out, task=task, data=data, fewshot=fewshot,
+        include_path=include_path, num_fewshot=num_fewshot, limit=limit,
         overwrite=overwrite, base_model=base_model, num_samples=num_samples, batch_size=batch_size, device=device,
     )  # fmt: skip
     print(results_lines(found))

@@ -1,11 +1,20 @@
-"""``vlora compare``: a comparison of evaluations as a table for the terminal."""
+"""``vlora compare``: evaluations of any kind set against each other, and a table for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlora.eval.compare import compare_runs
-from vlora.eval.compare_report import metric_of, verdict, write_comparison
+from vlora.errors import DataError
+from vlora.eval.compare import choice_kind, compare_kinds
+from vlora.eval.compare_report import (
+    items_of,
+    metric_of,
+    resamples_remark,
+    verdict,
+    write_comparison,
+)
+from vlora.eval.generation.compare import answer_kind, chosen_scores
 from vlora.eval.report_format import number, predictor_label, value_of
+from vlora.eval.tables import Resampler
 from vlora.recipes.tables import aligned
 
 __all__ = ["compare_runs", "comparison_table", "write_comparison"]
@@ -23,6 +32,43 @@ _HEAD = (
 )
 
 
+def compare_runs(
+    runs: Sequence[str],
+    *,
+    predictor: str | None = None,
+    scores: Sequence[str] = (),
+    level: float = 0.05,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two or more evaluations of the same items, of choices, texts or answers.
+
+    Args:
+        runs: Folders, or ``FOLDER:MODEL``; one folder with several models will do.
+        predictor: Of choices and texts: which probabilities; see :func:`vlora.eval.compare.compare_runs`.
+        scores: Of answers: uncertainties to compare, ``all`` for every one; none takes a few.
+        level: Chance of any false claim in the whole comparison.
+        num_bootstrap: Resamples of the items.
+        seed: Seed of all resampling.
+
+    Returns:
+        As :func:`vlora.eval.compare.compare_kinds`.
+
+    Raises:
+        DataError: A run cannot be read, runs of two kinds, items differ, an option of the other kind, or there is
+            nothing to compare.
+    """
+    resampler = Resampler(num_bootstrap, seed)
+    kinds = [choice_kind(predictor, resampler), answer_kind(resampler, chosen_scores(scores))]
+    found = compare_kinds(runs, kinds, resampler, level=level)
+    answers = ["ungraded" in pair for pair in found["pairs"]]
+    if predictor is not None and all(answers):
+        raise DataError("--predictor is for choices and texts; answers are compared by --score")
+    if scores and not any(answers):
+        raise DataError("--score is for answers (kind: generation); choices are compared by --predictor")
+    return found
+
+
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """One table per pair of models, with what it would take where nothing is shown."""
     blocks = []
@@ -30,13 +76,14 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         task = f"{pair['task']}: " if pair["task"] else ""
         names = " against ".join(predictor_label(pair[f"predictor_{side}"]) for side in "ab")
         paired = ", paired draws" if pair["draws"]["paired"] else ""
-        head = f"{task}{pair['a']} - {pair['b']}: {names}, {pair['n']} items{paired}"
+        head = f"{task}{pair['a']} - {pair['b']}: {names}, {items_of(pair)}{paired}"
         blocks.append(head + "\n" + aligned([list(_HEAD), *(_line(test) for test in pair["tests"])]))
     blocks.append(
         f"p (Holm) is adjusted over all {comparison['family']} tests; level {comparison['level']:g}. "
         "Differences are later - earlier, with 95 % intervals."
     )
-    return "\n\n".join(blocks)
+    remark = resamples_remark(comparison)
+    return "\n\n".join(blocks) + (f" {remark}" if remark else "")
 
 
 def _line(test: Mapping[str, Any]) -> list[str]:

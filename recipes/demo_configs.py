@@ -99,6 +99,7 @@ def eval_config(out: Path, data: dict[str, Path], *, num_samples: int) -> dict[s
             "label_probs": "answer_probs",
             "max_length": 32,
         },
+        "ensemble": False,  # adapters that were taught different people; what joins them here is the merge
         "num_samples": num_samples,
         "detect": DETECT,
         "output": str(out / "report"),

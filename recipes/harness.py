@@ -1,12 +1,14 @@
 """``vlora lm-eval``: tasks of lm-evaluation-harness on a posterior, and their results as files."""
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlora.errors import ConfigError
 from vlora.files import atomic_folder, check_output_folder
+from vlora.recipes.harness_task import write_harness_task
 
 __all__ = ["results_lines", "run_harness"]
 
@@ -20,6 +22,9 @@ def run_harness(
     tasks: Sequence[str],
     out: Path,
     *,
+    task: str | None = None,
+    data: str | None = None,
+    fewshot: str | None = None,
     include_path: Path | None = None,
     num_fewshot: int | None = None,
     limit: int | None = None,
@@ -30,8 +35,11 @@ def run_harness(
 
     Args:
         adapter: Posterior folder or hub id.
-        tasks: Names of tasks.
+        tasks: Names of the harness's tasks.
         out: Folder to write.
+        task: A task file of vlora's, to run beside them.
+        data: Folder or file of its rows; None takes its place on the hub.
+        fewshot: Solved rows, for a task whose prompts begin with examples.
         include_path: Folder of further task files.
         num_fewshot: Examples in front of every question; None leaves it to the task.
         limit: Documents of every task.
@@ -43,32 +51,52 @@ def run_harness(
 
     Raises:
         MissingDependencyError: lm-evaluation-harness is not installed.
-        ConfigError: A task is unknown.
+        ConfigError: A task is unknown, none was named, or a task file that asks for answers.
+        DataError: The rows of a task file cannot be read.
         OutputExistsError: ``out`` holds something else.
         VloraError: The adapter cannot be used; see :class:`vlora.eval.lm_eval.VloraLM`.
     """
+    if not tasks and task is None:
+        raise ConfigError("name tasks of the harness by --tasks, or a task file of vlora's by --task")
+    if task is None and (data or fewshot):
+        raise ConfigError("data and fewshot belong to a task file; name it by --task")
     path = check_output_folder(out, RESULTS, overwrite=overwrite)
     from vlora.eval.lm_eval import VloraLM  # raises in one line where the harness is missing
 
-    # isort: split
-    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    unknown = [name for name in tasks if name not in manager.all_tasks]
-    if unknown:
-        raise ConfigError(f"lm-evaluation-harness has no task {', '.join(unknown)}; see `lm-eval ls tasks`")
-    model = VloraLM(adapter, **settings)
-    found: Any = simple_evaluate(
-        model=model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager
-    )
-    kept = {key: found[key] for key in _KEPT if key in found}
-    content = json.loads(json.dumps(kept, default=str))
+    with tempfile.TemporaryDirectory() as place:
+        asked = write_harness_task(Path(place), task, data, fewshot) if task is not None else None
+        names = [*tasks, *([asked["task"]] if asked else [])]
+        manager = _manager([Path(place), *([include_path] if include_path else [])], names)
+        model = VloraLM(adapter, **settings)
+        content = _evaluate(model, names, manager, num_fewshot=num_fewshot, limit=limit)
+    content |= {"vlora_task": asked} if asked else {}
     with atomic_folder(path) as folder:
         (folder / RESULTS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in model.draw_scores)
         (folder / DRAWS).write_text("".join(lines), encoding="utf-8")
     return content
+
+
+def _manager(places: Sequence[Path], names: Sequence[str]) -> Any:
+    """The harness's tasks and those of some folders."""
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    manager = TaskManager(include_path=[str(place) for place in places])
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ConfigError(
+            f"lm-evaluation-harness has no task {', '.join(unknown)}; see `lm-eval ls tasks`, or name a task file of "
+            "vlora's by --task"
+        )
+    return manager
+
+
+def _evaluate(model: Any, names: Sequence[str], manager: Any, **settings: Any) -> dict[str, Any]:
+    """What the harness finds, as plain JSON values."""
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+
+    found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, **settings)
+    return json.loads(json.dumps({key: found[key] for key in _KEPT if key in found}, default=str))
 
 
 def results_lines(content: Mapping[str, Any]) -> str:

@@ -15,9 +15,20 @@ from vlora.errors import ConfigError, DataError
 from vlora.eval.predict import Prediction, Predictor
 from vlora.files import atomic_write
 
-__all__ = ["lines_of", "predict_rows", "read_rows", "rows_of_texts", "summary"]
+__all__ = ["lines_of", "predict_rows", "read_rows", "rows_for", "rows_of_texts", "summary"]
 
 logger = logging.getLogger(__name__)
+
+
+def rows_for(predictor: Predictor, source: str) -> list[dict[str, Any]]:
+    """Rows to answer: a JSONL file or standard input, with a task file also a folder or file that it reads.
+
+    Raises:
+        DataError: The data cannot be read.
+    """
+    if predictor.reader is None or source == "-" or source.endswith(".jsonl"):
+        return read_rows(source)
+    return predictor.reader.load(source)
 
 
 def read_rows(source: str) -> list[dict[str, Any]]:
@@ -57,8 +68,10 @@ def rows_of_texts(texts: Sequence[str], choices: Sequence[str], predictor: Predi
     """Rows of texts given on the command line, in the columns that the predictor reads.
 
     Raises:
-        ConfigError: The columns are templates or pairs, so that a single text does not fill them.
+        ConfigError: The columns are templates, pairs or a task's, so that a single text does not fill them.
     """
+    if predictor.reader is not None:
+        raise ConfigError(f"--text cannot fill the columns of task {predictor.reader.name}; give --data")
     form = predictor.decisions.row_format
     multiple = predictor.decisions.task == "multiple_choice"
     column = (form.get("prompt") or "question") if multiple else form.get("text") or "text"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
+from vlora.errors import DataError
 from vlora.eval.entailment import Judge
 from vlora.eval.generate import Answer, Decoding, answer_noise, generate_answers
 from vlora.eval.generation.config import GenerationConfig
@@ -56,7 +57,7 @@ class Collector:
         """Records of some questions, in their order.
 
         Raises:
-            DataError: A prompt or a given answer without tokens.
+            DataError: A prompt or a given answer without tokens, or a model that gives NaN.
             ConfigError: An adapter under which nothing can be generated.
         """
         drafts = [self._draft(question) for question in questions]
@@ -104,7 +105,15 @@ class Collector:
                 draft.sampled += [(draw, answer) for answer in answers]
 
     def _score(self, model: nn.Module, rows: Sequence[Row]) -> list[TokenScore]:
-        return score_rows(model, rows, pad_id=self._pad, max_tokens=self._tokens, vocabulary=self._vocabulary)
+        found = score_rows(
+            model, rows, pad_id=self._pad, max_tokens=self._tokens, vocabulary=self._vocabulary
+        )
+        if any(np.isnan(score.log_probs).any() for score in found):
+            raise DataError(
+                f"model {self._voices.speaker.name!r} gives NaN instead of probabilities; check its weights and those "
+                "of the base model, and try dtype: float32"
+            )
+        return found
 
     def _finish(self, drafts: Sequence[Draft]) -> list[AnswerRecord]:
         """Score all distinct answers under everything, then grade and judge."""

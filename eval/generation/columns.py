@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlora.eval.generation.confidence import fit_power
 from vlora.eval.generation.estimators import CONFIDENCES, ESTIMATORS, columns, confidences, item_scores
 from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.metrics.arrays import IntArray
 from vlora.eval.metrics.intervals import Counts, Interval, resample_counts
 
-__all__ = ["ALL", "AnswerTable", "Resampler", "number", "plain_number"]
+__all__ = ["ALL", "AnswerTable", "Resampler", "default_detection", "number", "plain_number"]
 
 ALL = "all"
 
@@ -46,6 +47,8 @@ class AnswerTable:
         self.attempted = np.array([float(r.attempted) for r in records])
         self.split = np.array([r.split for r in records])
         self.group = np.array([r.group for r in records])
+        self.row_of = {record.item: row for row, record in enumerate(self.records)}
+        self.num_draws = max((len(r.answer.draw_log_probs) for r in records), default=0)
 
     @property
     def graded(self) -> NDArray[np.bool_]:
@@ -57,6 +60,15 @@ class AnswerTable:
         """Whether each answer is graded and an attempt: declining is neither right nor wrong."""
         return self.graded & (self.attempted == 1)
 
+    def fitted_power(self, confidence: str) -> float | None:
+        """Exponent of a confidence that its validation questions ask for; None without any."""
+        held_out = np.flatnonzero((self.split == "validation") & self.ranked)
+        return (
+            fit_power(self.confidences[confidence][held_out], self.correct[held_out])
+            if len(held_out)
+            else None
+        )
+
     def groups(self) -> dict[str, IntArray]:
         """Rows of all test questions together, of each of their groups, and of every out-of-distribution set."""
         test, reported = self.split == "test", self.split != "validation"
@@ -65,6 +77,12 @@ class AnswerTable:
         return found | {
             name: np.flatnonzero(reported & (self.group == name)) for name in names if name != ALL
         }
+
+
+def default_detection(table: AnswerTable) -> dict[str, dict[str, list[str]]]:
+    """Every out-of-distribution set against all test questions."""
+    outside = dict.fromkeys(table.group[table.split == "ood"].tolist())
+    return {f"{name} vs test": {"positive": [name], "negative": [ALL]} for name in outside}
 
 
 def number(interval: Interval) -> dict[str, Any]:

@@ -166,8 +166,6 @@ class GenerationConfig(ModelsConfig):
 
     kind: Literal["generation"]
     """Marks this kind of evaluation."""
-    ensemble: bool | list[str] = False
-    """Add an ensemble of these models (true: of all adapters), each member one draw."""
     task: str
     """Name of a task, or path of a task file."""
     data: AnswerDataConfig = field(default_factory=AnswerDataConfig)

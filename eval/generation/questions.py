@@ -1,5 +1,6 @@
 """The questions of an evaluation: rows of a task, with the tokens of their prompts and of answers that are given."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Encoder", "Question", "load_questions", "stop_token_ids"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,20 @@ def load_questions(config: GenerationConfig, task: TaskFile) -> tuple[list[Quest
         questions += [_question(row, split, name) for row in found.rows]
         if split == "test":
             sha256, shots = found.sha256, found.shots
+    if task.kind == "open_qa":
+        _count_unanswerable(questions)
     return questions, sha256, shots
+
+
+def _count_unanswerable(questions: Sequence[Question]) -> None:
+    """Say how many questions have no right answer, which may be meant and may be a gap in the data."""
+    test = [question for question in questions if question.split == "test"]
+    missing = sum(not question.references for question in test)
+    if missing:
+        logger.warning(
+            "%d of %d test questions have no right answer: every attempt at them counts as wrong",
+            *(missing, len(test)),
+        )
 
 
 def _read(

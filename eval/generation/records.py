@@ -113,6 +113,9 @@ class AnswerRecord:
         Raises:
             DataError: A key is missing, unknown or of a wrong type.
         """
+        unknown = [key for key in row if key not in {field.name for field in fields(cls)}]
+        if unknown:
+            raise DataError(f"unknown key {unknown[0]!r}; a newer vlora may have written it")
         try:
             values = {**row, "answer": _build(Given, row["answer"])}
             values["samples"] = [_build(Sample, one) for one in row["samples"]]
@@ -168,4 +171,11 @@ def read_answers(path: str | Path, *, cut: bool = False) -> Iterator[AnswerRecor
             except (ValueError, DataError) as error:
                 if cut:
                     return
-                raise DataError(f"{path} line {number}: {error}") from None
+                raise DataError(f"{path} line {number}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a line, and its likely cure."""
+    if isinstance(error, DataError):
+        return str(error)
+    return f"not valid JSON ({error}); the line may have been cut off, run the evaluation again"

@@ -4,6 +4,7 @@ Drawn from ``results.json`` alone, in the style of the other report. Text from d
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _FAMILIES = {
     "samples": "From several answers",
     "posterior": "From posterior draws",
 }
+_BASELINES = ("max_probability", "mean_token_entropy", "answer_length")
 _CONFIDENCE = ("brier", "ece_15_equal_width", "answered", "penalised_score")
 
 Results = Mapping[str, Any]
@@ -68,6 +70,7 @@ def render_answer_report(results: Results) -> str:
         threshold=results["settings"]["threshold"],
         ungraded=sum(row["ungraded"] for row in answers if row["group"] == ALL),
         failures=sum(row["judge_failures"] for row in answers if row["group"] == ALL),
+        headline=_headline(results, models),
         answers=_answers(results, models),
         estimators=_estimators(results, models),
         detection=_detection(results, models),
@@ -81,7 +84,8 @@ def render_answer_report(results: Results) -> str:
 def _subtitle(results: Results) -> str:
     drawn = f"{results['num_samples']} {'antithetic ' if results['antithetic'] else ''}posterior draws"
     words = f"meanings by {results['clusters_by'].replace('_', ' ')}"
-    return f"{drawn}, {results['num_answers']} answers each · {words} · {results['created']}"
+    made = datetime.fromisoformat(results["created"]).strftime("%Y-%m-%d %H:%M %Z").strip()
+    return f"{drawn}, {results['num_answers']} answers each · {words} · {made}"
 
 
 def _cell(measured: Any, *, shade: bool = False, extra: str = "", digits: int = 3) -> dict[str, Any]:
@@ -89,9 +93,14 @@ def _cell(measured: Any, *, shade: bool = False, extra: str = "", digits: int = 
     if not measured or measured["value"] is None:
         return {"text": "–", "interval": "", "shade": None}
     value, low, high = measured["value"], measured["low"], measured["high"]
-    interval = "" if low is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
+    interval = "" if low is None else f"[{_number(low, digits)}, {_number(high, digits)}]"
     depth = min(max(2 * value - 1, 0.0), 1.0) if shade else None
-    return {"text": f"{value:.{digits}f}{extra}", "interval": interval, "shade": depth}
+    return {"text": _number(value, digits) + extra, "interval": interval, "shade": depth}
+
+
+def _number(value: float, digits: int) -> str:
+    """A number with a true minus, and none before zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _row(name: str, cells: Sequence[dict[str, Any]], note: str = "") -> dict[str, Any]:
@@ -109,11 +118,33 @@ def _answers(results: Results, models: Sequence[str]) -> dict[str, Any]:
         found = {model: _find(results["answers"], model=model, group=group) for model in models}
         count = max(row.get("questions", 0) for row in found.values())
         rows = [
-            _row(title, [_cell(found[model].get("metrics", {}).get(name)) for model in models])
-            for name, title in _ANSWERS.items()
+            _row(model, [_cell(found[model].get("metrics", {}).get(name)) for name in _ANSWERS])
+            for model in models
         ]
         blocks.append({"title": f"{group} ({count} questions)", "rows": rows})
-    return {"first": "", "columns": models, "blocks": blocks, "caption": ""}
+    return {"first": "", "columns": list(_ANSWERS.values()), "blocks": blocks, "caption": ""}
+
+
+def _headline(results: Results, models: Sequence[str]) -> list[str]:
+    """One sentence a model: how right it is, and its best score for wrong answers beside the baselines."""
+    found = []
+    for model in models:
+        row = _find(results["answers"], model=model, group=ALL)
+        right = row.get("metrics", {}).get("correct")
+        if not right or right["value"] is None:
+            continue
+        words = f"{model}: {100 * right['value']:.1f} % of {right['n']} answers right"
+        rows = [r for r in results["estimators"] if (r["model"], r["group"]) == (model, ALL)]
+        areas = {r["estimator"]: r["metrics"]["auroc"]["value"] for r in rows}
+        if areas:
+            best = max(areas, key=lambda name: areas[name])
+            shown = [f"{name.replace('_', ' ')} {areas[name]:.3f}" for name in _BASELINES if name in areas]
+            words += (
+                f"; of {len(areas)} scores {best.replace('_', ' ')} finds the wrong ones best (AUROC "
+                f"{areas[best]:.3f}, chosen on these questions), baselines {', '.join(shown)}"
+            )
+        found.append(words + ".")
+    return found
 
 
 def _estimators(results: Results, models: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +163,7 @@ def _estimators(results: Results, models: Sequence[str]) -> dict[str, Any]:
 
 
 def _bracket(measured: Any) -> str:
-    return "" if not measured or measured["value"] is None else f" ({measured['value']:.2f})"
+    return "" if not measured or measured["value"] is None else f" ({_number(measured['value'], 2)})"
 
 
 def _detection(results: Results, models: Sequence[str]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.generation.columns import ALL, AnswerTable, Resampler, number, plain_number
-from vlora.eval.generation.confidence import fit_power, sharpen
+from vlora.eval.generation.columns import AnswerTable, Resampler, default_detection, number, plain_number
+from vlora.eval.generation.confidence import sharpen
 from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.metrics.abstention import abstention_scores, penalties
@@ -67,7 +67,7 @@ def compute_answer_results(
         DataError: No record to report on, or an identity that one model has twice.
     """
     tables = [AnswerTable(name, [r for r in records if r.model == name]) for name in _models(records)]
-    questions = dict(detect or {}) or _default_detection(tables[0])
+    questions = dict(detect or {}) or default_detection(tables[0])
     resample = Resampler(num_bootstrap, seed)
     return {
         "answers": [row for table in tables for row in _answer_rows(table, threshold, resample)],
@@ -168,17 +168,16 @@ def _ranking_metrics(uncertainty: Array, correct: Array, counts: Counts) -> dict
 
 def _confidence_rows(table: AnswerTable, threshold: float, resample: Resampler) -> list[dict[str, Any]]:
     """Calibration of every confidence, as it is and with its power fitted on the validation questions."""
-    held_out = np.flatnonzero((table.split == "validation") & table.ranked)
-    rows = []
+    rows, fitted = [], {name: table.fitted_power(name) for name in table.confidences}
     for group, members in table.groups().items():
         members = members[table.graded[members]]
         if not len(members):
             continue
         for name, values in table.confidences.items():
-            powers = {"": 1.0}
-            if len(held_out):
-                powers["+temperature"] = fit_power(values[held_out], table.correct[held_out])
+            powers = {"": 1.0, "+temperature": fitted[name]}
             for suffix, power in powers.items():
+                if power is None:
+                    continue
                 metrics = _calibration_metrics(
                     table, members, sharpen(values[members], power), threshold, resample
                 )
@@ -205,12 +204,6 @@ def _calibration_metrics(
         "ece_15_equal_width": plain_number(calibration(sure, right).ece, size),
         "ece_floor": plain_number(calibration_floor(sure).mean, size),
     }
-
-
-def _default_detection(table: AnswerTable) -> dict[str, dict[str, list[str]]]:
-    """Every out-of-distribution set against all test questions."""
-    outside = dict.fromkeys(table.group[table.split == "ood"].tolist())
-    return {f"{name} vs test": {"positive": [name], "negative": [ALL]} for name in outside}
 
 
 def _detection_rows(

@@ -6,7 +6,7 @@ Written are ``answers.jsonl`` (what every model said about every question), ``re
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -82,6 +82,7 @@ def run_generation(config: GenerationConfig) -> Path:
             "peak_memory_bytes": peak_memory_bytes(),
         },
     }
+    _say(measured)
     with atomic_folder(output) as folder:
         atomic_write(folder / ANSWERS, "".join(to_line(record) for record in records))
         write_answer_results(folder / RESULTS, results)
@@ -89,6 +90,24 @@ def run_generation(config: GenerationConfig) -> Path:
         save_config(config, folder / CONFIG)
     store.remove()
     return output
+
+
+def _say(measured: Mapping[str, Any]) -> None:
+    """Count what the judge left out, and say where nothing can be ranked."""
+    ranked = {row["model"] for row in measured["estimators"] if row["group"] == ALL}
+    for row in measured["answers"]:
+        if row["group"] != ALL:
+            continue
+        if row["ungraded"] or row["judge_failures"]:
+            logger.warning(
+                "%s: the judge gave no verdict on %d pairs; %d of %d answers could not be graded, all are kept",
+                *(row["model"], row["judge_failures"], row["ungraded"], row["questions"]),
+            )
+        if row["metrics"] and row["model"] not in ranked:
+            logger.warning(
+                "%s: its attempts are all right or all wrong, so no score of them can be ranked (AUROC, PRR)",
+                row["model"],
+            )
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from vlora.errors import ConfigError
+from vlora.eval.ensemble import ENSEMBLE, ensemble_members
 from vlora.eval.forward import Draws
 from vlora.eval.host import Host
+from vlora.eval.models_config import Ensemble
 from vlora.eval.subjects import Subject
 
-__all__ = ["ENSEMBLE", "Speaker", "Voices", "ensemble_of", "speakers"]
-
-ENSEMBLE = "ensemble"
+__all__ = ["Speaker", "Voices", "ensemble_of", "speakers"]
 
 
 @dataclass(frozen=True)
@@ -117,22 +116,12 @@ def speakers(subjects: Sequence[Subject], num_samples: int, antithetic: bool) ->
     return found
 
 
-def ensemble_of(subjects: Sequence[Subject], wanted: bool | Sequence[str]) -> Speaker | None:
+def ensemble_of(subjects: Sequence[Subject], wanted: Ensemble) -> Speaker | None:
     """The ensemble that the configuration asks for, each member at its mean.
 
     Raises:
         ConfigError: An unknown member, fewer than two, or a model that has the ensemble's name.
     """
-    if wanted is False or wanted == []:
-        return None
+    names = ensemble_members(subjects, wanted)
     by_name = {subject.name: subject for subject in subjects}
-    adapters = [subject.name for subject in subjects if subject.posterior is not None]
-    names = adapters if wanted is True else list(wanted)
-    unknown = [name for name in names if name not in by_name]
-    if unknown:
-        raise ConfigError(f"ensemble: no model {unknown[0]!r}; the models are {', '.join(by_name)}")
-    if len(set(names)) < 2:
-        raise ConfigError(f"ensemble: expected at least two different adapters, got {names}")
-    if ENSEMBLE in by_name:
-        raise ConfigError(f"a model is named {ENSEMBLE!r}, the name of the ensemble; give it another")
-    return Speaker(ENSEMBLE, tuple(by_name[name] for name in names), len(names))
+    return Speaker(ENSEMBLE, tuple(by_name[name] for name in names), len(names)) if names else None

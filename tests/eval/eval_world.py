@@ -54,6 +54,7 @@ def config(world: Path, output: Path, **changes) -> EvalConfig:
             "ood": {"unknown": str(world / "unknown.jsonl")},
             "group": "kind",
         },
+        "ensemble": False,
         "num_samples": 4,
         "num_bootstrap": 50,
         "output": str(output),

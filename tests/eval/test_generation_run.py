@@ -14,6 +14,7 @@ from vlora.errors import ConfigError, DataError, OutputExistsError
 from vlora.eval.generation import collect, run
 from vlora.eval.generation.records import read_answers
 from vlora.eval.generation.run import ANSWERS, run_generation
+from vlora.eval.generation.schema import AnswerResults
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.semantic.sequence import answer_mixture
 from vlora.posterior import Posterior
@@ -54,7 +55,7 @@ def settings(world, output, **changes):
             "ood": {"nobody": str(world / "nobody.jsonl")},
         },
         "num_samples": 4, "sampling": {"num_answers": 2}, "p_true": {"true": "red", "false": "blue"},
-        "num_bootstrap": 20, "output": str(output),
+        "ensemble": False, "num_bootstrap": 20, "output": str(output),
     }  # fmt: skip
     return load_evaluation({**values, **changes})
 
@@ -109,7 +110,8 @@ def test_a_model_without_draws_gives_as_many_answers(done):
 
 
 def test_results_hold_every_family_and_the_baselines(done):
-    records, results, _ = done
+    records, results, output = done
+    AnswerResults.model_validate_json((output / "results.json").read_text(), strict=True)
     assert results["kind"] == "generation" and len(results["task_sha256"]) == 64
     assert len(records) == 2 * (10 + 4 + 3)
     found = {(row["model"], row["estimator"]) for row in results["detection"]}
@@ -242,6 +244,10 @@ def test_an_ensemble_answers_with_one_voice(world, tmp_path):
             s for s, p in zip(sums, both.pool, strict=True) if p.text in (one.answer.text, two.answer.text)
         ]
         assert sums[0] == pytest.approx(max(others))
+    counted = json.loads((output / "results.json").read_text())["models"][-1]
+    assert counted == {
+        "name": "ensemble", "kind": "ensemble", "members": ["first", "second"], "num_draws": 2
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="ensemble: no model 'third'; the models are first, second"):
         run_generation(settings(world, tmp_path / "p", model=models, ensemble=["first", "third"]))
     with pytest.raises(ConfigError, match="at least two different adapters"):

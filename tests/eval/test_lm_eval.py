@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from vlora.errors import ConfigError, DataError, MissingDependencyError, OutputExistsError
 from vlora.eval.lm_eval_scores import log_mean_exp, posterior_predictive
+from vlora.eval.records import read_records
 from vlora.posterior import Posterior
+from vlora.recipes.evaluate import evaluate, load_evaluation
 from vlora.recipes.harness import results_lines, run_harness
+from vlora.recipes.harness_task import write_harness_task
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 HARNESS = importlib.util.find_spec("lm_eval") is not None
@@ -127,6 +130,60 @@ def test_a_local_task_is_scored_by_whole_strings(world, tmp_path):
         run_harness(str(folder / "p"), ["tiny"], tmp_path / "o")
     with pytest.raises(ConfigError, match="has no task nothing"):
         run_harness(str(folder / "p"), ["nothing"], tmp_path / "o2")
+
+
+def mine(folder, **changes):
+    """A task file and its rows: one solved example in front, one row without an answer."""
+    lines = {
+        "title": "mine", "kind": "multiple_choice", "prompt": "Q {q} A", "answer": "gold",
+        "fewshot": {"num_shots": 1}, **changes,
+    }  # fmt: skip
+    (folder / "mine.yaml").write_text(json.dumps(lines))
+    docs = [json.loads(line) for line in (folder / "docs.jsonl").read_text().splitlines()]
+    rows = [*docs, {**docs[0], "q": "w1 w2", "gold": None}]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "train.jsonl").write_text(json.dumps({**docs[1], "q": "w3", "gold": 1}) + "\n")
+    return str(folder / "mine.yaml")
+
+
+def test_a_task_file_becomes_strings_for_the_harness(world, tmp_path, caplog):
+    folder, docs = world
+    found = write_harness_task(tmp_path, mine(folder), str(folder), None)
+    assert (found["task"], found["rows"], found["unlabelled"]) == ("vlora_mine", 6, 1)
+    assert found["shots"] == ["Q w3 A blue"] and "1 of 7 rows have no right answer" in caplog.text
+    rows = [json.loads(line) for line in (tmp_path / "vlora_mine.jsonl").read_text().splitlines()]
+    assert rows[0] == {
+        "prompt": f"Q w3 A blue\n\nQ {docs[0]['q']} A", "choices": [" dark red", " blue", " dark green"], "answer": 0
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="task nq_open asks for answers, not choices"):
+        write_harness_task(tmp_path, "nq_open", str(folder), None)
+    with pytest.raises(ConfigError, match="truthfulqa_mc2 has several right answers a row"):
+        write_harness_task(tmp_path, "truthfulqa_mc2", str(folder), None)
+    with pytest.raises(ConfigError, match="name tasks of the harness by --tasks, or a task file"):
+        run_harness("x", [], tmp_path / "o")
+    with pytest.raises(ConfigError, match="data and fewshot belong to a task file"):
+        run_harness("x", ["arc_easy"], tmp_path / "o", data="x")
+
+
+@needs_harness
+def test_the_harness_scores_a_task_file_as_vlora_eval_does(world, tmp_path):
+    folder, docs = world
+    name = mine(folder)
+    content = run_harness(
+        str(folder / "p"), [], tmp_path / "o", task=name, data=str(folder), base_model=str(folder / "base"),
+        num_samples=4, batch_size=3, device="cpu",
+    )  # fmt: skip
+    assert content["vlora_task"]["rows"] == 6 and "vlora_mine" in content["results"]
+    entries = [json.loads(line) for line in (tmp_path / "o/draws.jsonl").read_text().splitlines()]
+    values = {
+        "model": str(folder / "p"), "base_model": str(folder / "base"), "task": name, "data": str(folder),
+        "num_samples": 4, "num_bootstrap": 20, "output": str(tmp_path / "e"),
+    }  # fmt: skip
+    records = read_records(evaluate(load_evaluation(values)) / "records.jsonl")[:6]
+    for number, record in enumerate(records):
+        said = np.array([e["log_probs"] for e in entries[3 * number : 3 * number + 3]]).T
+        normalised = said - np.logaddexp.reduce(said, axis=1, keepdims=True)
+        assert record.sample_log_probs == pytest.approx(normalised, abs=1e-4)
 
 
 @needs_harness

@@ -131,7 +131,10 @@ def test_without_a_calibration_there_are_answers_and_no_sets(built, caplog, caps
     assert all(line["prediction_set"] is None and line["answer"] is not None for line in lines)
     assert "1 ids occur more than once, first 'x'" in caplog.text and "nothing was calibrated" in caplog.text
     assert run(*arguments) == 1
-    assert "task must be sequence_classification or multiple_choice" in capsys.readouterr().err
+    assert (
+        "task must be sequence_classification, multiple_choice or the name of a task file"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_command_writes_a_file_whole_or_answers_a_text(built, capsys, tmp_path):
@@ -183,7 +186,7 @@ def test_bad_files_are_one_line(built, tmp_path, capsys, content, message):
 def test_a_row_without_its_column_is_named(built):
     folder, _ = built
     predictor = Predictor.from_pretrained(folder / "first", base_model=str(folder / "base"))
-    with pytest.raises(DataError, match="row row 1: no column 'question'"):
+    with pytest.raises(DataError, match="data row 1: no column 'question'"):
         predictor.predict([{"question": "Q", "choices": ["red", "blue"]}, {"text": "Q"}])
     assert predictor.predict([]) == []
     with pytest.raises(ConfigError, match="no aps set was fitted for alpha 0.05; there are 0.3"):

@@ -97,7 +97,10 @@ def test_the_road(world, capsys):
     assert {"records.jsonl", "results.json", "report.html", "config.yaml"} <= names
     results = json.loads((world / "e/results.json").read_text())
     kinds = {model["name"]: model["kind"] for model in results["models"]}
-    assert kinds == {"base": "base", "a": "posterior", "m": "posterior", "w": "adapter"}
+    assert kinds == {
+        "base": "base", "a": "posterior", "m": "posterior", "w": "adapter", "ensemble": "ensemble"
+    }  # fmt: skip
+    assert results["models"][-1]["members"] == ["a", "w"]  # what was trained, not what was merged
     capsys.readouterr()
     assert run("inspect", world / "m", "--json") == 0
     facts = json.loads(capsys.readouterr().out)

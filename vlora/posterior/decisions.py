@@ -2,6 +2,7 @@
 
     predictor, num_samples, antithetic, temperature   how probabilities are made: mean or draws, logit temperature
     task, row_format, dtype, quantization             what was scored, and how rows become tokens
+    task_file, task_sha256                            the task file that made the rows, null without one
     conformal    [{method, alpha, threshold, n}]      prediction sets: lac or aps; threshold null takes every choice
     abstention   {score, risk, delta, threshold, …}   answer at or below the threshold; null answers nothing
     verified     [{set, rows, …}]                     how all of it did on rows that it was not fitted on
@@ -78,6 +79,10 @@ class Decisions:
     abstention: Abstention | None = None
     row_format: Mapping[str, Any] = field(default_factory=dict)
     """``data`` keys that say how a row becomes tokens."""
+    task_file: str | None = None
+    """Task file whose rows were fitted on, by name or path; None for rows in the columns of ``row_format``."""
+    task_sha256: str | None = None
+    """Hash of that task and of the rows that its examples come from."""
     dtype: str = "float32"
     quantization: str = "none"
     verified: Sequence[Mapping[str, Any]] = ()
@@ -99,6 +104,8 @@ class Decisions:
                 conformal=tuple(_conformal(rule) for rule in section.get("conformal") or ()),
                 abstention=_abstention(section.get("abstention")),
                 row_format=dict(section.get("row_format") or {}),
+                task_file=section.get("task_file"),
+                task_sha256=section.get("task_sha256"),
                 dtype=str(section.get("dtype", "float32")),
                 quantization=str(section.get("quantization", "none")),
                 verified=tuple(section.get("verified") or ()),

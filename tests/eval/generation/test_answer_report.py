@@ -28,13 +28,16 @@ def results():
 
 def test_the_page_shows_every_part_and_needs_nothing_else(results):
     page = render_answer_report(results)
-    for part in ("answers", "estimators", "detection", "confidences", "mistakes", "settings"):
+    for part in ("headline", "answers", "estimators", "detection", "confidences", "mistakes", "settings"):
         assert f'<section id="{part}">' in page
     assert "scored_semantic_information" in page and "nobody vs test" in page
     assert "who &lt;b&gt;is&lt;/b&gt; it?" in page and "&lt;i&gt;other" in page
     assert "<script" not in page and "http" not in page and "src=" not in page
     auroc = results["estimators"][0]["metrics"]["auroc"]["value"]
     assert f"{auroc:.3f} (" in page
+    assert "m: 50.0 % of 4 answers right; of" in page and "2026-01-01 00:00 UTC" in page
+    assert "baselines max probability 0.750, mean token entropy 0.500, answer length 0.500." in page
+    assert "\N{MINUS SIGN}1.000" in page and ">-1.000" not in page  # the penalised score: (2 - 2 x 3) / 4
     assert render_answer_report(results) == page
 
 
