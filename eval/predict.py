@@ -4,9 +4,10 @@
     for prediction in predictor.predict([{"question": "…", "choices": ["…", "…"]}]):
         print(prediction.answer, prediction.confidence)
 
-Probabilities are those that ``vlora calibrate`` fitted its thresholds on: the same draws at the fitted width, the same
-logit temperature, the same way from a row to tokens. Without a ``calibration.json`` there are no sets and no "don't
-know", and the probabilities are those of the draws as trained.
+Probabilities are those that ``vlora calibrate`` fitted its thresholds on: the same predictor (draws at the fitted
+width, the mean, or the linearised model under the fitted prior), the same logit temperature, the same way from a row to
+tokens. Without a ``calibration.json`` there are no sets and no "don't know", and the probabilities are those of the
+draws as trained, or of the predictor that is asked for.
 """
 
 import logging
@@ -20,17 +21,15 @@ import numpy as np
 
 from vlora.data import Example, examples_from_rows
 from vlora.errors import ConfigError, DataError
-from vlora.eval.calibrate_decisions import predictor_log_probs
 from vlora.eval.config import EvalConfig, EvalDataConfig
 from vlora.eval.decide import Decided, decide
-from vlora.eval.forward import Draws
 from vlora.eval.host import Host, check_same_base
-from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
-from vlora.eval.score import Scores, build_scorer, score_model
+from vlora.eval.predictive import Predictive, posterior_of, predictive
+from vlora.eval.score import build_scorer
 from vlora.models import num_labels_of
 from vlora.posterior import Posterior
-from vlora.posterior.calibration import calibrated, decisions_of
-from vlora.posterior.decisions import Decisions
+from vlora.posterior.calibration import decisions_of
+from vlora.posterior.decisions import PREDICTORS, Decisions
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -67,16 +66,21 @@ class Predictor:
     """A posterior folder with its base model, ready to answer.
 
     Attributes:
-        posterior: The adapter at its fitted width.
+        posterior: The adapter at its fitted width, or under its fitted prior where the predictor is linearised.
         decisions: What was fitted by ``vlora calibrate``, or stand-ins without sets and thresholds.
         calibrated: Whether they were fitted.
     """
 
     def __init__(
-        self, posterior: Posterior, config: EvalConfig, base_model: str, decisions: Decisions
+        self,
+        posterior: Posterior,
+        config: EvalConfig,
+        base_model: str,
+        decisions: Decisions,
+        *,
+        calibrated: bool = False,
     ) -> None:
-        self.posterior, self.decisions = posterior, decisions
-        self.calibrated = decisions_of(posterior) is not None
+        self.posterior, self.decisions, self.calibrated = posterior, decisions, calibrated
         self._config, self._base = config, base_model
         self._labels = config.data.labels or posterior.meta.labels
 
@@ -87,6 +91,7 @@ class Predictor:
         *,
         base_model: str | None = None,
         task: str | None = None,
+        predictor: str | None = None,
         num_samples: int | None = None,
         row_format: Mapping[str, Any] | None = None,
         device: str | None = None,
@@ -98,6 +103,8 @@ class Predictor:
             source: Folder or hub id.
             base_model: Folder or hub id; None takes the one that the adapter names.
             task: ``sequence_classification`` or ``multiple_choice``; None takes that of the calibration.
+            predictor: ``samples``, ``mean``, ``linearised`` or ``kronecker`` where nothing was fitted (``samples``; a
+                plain adapter has ``mean`` alone); a calibration fixes it.
             num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
             row_format: ``data`` keys (prompt, choices, text, …) to change; a calibration fixes the others.
             device: None takes the accelerator if there is one.
@@ -110,8 +117,8 @@ class Predictor:
         """
         stored = Posterior.from_pretrained(source)
         fitted = decisions_of(stored)
-        posterior = calibrated(stored)
-        chosen = _chosen(fitted, posterior, task, num_samples)
+        chosen = _chosen(fitted, stored, task, predictor, num_samples)
+        posterior = posterior_of(stored, chosen.predictor)
         changed = replace(chosen, row_format={**chosen.row_format, **(row_format or {})})
         if fitted is not None and changed.row_format != dict(fitted.row_format):
             logger.warning("the row format differs from that of the calibration; its promises may not hold")
@@ -131,7 +138,7 @@ class Predictor:
         if not name:
             raise ConfigError("base_model is needed: the adapter does not name its base model")
         check_same_base({str(source): posterior}, str(name), config.revision)
-        return cls(posterior, config, str(name), changed)
+        return cls(posterior, config, str(name), changed, calibrated=fitted is not None)
 
     @cached_property
     def host(self) -> Host:
@@ -165,15 +172,13 @@ class Predictor:
         if not rows:
             return []
         examples = self._examples(rows)
-        scores = self._score(examples, tick)
-        log_probs = predictor_log_probs(scores)
-        if np.isnan(log_probs).any():
+        found = self._score(examples, tick)
+        if np.isnan(found.log_probs).any():
             raise DataError(
                 "the model gives NaN instead of probabilities; check its weights, or try dtype float32"
             )
-        decided = decide(self.decisions, log_probs)
-        parts = _uncertainty(scores, log_probs, self.decisions.antithetic)
-        names = [example.choices or self._classes(log_probs.shape[1]) for example in examples]
+        decided, parts = decide(self.decisions, found.log_probs), _uncertainty(found)
+        names = [example.choices or self._classes(found.log_probs.shape[1]) for example in examples]
         return [
             _prediction(row, _item(rows[row], row), decided, parts, names[row], kind, answer_all)
             for row in range(len(rows))
@@ -196,8 +201,8 @@ class Predictor:
         form = replace(self._config.data, group=None)
         return examples_from_rows(self._config.task, plain, form, split="row", require_label=False)
 
-    def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Scores:
-        host, count = self.host, self.decisions.num_samples if self.posterior.has_hess else 0
+    def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Predictive:
+        host, decisions = self.host, self.decisions
         scorer = build_scorer(
             self._config.task,
             examples,
@@ -207,12 +212,9 @@ class Predictor:
             max_tokens=self._config.batch_tokens or host.batch_tokens,
             max_rows=self._config.batch_size,
         )
+        draws = {"num_samples": decisions.num_samples, "antithetic": decisions.antithetic}
         with host.wearing(self.posterior) as model:
-            source = self.posterior if count else None
-            draws = Draws(
-                model, source, num_samples=count, antithetic=self.decisions.antithetic and count > 0
-            )
-            return score_model(scorer, draws, tick)
+            return predictive(scorer, model, self.posterior, decisions.predictor, **draws, tick=tick)
 
     def _classes(self, count: int) -> tuple[str, ...]:
         """Class names, or their numbers."""
@@ -220,42 +222,46 @@ class Predictor:
 
 
 def _chosen(
-    fitted: Decisions | None, posterior: Posterior, task: str | None, num_samples: int | None
+    fitted: Decisions | None,
+    posterior: Posterior,
+    task: str | None,
+    predictor: str | None,
+    num_samples: int | None,
 ) -> Decisions:
     """What was fitted, or stand-ins; settings that contradict the fit are refused."""
     if fitted is not None:
-        for name, asked in (("task", task), ("num_samples", num_samples)):
-            if asked is not None and asked != getattr(fitted, name):
+        asked = {"task": task, "predictor": predictor, "num_samples": num_samples}
+        for name, value in asked.items():
+            if value is not None and value != getattr(fitted, name):
+                key = "calibration.predictor" if name == "predictor" else name
                 raise ConfigError(
-                    f"{name} is {asked} but the calibration was fitted with {getattr(fitted, name)}; leave it out, or "
-                    "run vlora calibrate with it"
+                    f"{name} is {value} but the calibration was fitted with {getattr(fitted, name)}; leave it out, or "
+                    f"run vlora calibrate with {key}={value}"
                 )
         return fitted
+    if predictor is not None and predictor not in PREDICTORS:
+        raise ConfigError(f"predictor must be one of {', '.join(PREDICTORS)}, got {predictor}")
     task = task or ("sequence_classification" if posterior.meta.labels else None)
     if task not in ("sequence_classification", "multiple_choice"):
         raise ConfigError(
             f"task must be sequence_classification or multiple_choice where nothing was calibrated, got {task}"
         )
-    draws = (8 if num_samples is None else num_samples) if posterior.has_hess else 0
+    predictor = predictor or ("samples" if posterior.has_hess and num_samples != 0 else "mean")
+    if predictor == "samples" and not posterior.has_hess:
+        raise ConfigError("predictor samples needs a posterior; a plain adapter has its mean alone")
+    draws = (8 if num_samples is None else num_samples) if predictor == "samples" else 0
     return Decisions(
         task=task,
-        predictor="samples" if draws else "mean",
+        predictor=predictor,
         num_samples=draws,
         antithetic=draws > 0 and draws % 2 == 0,
         temperature=1.0,
     )
 
 
-def _uncertainty(scores: Scores, log_probs: Any, antithetic: bool) -> dict[str, Any]:
+def _uncertainty(found: Predictive) -> dict[str, Any]:
     """Entropy, mutual information and its plain share of the entropy, per row."""
-    parts: dict[str, Any] = {"entropy": entropy(log_probs), "epistemic": None, "share": None}
-    if scores.sample_log_probs is None or scores.sample_log_probs.shape[1] < 2:
-        return parts
-    samples = scores.sample_log_probs.transpose(0, 1).numpy()
-    total = entropy(mixture_log_probs(samples))
-    share = np.divide(total - expected_entropy(samples), total, out=np.zeros_like(total), where=total > 0)
-    information = mutual_information(samples, antithetic=antithetic)
-    return {**parts, "epistemic": information, "share": np.clip(share, 0.0, 1.0)}
+    return {"entropy": found.entropy, "epistemic": found.mutual_information, "share": found.epistemic_share}
 
 
 def _item(row: Mapping[str, Any], number: int) -> str:

@@ -22,6 +22,10 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Default: the one the adapter names.")] = None,
     task: Annotated[str | None, typer.Option(help="Where nothing was calibrated.")] = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(help="Where nothing was calibrated: samples, mean, linearised or kronecker."),
+    ] = None,
     num_samples: Annotated[int | None, typer.Option(help="Draws where nothing was calibrated.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Which prediction set: share that may miss.")] = None,
     method: Annotated[str, typer.Option(help="Kind of prediction set: lac or aps.")] = "lac",
@@ -31,7 +35,7 @@ def predict(
 ) -> None:
     """Answer rows: each with its confidence, its epistemic share, a prediction set, or "don't know".
 
-    Sets and the threshold for "don't know" are those that `vlora calibrate` stored beside the adapter.
+    Predictor, sets and the threshold for "don't know" are those that `vlora calibrate` stored beside the adapter.
     Writes one JSON object a row.
     """
     from vlora.errors import ConfigError
@@ -41,7 +45,7 @@ def predict(
     if (data is None) == (not text):
         raise ConfigError("give either --data FILE.jsonl or --text")
     found = Predictor.from_pretrained(
-        folder, base_model=base_model, task=task, num_samples=num_samples, device=device
+        folder, base_model=base_model, task=task, predictor=predictor, num_samples=num_samples, device=device
     )
     rows = read_rows(data) if data is not None else rows_of_texts(text or (), choice or (), found)
     predictions = predict_rows(found, rows, alpha=alpha, method=method, answer_all=answer_all)

@@ -80,6 +80,19 @@ def test_predictions_are_those_of_an_evaluation_at_the_stored_width(built, tmp_p
         assert set(one.prediction_set) <= set(record.choices)
 
 
+def test_a_width_other_than_that_of_training_is_drawn_at(built, tmp_path):
+    folder, _ = built
+    shutil.copytree(folder / "first", tmp_path / "first")
+    path = tmp_path / "first/calibration.json"
+    changed = json.loads(path.read_text())
+    trained = Posterior.from_pretrained(folder / "first").meta.ess
+    for scale in (0.5, 2.0):
+        changed["posterior_temperature"]["std_scale"] = scale
+        path.write_text(json.dumps(changed))
+        predictor = Predictor.from_pretrained(tmp_path / "first", base_model=str(folder / "base"))
+        assert predictor.calibrated and predictor.posterior.meta.ess == pytest.approx(trained / scale**2)
+
+
 def test_the_stored_threshold_silences_and_nothing_is_lost(built, tmp_path):
     folder, content = built
     shutil.copytree(folder / "first", tmp_path / "first")
