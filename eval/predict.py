@@ -24,12 +24,13 @@ from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig, EvalDataConfig
 from vlora.eval.decide import Decided, decide
 from vlora.eval.host import Host, check_same_base
+from vlora.eval.predict_settings import chosen_decisions
 from vlora.eval.predictive import Predictive, posterior_of, predictive
 from vlora.eval.score import build_scorer
 from vlora.models import num_labels_of
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import decisions_of
-from vlora.posterior.decisions import PREDICTORS, Decisions
+from vlora.posterior.decisions import Decisions
 
 __all__ = ["Prediction", "Predictor"]
 
@@ -117,7 +118,7 @@ class Predictor:
         """
         stored = Posterior.from_pretrained(source)
         fitted = decisions_of(stored)
-        chosen = _chosen(fitted, stored, task, predictor, num_samples)
+        chosen = chosen_decisions(fitted, stored, task, predictor, num_samples)
         posterior = posterior_of(stored, chosen.predictor)
         changed = replace(chosen, row_format={**chosen.row_format, **(row_format or {})})
         if fitted is not None and changed.row_format != dict(fitted.row_format):
@@ -219,44 +220,6 @@ class Predictor:
     def _classes(self, count: int) -> tuple[str, ...]:
         """Class names, or their numbers."""
         return tuple(self._labels) if self._labels else tuple(str(index) for index in range(count))
-
-
-def _chosen(
-    fitted: Decisions | None,
-    posterior: Posterior,
-    task: str | None,
-    predictor: str | None,
-    num_samples: int | None,
-) -> Decisions:
-    """What was fitted, or stand-ins; settings that contradict the fit are refused."""
-    if fitted is not None:
-        asked = {"task": task, "predictor": predictor, "num_samples": num_samples}
-        for name, value in asked.items():
-            if value is not None and value != getattr(fitted, name):
-                key = "calibration.predictor" if name == "predictor" else name
-                raise ConfigError(
-                    f"{name} is {value} but the calibration was fitted with {getattr(fitted, name)}; leave it out, or "
-                    f"run vlora calibrate with {key}={value}"
-                )
-        return fitted
-    if predictor is not None and predictor not in PREDICTORS:
-        raise ConfigError(f"predictor must be one of {', '.join(PREDICTORS)}, got {predictor}")
-    task = task or ("sequence_classification" if posterior.meta.labels else None)
-    if task not in ("sequence_classification", "multiple_choice"):
-        raise ConfigError(
-            f"task must be sequence_classification or multiple_choice where nothing was calibrated, got {task}"
-        )
-    predictor = predictor or ("samples" if posterior.has_hess and num_samples != 0 else "mean")
-    if predictor == "samples" and not posterior.has_hess:
-        raise ConfigError("predictor samples needs a posterior; a plain adapter has its mean alone")
-    draws = (8 if num_samples is None else num_samples) if predictor == "samples" else 0
-    return Decisions(
-        task=task,
-        predictor=predictor,
-        num_samples=draws,
-        antithetic=draws > 0 and draws % 2 == 0,
-        temperature=1.0,
-    )
 
 
 def _uncertainty(found: Predictive) -> dict[str, Any]:

@@ -147,6 +147,22 @@ def test_without_a_calibration_there_are_answers_and_no_sets(built, caplog, caps
     assert "task must be sequence_classification or multiple_choice" in capsys.readouterr().err
 
 
+def test_texts_are_refused_with_what_there_is_for_them(built, tmp_path):
+    folder, content = built
+    base = str(folder / "base")
+    with pytest.raises(
+        ConfigError, match="not texts .causal_lm.; sample answers to open questions with vlora eval"
+    ):
+        Predictor.from_pretrained(folder / "second", base_model=base, task="causal_lm")
+    shutil.copytree(folder / "first", tmp_path / "first")
+    alone = json.loads(json.dumps(content["first"]))
+    del alone["decisions"]
+    alone["posterior_temperature"]["task"] = "causal_lm"
+    (tmp_path / "first/calibration.json").write_text(json.dumps(alone))
+    with pytest.raises(ConfigError, match="score given texts with vlora eval and task: causal_lm"):
+        Predictor.from_pretrained(tmp_path / "first", base_model=base)
+
+
 def test_the_command_writes_a_file_whole_or_answers_a_text(built, capsys, tmp_path):
     folder, _ = built
     base = ("--base-model", folder / "base")
