@@ -21,7 +21,7 @@ from vlora.errors import ConfigError
 from vlora.eval.calibrate_decisions import fit_and_verify
 from vlora.eval.calibrate_parts import Parts
 from vlora.eval.calibrate_prior import fit_priors
-from vlora.eval.calibrate_width import Trials, fit_width, logit_temperatures, scored_on
+from vlora.eval.calibrate_width import Trials, fit_width, logit_temperatures, scored_on, token_temperatures
 from vlora.eval.config import EvalConfig
 from vlora.eval.environment import versions
 from vlora.eval.metrics.arrays import Array
@@ -120,6 +120,8 @@ def _fit(
         if at_mean is not None:
             mixtures = {"samples": trials.mixtures[1.0], "samples_fitted": trials.mixtures[fit.std_scale]}
             predictors |= mixtures
+        else:
+            sections[_LOGIT] = token_temperatures(trials, fit.std_scale)
     if subject.kind == "posterior" and at_mean is not None:
         priors = fit_priors(parts, model, posterior, at_mean, subject.name, tick)
         if priors.section is not None:

@@ -68,6 +68,7 @@ class Parts:
         config = self.fit.config
         rules = config.calibration
         trials = len({*rules.ladder, 1.0}) + rules.refine if config.num_samples >= 2 else 0
+        trials += 2 * (config.task == "causal_lm")  # their temperatures
         prior = int(bool(rules.prior_grid) and config.task != "causal_lm")
         decided = {"samples": 1 + config.num_samples, "mean": 1}.get(rules.predictor, 2)
         fit, others = (0 if part is None else len(part.items) for part in (self.fit, self.others))

@@ -16,15 +16,18 @@ from vlora.eval.forward import Draws
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.posterior_scale import ScaleFit, fit_std_scale
 from vlora.eval.metrics.proper_scores import negative_log_likelihood
-from vlora.eval.metrics.temperature import fit_temperature
+from vlora.eval.metrics.temperature import TemperatureFit, fit_temperature, temperature_from_grid
 from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.prepare import Evaluation
 from vlora.eval.score import Scores, score_draws
 from vlora.posterior import Posterior
 
-__all__ = ["Trials", "fit_width", "logit_temperatures", "scored_on"]
+__all__ = ["Trials", "fit_width", "logit_temperatures", "scored_on", "token_temperatures"]
 
 logger = logging.getLogger(__name__)
+
+TOKEN_TEMPERATURES = tuple(np.geomspace(0.25, 4.0, 25).tolist())
+"""Logit temperatures tried for texts, a factor of 1.12 apart."""
 
 
 @dataclass
@@ -60,6 +63,27 @@ class Trials:
         assert scores.log_probs is not None
         log_probs = scores.log_probs.numpy()
         return negative_log_likelihood(log_probs, self.label).mean, log_probs
+
+    def token_temperature(self, std_scale: float | None) -> TemperatureFit:
+        """Logit temperature of the next token's probabilities: of the mixture at a width, of the mean for None."""
+        scorer: Any = self.evaluation.scorer
+        scorer.temperatures = TOKEN_TEMPERATURES
+        try:
+            if std_scale is None:
+                scores, name = self._scores(None, 0), "nll_tempered"
+            else:
+                scaled = self.posterior.scaled(std_scale)
+                scores, name = (
+                    self._scores(scaled, self.evaluation.config.num_samples),
+                    "nll_samples_tempered",
+                )
+        finally:
+            scorer.temperatures = ()
+        texts = scores.texts or []
+        tokens = sum(text["num_tokens"] for text in texts)
+        return temperature_from_grid(
+            TOKEN_TEMPERATURES, np.sum([text[name] for text in texts], axis=0) / tokens
+        )
 
     def _scores(self, posterior: Posterior | None, count: int) -> Scores:
         config = self.evaluation.config
@@ -111,11 +135,17 @@ def scored_on(parts: Parts) -> dict[str, Any]:
 
 def logit_temperatures(predictors: Mapping[str, Array], label: Any) -> dict[str, Any]:
     """Temperature scaling of every predictor on the same rows; a baseline, and what may be added on top."""
-    fits = {name: fit_temperature(log_probs, label) for name, log_probs in predictors.items()}
-    return {
-        name: {"temperature": found.temperature, "nll": found.nll, "at_bound": found.at_bound}
-        for name, found in fits.items()
-    }
+    return {name: _entry(fit_temperature(log_probs, label)) for name, log_probs in predictors.items()}
+
+
+def token_temperatures(trials: Trials, std_scale: float) -> dict[str, Any]:
+    """The same for the tokens of texts: of the mean and of the per-token mixture as trained and at the fitted width."""
+    widths = {"mean": None, "samples": 1.0, "samples_fitted": std_scale}
+    return {name: _entry(trials.token_temperature(width)) for name, width in widths.items()}
+
+
+def _entry(fit: TemperatureFit) -> dict[str, Any]:
+    return {"temperature": fit.temperature, "nll": fit.nll, "at_bound": fit.at_bound}
 
 
 def _per_token(texts: list[dict[str, Any]], name: str) -> float:

@@ -76,8 +76,10 @@ class TextScorer:
     Attributes:
         num_items: Number of texts, N.
         prompt_tokens: Length of every prompt in tokens, of a text without prompt its own, list of N.
+        temperatures: Logit temperatures to score under as well, see :mod:`vlora.eval.token_stream`.
     """
 
+    temperatures: Sequence[float] = ()
     whole = True  # whether scores belong to all parameter vectors together
 
     def __init__(
@@ -154,7 +156,7 @@ class TextScorer:
 
         def work(some: Batch) -> None:
             places = self._places(some)
-            stream = TokenStream(places.target, places.counts)
+            stream = TokenStream(places.target, places.counts, self.temperatures)
             for part in variants.parts():
                 with variants.holding(part) as count:
                     logits = place_logits(variants.model, some.inputs, places.row, places.position, count)
@@ -205,7 +207,7 @@ class TextScorer:
 
         def work(some: Trees) -> None:
             batch = TreeBatch.of(some.trees, self._pad_id)
-            stream = TokenStream(batch.targets, batch.counts)
+            stream = TokenStream(batch.targets, batch.counts, self.temperatures)
             for number, part in enumerate(variants.parts()):
                 with variants.holding(part) as count:
                     prefix = prefixes[number] if prefixes else None

@@ -80,7 +80,7 @@ def agreement(records: Records) -> list[str]:
     noise = math.sqrt(4 / some["draws"])
     lines = [
         "\n### Linearised variance against draws\n",
-        f"{some['items']} items, {some['draws']} draws in mirrored pairs, which know a variance to {100 * noise:.0f} %\n",
+        f"{some['items']} items, {some['draws']} mirrored draws, which know a variance to {100 * noise:.0f} %\n",
         row("model", "task", "width", "rank correlation", "linearised / draws", "median relative error"),
         "|---|---|---:|---:|---:|---:|",
     ]
@@ -90,7 +90,7 @@ def agreement(records: Records) -> list[str]:
             numbers = (found[name] for name in ("rank_correlation", "ratio", "median_relative_error"))
             lines.append(row(*head, f"{found['width']:g}", *(f"{number:.3f}" for number in numbers)))
     lines += [
-        "\nCost of one scoring of all items, in forward passes at the mean: by tokens as vlora counts them, by CPU time.\n",
+        "\nCost of one scoring of all items, in passes at the mean: by tokens as vlora counts them, by CPU time.\n",
         row("model", "task", "K", "linearised", "8 draws", "linearised, CPU", "8 draws, CPU"),
         "|---|---|---:|---:|---:|---:|---:|",
     ]

@@ -125,7 +125,10 @@ def test_texts_are_calibrated_per_token(built, tmp_path):
         width["nll"]["as_trained"], abs=1e-6
     )
     assert sum(r.lm.nll for r in records) / tokens == pytest.approx(width["nll"]["mean"], abs=1e-6)
-    assert "logit_temperature" not in done.content
+    logit = done.content["logit_temperature"]
+    assert list(logit) == ["mean", "samples", "samples_fitted"]
+    for name, at_one in (("mean", "mean"), ("samples", "as_trained"), ("samples_fitted", "fitted")):
+        assert logit[name]["nll"] <= width["nll"][at_one] + 1e-6
 
 
 def test_only_posteriors_are_calibrated_and_other_sections_stay(world, tmp_path):
