@@ -47,7 +47,7 @@ def test_a_grid_gives_the_same_minimum(scale):
     grid = np.geomspace(0.25, 4, 25)
     nll = [negative_log_likelihood(temper(log_probs, t), label).mean for t in grid]
     exact, found = fit_temperature(log_probs, label), temperature_from_grid(grid, nll)
-    assert found.temperature == pytest.approx(exact.temperature, rel=2e-3) and not found.at_bound
+    assert found.temperature == pytest.approx(exact.temperature, rel=5e-3) and not found.at_bound
     assert found.nll == pytest.approx(exact.nll, abs=2e-4)
     end = temperature_from_grid(grid[:4], nll[:4])  # up to .35
     assert (end.temperature, end.nll, end.at_bound) == (grid[3], nll[3], True)
