@@ -44,7 +44,8 @@ def linearised(
     validation = _draws(network, task.validation, spreads, seed)
     nll = {name: draws_nll(draws, task.validation.label) for name, draws in validation.items()}
     best = {
-        kind: fit_prior_precision(lambda prior, kind=kind: nll[kind, prior], PRIORS).precision for kind in KINDS
+        kind: fit_prior_precision(lambda prior, kind=kind: nll[kind, prior], PRIORS).precision
+        for kind in KINDS
     }
     chosen = {(kind, prior): spreads[kind, prior] for kind, prior in best.items()}
     found = {split: _draws(network, getattr(task, split), chosen, seed) for split in splits}
