@@ -1,10 +1,8 @@
-"""The linearised variance on real small models: draws get there as they get narrow.
+"""The linearised variance on a real small model: draws get there as they get narrow.
 
 The same noise is used at every width, so that two widths differ by curvature alone; what is left at the narrowest one
 is the noise of so many draws, sqrt(4 / S) of a variance in mirrored pairs.
 """
-
-import json
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from vlora.eval.predictive import logit_covariances
 from vlora.eval.score import build_scorer, score_model
 from vlora.posterior import Posterior, PosteriorMeta
 from vlora.posterior.keys import saved_tensors
-from vlora.recipes.closed_world import build_world, model_folder, write_datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 DRAWS, EFFECTS = 32, (0.1, 0.02, 0.004)
@@ -58,21 +55,6 @@ def variances(scorer, model, posterior):
     slope = np.eye(probs.shape[1])[best] - probs
     sampled = scores.sample_log_probs.numpy()[np.arange(len(best)), :, best].var(axis=1, ddof=1)
     return sampled, np.einsum("nk,nkl,nl->n", slope, covariance, slope)
-
-
-def test_the_closed_world_model(tmp_path):
-    test = write_datasets(build_world(0), tmp_path)["test"]
-    rows = [row for row in map(json.loads, test.read_text().splitlines()) if row["answer"] is not None][
-        :40:10
-    ]
-    examples = [
-        Example(
-            item=f"{i}", text=row["prompt"], prompt=row["prompt"], response=row["response"], label=row["answer"],
-            choices=tuple(row["choices"]),
-        )
-        for i, row in enumerate(rows)
-    ]  # fmt: skip
-    _converges("causal_lm", model_folder(), examples, RowFormat(prompt="prompt", append_eos=False))
 
 
 @pytest.mark.shared
