@@ -1,48 +1,41 @@
-"""``vlora calibrate``: fit the width of posteriors and decisions on validation rows, kept beside each adapter.
+"""``vlora calibrate``: fit widths, priors and decisions on validation rows, kept beside each adapter.
 
-The rows are scored with the same numbered draws at every width (:mod:`vlora.eval.metrics.posterior_scale`). Beside the
-width, the logit temperature is fitted: of the mean, of the draws as trained, and of the draws at the fitted width.
+The rows are scored with the same numbered draws at every width (:mod:`vlora.eval.metrics.posterior_scale`), and under
+every prior of the linearised predictive (:mod:`vlora.eval.metrics.prior_precision`). Beside them, logit temperatures
+are fitted: of the mean, of the draws as trained and at the fitted width, of the linearised predictive.
 Prediction sets and the threshold for "don't know" (:mod:`vlora.eval.decide`) are fitted on another part of the
-validation rows, at that width and temperature, and verified on the test rows and every out-of-distribution set.
-Only ``calibration.json`` is written, in one rename.
+validation rows, to the predictor that ``calibration.predictor`` names, and verified on the test rows and every
+out-of-distribution set. Only ``calibration.json`` is written, in one rename.
 """
 
 import json
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from vlora.errors import ConfigError
 from vlora.eval.calibrate_decisions import fit_and_verify
 from vlora.eval.calibrate_parts import Parts
+from vlora.eval.calibrate_prior import fit_priors
+from vlora.eval.calibrate_width import Trials, fit_width, logit_temperatures, scored_on, token_temperatures
 from vlora.eval.config import EvalConfig
 from vlora.eval.environment import versions
-from vlora.eval.forward import Draws
 from vlora.eval.metrics.arrays import Array
-from vlora.eval.metrics.posterior_scale import ScaleFit, fit_std_scale
-from vlora.eval.metrics.proper_scores import negative_log_likelihood
-from vlora.eval.metrics.temperature import fit_temperature
-from vlora.eval.metrics.uncertainty import mixture_log_probs
-from vlora.eval.prepare import Evaluation, prepare
-from vlora.eval.score_lm import TextScorer
-from vlora.eval.splits import describe_split
+from vlora.eval.predictive import LINEARISED
+from vlora.eval.prepare import prepare
 from vlora.eval.subjects import Subject
 from vlora.files import atomic_write
 from vlora.posterior import Posterior
-from vlora.posterior.calibration import DECISIONS, FORMAT, KEY, identity
+from vlora.posterior.calibration import DECISIONS, FORMAT, KEY, PRIOR, identity, under_prior
 
 __all__ = ["CALIBRATION", "Calibrated", "run_calibration"]
 
-logger = logging.getLogger(__name__)
-
 CALIBRATION = "calibration.json"
+_LOGIT = "logit_temperature"
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
     """Fit every adapter of an evaluation on ``data.validation`` and write its ``calibration.json``.
 
     Args:
-        config: The configuration of the evaluation. ``temperature`` plays no part.
+        config: The configuration of the evaluation. ``temperature`` and ``linearised`` play no part.
 
     Returns:
         One entry per posterior, and per plain adapter where decisions are fitted; the base model is passed over.
@@ -69,16 +62,19 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
         DataError: Data that cannot be read or scored.
         OutputError: A file cannot be written.
     """
-    _check(config)
-    evaluation = prepare(replace(config, temperature=None, detect={}))
+    if config.data.validation is None:
+        raise ConfigError("data.validation is needed: calibration fits on rows apart from the test rows")
+    evaluation = prepare(replace(config, temperature=None, linearised=False, detect={}))
     decides = config.task != "causal_lm" and config.calibration.threshold_share > 0
     kinds = ("posterior", "adapter") if decides else ("posterior",)
     subjects = [subject for subject in evaluation.subjects if subject.kind in kinds]
     if not subjects:
         raise ConfigError("no model of this configuration has a posterior, so there is no width to fit")
-    if config.num_samples < 2 and any(subject.kind == "posterior" for subject in subjects):
+    needs_draws = config.task == "causal_lm" or config.calibration.predictor == "samples"
+    if needs_draws and config.num_samples < 2 and any(subject.kind == "posterior" for subject in subjects):
         raise ConfigError(
-            f"num_samples must be at least 2 to fit a posterior's width, got {config.num_samples}"
+            f"num_samples must be at least 2 to fit a posterior's width, got {config.num_samples}; without draws, set "
+            "calibration.predictor to linearised or mean"
         )
     folders = {subject.name: _local_folder(subject) for subject in subjects}
     parts = Parts.of(evaluation, decides)
@@ -92,60 +88,15 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
     return done
 
 
-@dataclass
-class _Trials:
-    """NLL of one posterior on the held-out rows at any width; keeps the mixtures for the logit temperature."""
-
-    evaluation: Evaluation
-    model: nn.Module
-    posterior: Posterior
-    tick: Callable[[int], object]
-    mixtures: dict[float, Array] = field(default_factory=dict)
-
-    @property
-    def label(self) -> list[int | None]:
-        """Right answers."""
-        return [item.example.label for item in self.evaluation.items]
-
-    def nll(self, std_scale: float) -> float:
-        """Mean NLL of the mixture of draws, per item, or per token for texts; in nats."""
-        config, scorer = self.evaluation.config, self.evaluation.scorer
-        scaled, count = self.posterior.scaled(std_scale), config.num_samples
-        draws = Draws(self.model, scaled, num_samples=count, antithetic=config.antithetic)
-        if isinstance(scorer, TextScorer):
-            return _per_token(scorer.score(draws, self.tick), "nll_samples")
-        passes = []
-        for draw in range(count):
-            with draws.at(draw):
-                passes.append(scorer.score(self.model, self.tick))
-        self.mixtures[std_scale] = mixture_log_probs(torch.stack(passes).numpy())
-        return negative_log_likelihood(self.mixtures[std_scale], self.label).mean
-
-    def at_mean(self) -> tuple[float, Array | None]:
-        """NLL of the mean, and its log-probabilities where there are choices."""
-        scorer = self.evaluation.scorer
-        if isinstance(scorer, TextScorer):
-            return _per_token(scorer.score(Draws(self.model), self.tick), "nll"), None
-        log_probs = scorer.score(self.model, self.tick).numpy()
-        return negative_log_likelihood(log_probs, self.label).mean, log_probs
-
-
 def _calibrate(parts: Parts, subject: Subject, tick: Callable[[int], object]) -> dict[str, Any]:
     """Content of ``calibration.json`` for one adapter."""
-    evaluation, posterior = parts.fit, subject.posterior
+    posterior = subject.posterior
     assert posterior is not None
-    with evaluation.host.wearing(posterior) as model:
-        trials = _Trials(evaluation, model, posterior, tick)
-        sections = _fit_width(parts, trials, subject) if subject.kind == "posterior" else _fit_mean(trials)
+    with parts.fit.host.wearing(posterior) as model:
+        sections = _fit(parts, subject, model, posterior, tick)
         if parts.others is not None:
-            scale = sections[KEY]["std_scale"] if KEY in sections else None
-            used = posterior if scale is None else posterior.scaled(scale)
-            name = "mean" if scale is None else "samples_fitted"
-            temperature = sections["logit_temperature"][name]["temperature"]
-            sections[DECISIONS] = fit_and_verify(
-                parts.others, len(parts.threshold), model, used, temperature, subject.name, tick
-            )
-    replaced = ("logit_temperature", KEY, DECISIONS)
+            sections[DECISIONS] = _decide(parts, subject, model, posterior, sections, tick)
+    replaced = (_LOGIT, KEY, PRIOR, DECISIONS)
     kept = {k: v for k, v in (posterior.calibration or {}).items() if k not in replaced}
     return {
         **kept,
@@ -156,75 +107,58 @@ def _calibrate(parts: Parts, subject: Subject, tick: Callable[[int], object]) ->
     }
 
 
-def _fit_width(parts: Parts, trials: "_Trials", subject: Subject) -> dict[str, Any]:
-    """Sections of the width and of the logit temperatures."""
-    evaluation, config, posterior = parts.fit, parts.fit.config, trials.posterior
+def _fit(
+    parts: Parts, subject: Subject, model: nn.Module, posterior: Posterior, tick: Callable[[int], object]
+) -> dict[str, Any]:
+    """Sections of the width, of the prior and of the logit temperatures."""
+    sections: dict[str, Any] = {}
+    trials = Trials(parts.fit, model, posterior, tick)
     nll_mean, at_mean = trials.at_mean()
-    fit = fit_std_scale(trials.nll, config.calibration.ladder, refine=config.calibration.refine)
-    if fit.at_bound:
-        logger.warning(
-            "%s: the best width x %g is the end of calibration.ladder; %s",
-            subject.name,
-            fit.std_scale,
-            "the mean predicts as well" if fit.std_scale < 1 else "a longer ladder may find a better one",
-        )
-    section = {
-        **_width(fit, posterior, nll_mean),
-        "rows": len(evaluation.items),
-        "num_samples": config.num_samples,
-        "antithetic": config.antithetic,
-        "task": config.task,
-        "dtype": config.dtype,
-        "quantization": config.quantization,
-        "split": describe_split(parts.validation),
-    }
-    logit = {} if at_mean is None else {"logit_temperature": _logit_temperatures(trials, at_mean, fit)}
-    return {KEY: section, **logit}
+    predictors: dict[str, Array] = {} if at_mean is None else {"mean": at_mean}
+    if subject.kind == "posterior" and parts.fit.config.num_samples >= 2:
+        fit, sections[KEY] = fit_width(parts, trials, subject.name, nll_mean)
+        if at_mean is not None:
+            mixtures = {"samples": trials.mixtures[1.0], "samples_fitted": trials.mixtures[fit.std_scale]}
+            predictors |= mixtures
+        else:
+            sections[_LOGIT] = token_temperatures(trials, fit.std_scale)
+    if subject.kind == "posterior" and at_mean is not None:
+        priors = fit_priors(parts, model, posterior, at_mean, subject.name, tick)
+        if priors.section is not None:
+            sections[PRIOR] = {**priors.section, "nll_mean": nll_mean, **scored_on(parts)}
+            predictors |= priors.log_probs
+    if predictors:
+        sections[_LOGIT] = logit_temperatures(predictors, trials.label)
+    return sections
 
 
-def _fit_mean(trials: "_Trials") -> dict[str, Any]:
-    """Section of the logit temperature of a plain adapter."""
-    _, at_mean = trials.at_mean()
-    assert at_mean is not None  # plain adapters are calibrated for their decisions alone
-    found = fit_temperature(at_mean, trials.label)
-    entry = {"temperature": found.temperature, "nll": found.nll, "at_bound": found.at_bound}
-    return {"logit_temperature": {"mean": entry}}
-
-
-def _width(fit: ScaleFit, posterior: Posterior, nll_mean: float) -> dict[str, Any]:
-    """The fit in the terms of ``calibration.json``."""
-    return {
-        "std_scale": fit.std_scale,
-        "temperature": posterior.scaled(fit.std_scale).temperature,
-        "at_bound": fit.at_bound,
-        "nll": {"mean": nll_mean, "as_trained": dict(fit.evaluated)[1.0], "fitted": fit.nll},
-        "evaluated": [list(pair) for pair in fit.evaluated],
-    }
-
-
-def _logit_temperatures(trials: _Trials, at_mean: Array, fit: ScaleFit) -> dict[str, Any]:
-    """Temperature scaling of the mean and of the draws on the same rows; a baseline, and what may be added on top."""
-    predictors = {
-        "mean": at_mean,
-        "samples": trials.mixtures[1.0],
-        "samples_fitted": trials.mixtures[fit.std_scale],
-    }
-    fits = {name: fit_temperature(log_probs, trials.label) for name, log_probs in predictors.items()}
-    return {
-        name: {"temperature": found.temperature, "nll": found.nll, "at_bound": found.at_bound}
-        for name, found in fits.items()
-    }
-
-
-def _per_token(texts: list[dict[str, Any]], name: str) -> float:
-    return float(np.sum([text[name] for text in texts]) / np.sum([text["num_tokens"] for text in texts]))
-
-
-def _check(config: EvalConfig) -> None:
-    if config.data.validation is None:
-        raise ConfigError(
-            "data.validation is needed: a posterior's width is fitted on rows apart from the test rows"
-        )
+def _decide(
+    parts: Parts,
+    subject: Subject,
+    model: nn.Module,
+    posterior: Posterior,
+    sections: Mapping[str, Any],
+    tick: Callable[[int], object],
+) -> dict[str, Any]:
+    """The ``decisions`` section, fitted to the predictor that the configuration names."""
+    assert parts.others is not None
+    predictor = parts.others.config.calibration.predictor if subject.kind == "posterior" else "mean"
+    fitted, used = predictor, posterior
+    if predictor == "samples":
+        fitted, used = "samples_fitted", posterior.scaled(sections[KEY]["std_scale"])
+    elif predictor in LINEARISED:
+        kind = "kronecker" if predictor == "kronecker" else "independent"
+        used = under_prior(posterior, sections[PRIOR][kind]["prior_precision"])
+    return fit_and_verify(
+        parts.others,
+        len(parts.threshold),
+        model,
+        used,
+        predictor=predictor,
+        temperature=sections[_LOGIT][fitted]["temperature"],
+        name=subject.name,
+        tick=tick,
+    )
 
 
 def _local_folder(subject: Subject) -> Path:

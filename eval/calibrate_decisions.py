@@ -11,18 +11,15 @@ from torch import nn
 from vlora.config import to_plain
 from vlora.data import RowFormat
 from vlora.eval.decide import fit_rules, verify
-from vlora.eval.forward import Draws
-from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.risk_control import items_for_risk
 from vlora.eval.metrics.temperature import temper
-from vlora.eval.metrics.uncertainty import mixture_log_probs
+from vlora.eval.predictive import predictive
 from vlora.eval.prepare import Evaluation
-from vlora.eval.score import Scores, score_model
 from vlora.eval.task_reader import TaskReader
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Decisions
 
-__all__ = ["fit_and_verify", "predictor_log_probs"]
+__all__ = ["fit_and_verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +29,8 @@ def fit_and_verify(
     num_threshold: int,
     model: nn.Module,
     posterior: Posterior,
+    *,
+    predictor: str,
     temperature: float,
     name: str,
     tick: Callable[[int], object],
@@ -42,8 +41,9 @@ def fit_and_verify(
         evaluation: Rows to fit on, then every set to verify on.
         num_threshold: How many of them are to fit on.
         model: The model that wears the adapter.
-        posterior: The adapter at its fitted width.
-        temperature: Logit temperature, fitted on other rows.
+        posterior: The adapter at its fitted width, or under its fitted prior.
+        predictor: Whose probabilities decide: ``samples``, ``mean``, ``linearised`` or ``kronecker``.
+        temperature: Logit temperature of this predictor, fitted on other rows.
         name: Name of the adapter, for messages.
         tick: Called with the number of rows done.
 
@@ -51,10 +51,10 @@ def fit_and_verify(
         DataError: The model gives NaN.
     """
     config = evaluation.config
-    draws = config.num_samples if posterior.has_hess else 0
+    draws = config.num_samples if predictor == "samples" else 0
     antithetic = config.antithetic and draws > 0
-    held = Draws(model, posterior if draws else None, num_samples=draws, antithetic=antithetic)
-    log_probs = predictor_log_probs(score_model(evaluation.scorer, held, tick))
+    settings = {"num_samples": draws, "antithetic": antithetic, "scoring": config.scoring, "tick": tick}
+    log_probs = predictive(evaluation.scorer, model, posterior, predictor, **settings).log_probs
     label = [item.example.label for item in evaluation.items]
     rules = config.calibration
     sets, abstention = fit_rules(
@@ -66,7 +66,7 @@ def fit_and_verify(
     )
     decisions = Decisions(
         task=config.task,
-        predictor="samples" if draws else "mean",
+        predictor=predictor,
         num_samples=draws,
         antithetic=antithetic,
         temperature=temperature,
@@ -84,14 +84,6 @@ def fit_and_verify(
         rows = [row for row in range(num_threshold, len(groups)) if groups[row] == group]
         verified.append(verify(decisions, log_probs[rows], [label[row] for row in rows], group))
     return replace(decisions, verified=verified).to_json()
-
-
-def predictor_log_probs(scores: Scores) -> Array:
-    """Log-probabilities ``(N, K)`` of the mixture of draws, or of the mean where there are none."""
-    if scores.sample_log_probs is not None:
-        return mixture_log_probs(scores.sample_log_probs.transpose(0, 1).numpy())
-    assert scores.log_probs is not None  # decisions are about choices
-    return scores.log_probs.numpy()
 
 
 def _set_of(item: Any) -> str:

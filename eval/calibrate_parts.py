@@ -5,6 +5,8 @@ A threshold promises something only if the probabilities it is put on were not f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,11 @@ class Parts:
     """Those for thresholds, none without decisions."""
     others: Evaluation | None
     """Rows for thresholds, then every set to verify on; None without decisions."""
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """Hashes of the validation rows, by which an evaluation on them is recognised."""
+        return describe_split(self.validation)
 
     @classmethod
     def of(cls, evaluation: Evaluation, decides: bool) -> "Parts":
@@ -57,12 +64,17 @@ class Parts:
         return cls(items, evaluation.restricted(fit), threshold, evaluation.restricted([*threshold, *others]))
 
     def rows(self, subjects: Sequence[Subject]) -> int:
-        """Rows that will be scored, for the progress bar."""
+        """Rows times parameter vectors that will be scored at most, for the progress bar."""
         config = self.fit.config
-        trials = len({*config.calibration.ladder, 1.0}) + config.calibration.refine
-        fit, others = (
-            0 if part is None else sum(len(batch.rows) for batch in part.scorer.batches)
-            for part in (self.fit, self.others)
+        rules = config.calibration
+        trials = len({*rules.ladder, 1.0}) + rules.refine if config.num_samples >= 2 else 0
+        trials += 2 * (config.task == "causal_lm")  # their temperatures
+        prior = int(bool(rules.prior_grid) and config.task != "causal_lm")
+        decided = {"samples": 1 + config.num_samples, "mean": 1}.get(rules.predictor, 2)
+        fit, others = (0 if part is None else len(part.items) for part in (self.fit, self.others))
+        return sum(
+            fit * (1 + config.num_samples * trials + prior) + others * decided
+            if subject.kind == "posterior"
+            else fit + others
+            for subject in subjects
         )
-        draws = [config.num_samples if subject.kind == "posterior" else 0 for subject in subjects]
-        return sum(fit * (1 + count * trials) + others * (1 + count) for count in draws)

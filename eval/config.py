@@ -9,6 +9,7 @@ from vlora.data import RowFormat, Source, Task
 from vlora.data.config import check_seed
 from vlora.errors import ConfigError
 from vlora.eval.metrics.posterior_scale import DEFAULT_LADDER
+from vlora.eval.metrics.prior_precision import DEFAULT_PRIORS
 from vlora.eval.models_config import ModelsConfig
 
 __all__ = ["CalibrationConfig", "EvalConfig", "EvalDataConfig", "Scoring"]
@@ -53,7 +54,7 @@ class EvalDataConfig(RowFormat):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """How ``vlora calibrate`` searches the width of a posterior; ``vlora eval`` does not read it."""
+    """What ``vlora calibrate`` fits on the validation rows; ``vlora eval`` does not read it."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -61,6 +62,13 @@ class CalibrationConfig:
     """Factors on the standard deviations to try first, rising; each costs ``num_samples`` passes."""
     refine: int = 4
     """Further factors to try around the best one."""
+    prior_grid: tuple[float, ...] = DEFAULT_PRIORS
+    """Prior precisions to try for the linearised predictive, rising; one forward and K backward passes for all of them.
+    Empty: fit none. Not for texts."""
+    predictor: Literal["samples", "mean", "linearised", "kronecker"] = "samples"
+    """Whose probabilities ``vlora predict`` gives, and sets and the threshold for "don't know" are fitted to: the draws
+    at their fitted width, the mean, or the linearised predictive under its fitted prior, with independent weights or
+    with Kronecker factors. A plain adapter has its mean alone."""
     threshold_share: float = 0.5
     """Share of the validation rows that is kept from the width and temperatures to fit prediction sets and the
     threshold for "don't know" on; 0 fits none. Both are then verified on the test and out-of-distribution rows."""
@@ -76,6 +84,15 @@ class CalibrationConfig:
         if len(self.ladder) < 2 or not rising or not self.ladder[0] > 0:
             raise ConfigError(
                 f"calibration.ladder must be two or more positive factors in rising order, got {list(self.ladder)}"
+            )
+        grid = list(self.prior_grid)
+        if len(grid) == 1 or grid != sorted(set(grid)) or (grid and not grid[0] > 0):
+            raise ConfigError(
+                f"calibration.prior_grid must be two or more positive numbers in rising order, or empty, got {grid}"
+            )
+        if self.predictor in ("linearised", "kronecker") and not grid:
+            raise ConfigError(
+                f"calibration.predictor: {self.predictor} needs the prior that calibration.prior_grid fits"
             )
         if not 0 <= self.threshold_share < 1:
             raise ConfigError(f"calibration.threshold_share must be in [0, 1), got {self.threshold_share}")
@@ -104,7 +121,16 @@ class EvalConfig(ModelsConfig):
     """Also the linearised predictive, from one forward and K backward passes an item; for causal_lm the variance of
     every text's log-probability, from one backward pass. ``kronecker``: with correlated weights, for posteriors that
     have curvature.safetensors."""
+    linearised_prior: float | Literal["auto", "stored"] | None = "auto"
+    """Posterior of the linearised predictive: ``auto`` (temperature 1 under the prior that calibration fitted; where it
+    fitted none, that of the draws), ``stored`` (as fitted), a prior precision, or None, that of the draws."""
     store: str | None = None
     """Folder of scores by content, to share between evaluations; None keeps them in the output, in ``scores``."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     """Search of ``vlora calibrate``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        prior = self.linearised_prior
+        if isinstance(prior, (int, float)) and not prior > 0:
+            raise ConfigError(f"linearised_prior must be above 0, got {prior}")

@@ -7,7 +7,8 @@ with :math:`f` the K logits of a classifier, or the log-likelihoods of an item's
 there is one, :math:`f = \log p(y)`, and :math:`g^\top \Sigma g` is the variance of its score. Every row of a batch has
 a copy of the mean of its own (:mod:`vlora.stacked`), so one backward pass gives the gradients of all rows apart.
 
-With ``kronecker`` :math:`\Sigma` has correlated entries (:mod:`vlora.posterior.kronecker`).
+With ``kronecker`` :math:`\Sigma` has correlated entries (:mod:`vlora.posterior.kronecker`). One Jacobian serves as many
+covariances as are wanted (:class:`Wanted`): at the width of the draws and under a prior, or under all priors of a fit.
 
 Prompts are run in full: a key/value cache shared between items would hide the prefix's own dependence on the weights.
 Blocks below the first adapted one need no backward pass.
@@ -15,6 +16,7 @@ Blocks below the first adapted one need no backward pass.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,47 +28,80 @@ from vlora.eval.sink import Sink
 from vlora.eval.tree_forward import sharing_obstacle, tree_logits
 from vlora.eval.trees import TreeBatch, Trees
 from vlora.posterior import Posterior
-from vlora.posterior.hashing import tensors_sha256
-from vlora.posterior.kronecker import covariances, output_covariance
+from vlora.posterior.calibration import curvature_identity
+from vlora.posterior.kronecker import Spread, covariances, output_covariance, under_priors
 from vlora.stacked import Stack, obstacle
 
-__all__ = ["Linearised", "linearised_name"]
+__all__ = ["Linearised", "Wanted", "linearised_name"]
 
 logger = logging.getLogger(__name__)
 
 _BYTES = 2**30  # most memory for the Jacobians of a batch
 
 
-def linearised_name(posterior: Posterior, *, kronecker: bool) -> str:
-    """Name under which the covariances of a posterior are stored; curvature is part of it where it counts."""
-    if not kronecker:
-        return "linearised"
-    return f"linearised_kronecker_{tensors_sha256(posterior.curvature or {})[:16]}"
+def linearised_name(posterior: Posterior, *, kronecker: bool, prior: float | None = None) -> str:
+    """Name under which the covariances of a posterior are stored; curvature is part of it where it counts.
+
+    Args:
+        posterior: The posterior.
+        kronecker: Correlated entries.
+        prior: Prior precision at temperature 1; None: at the width of the draws.
+    """
+    name = "linearised"
+    if kronecker:
+        name = f"linearised_kronecker_{curvature_identity(posterior)[:16]}"
+    return name if prior is None else f"{name}_prior_{posterior.meta.num_examples}_{prior!r}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Covariances that are wanted of every item, all of one adapter.
+
+    Attributes:
+        posteriors: Posteriors that differ in scale and prior only, each for one covariance.
+        kronecker: Whether their entries are correlated.
+        priors: Instead of one covariance a posterior, one under each of these prior precisions.
+    """
+
+    posteriors: Sequence[Posterior]
+    kronecker: bool = False
+    priors: Sequence[float] = ()
+
+    def __len__(self) -> int:
+        return len(self.priors) or len(self.posteriors)
+
+    def spreads(self, device: torch.device) -> list[Spread]:
+        """The covariances of the weights.
+
+        Raises:
+            ConfigError: Correlated entries without curvature.
+        """
+        if self.priors:
+            return under_priors(self.posteriors[0], self.priors, kronecker=self.kronecker, device=device)
+        return [covariances(one, kronecker=self.kronecker, device=device) for one in self.posteriors]
 
 
 class Linearised:
     """A model at its mean whose outputs' covariance is wanted."""
 
-    def __init__(
-        self, model: nn.Module, posterior: Posterior, outputs: int, *, kronecker: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, wanted: Sequence[Wanted], outputs: int) -> None:
         """Prepare.
 
         Args:
             model: PEFT model in eval mode that holds the posterior's mean.
-            posterior: Its posterior.
+            wanted: What is wanted; an item's covariances come in this order.
             outputs: Most outputs of an item, K.
-            kronecker: Correlated entries, from the posterior's curvature.
 
         Raises:
             ConfigError: The adapter's tensors cannot be copied row by row, or there is no curvature.
         """
+        posterior = wanted[0].posteriors[0]
         if (reason := obstacle(model, posterior)) is not None:
             raise ConfigError(f"linearised: true cannot be had: {reason}; leave it out")
         self.model, self.outputs = model, outputs
         device = model_device(model)
-        self._spread = covariances(posterior, kronecker=kronecker, device=device)
-        self._mean = {key: posterior.mean[key].to(device) for key in self._spread}
+        self._spreads = [one.spreads(device) for one in wanted]
+        self._mean = {key: posterior.mean[key].to(device) for key in self._spreads[0][0]}
         size = 4 * sum(mean.numel() for mean in self._mean.values())
         self.max_rows = max(1, _BYTES // (size * (outputs + 2)))
 
@@ -100,8 +135,8 @@ class Linearised:
         with sink.timed():
             run_halving(trees, work)
 
-    def _covariances(self, rows: int, outputs: Callable[[], Tensor]) -> Tensor:
-        """``J Sigma J^T`` of every row, float64 [rows, K, K]."""
+    def _covariances(self, rows: int, outputs: Callable[[], Tensor]) -> list[Tensor]:
+        """``J Sigma J^T`` of every row, each float64 [rows, K, K]."""
         copies = {
             key: value.expand(rows, *value.shape).clone().requires_grad_()
             for key, value in self._mean.items()
@@ -121,11 +156,14 @@ class Linearised:
             ]
         columns = zip(copies, zip(*found, strict=True), strict=True)
         gradients = {key: torch.stack(own, dim=1) for key, own in columns}
-        return output_covariance(gradients, [self._spread])[0].cpu()
+        return [one.cpu() for spreads in self._spreads for one in output_covariance(gradients, spreads)]
 
-    def _take(self, sink: Sink, items: list[int], covariances: Tensor, tokens: int) -> None:
-        values = [[[float(f"{x:.8g}") for x in row] for row in own] for own in covariances.tolist()]
-        cost = 1 + covariances.shape[1] * self._backward
+    def _take(self, sink: Sink, items: list[int], covariances: list[Tensor], tokens: int) -> None:
+        found = torch.stack(covariances, dim=1)
+        values = [
+            [[[float(f"{x:.8g}") for x in row] for row in one] for one in own] for own in found.tolist()
+        ]
+        cost = 1 + found.shape[2] * self._backward
         sink.take(items, slice(None), values, tokens=tokens * cost)
 
 

@@ -1,7 +1,8 @@
 """Does the linearised predictive agree with the draws? Measured on the items of an evaluation, with a verdict.
 
 First order in the weights is exact for a classifier head alone and good for a narrow posterior; it misses curvature,
-among it the product of the two LoRA factors' deviations. Where draws are at hand, both are compared item by item.
+among it the product of the two LoRA factors' deviations. Where draws are at hand, both are compared item by item, at
+the width of the draws, also where the predictive itself is made under a prior of its own.
 """
 
 from collections.abc import Sequence
@@ -56,18 +57,25 @@ class Agreement:
         return {**asdict(self), "passed": self.passed}
 
 
-def linearised_agreement(records: Sequence[Record]) -> Agreement | None:
+def linearised_agreement(
+    records: Sequence[Record], covariances: Sequence[Any] | None = None
+) -> Agreement | None:
     """Compare both predictives on the first items that have both; None where there are fewer than three.
 
     Args:
         records: Records of one model.
+        covariances: Of every record the covariance of its logits at the width of the draws, at least [K, K]; None takes
+            those of the records.
     """
-    both = [r for r in records if r.linearised_covariance is not None and r.sample_log_probs is not None][
-        :_ITEMS
-    ]
-    if len(both) < 3 or min(len(r.sample_log_probs) for r in both if r.sample_log_probs is not None) < 2:
+    given = [r.linearised_covariance for r in records] if covariances is None else covariances
+    both = [
+        (record, covariance)
+        for record, covariance in zip(records, given, strict=True)
+        if covariance is not None and record.log_probs is not None and record.sample_log_probs is not None
+    ][:_ITEMS]
+    if len(both) < 3 or min(len(r.sample_log_probs) for r, _ in both if r.sample_log_probs is not None) < 2:
         return None
-    found = [_compare(record) for record in both]
+    found = [_compare(record, covariance) for record, covariance in both]
     ours, drawn, distance = (np.array(column) for column in zip(*found, strict=True))
     ratio = float(ours.mean() / drawn.mean()) if drawn.mean() > 0 else float("nan")
     correlation = spearman(torch.from_numpy(ours), torch.from_numpy(drawn))
@@ -76,10 +84,12 @@ def linearised_agreement(records: Sequence[Record]) -> Agreement | None:
     )
 
 
-def _compare(record: Record) -> tuple[float, float, float]:
+def _compare(record: Record, covariance: Any) -> tuple[float, float, float]:
     """Mutual information both ways, and the distance of the two predictives, of one item."""
     assert record.log_probs is not None and record.sample_log_probs is not None
-    moments = softmax_moments(record.log_probs[None], np.asarray(record.linearised_covariance)[None])
+    size = len(record.log_probs)
+    own = np.asarray(covariance, dtype=np.float64)[:size, :size]
+    moments = softmax_moments(record.log_probs[None], own[None])
     samples = record.sample_log_probs[:, None]
     drawn = float(mutual_information(samples, antithetic=record.antithetic)[0])
     gap = np.exp(moments.log_probs[0]) - np.exp(mixture_log_probs(samples)[0])

@@ -4,9 +4,10 @@
     for prediction in predictor.predict([{"question": "…", "choices": ["…", "…"]}]):
         print(prediction.answer, prediction.confidence)
 
-Probabilities are those that ``vlora calibrate`` fitted its thresholds on: the same draws at the fitted width, the same
-logit temperature, the same way from a row to tokens. Without a ``calibration.json`` there are no sets and no "don't
-know", and the probabilities are those of the draws as trained.
+Probabilities are those that ``vlora calibrate`` fitted its thresholds on: the same predictor (draws at the fitted
+width, the mean, or the linearised model under the fitted prior), the same logit temperature, the same way from a row to
+tokens. Without a ``calibration.json`` there are no sets and no "don't know", and the probabilities are those of the
+draws as trained, or of the predictor that is asked for.
 """
 
 import logging
@@ -20,18 +21,16 @@ import numpy as np
 
 from vlora.data import Example, Source, examples_from_rows
 from vlora.errors import ConfigError, DataError
-from vlora.eval.calibrate_decisions import predictor_log_probs
 from vlora.eval.config import EvalConfig, EvalDataConfig
 from vlora.eval.decide import Decided, decide
-from vlora.eval.forward import Draws
 from vlora.eval.host import Host, check_same_base
-from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
 from vlora.eval.predict_settings import chosen_decisions, reader_for
-from vlora.eval.score import Scores, build_scorer, score_model
+from vlora.eval.predictive import Predictive, posterior_of, predictive
+from vlora.eval.score import build_scorer
 from vlora.eval.task_reader import TaskReader
 from vlora.models import num_labels_of
 from vlora.posterior import Posterior
-from vlora.posterior.calibration import calibrated, decisions_of
+from vlora.posterior.calibration import decisions_of
 from vlora.posterior.decisions import Decisions
 
 __all__ = ["Prediction", "Predictor"]
@@ -69,7 +68,7 @@ class Predictor:
     """A posterior folder with its base model, ready to answer.
 
     Attributes:
-        posterior: The adapter at its fitted width.
+        posterior: The adapter at its fitted width, or under its fitted prior where the predictor is linearised.
         decisions: What was fitted by ``vlora calibrate``, or stand-ins without sets and thresholds.
         reader: Turns rows of a task into prompts and choices; None for rows in the columns of the row format.
         calibrated: Whether they were fitted.
@@ -82,9 +81,11 @@ class Predictor:
         base_model: str,
         decisions: Decisions,
         reader: TaskReader | None = None,
+        *,
+        calibrated: bool = False,
     ) -> None:
         self.posterior, self.decisions, self.reader = posterior, decisions, reader
-        self.calibrated = decisions_of(posterior) is not None
+        self.calibrated = calibrated
         self._config, self._base = config, base_model
         self._labels = config.data.labels or posterior.meta.labels
 
@@ -95,6 +96,7 @@ class Predictor:
         *,
         base_model: str | None = None,
         task: str | None = None,
+        predictor: str | None = None,
         num_samples: int | None = None,
         row_format: Mapping[str, Any] | None = None,
         fewshot: Source | None = None,
@@ -108,6 +110,8 @@ class Predictor:
             base_model: Folder or hub id; None takes the one that the adapter names.
             task: ``sequence_classification``, ``multiple_choice``, or a task file (``arc_easy``, ``mine.yaml``) that
                 says how rows are read; None takes that of the calibration.
+            predictor: ``samples``, ``mean``, ``linearised`` or ``kronecker`` where nothing was fitted (``samples``; a
+                plain adapter has ``mean`` alone); a calibration fixes it.
             num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
             row_format: ``data`` keys (prompt, choices, text, …) to change; a calibration fixes the others.
             fewshot: Rows with answers, for a task file whose prompts begin with examples.
@@ -121,9 +125,9 @@ class Predictor:
         """
         stored = Posterior.from_pretrained(source)
         fitted = decisions_of(stored)
-        posterior = calibrated(stored)
         reader = reader_for(fitted, task, fewshot)
-        chosen = chosen_decisions(fitted, posterior, task, num_samples, reader)
+        chosen = chosen_decisions(fitted, stored, task, predictor, num_samples, reader)
+        posterior = posterior_of(stored, chosen.predictor)
         own = reader.row_format if reader else {}
         changed = replace(chosen, row_format={**chosen.row_format, **own, **(row_format or {})})
         if fitted is not None and changed.row_format != dict(fitted.row_format):
@@ -144,7 +148,7 @@ class Predictor:
         if not name:
             raise ConfigError("base_model is needed: the adapter does not name its base model")
         check_same_base({str(source): posterior}, str(name), config.revision)
-        return cls(posterior, config, str(name), changed, reader)
+        return cls(posterior, config, str(name), changed, reader, calibrated=fitted is not None)
 
     @cached_property
     def host(self) -> Host:
@@ -179,15 +183,13 @@ class Predictor:
             return []
         rows = rows if self.reader is None else self.reader(rows)
         examples = self._examples(rows)
-        scores = self._score(examples, tick)
-        log_probs = predictor_log_probs(scores)
-        if np.isnan(log_probs).any():
+        found = self._score(examples, tick)
+        if np.isnan(found.log_probs).any():
             raise DataError(
                 "the model gives NaN instead of probabilities; check its weights, or try dtype float32"
             )
-        decided = decide(self.decisions, log_probs)
-        parts = _uncertainty(scores, log_probs, self.decisions.antithetic)
-        names = [example.choices or self._classes(log_probs.shape[1]) for example in examples]
+        decided, parts = decide(self.decisions, found.log_probs), _uncertainty(found)
+        names = [example.choices or self._classes(found.log_probs.shape[1]) for example in examples]
         return [
             _prediction(row, _item(rows[row], row), decided, parts, names[row], kind, answer_all)
             for row in range(len(rows))
@@ -210,8 +212,8 @@ class Predictor:
         form = replace(self._config.data, group=None)
         return examples_from_rows(self._config.task, plain, form, split="data", require_label=False)
 
-    def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Scores:
-        host, count = self.host, self.decisions.num_samples if self.posterior.has_hess else 0
+    def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Predictive:
+        host, decisions = self.host, self.decisions
         scorer = build_scorer(
             self._config.task,
             examples,
@@ -221,28 +223,18 @@ class Predictor:
             max_tokens=self._config.batch_tokens or host.batch_tokens,
             max_rows=self._config.batch_size,
         )
+        draws = {"num_samples": decisions.num_samples, "antithetic": decisions.antithetic}
         with host.wearing(self.posterior) as model:
-            source = self.posterior if count else None
-            draws = Draws(
-                model, source, num_samples=count, antithetic=self.decisions.antithetic and count > 0
-            )
-            return score_model(scorer, draws, tick)
+            return predictive(scorer, model, self.posterior, decisions.predictor, **draws, tick=tick)
 
     def _classes(self, count: int) -> tuple[str, ...]:
         """Class names, or their numbers."""
         return tuple(self._labels) if self._labels else tuple(str(index) for index in range(count))
 
 
-def _uncertainty(scores: Scores, log_probs: Any, antithetic: bool) -> dict[str, Any]:
+def _uncertainty(found: Predictive) -> dict[str, Any]:
     """Entropy, mutual information and its plain share of the entropy, per row."""
-    parts: dict[str, Any] = {"entropy": entropy(log_probs), "epistemic": None, "share": None}
-    if scores.sample_log_probs is None or scores.sample_log_probs.shape[1] < 2:
-        return parts
-    samples = scores.sample_log_probs.transpose(0, 1).numpy()
-    total = entropy(mixture_log_probs(samples))
-    share = np.divide(total - expected_entropy(samples), total, out=np.zeros_like(total), where=total > 0)
-    information = mutual_information(samples, antithetic=antithetic)
-    return {**parts, "epistemic": information, "share": np.clip(share, 0.0, 1.0)}
+    return {"entropy": found.entropy, "epistemic": found.mutual_information, "share": found.epistemic_share}
 
 
 def _item(row: Mapping[str, Any], number: int) -> str:

@@ -11,6 +11,7 @@ from vlora.eval.config import EvalConfig
 from vlora.eval.ensemble import ensemble_members
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.items import Item, load_items, read_class_names
+from vlora.eval.linearised_prior import linearised_prior
 from vlora.eval.score import Scorer, build_scorer
 from vlora.eval.splits import check_apart
 from vlora.eval.store import content_key
@@ -114,7 +115,7 @@ def prepare(config: EvalConfig) -> Evaluation:
         DataError: Data that cannot be read or scored.
         ConfigError: Settings that do not fit together, or test rows that a posterior's temperature was fitted on.
     """
-    subjects = load_subjects(config)
+    subjects = [_with_prior(subject, config) for subject in load_subjects(config)]
     members = _members(config, subjects)
     base_model = base_model_of(subjects, config)
     posteriors = {s.name: s.posterior for s in subjects if s.posterior is not None}
@@ -132,12 +133,14 @@ def prepare(config: EvalConfig) -> Evaluation:
         classes = read_class_names(data, next(iter(sizes.values()), None))
     items = load_items(config.task, config.data, classes)
     _check_groups(config, items)
+    test = [item for item in items if item.split == "test"]
     for subject in subjects:
         if subject.fitted is not None:
-            test = [item for item in items if item.split == "test"]
-            check_apart(
-                subject.fitted.get("split") or {}, test, f"the posterior temperature of {subject.name!r}"
-            )
+            whose = f"the posterior temperature of {subject.name!r}"
+            check_apart(subject.fitted.get("split") or {}, test, whose)
+        if subject.prior is not None and subject.prior.fitted is not None:
+            whose = f"the prior of the linearised {subject.name!r}"
+            check_apart(subject.prior.fitted.get("split") or {}, test, whose)
     return Evaluation(config, base_model, subjects, items, classes, members)
 
 
@@ -150,6 +153,16 @@ def _members(config: EvalConfig, subjects: Sequence[Subject]) -> list[str]:
             )
         return []
     return ensemble_members(subjects, config.ensemble)
+
+
+def _with_prior(subject: Subject, config: EvalConfig) -> Subject:
+    """The model with the prior that its linearised predictive is to have, where one is wanted."""
+    posterior = subject.as_read
+    if not config.linearised or config.task == "causal_lm" or posterior is None or not posterior.has_hess:
+        return subject
+    kronecker = config.linearised == "kronecker"
+    prior = linearised_prior(posterior, subject.path, config.linearised_prior, kronecker=kronecker)
+    return replace(subject, prior=prior)
 
 
 def _recorded_labels(posteriors: Mapping[str, Posterior]) -> list[str] | None:

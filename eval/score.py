@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from vlora.eval.sink import Sink, draw_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Scorer", "Scores", "build_scorer", "collect", "run_scorer", "score_model"]
+__all__ = ["Scorer", "Scores", "build_scorer", "collect", "run_scorer", "score_draws", "score_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +93,23 @@ def score_model(scorer: Scorer, draws: Draws, tick: Callable[[int], object] = in
         draws: The model, in eval mode, with its posterior draws. Its parameters are afterwards what they were.
         tick: Called with items times parameter vectors as they are done.
     """
-    which = [None, *range(draws.num_samples)]
-    names = [draw_name(draw, draws.antithetic) for draw in which]
-    keys = [str(item) for item in range(scorer.num_items)]
-    sink = Sink(keys, names, tick=tick, whole=isinstance(scorer, TextScorer))
-    run_scorer(scorer, draws, which, sink)
-    return collect([sink.result(item) for item in range(scorer.num_items)], getattr(scorer, "lengths", None))
+    results = _results(scorer, draws, [None, *range(draws.num_samples)], tick)
+    return collect(results, getattr(scorer, "lengths", None))
+
+
+def score_draws(scorer: Scorer, draws: Draws, tick: Callable[[int], object] = int) -> Scores:
+    """Score all items under every draw and not at the mean; at the mean where there are no draws.
+
+    Args:
+        scorer: The items.
+        draws: As in :func:`score_model`.
+        tick: As there.
+    """
+    if not draws.num_samples:
+        return score_model(scorer, draws, tick)
+    results = _results(scorer, draws, list(range(draws.num_samples)), tick)
+    doubled = results if scorer.whole else [[own[0], *own] for own in results]  # ``collect`` expects a mean
+    return replace(collect(doubled, getattr(scorer, "lengths", None)), log_probs=None)
 
 
 def run_scorer(scorer: Scorer, draws: Draws, which: Sequence[int | None], sink: Sink) -> None:
@@ -153,6 +164,16 @@ def collect(results: Sequence[list[Any]], lengths: Sequence[Sequence[int]] | Non
             found.setdefault(name, []).append(padded.log_softmax(-1))
     stacked: dict[str, Any] = {name: torch.stack(values) for name, values in found.items()}
     return Scores(**stacked)
+
+
+def _results(
+    scorer: Scorer, draws: Draws, which: Sequence[int | None], tick: Callable[[int], object]
+) -> list[list[Any]]:
+    """What every item got under these vectors."""
+    names = [draw_name(draw, draws.antithetic) for draw in which]
+    sink = Sink([str(item) for item in range(scorer.num_items)], names, tick=tick, whole=scorer.whole)
+    run_scorer(scorer, draws, which, sink)
+    return [sink.result(item) for item in range(scorer.num_items)]
 
 
 def _numbers(row: Sequence[float | None]) -> list[float]:

@@ -20,13 +20,12 @@ from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import gather_log_probs, place_logits
-from vlora.eval.linearised import Linearised
+from vlora.eval.linearised import Linearised, Wanted
 from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches, run_batch
 from vlora.eval.sink import Sink
 from vlora.eval.tree_forward import encode_prefix
 from vlora.eval.trees import Group, lone_trees, plan_groups
 from vlora.eval.variants import Variants
-from vlora.posterior import Posterior
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,11 +170,9 @@ class ChoiceScorer:
             values = found.split([sum(lengths) for lengths in self.lengths], dim=1)
             sink.take(items, part, values, tokens=self.num_tokens * variants.cost(count))
 
-    def linearise(
-        self, model: nn.Module, posterior: Posterior, sink: Sink, *, kronecker: bool = False
-    ) -> None:
-        """Covariance of the choices' log-likelihoods of every item, [K, K], where the sink wants it."""
-        linearised = Linearised(model, posterior, int(self.num_choices.max()), kronecker=kronecker)
+    def linearise(self, model: nn.Module, wanted: Sequence[Wanted], sink: Sink) -> None:
+        """Covariances of the choices' log-likelihoods of every item, [K, K] each, where the sink wants them."""
+        linearised = Linearised(model, wanted, int(self.num_choices.max()))
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
         for trees in lone_trees(self._encoded).batches(**sizes, max_places=LOGIT_BUDGET // self._vocabulary):
             if sink.wants(trees.items):

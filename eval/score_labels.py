@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from vlora.data import Example
 from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import class_log_probs
-from vlora.eval.linearised import Linearised
+from vlora.eval.linearised import Linearised, Wanted
 from vlora.eval.sink import Sink
 from vlora.eval.variants import Variants
-from vlora.posterior import Posterior
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,11 +106,9 @@ class LabelScorer:
                     if sink.wants(batch.rows.tolist(), part):
                         self._run_batch(variants, batch, part, count, sink)
 
-    def linearise(
-        self, model: nn.Module, posterior: Posterior, sink: Sink, *, kronecker: bool = False
-    ) -> None:
-        """Covariance of the logits of every item, [K, K], where the sink wants it."""
-        linearised = Linearised(model, posterior, self._num_labels, kronecker=kronecker)
+    def linearise(self, model: nn.Module, wanted: Sequence[Wanted], sink: Sink) -> None:
+        """Covariances of the logits of every item, [K, K] each, where the sink wants them."""
+        linearised = Linearised(model, wanted, self._num_labels)
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
         for batch in make_batches(self._features, pad_id=self._pad_id, **sizes):
             if sink.wants(batch.rows.tolist()):

@@ -17,14 +17,13 @@ from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import Draws, place_logits
-from vlora.eval.linearised import Linearised
+from vlora.eval.linearised import Linearised, Wanted
 from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches
 from vlora.eval.sink import Sink, draw_name
 from vlora.eval.token_stream import TokenStream
 from vlora.eval.tree_forward import PrefixCache, encode_prefix, tree_logits
 from vlora.eval.trees import Group, TreeBatch, Trees, lone_trees, plan_groups
 from vlora.eval.variants import Variants
-from vlora.posterior import Posterior
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,8 +76,10 @@ class TextScorer:
     Attributes:
         num_items: Number of texts, N.
         prompt_tokens: Length of every prompt in tokens, of a text without prompt its own, list of N.
+        temperatures: Logit temperatures to score under as well, see :mod:`vlora.eval.token_stream`.
     """
 
+    temperatures: Sequence[float] = ()
     whole = True  # whether scores belong to all parameter vectors together
 
     def __init__(
@@ -155,7 +156,7 @@ class TextScorer:
 
         def work(some: Batch) -> None:
             places = self._places(some)
-            stream = TokenStream(places.target, places.counts)
+            stream = TokenStream(places.target, places.counts, self.temperatures)
             for part in variants.parts():
                 with variants.holding(part) as count:
                     logits = place_logits(variants.model, some.inputs, places.row, places.position, count)
@@ -175,11 +176,9 @@ class TextScorer:
         variants.width = max(1, min(variants.width, places // most))
         return places // variants.width
 
-    def linearise(
-        self, model: nn.Module, posterior: Posterior, sink: Sink, *, kronecker: bool = False
-    ) -> None:
-        """Covariance of the log-probability of every text, [1, 1], where the sink wants it."""
-        linearised = Linearised(model, posterior, 1, kronecker=kronecker)
+    def linearise(self, model: nn.Module, wanted: Sequence[Wanted], sink: Sink) -> None:
+        """Covariances of the log-probability of every text, [1, 1] each, where the sink wants them."""
+        linearised = Linearised(model, wanted, 1)
         lengths = [[len(m.input_ids) - max(m.prompt_length, 1)] for m in self._encoded]
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}
         for trees in lone_trees([[made] for made in self._encoded]).batches(
@@ -208,7 +207,7 @@ class TextScorer:
 
         def work(some: Trees) -> None:
             batch = TreeBatch.of(some.trees, self._pad_id)
-            stream = TokenStream(batch.targets, batch.counts)
+            stream = TokenStream(batch.targets, batch.counts, self.temperatures)
             for number, part in enumerate(variants.parts()):
                 with variants.holding(part) as count:
                     prefix = prefixes[number] if prefixes else None

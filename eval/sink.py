@@ -77,7 +77,7 @@ class Sink:
         return any(self.keys[item] not in self._known[draw] for draw in self._part(part) for item in items)
 
     def take(self, items: Sequence[int], part: slice, values: Sequence[Any], *, tokens: float = 0.0) -> None:
-        """Keep the scores of some items: float64 tensors [count, ...], or one record each where ``whole``.
+        """Keep scores of some items: float64 tensors [count, ...] or lists of ``count``; where ``whole`` one record.
 
         Raises:
             DataError: A score is NaN.
@@ -85,7 +85,10 @@ class Sink:
         """
         self.spent(tokens=tokens)
         draws = self._part(part)
-        rows = [[value] if self.whole else _plain(value) for value in values]
+        rows = [
+            [value] if self.whole else _plain(value) if isinstance(value, Tensor) else value
+            for value in values
+        ]
         for item, row in zip(items, rows, strict=True):
             if _holds_nan(row):
                 raise DataError(

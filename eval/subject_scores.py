@@ -6,7 +6,7 @@ from typing import Any
 
 from vlora.eval.environment import peak_memory_bytes
 from vlora.eval.forward import Draws
-from vlora.eval.linearised import linearised_name
+from vlora.eval.linearised import Wanted, linearised_name
 from vlora.eval.linearised_gate import linearised_agreement
 from vlora.eval.prepare import Evaluation
 from vlora.eval.records import Record
@@ -57,7 +57,7 @@ def score_subject(
     missing = missing_vectors(evaluation, subject, file)
     if missing:
         _score(evaluation, subject, file, missing, tick)
-    covariances = _linearised(evaluation, subject, file)
+    linearised = _linearised(evaluation, subject, file)
     which = _which(evaluation, subject)
     sink = _sink(evaluation, subject, which, file)
     layouts = [file.layouts[key] for key in evaluation.item_keys]
@@ -72,14 +72,15 @@ def score_subject(
         scores,
         antithetic=evaluation.config.antithetic and len(which) > 1,
         classes=evaluation.classes,
-        covariances=covariances,
+        covariances=None if linearised is None else linearised[0],
     )
     facts = {
         "seconds": file.seconds,
         "forward_tokens": round(file.tokens),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    agreement = linearised_agreement(records) if covariances is not None else None
+    drawn = None if linearised is None else linearised[1]
+    agreement = linearised_agreement(records, drawn) if drawn is not None else None
     if agreement is not None:
         facts["linearised"] = agreement.describe()
         if not agreement.passed:
@@ -107,19 +108,36 @@ def _score(
         run_scorer(scorer, draws, missing, sink)
 
 
-def _linearised(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> list[Any] | None:
-    """Of every item the covariance of its outputs, measured where the file lacks it; None if not asked for."""
-    if not evaluation.config.linearised or subject.posterior is None or subject.kind != "posterior":
+def _linearised(
+    evaluation: Evaluation, subject: Subject, file: ScoreFile
+) -> tuple[list[Any], list[Any] | None] | None:
+    """Of every item the covariance of its outputs, and the one at the width of the draws where there are draws.
+
+    Measured where the file lacks it; None if not asked for.
+    """
+    posterior = subject.posterior
+    if not evaluation.config.linearised or posterior is None or subject.kind != "posterior":
         return None
     kronecker = evaluation.config.linearised == "kronecker"
-    name = linearised_name(subject.posterior, kronecker=kronecker)
-    sink = Sink(evaluation.item_keys, [name], file=file, whole=True, who=f"model {subject.name!r}")
+    wanted = {} if subject.prior is None else {_prior_name(subject, kronecker): subject.prior.posterior}
+    if subject.prior is None or evaluation.num_samples(subject):
+        wanted[linearised_name(posterior, kronecker=kronecker)] = posterior
+    sink = Sink(evaluation.item_keys, list(wanted), file=file, who=f"model {subject.name!r}")
     items = range(len(evaluation.items))
     if sink.wants(items):
         sink.layouts = _layouts(evaluation.scorer)
-        with evaluation.host.wearing(subject.posterior) as model:
-            evaluation.scorer.linearise(model, subject.posterior, sink, kronecker=kronecker)
-    return [sink.result(item)[0] for item in items]
+        with evaluation.host.wearing(posterior) as model:
+            evaluation.scorer.linearise(model, [Wanted(list(wanted.values()), kronecker)], sink)
+    found = [sink.result(item) for item in items]
+    drawn = [own[-1] for own in found] if evaluation.num_samples(subject) else None
+    return [own[0] for own in found], drawn
+
+
+def _prior_name(subject: Subject, kronecker: bool) -> str:
+    """Name of the covariances under the fitted prior in the store."""
+    assert subject.prior is not None
+    prior = subject.prior
+    return linearised_name(prior.posterior, kronecker=kronecker, prior=prior.precision)
 
 
 def _layouts(scorer: Scorer) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlora.errors import ConfigError
+from vlora.eval.linearised_prior import LinearisedPrior
 from vlora.eval.models_config import ModelsConfig
 from vlora.eval.store import content_key
 from vlora.posterior import Posterior
@@ -30,6 +31,10 @@ class Subject:
     """The adapter; None for the base model."""
     fitted: Mapping[str, Any] | None = None
     """What ``vlora calibrate`` fitted, when the posterior was put at that width."""
+    as_read: Posterior | None = None
+    """The posterior as its folder has it, at the width of training."""
+    prior: LinearisedPrior | None = None
+    """Prior of the linearised predictive; None: its posterior is that of the draws."""
 
     @property
     def kind(self) -> str:
@@ -49,18 +54,22 @@ class Subject:
             "ess": posterior.meta.ess if posterior is not None and sampled else None,
             "temperature": posterior.temperature if posterior is not None and sampled else None,
             "std_scale": self.fitted["std_scale"] if self.fitted is not None else None,
+            "linearised_prior": self.prior.precision if self.prior is not None else None,
             "sources": posterior.meta.sources if posterior is not None else [],
             "summary": {**self._applied(), **(posterior.summary() if posterior is not None else {})},
         }
 
     def _applied(self) -> dict[str, str]:
-        """The fitted width in words."""
-        if self.fitted is None:
-            return {}
-        rows = (self.fitted.get("split") or {}).get("rows", "?")
-        return {
-            "posterior_temperature": f"std x {self.fitted['std_scale']:.4g}, fitted on {rows} held-out rows"
-        }
+        """What was fitted and applied, in words."""
+        found = {}
+        if self.fitted is not None:
+            rows = (self.fitted.get("split") or {}).get("rows", "?")
+            found["posterior_temperature"] = (
+                f"std x {self.fitted['std_scale']:.4g}, fitted on {rows} held-out rows"
+            )
+        if self.prior is not None:
+            found["linearised_prior"] = self.prior.describe()
+        return found
 
     def content(self) -> dict[str, Any]:
         """Everything about the model that its scores depend on, as JSON-able content."""
@@ -86,12 +95,12 @@ def load_subjects(config: ModelsConfig) -> list[Subject]:
     subjects = []
     for entry in config.models:
         posterior = None if entry.path == BASE else Posterior.from_pretrained(entry.path)
-        fitted = None
+        as_read, fitted = posterior, None
         if posterior is not None and posterior.has_hess:
             posterior, fitted = _at_temperature(posterior, entry.path, config.temperature)
         elif posterior is not None:
             logger.warning("%s has no posterior: it is evaluated at its weights, without draws", entry.path)
-        subjects.append(Subject(str(entry.name), entry.path, posterior, fitted))
+        subjects.append(Subject(str(entry.name), entry.path, posterior, fitted, as_read))
     return subjects
 
 

@@ -13,6 +13,9 @@ For the scored tokens ``y_1 .. y_T`` of a string and S draws (Malinin and Gales 
 - per string: ``nll_expected = -(1/S) sum_s log p_s(y)``; ``nll_expected - nll_sequence`` is the epistemic part of a
   string's score (reverse mutual information at y), and ``nll_std`` the spread of ``-log p_s(y)`` over draws (S - 1).
 
+With ``temperatures`` also the log-likelihood of every text under ``p(.)^(1/T)``, normalised token by token, of the mean
+(``nll_tempered``) and of the per-token mixture (``nll_samples_tempered``), for every T.
+
 Accumulators hold [M, V] numbers, where M counts the scored tokens of a batch: the log of the mixture and the mean
 log-probability. The samples are never held together.
 """
@@ -36,14 +39,15 @@ _OF_DRAWS = (
 class TokenStream:
     """Accumulates one batch of texts over the mean and the draws, in any order."""
 
-    def __init__(self, targets: Tensor, counts: Sequence[int]) -> None:
+    def __init__(self, targets: Tensor, counts: Sequence[int], temperatures: Sequence[float] = ()) -> None:
         """Prepare for a batch.
 
         Args:
             targets: The scored tokens, text after text, int64 [M].
             counts: Scored tokens of each text.
+            temperatures: Logit temperatures to score under as well.
         """
-        self._targets, self._counts = targets, list(counts)
+        self._targets, self._counts, self._temperatures = targets, list(counts), temperatures
         self._at_mean: dict[str, Tensor] = {}
         self._mixture = self._mean_log = torch.empty(0)
         self._entropies: list[Tensor] = []
@@ -56,6 +60,7 @@ class TokenStream:
             confidence, correct = self._top(log_probs)
             self._at_mean = {"nll": -realised, "correct": correct, "confidence": confidence}
             self._at_mean["entropy"] = _entropy(log_probs)
+            self._at_mean |= self._tempered("nll_tempered", log_probs)
             return
         bounded = log_probs.clamp_min(-1e4)
         first = not self._entropies
@@ -98,7 +103,13 @@ class TokenStream:
             "total_entropy": total,
             "expected_entropy": torch.stack(self._entropies).mean(0),
             "reverse_information": (cross - total).clamp_min(0),
+            **self._tempered("nll_samples_tempered", mixture),
         }
+
+    def _tempered(self, name: str, log_probs: Tensor) -> dict[str, Tensor]:
+        """Negative log-likelihoods of the tokens at every temperature, float64 [T, M]; nothing without temperatures."""
+        found = [-self._realised((log_probs / t).log_softmax(-1)) for t in self._temperatures]
+        return {name: torch.stack(found)} if found else {}
 
     def _values(self, name: str, column: Tensor | None) -> Sequence[Any]:
         """One value a text."""
@@ -106,6 +117,8 @@ class TokenStream:
             return [None] * len(self._counts)
         if name in _PER_STRING:
             return column.tolist()
+        if name.endswith("_tempered"):
+            return [part.sum(1).tolist() for part in column.split(self._counts, dim=1)]
         if name.startswith("nll"):
             return [part.sum().item() for part in column.split(self._counts)]
         rounded = column if column.dtype == torch.long else column.round(decimals=_DECIMALS)

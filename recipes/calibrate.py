@@ -1,40 +1,63 @@
-"""``vlora calibrate``: fit the width of posteriors and decisions, and a table of what they do on other rows."""
+"""``vlora calibrate``: fit widths, priors and decisions, and a table of what they do on other rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlora.eval.calibrate import Calibrated, run_calibration
-from vlora.posterior.calibration import DECISIONS, KEY
+from vlora.posterior.calibration import DECISIONS, KEY, PRIOR
 
 __all__ = ["calibration_table", "run_calibration"]
+
+_KINDS = {"independent": "linearised", "kronecker": "linearised, Kronecker factors"}
 
 
 def calibration_table(results: Sequence[Calibrated]) -> str:
     """NLL on the held-out rows of every predictor, aligned for a terminal; the lowest is the best."""
     lines = []
     for result in results:
-        lines += _width_lines(result) if KEY in result.content else [f"{result.name}: at its weights"]
+        lines += _fit_lines(result)
         lines += _decision_lines(result.content.get(DECISIONS) or {})
     return "\n".join(lines)
 
 
-def _width_lines(result: Calibrated) -> list[str]:
-    width, logit = result.content[KEY], result.content.get("logit_temperature") or {}
-    bound = " (end of the ladder)" if width["at_bound"] else ""
-    rows = (
-        ("mean", "mean", "mean"),
-        ("draws as trained", "as_trained", "samples"),
-        (f"draws at std x {width['std_scale']:.4g}{bound}", "fitted", "samples_fitted"),
-    )
-    head = f"{result.name}: {width['rows']} held-out rows, {width['num_samples']} draws"
-    return [head] + [
-        f"  {words:<44}  nll {width['nll'][key]:.4f}{_scaled(logit, name)}" for words, key, name in rows
-    ]
+def _fit_lines(result: Calibrated) -> list[str]:
+    """One line a predictor: its NLL, and with a logit temperature."""
+    width, prior = result.content.get(KEY), result.content.get(PRIOR)
+    logit = result.content.get("logit_temperature") or {}
+    known = width or prior
+    if known is None:
+        return [f"{result.name}: at its weights"]
+    unit = " per token" if known["task"] == "causal_lm" else ""
+    rows: list[tuple[str, float, str]] = []
+    if width is not None:
+        scale = f"draws at std x {width['std_scale']:.4g}{_end(width, 'ladder')}"
+        names = (("mean", "mean", "mean"), ("draws as trained", "as_trained", "samples"))
+        rows = [
+            (words, width["nll"][key], name)
+            for words, key, name in (*names, (scale, "fitted", "samples_fitted"))
+        ]
+    elif prior is not None:
+        rows = [("mean", prior["nll_mean"], "mean")]
+    for kind, words in _KINDS.items():
+        if prior is not None and kind in prior:
+            found = prior[kind]
+            shown = f"{words}, prior precision {found['prior_precision']:.4g}{_end(found, 'grid')}"
+            rows.append((shown, found["nll"], "linearised" if kind == "independent" else kind))
+    draws = "" if width is None else f", {width['num_samples']} draws"
+    head = f"{result.name}: {known['rows']} held-out rows{draws}; nll in nats{unit}, lower is better"
+    size = max(len(words) for words, _, _ in rows)
+    return [head] + [f"  {words:<{size}}  nll {nll:.4f}{_scaled(logit, name)}" for words, nll, name in rows]
+
+
+def _end(fit: Mapping[str, Any], what: str) -> str:
+    return f" (end of the {what})" if fit["at_bound"] else ""
 
 
 def _decision_lines(decisions: Mapping[str, Any]) -> list[str]:
     """What was promised, and what is left of it on every set that it was not fitted on."""
     lines = []
+    if decisions and decisions["predictor"] not in ("samples", "mean"):
+        lines.append(f"  sets and threshold are those of the predictor {decisions['predictor']}")
     for entry in decisions.get("verified") or ():
         lines.append(f"  on {entry['set']} ({entry['rows']} rows, {entry['labelled']} with a right answer)")
         lines += [

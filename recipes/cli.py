@@ -95,11 +95,12 @@ def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fal
 @app.command()
 @plain
 def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Fit the width of posteriors, prediction sets and a "don't know" threshold on data.validation.
+    """Fit widths, the linearised prior, prediction sets and a "don't know" threshold on data.validation.
 
-    Takes the file of `vlora eval`. Keys: as there, and calibration: {ladder, refine, threshold_share, alpha,
-    risk, delta}. Sets and threshold are verified on data.test and every data.ood set. Evaluate the width with
-    `temperature=stored`, apply sets and threshold with `vlora predict`.
+    Takes the file of `vlora eval`. Keys: as there, and calibration: {ladder, refine, prior_grid, predictor,
+    threshold_share, alpha, risk, delta}. Sets and threshold are verified on data.test and every data.ood set.
+    Evaluate the width with `temperature=stored`, the prior with `linearised=true` (or kronecker), apply sets and
+    threshold with `vlora predict`.
     Writes calibration.json into every adapter's folder and nothing else.
     """
     from vlora.config import load_config

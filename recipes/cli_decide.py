@@ -26,6 +26,10 @@ def predict(
     task: Annotated[
         str | None, typer.Option(help="Where nothing was calibrated: its kind, or a task file (arc_easy).")
     ] = None,
+    predictor: Annotated[
+        str | None,
+        typer.Option(help="Where nothing was calibrated: samples, mean, linearised or kronecker."),
+    ] = None,
     fewshot: Annotated[str | None, typer.Option(help="Solved rows, for a task with examples.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="Draws where nothing was calibrated.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Which prediction set: share that may miss.")] = None,
@@ -36,7 +40,7 @@ def predict(
 ) -> None:
     """Answer rows: each with its confidence, its epistemic share, a prediction set, or "don't know".
 
-    Sets and the threshold for "don't know" are those that `vlora calibrate` stored beside the adapter.
+    Predictor, sets and the threshold for "don't know" are those that `vlora calibrate` stored beside the adapter.
     --task arc_easy reads rows as that task has them, as `vlora eval` does. Writes one JSON object a row.
     """
     from vlora.errors import ConfigError
@@ -46,7 +50,13 @@ def predict(
     if (data is None) == (not text):
         raise ConfigError("give either --data FILE.jsonl or --text")
     found = Predictor.from_pretrained(
-        folder, base_model=base_model, task=task, num_samples=num_samples, fewshot=fewshot, device=device
+        folder,
+        base_model=base_model,
+        task=task,
+        predictor=predictor,
+        num_samples=num_samples,
+        fewshot=fewshot,
+        device=device,
     )
     rows = rows_for(found, data) if data is not None else rows_of_texts(text or (), choice or (), found)
     predictions = predict_rows(found, rows, alpha=alpha, method=method, answer_all=answer_all)

@@ -33,10 +33,17 @@ def _short(calibration: Mapping[str, Any]) -> dict[str, Any]:
     """The fitted numbers without what was tried and on which rows."""
     width = calibration.get("posterior_temperature") or {}
     logit = calibration.get("logit_temperature") or {}
-    abstention = (calibration.get("decisions") or {}).get("abstention") or {}
+    decisions, prior = (calibration.get(name) or {} for name in ("decisions", "linearised_prior"))
+    abstention = decisions.get("abstention") or {}
     return {
         **{name: width.get(name) for name in ("std_scale", "temperature")},
+        **{
+            f"linearised prior precision, {kind}": prior[kind].get("prior_precision")
+            for kind in ("independent", "kronecker")
+            if kind in prior
+        },
         **{f"logit T of {name}": fit.get("temperature") for name, fit in logit.items()},
+        "predictor": decisions.get("predictor"),
         "answers when 1 - confidence is at most": abstention.get("threshold"),
     }
 

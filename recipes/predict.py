@@ -96,8 +96,17 @@ def predict_rows(predictor: Predictor, rows: Sequence[dict[str, Any]], **setting
 
 
 def lines_of(predictions: Sequence[Prediction]) -> str:
-    """Predictions as JSON lines."""
-    return "".join(json.dumps(asdict(one), allow_nan=False, ensure_ascii=False) + "\n" for one in predictions)
+    """Predictions as JSON lines, numbers with six digits."""
+    plain = (_rounded(asdict(one)) for one in predictions)
+    return "".join(json.dumps(one, allow_nan=False, ensure_ascii=False) + "\n" for one in plain)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def summary(predictions: Sequence[Prediction], out: Path) -> str:

@@ -45,6 +45,25 @@ def test_tokens_are_told_in_items_and_in_naive_passes(folder):
     assert lines[-1].startswith("x, 1 thread of 2 cores, load 0.5 to 0.5 ")
 
 
+def test_the_linearised_variance_has_a_line_a_width_and_its_cost_in_passes(folder):
+    width = {"width": 0.5, "rank_correlation": 0.9876, "ratio": 1.0204, "median_relative_error": 0.05}
+    cost = {
+        name: {"tokens": tokens, "cpu_seconds": seconds}
+        for name, tokens, seconds in (
+            ("mean", 100.0, 2.0),
+            ("draws", 750.0, 12.0),
+            ("linearised", 450.0, 7.0),
+        )
+    }
+    unit = {"model": "closed_world", "task": "multiple_choice", "items": 3, "draws": 64, "outputs": 4}
+    (folder / "agreement").mkdir()
+    (folder / "agreement/x.json").write_text(json.dumps({**unit, "widths": [width], "cost": cost}))
+    lines = table.block(folder).splitlines()
+    assert "| closed world | multiple choice | 0.5 | 0.988 | 1.020 | 0.050 |" in lines
+    assert "| closed world | multiple choice | 4 | 4.5 | 7.5 | 3.5 | 6.0 |" in lines
+    assert any("which know a variance to 25 %" in line for line in lines)
+
+
 def test_the_readme_holds_the_tables_of_its_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     shown = text.partition(START)[2].partition(END)[0]

@@ -6,9 +6,10 @@ python -m benchmarks.eval_cost.table [--print]
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.eval_cost.cases import CASES
-from benchmarks.readme_table import Records, read_results, write_tables
+from benchmarks.readme_table import Records, read_results, row, write_tables
 
 HERE = Path(__file__).parent
 UNITS = {
@@ -28,9 +29,11 @@ TITLES = {
 
 def block(folder: Path) -> str:
     """All tables and the conditions they hold under."""
-    records = read_results(folder)
+    every = read_results(folder)
+    records = {name: record for name, record in every.items() if "/" not in name}
+    linearised = {name: record for name, record in every.items() if name.startswith("agreement/")}
     parts = [table(records, case) for case in CASES if f"{case}-all-naive-1" in records]
-    return "\n".join([*parts, conditions(records)]) + "\n"
+    return "\n".join([*parts, conditions(records), *agreement(linearised)]) + "\n"
 
 
 def table(records: Records, case: str) -> str:
@@ -67,6 +70,45 @@ def difference(records: Records, case: str, unit: str) -> str:
         abs(math.exp(a) - math.exp(b)) for left, right in pairs for a, b in zip(left, right, strict=True)
     )
     return f"{gap:.0e}"
+
+
+def agreement(records: Records) -> list[str]:
+    """The linearised variance against that of the draws at every width, then what both cost."""
+    if not records:
+        return []
+    some = next(iter(records.values()))
+    noise = math.sqrt(4 / some["draws"])
+    lines = [
+        "\n### Linearised variance against draws\n",
+        f"{some['items']} items, {some['draws']} mirrored draws, which know a variance to {100 * noise:.0f} %\n",
+        row("model", "task", "width", "rank correlation", "linearised / draws", "median relative error"),
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for unit in records.values():
+        head = unit["model"].replace("_", " "), unit["task"].replace("_", " ")
+        for found in unit["widths"]:
+            numbers = (found[name] for name in ("rank_correlation", "ratio", "median_relative_error"))
+            lines.append(row(*head, f"{found['width']:g}", *(f"{number:.3f}" for number in numbers)))
+    lines += [
+        "\nCost of one scoring of all items, in passes at the mean: by tokens as vlora counts them, by CPU time.\n",
+        row("model", "task", "K", "linearised", "8 draws", "linearised, CPU", "8 draws, CPU"),
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for unit in records.values():
+        cost, mean = unit["cost"], unit["cost"]["mean"]
+        shares = [
+            cost[name][kind] / mean[kind]
+            for kind in ("tokens", "cpu_seconds")
+            for name in ("linearised", "draws")
+        ]
+        head = unit["model"].replace("_", " "), unit["task"].replace("_", " "), str(outputs(unit))
+        lines.append(row(*head, *(f"{share:.1f}" for share in shares)))
+    return lines
+
+
+def outputs(unit: dict[str, Any]) -> int:
+    """Backward passes of an item: its choices, or one for a text."""
+    return 1 if unit["task"] == "causal_lm" else unit["outputs"]
 
 
 def conditions(records: Records) -> str:

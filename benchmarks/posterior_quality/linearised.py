@@ -4,12 +4,11 @@
 
 Sigma has the posterior's own h at temperature 1 (precision N h + prior), entries independent or, with the Kronecker
 factors gathered while training, correlated (``vlora.posterior.kronecker``). The prior precision is the value of
-``PRIORS`` with the lowest validation NLL: one scalar, as a temperature is.
+``PRIORS`` with the lowest validation NLL: one scalar, as a temperature is, and what ``vlora calibrate`` fits.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +19,10 @@ from benchmarks.posterior_quality.network import Network
 from benchmarks.posterior_quality.scores import draws_nll
 from benchmarks.posterior_quality.tasks import Rows, Task
 from vlora.backward import watched
-from vlora.laplace.fit import with_prior
+from vlora.eval.metrics.prior_precision import fit_prior_precision
 from vlora.posterior import Posterior
 from vlora.posterior.keys import adapter_tensors
-from vlora.posterior.kronecker import Independent, Kronecker, covariances, output_covariance
+from vlora.posterior.kronecker import Independent, Kronecker, Spread, output_covariance, under_priors
 
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 LOGIT_DRAWS = 64
@@ -44,25 +43,20 @@ def linearised(
     spreads = {(kind, prior): spread for kind in KINDS for prior, spread in by_prior(posterior, kind).items()}
     validation = _draws(network, task.validation, spreads, seed)
     nll = {name: draws_nll(draws, task.validation.label) for name, draws in validation.items()}
-    best = {kind: min(PRIORS, key=lambda prior: nll[kind, prior]) for kind in KINDS}
+    best = {
+        kind: fit_prior_precision(lambda prior, kind=kind: nll[kind, prior], PRIORS).precision
+        for kind in KINDS
+    }
     chosen = {(kind, prior): spreads[kind, prior] for kind, prior in best.items()}
     found = {split: _draws(network, getattr(task, split), chosen, seed) for split in splits}
     found["validation"] = validation
     return {kind: {split: own[kind, best[kind]] for split, own in found.items()} for kind in KINDS}, best
 
 
-def by_prior(posterior: Posterior, kind: str) -> dict[float, dict[str, Any]]:
+def by_prior(posterior: Posterior, kind: str) -> dict[float, Spread]:
     """Covariances at temperature 1 for every prior precision; their bases do not depend on it and are found once."""
-    first = PRIORS[0]
-    spread = covariances(with_prior(posterior.at_temperature(1.0), first), kronecker=KINDS[kind])
-
-    def narrowed(prior: float) -> dict[str, Any]:
-        return {
-            key: replace(one, std=(one.std.double().pow(-2) + (prior - first)).rsqrt().float())
-            for key, one in spread.items()
-        }
-
-    return {prior: narrowed(prior) for prior in PRIORS}
+    under = under_priors(posterior.at_temperature(1.0), PRIORS, kronecker=KINDS[kind])
+    return dict(zip(PRIORS, under, strict=True))
 
 
 def _draws(network: Network, rows: Rows, spreads: Mapping[Name, Any], seed: int) -> dict[Name, Tensor]:

@@ -7,6 +7,7 @@ z is taken by antithetic normal draws that are the same for all items; they cost
 Source: Khan et al. 2019 (arXiv:1906.01930), Immer et al. 2021 (arXiv:2008.08400).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.uncertainty import expected_entropy, mixture_log_probs, mutual_information
 
-__all__ = ["SoftmaxMoments", "softmax_moments"]
+__all__ = ["SoftmaxMoments", "softmax_mean", "softmax_moments"]
 
 _PAIRS = 512
 _ITEMS = 256  # items at a time, which bounds the memory
@@ -49,6 +50,30 @@ def softmax_moments(mean: Any, covariance: Any, *, num_pairs: int = _PAIRS, seed
     Raises:
         DataError: Shapes do not fit, or a covariance has a clearly negative eigenvalue.
     """
+    parts = [
+        (mixture_log_probs(s), expected_entropy(s), mutual_information(s, antithetic=True))
+        for s in _samples(mean, covariance, num_pairs, seed)
+    ]
+    return SoftmaxMoments(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def softmax_mean(mean: Any, covariance: Any, *, num_pairs: int = _PAIRS, seed: int = 0) -> Array:
+    """``log E[softmax(z)]`` alone, ``(N, K)``: the first of the moments, at a third of their cost.
+
+    Args:
+        mean: As in :func:`softmax_moments`.
+        covariance: As there.
+        num_pairs: As there.
+        seed: As there.
+
+    Raises:
+        DataError: As there.
+    """
+    return np.concatenate([mixture_log_probs(s) for s in _samples(mean, covariance, num_pairs, seed)])
+
+
+def _samples(mean: Any, covariance: Any, num_pairs: int, seed: int) -> Iterator[Array]:
+    """Log-softmax of draws of Gaussian logits, ``(2 * num_pairs, n, K)`` for some items at a time."""
     mean, covariance = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
     if mean.ndim != 2 or covariance.shape != (*mean.shape, mean.shape[-1]):
         raise DataError(
@@ -56,23 +81,16 @@ def softmax_moments(mean: Any, covariance: Any, *, num_pairs: int = _PAIRS, seed
         )
     noise = np.random.default_rng(seed).standard_normal((num_pairs, mean.shape[1]))
     noise = np.stack([noise, -noise], axis=1).reshape(-1, mean.shape[1])
-    parts = [
-        _part(mean[i : i + _ITEMS], covariance[i : i + _ITEMS], noise) for i in range(0, len(mean), _ITEMS)
-    ]
-    return SoftmaxMoments(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    for i in range(0, len(mean), _ITEMS):
+        yield _log_softmax(mean[i : i + _ITEMS], covariance[i : i + _ITEMS], noise)
 
 
-def _part(mean: Array, covariance: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """Moments of some items."""
+def _log_softmax(mean: Array, covariance: Array, noise: Array) -> Array:
+    """Draws of some items."""
     values, vectors = np.linalg.eigh(covariance)
     if (values[:, 0] < -1e-3 * np.maximum(values[:, -1], 1e-9)).any():
         raise DataError(f"a covariance of logits must not have negative eigenvalues, got {values.min():.3g}")
     root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
     logits = mean + np.einsum("nkl,sl->snk", root, noise)
     top = logits.max(axis=-1, keepdims=True)
-    samples = logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
-    return (
-        mixture_log_probs(samples),
-        expected_entropy(samples),
-        mutual_information(samples, antithetic=True),
-    )
+    return logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))

@@ -17,7 +17,14 @@ from vlora.eval.metrics.arrays import Array, IntArray, labels, log_prob_array
 from vlora.eval.metrics.intervals import Counts, Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.proper_scores import negative_log_likelihood
 
-__all__ = ["TEMPERATURE_BOUNDS", "TemperatureFit", "fit_temperature", "temper", "temperature_interval"]
+__all__ = [
+    "TEMPERATURE_BOUNDS",
+    "TemperatureFit",
+    "fit_temperature",
+    "temper",
+    "temperature_from_grid",
+    "temperature_interval",
+]
 
 TEMPERATURE_BOUNDS = (0.02, 50.0)
 """Temperatures that a fit may return."""
@@ -35,6 +42,34 @@ class TemperatureFit:
     """NLL at T*, nats per item, over items whose label is possible."""
     at_bound: bool
     """The minimum lies outside the bounds, as when every held-out answer is right."""
+
+
+def temperature_from_grid(temperatures: Any, nll: Any) -> TemperatureFit:
+    """Temperature with the smallest NLL where it is known on a grid only, as for tokens over a large vocabulary.
+
+    The minimum of the parabola in log T through the best point of the grid and its neighbours.
+
+    Args:
+        temperatures: Three or more positive temperatures, rising, ``(G,)``.
+        nll: NLL at each of them, ``(G,)``.
+
+    Raises:
+        DataError: Not such a grid, or an NLL that is not finite.
+    """
+    grid, value = np.asarray(temperatures, dtype=np.float64), np.asarray(nll, dtype=np.float64)
+    if grid.ndim != 1 or len(grid) < 3 or value.shape != grid.shape or not (grid > 0).all():
+        raise DataError(
+            f"expected the NLL at three or more temperatures, got shapes {grid.shape}, {value.shape}"
+        )
+    if (np.diff(grid) <= 0).any() or not np.isfinite(value).all():
+        raise DataError("temperatures must rise and their NLL be finite")
+    best = int(value.argmin())
+    if best in (0, len(grid) - 1):
+        return TemperatureFit(float(grid[best]), float(value[best]), True)
+    parabola = np.polynomial.Polynomial.fit(np.log(grid[best - 1 : best + 2]), value[best - 1 : best + 2], 2)
+    curved = float(parabola.deriv(2)(0.0)) > 0
+    place = float(parabola.deriv().roots()[0].real) if curved else float(np.log(grid[best]))
+    return TemperatureFit(float(np.exp(place)), float(parabola(place)), False)
 
 
 def temper(log_probs: Any, temperature: float) -> Array:

@@ -125,7 +125,10 @@ def test_texts_are_calibrated_per_token(built, tmp_path):
         width["nll"]["as_trained"], abs=1e-6
     )
     assert sum(r.lm.nll for r in records) / tokens == pytest.approx(width["nll"]["mean"], abs=1e-6)
-    assert "logit_temperature" not in done.content
+    logit = done.content["logit_temperature"]
+    assert list(logit) == ["mean", "samples", "samples_fitted"]
+    for name, at_one in (("mean", "mean"), ("samples", "as_trained"), ("samples_fitted", "fitted")):
+        assert logit[name]["nll"] <= width["nll"][at_one] + 1e-6
 
 
 def test_only_posteriors_are_calibrated_and_other_sections_stay(world, tmp_path):
@@ -222,4 +225,16 @@ def test_classes_are_calibrated_too(tmp_path):
         tmp_path, tmp_path / "out", model=str(tmp_path / "first"), task="sequence_classification", data=data
     )
     (done,) = run_calibration(config)
-    assert set(done.content["logit_temperature"]) == {"mean", "samples", "samples_fitted"}
+    assert set(done.content["logit_temperature"]) == {"mean", "samples", "samples_fitted", "linearised"}
+
+
+def test_draws_side_by_side_fit_what_the_plain_loop_fits(world, tmp_path):
+    fits = {}
+    for scoring in ("loop", "batched"):
+        (done,) = run_calibration(settings(world, tmp_path, scoring=scoring))
+        fits[scoring] = done.content
+    slow, fast = (fits[name]["posterior_temperature"] for name in ("loop", "batched"))
+    np.testing.assert_allclose(slow["evaluated"], fast["evaluated"], atol=1e-5)
+    assert slow["nll"]["mean"] == pytest.approx(fast["nll"]["mean"], abs=1e-5)
+    for name, entry in fits["loop"]["logit_temperature"].items():
+        assert fits["batched"]["logit_temperature"][name]["nll"] == pytest.approx(entry["nll"], abs=1e-5)

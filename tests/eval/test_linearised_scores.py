@@ -12,7 +12,7 @@ from test_scoring_batched import FORMAT, _choices, _texts
 
 from vlora.data import Example, RowFormat
 from vlora.errors import ConfigError
-from vlora.eval.linearised import linearised_name
+from vlora.eval.linearised import Wanted, linearised_name
 from vlora.eval.linearised_gate import linearised_agreement
 from vlora.eval.records import Record, read_records
 from vlora.eval.results import read_results
@@ -23,9 +23,9 @@ from vlora.posterior.keys import adapter_tensors
 from vlora.posterior.lora_layout import split_keys
 
 
-def _covariances(scorer, model, posterior, **settings) -> list[torch.Tensor]:
-    sink = Sink([str(i) for i in range(scorer.num_items)], ["linearised"], whole=True)
-    scorer.linearise(model, posterior, sink, **settings)
+def _covariances(scorer, model, posterior, *, kronecker=False) -> list[torch.Tensor]:
+    sink = Sink([str(i) for i in range(scorer.num_items)], ["linearised"])
+    scorer.linearise(model, [Wanted([posterior], kronecker)], sink)
     return [torch.tensor(sink.result(i)[0], dtype=torch.float64) for i in range(scorer.num_items)]
 
 

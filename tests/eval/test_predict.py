@@ -80,6 +80,19 @@ def test_predictions_are_those_of_an_evaluation_at_the_stored_width(built, tmp_p
         assert set(one.prediction_set) <= set(record.choices)
 
 
+def test_a_width_other_than_that_of_training_is_drawn_at(built, tmp_path):
+    folder, _ = built
+    shutil.copytree(folder / "first", tmp_path / "first")
+    path = tmp_path / "first/calibration.json"
+    changed = json.loads(path.read_text())
+    trained = Posterior.from_pretrained(folder / "first").meta.ess
+    for scale in (0.5, 2.0):
+        changed["posterior_temperature"]["std_scale"] = scale
+        path.write_text(json.dumps(changed))
+        predictor = Predictor.from_pretrained(tmp_path / "first", base_model=str(folder / "base"))
+        assert predictor.calibrated and predictor.posterior.meta.ess == pytest.approx(trained / scale**2)
+
+
 def test_the_stored_threshold_silences_and_nothing_is_lost(built, tmp_path):
     folder, content = built
     shutil.copytree(folder / "first", tmp_path / "first")
@@ -135,6 +148,22 @@ def test_without_a_calibration_there_are_answers_and_no_sets(built, caplog, caps
         "task must be sequence_classification, multiple_choice or the name of a task file"
         in capsys.readouterr().err
     )
+
+
+def test_texts_are_refused_with_what_there_is_for_them(built, tmp_path):
+    folder, content = built
+    base = str(folder / "base")
+    with pytest.raises(
+        ConfigError, match="not texts .causal_lm.; sample answers to open questions with vlora eval"
+    ):
+        Predictor.from_pretrained(folder / "second", base_model=base, task="causal_lm")
+    shutil.copytree(folder / "first", tmp_path / "first")
+    alone = json.loads(json.dumps(content["first"]))
+    del alone["decisions"]
+    alone["posterior_temperature"]["task"] = "causal_lm"
+    (tmp_path / "first/calibration.json").write_text(json.dumps(alone))
+    with pytest.raises(ConfigError, match="score given texts with vlora eval and task: causal_lm"):
+        Predictor.from_pretrained(tmp_path / "first", base_model=base)
 
 
 def test_the_command_writes_a_file_whole_or_answers_a_text(built, capsys, tmp_path):

@@ -13,6 +13,7 @@ from vlora.errors import DataError
 from vlora.eval.forward import Draws
 from vlora.eval.score import build_scorer, score_model
 from vlora.eval.score_lm import TextScorer
+from vlora.eval.token_stream import TokenStream
 
 TEXTS = ["w1 w2 w3 w4", "w5", "w6 w7 is red . " + " ".join(f"w{i}" for i in range(25)), "w8 w9 is blue"]
 PLAIN = [Example(item=f"test/{i}", text=text) for i, text in enumerate(TEXTS)]
@@ -157,3 +158,23 @@ def test_long_texts_are_cut_and_empty_ones_refused():
         build_scorer(
             "causal_lm", [Example(item="test/2", prompt="Q")], tokenizer, RowFormat(prompt="q"), model.config
         )
+
+
+def test_tempered_scores_are_those_of_tempered_tokens():
+    """Of the mean and of the per-token mixture, against the softmax written out."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 7, generator=generator)  # mean and two draws, five tokens
+    targets, counts, temperatures = torch.tensor([0, 3, 6, 2, 2]), [2, 3], (0.5, 1.0, 2.0)
+    stream = TokenStream(targets, counts, temperatures)
+    stream.add_all([None, 0, 1], logits)
+    probs = logits.double().softmax(-1)
+    for name, mixed in (("nll_tempered", probs[0]), ("nll_samples_tempered", probs[1:].mean(0))):
+        for number, temperature in enumerate(temperatures):
+            powered = mixed ** (1 / temperature)
+            chosen = (powered / powered.sum(-1, keepdim=True))[torch.arange(5), targets]
+            expected = [-float(part.log().sum()) for part in chosen.split(counts)]
+            got = [record[name][number] for record in stream.records()]
+            assert got == pytest.approx(expected, abs=1e-5), (name, temperature)
+    plain = TokenStream(targets, counts)
+    plain.add_all([None, 0, 1], logits)
+    assert not any(name.endswith("_tempered") for name in plain.records()[0])

@@ -27,7 +27,7 @@ from vlora.posterior import Posterior
 from vlora.posterior.health import LAPLACE
 from vlora.posterior.keys import adapter_tensors
 
-__all__ = ["EvidencePrior", "evidence_prior", "laplace_posterior", "with_prior"]
+__all__ = ["EvidencePrior", "evidence_prior", "laplace_posterior"]
 
 
 def laplace_posterior(
@@ -44,7 +44,7 @@ def laplace_posterior(
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[Posterior, SquaredGradients]:
-    """Measure h at the adapter's weights; the prior is still flat (``weight_decay`` 0), see :func:`with_prior`.
+    """Measure h at the adapter's weights; the prior is still flat, see :meth:`Posterior.with_prior`.
 
     Args:
         model: PEFT model that holds the adapter's weights under the name ``default``.
@@ -143,16 +143,3 @@ def evidence_prior(posterior: Posterior, *, mean_loss: float, scope: PriorScope 
         evidence += log_evidence(posterior.mean[key], hess, mean_loss=0.0, **settings)
         effective += effective_parameters(hess, **settings)
     return EvidencePrior(precision, evidence, effective, [k for k, value in own.items() if value is None])
-
-
-def with_prior(posterior: Posterior, precision: Mapping[str, float] | float) -> Posterior:
-    """The same posterior under a prior precision: ``weight_decay = precision / ess``."""
-    keys = list(posterior.hess)
-    decay = {
-        key: (precision[key] if isinstance(precision, Mapping) else precision) / posterior.meta.of("ess", key)
-        for key in keys
-    }
-    shared = set(decay.values())
-    return replace(
-        posterior, meta=replace(posterior.meta, weight_decay=shared.pop() if len(shared) == 1 else decay)
-    )

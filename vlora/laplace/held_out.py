@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from vlora.errors import DataError, TrainingError
 from vlora.fisher import example_losses
-from vlora.laplace.fit import with_prior
 from vlora.posterior import Posterior
 
 __all__ = ["HeldOut", "best_factor", "mean_nll", "sampled_nll"]
@@ -66,7 +65,7 @@ def best_factor(
         total=len(factors) * num_samples, desc="held-out draws", unit="draw", disable=not progress
     ) as bar:
         for factor in sorted(set(factors)):
-            wide = with_prior(posterior, {key: factor * value for key, value in precision.items()})
+            wide = posterior.with_prior({key: factor * value for key, value in precision.items()})
             nll[factor] = sampled_nll(model, wide, batches, num_samples=num_samples, bar=bar)
     return HeldOut(min(nll, key=lambda f: (nll[f], -f)), nll, mean_nll(model, batches))
 

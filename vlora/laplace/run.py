@@ -15,7 +15,7 @@ from vlora.curvature import collect_curvature
 from vlora.files import check_output_folder, output_path
 from vlora.fisher import LabelKind, SquaredGradients
 from vlora.laplace.config import Fisher, PosteriorConfig
-from vlora.laplace.fit import EvidencePrior, evidence_prior, laplace_posterior, with_prior
+from vlora.laplace.fit import EvidencePrior, evidence_prior, laplace_posterior
 from vlora.laplace.held_out import HeldOut, best_factor, mean_nll, sampled_nll
 from vlora.laplace.prepare import Prepared, prepare
 from vlora.posterior import Posterior
@@ -99,15 +99,15 @@ def _with_chosen_prior(
         "train_loss": gradients.mean_loss,
     }
     if not isinstance(config.prior_precision, str):
-        posterior = with_prior(fitted, config.prior_precision)
+        posterior = fitted.with_prior(config.prior_precision)
         return posterior, log | {"prior": {"kind": "given"}} | _checked(run, posterior)
     prior = evidence_prior(fitted, mean_loss=gradients.mean_loss, scope=config.prior_scope)
     log["prior"] = _record(config.prior_precision, prior)
     if config.prior_precision == "marginal_likelihood":
-        posterior = with_prior(fitted, prior.precision)
+        posterior = fitted.with_prior(prior.precision)
         return posterior, log | _checked(run, posterior)
     found = _searched(run, fitted, prior)
-    posterior = with_prior(fitted, {key: found.factor * value for key, value in prior.precision.items()})
+    posterior = fitted.with_prior({key: found.factor * value for key, value in prior.precision.items()})
     nll = {f"{factor:g}": value if math.isfinite(value) else None for factor, value in found.nll.items()}
     return posterior, log | {
         "held_out": {

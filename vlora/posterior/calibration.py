@@ -3,7 +3,9 @@
     format                  1
     posterior_temperature   std_scale c (standard deviations are multiplied by it, ess divided by c^2), nll before and
                             after, all (c, NLL) tried, number of draws, the rows it was fitted on
-    logit_temperature       T of the mean, of the draws as trained and of the calibrated draws, as baselines
+    linearised_prior        format 1; prior precision of the linearised predictive at temperature 1, of ``independent``
+                            and, where there are factors, of ``kronecker`` entries; all (precision, NLL) tried; the rows
+    logit_temperature       T of every predictor: mean, draws as trained and at the fitted width, linearised
     decisions               prediction sets and the threshold for "don't know", see :mod:`vlora.posterior.decisions`
     posterior_sha256        which posterior it belongs to
 
@@ -17,15 +19,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlora.errors import PosteriorFormatError
-from vlora.posterior.decisions import FORMAT, Decisions, check_content
+from vlora.posterior.decisions import FORMAT, PRIOR, Decisions, check_content
 from vlora.posterior.decisions import KEY as DECISIONS
 from vlora.posterior.hashing import tensors_sha256
 from vlora.posterior.posterior import Posterior
 
-__all__ = ["DECISIONS", "FORMAT", "KEY", "calibrated", "decisions_of", "fitted_scale", "identity"]
+__all__ = [
+    "DECISIONS",
+    "FORMAT",
+    "KEY",
+    "PRIOR",
+    "PRIOR_FORMAT",
+    "calibrated",
+    "curvature_identity",
+    "decisions_of",
+    "fitted_prior",
+    "fitted_scale",
+    "identity",
+    "under_prior",
+]
 
 KEY = "posterior_temperature"
 """Section that holds the fitted width."""
+PRIOR_FORMAT = 1
+"""Version of the section of the linearised prior that this vlora writes, and the newest one it reads."""
 
 
 def identity(posterior: Posterior) -> str:
@@ -36,6 +53,11 @@ def identity(posterior: Posterior) -> str:
         meta.fixed_zeros,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def curvature_identity(posterior: Posterior) -> str:
+    """Hash of the Kronecker factors of a posterior."""
+    return tensors_sha256(posterior.curvature or {})
 
 
 def fitted_scale(posterior: Posterior) -> Mapping[str, Any] | None:
@@ -56,6 +78,59 @@ def fitted_scale(posterior: Posterior) -> Mapping[str, Any] | None:
         )
     _check_identity(posterior, stored)
     return section
+
+
+def fitted_prior(posterior: Posterior, *, kronecker: bool) -> Mapping[str, Any] | None:
+    """The fitted prior of the linearised predictive, checked; None if none was fitted for this kind of covariance.
+
+    Args:
+        posterior: As read from its folder, at the width it was trained with.
+        kronecker: Correlated entries.
+
+    Returns:
+        ``prior_precision`` with what is known of its fit: ``nll``, ``at_bound``, ``evaluated``, ``rows``, ``split``.
+
+    Raises:
+        PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior or curvature.
+    """
+    stored, kind = posterior.calibration or {}, "kronecker" if kronecker else "independent"
+    if PRIOR not in stored:
+        return None
+    check_content(stored, "calibration.json")
+    section = stored[PRIOR]
+    number = section.get("format") if isinstance(section, Mapping) else None
+    if number != PRIOR_FORMAT:
+        raise PosteriorFormatError(
+            f"calibration.json holds {PRIOR} of format {number!r}, this vlora reads {PRIOR_FORMAT}; install a newer "
+            "vlora, or run vlora calibrate again"
+        )
+    found = section.get(kind)
+    if found is None:
+        return None
+    value = found.get("prior_precision") if isinstance(found, Mapping) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise PosteriorFormatError(
+            f"calibration.json holds prior_precision {value!r}, expected a positive number; run vlora calibrate again"
+        )
+    _check_identity(posterior, stored)
+    if kronecker and found.get("curvature_sha256") != curvature_identity(posterior):
+        raise PosteriorFormatError(
+            "the prior in calibration.json was fitted with other Kronecker factors (curvature.safetensors changed "
+            "since); run vlora calibrate again"
+        )
+    common = {name: section.get(name) for name in ("rows", "split", "task")}
+    return {**common, **found}
+
+
+def under_prior(posterior: Posterior, precision: float) -> Posterior:
+    """The posterior of the linearised predictive: temperature 1 and this prior precision, ``1 / (N h + precision)``.
+
+    Raises:
+        ValueError: The posterior does not know its number of examples N, or the precision is not positive.
+    """
+    if posterior.meta.num_examples < 1:
+        raise ValueError("the posterior records no num_examples, so what the data know (N h) is unknown")
+    return posterior.at_temperature(1.0).with_prior(precision)
 
 
 def decisions_of(posterior: Posterior) -> Decisions | None:

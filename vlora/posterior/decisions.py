@@ -1,6 +1,6 @@
 """The ``decisions`` section of ``calibration.json``: what turns probabilities into answers, sets and "don't know".
 
-    predictor, num_samples, antithetic, temperature   how probabilities are made: mean or draws, logit temperature
+    predictor, num_samples, antithetic, temperature   how probabilities are made (``PREDICTORS``), logit temperature
     task, row_format, dtype, quantization             what was scored, and how rows become tokens
     task_file, task_sha256                            the task file that made the rows, null without one
     conformal    [{method, alpha, threshold, n}]      prediction sets: lac or aps; threshold null takes every choice
@@ -17,14 +17,19 @@ from typing import Any
 
 from vlora.errors import PosteriorFormatError
 
-__all__ = ["FORMAT", "KEY", "Abstention", "Conformal", "Decisions", "check_content"]
+__all__ = ["FORMAT", "KEY", "PREDICTORS", "PRIOR", "Abstention", "Conformal", "Decisions", "check_content"]
 
 FORMAT = 1
 """Version of ``calibration.json`` that this vlora writes, and the newest one it reads."""
 KEY = "decisions"
 """Section of ``calibration.json``."""
+PRIOR = "linearised_prior"
+"""Section that holds the prior of the linearised predictive."""
+PREDICTORS = ("samples", "mean", "linearised", "kronecker")
+"""How probabilities are made: mixture of draws, posterior mean, or the linearised model with independent entries or
+with Kronecker factors."""
 
-_SECTIONS = ("posterior_temperature", KEY)
+_SECTIONS = ("posterior_temperature", PRIOR, KEY)
 _METHODS = ("lac", "aps")
 
 
@@ -70,7 +75,8 @@ class Decisions:
 
     task: str
     predictor: str
-    """``samples`` (mixture of draws at the fitted width) or ``mean``."""
+    """``samples`` (mixture of draws at the fitted width), ``mean``, ``linearised`` or ``kronecker`` (the linearised
+    model under its fitted prior, with independent entries or with Kronecker factors)."""
     num_samples: int
     antithetic: bool
     temperature: float
@@ -97,7 +103,7 @@ class Decisions:
         try:
             return cls(
                 task=str(section["task"]),
-                predictor=_one_of("predictor", section["predictor"], ("mean", "samples")),
+                predictor=_one_of("predictor", section["predictor"], PREDICTORS),
                 num_samples=_count("num_samples", section["num_samples"]),
                 antithetic=bool(section["antithetic"]),
                 temperature=_number("temperature", section["temperature"], 0, math.inf),

@@ -13,8 +13,8 @@ A tensor without Grams (a head, an embedding, a bias), and one with pruned entri
 independent entries.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,15 @@ from vlora.posterior.grams import read_gram
 from vlora.posterior.lora_layout import module_scaling, split_keys
 from vlora.posterior.posterior import Posterior
 
-__all__ = ["Independent", "Kronecker", "covariances", "output_covariance"]
+__all__ = [
+    "Independent",
+    "Kronecker",
+    "Spread",
+    "covariances",
+    "has_factors",
+    "output_covariance",
+    "under_priors",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,20 @@ class Kronecker:
         return self.left @ (self.std * noise) @ self.right.T
 
 
+Spread = Mapping[str, Independent | Kronecker]
+"""PEFT key -> covariance."""
+
+
+def has_factors(posterior: Posterior) -> bool:
+    """Whether some LoRA module has both Kronecker factors, so that entries can be correlated."""
+    grams = posterior.curvature or {}
+    stems = (keys.stem for keys in split_keys(posterior.mean)[0].values() if not keys.embedding)
+    sides = ("input_gram", "output_gram")
+    return bool(grams) and any(
+        all(read_gram(grams, f"{stem}.{side}") is not None for side in sides) for stem in stems
+    )
+
+
 def covariances(
     posterior: Posterior, *, kronecker: bool = True, device: torch.device | str = "cpu"
 ) -> dict[str, Independent | Kronecker]:
@@ -91,6 +113,51 @@ def covariances(
             "with curvature: true, or collect it (vlora.curvature)"
         )
     return found | {key: Kronecker(*(part.to(device) for part in parts)) for key, parts in precise.items()}
+
+
+def under_priors(
+    posterior: Posterior,
+    precisions: Sequence[float],
+    *,
+    kronecker: bool = True,
+    device: torch.device | str = "cpu",
+) -> list[Spread]:
+    """Covariances under several prior precisions, which share h and bases.
+
+    A tensor's standard deviations are made when they are asked for, so that many priors take no more memory than one.
+
+    Args:
+        posterior: At the temperature that counts.
+        precisions: Prior precisions, as in :meth:`Posterior.with_prior`.
+        kronecker: As in :func:`covariances`.
+        device: Where to put it.
+
+    Returns:
+        One covariance per precision, for :func:`output_covariance`.
+
+    Raises:
+        ConfigError: As in :func:`covariances`.
+    """
+    least = min(precisions)
+    spread = covariances(posterior.with_prior(least), kronecker=kronecker, device=device)
+    return [_Narrowed(spread, precision - least) for precision in precisions]
+
+
+class _Narrowed(Spread):
+    """The same covariances with a number added to every precision; entries without noise stay without."""
+
+    def __init__(self, spread: Spread, added: float) -> None:
+        self._spread, self._added = spread, added
+
+    def __getitem__(self, key: str) -> Independent | Kronecker:
+        own = self._spread[key]
+        return own if self._added == 0 else replace(own, std=(own.std**-2 + self._added).rsqrt())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._spread)
+
+    def __len__(self) -> int:
+        return len(self._spread)
 
 
 def _kronecker(posterior: Posterior) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -132,15 +199,13 @@ def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
     return values / values.mean().clamp_min(torch.finfo(torch.float64).tiny), vectors
 
 
-def output_covariance(
-    gradients: Mapping[str, Tensor], spreads: Sequence[Mapping[str, Independent | Kronecker]]
-) -> list[Tensor]:
+def output_covariance(gradients: Mapping[str, Tensor], spreads: Sequence[Spread]) -> list[Tensor]:
     r"""Covariance :math:`J \Sigma J^\top` of K outputs of every example under the linearised model.
 
     Args:
         gradients: PEFT key -> gradient of each output, shape ``(N, K, *tensor)``.
-        spreads: From :func:`covariances`, of posteriors that differ in scale and prior only: the gradients are
-            rotated once for all of them.
+        spreads: From :func:`covariances` or :func:`under_priors`, of posteriors that differ in scale and prior only:
+            the gradients are rotated once for all of them.
 
     Returns:
         Per spread float64, shape ``(N, K, K)``.

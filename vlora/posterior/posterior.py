@@ -210,6 +210,27 @@ class Posterior:
         scaled = {k: v * factor for k, v in ess.items()} if isinstance(ess, Mapping) else ess * factor
         return replace(self, meta=replace(self.meta, ess=scaled))
 
+    def with_prior(self, precision: Mapping[str, float] | float) -> "Posterior":
+        """The same posterior under a prior alpha: precision ``ess * h + alpha``, ``weight_decay = alpha / ess``.
+
+        Entries where a noisy h is negative count as no evidence, as in :meth:`site`.
+
+        Args:
+            precision: One for all stochastic tensors, or PEFT key -> precision.
+
+        Raises:
+            ValueError: A precision is not positive.
+        """
+        given = precision if isinstance(precision, Mapping) else dict.fromkeys(self.hess, float(precision))
+        bad = next((key for key in self.hess if not 0 < given[key] < math.inf), None)
+        if bad is not None:
+            raise ValueError(f"a prior precision must be > 0 and finite, got {given[bad]} for {bad}")
+        hess = {key: h.clamp_min(0) if (h < 0).any() else h for key, h in self.hess.items()}
+        decay = {key: given[key] / self.meta.of("ess", key) for key in hess}
+        shared = set(decay.values())
+        weight_decay = shared.pop() if len(shared) == 1 else decay
+        return replace(self, hess=hess, meta=replace(self.meta, weight_decay=weight_decay))
+
     def site(self) -> Site:
         """What the training data added to the prior, untempered: precision N h, natural mean N (h + delta) m.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlora.errors import DataError
-from vlora.eval.metrics.linearised import softmax_moments
+from vlora.eval.metrics.linearised import softmax_mean, softmax_moments
 
 
 def _quadrature(gap: float, sd: float) -> tuple[float, float]:
@@ -35,6 +35,7 @@ def test_no_variance_is_the_softmax_and_a_common_shift_changes_nothing():
     mean[1, 2] = -np.inf
     got = softmax_moments(mean, np.zeros((2, 3, 3)))
     np.testing.assert_allclose(np.exp(got.log_probs), np.exp(mean), atol=1e-12)
+    np.testing.assert_array_equal(softmax_mean(mean, np.zeros((2, 3, 3))), got.log_probs)
     np.testing.assert_allclose(got.mutual_information, 0, atol=1e-12)
     common = np.ones((2, 3, 3)) * 4.0  # all logits move together
     common[1, 2] = common[1, :, 2] = 0

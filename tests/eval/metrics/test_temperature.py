@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from vlora.errors import DataError
 from vlora.eval.metrics.intervals import resample_counts
 from vlora.eval.metrics.proper_scores import negative_log_likelihood
-from vlora.eval.metrics.temperature import TEMPERATURE_BOUNDS, fit_temperature, temper, temperature_interval
+from vlora.eval.metrics.temperature import (
+    TEMPERATURE_BOUNDS,
+    fit_temperature,
+    temper,
+    temperature_from_grid,
+    temperature_interval,
+)
 
 
 def synthetic(size, scale, seed):
@@ -33,6 +39,28 @@ def test_no_other_temperature_is_better(seed, size, scale):
     assert fit.nll == pytest.approx(negative_log_likelihood(temper(log_probs, fit.temperature), label).mean)
     for temperature in np.geomspace(*TEMPERATURE_BOUNDS, 60):
         assert fit.nll <= negative_log_likelihood(temper(log_probs, temperature), label).mean + 1e-10
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_a_grid_gives_the_same_minimum(scale):
+    log_probs, label = synthetic(2000, scale, 1)
+    grid = np.geomspace(0.25, 4, 25)
+    nll = [negative_log_likelihood(temper(log_probs, t), label).mean for t in grid]
+    exact, found = fit_temperature(log_probs, label), temperature_from_grid(grid, nll)
+    assert found.temperature == pytest.approx(exact.temperature, rel=5e-3) and not found.at_bound
+    assert found.nll == pytest.approx(exact.nll, abs=2e-4)
+    end = temperature_from_grid(grid[:4], nll[:4])  # up to .35
+    assert (end.temperature, end.nll, end.at_bound) == (grid[3], nll[3], True)
+    assert temperature_from_grid([1, 2, 3], [5.0, 5.0, 5.0]).at_bound
+
+
+def test_a_grid_that_is_none_is_refused():
+    for grid, nll in (([1, 2], [0.1, 0.2]), ([1, 2, 3], [0.1, 0.2]), ([0, 1, 2], [0.1, 0.2, 0.3])):
+        with pytest.raises(DataError, match="NLL at three or more temperatures"):
+            temperature_from_grid(grid, nll)
+    for grid, nll in (([1, 3, 2], [0.1, 0.2, 0.3]), ([1, 2, 3], [0.1, np.nan, 0.3])):
+        with pytest.raises(DataError, match="must rise and their NLL be finite"):
+            temperature_from_grid(grid, nll)
 
 
 def test_bounds_are_reported():

@@ -9,7 +9,14 @@ from vlora import Posterior
 from vlora.errors import ConfigError
 from vlora.posterior import PosteriorMeta
 from vlora.posterior.grams import compress_grams
-from vlora.posterior.kronecker import Independent, Kronecker, covariances, output_covariance
+from vlora.posterior.kronecker import (
+    Independent,
+    Kronecker,
+    covariances,
+    has_factors,
+    output_covariance,
+    under_priors,
+)
 
 STEM = "base_model.model.layer"
 A, B, HEAD = f"{STEM}.lora_A.weight", f"{STEM}.lora_B.weight", "base_model.model.head.bias"
@@ -105,6 +112,37 @@ def test_output_covariance_is_j_sigma_j(posterior):
     want += head * posterior.std()[HEAD].double() ** 2 @ head.mT
     assert torch.allclose(found, want, rtol=1e-4)
     assert torch.allclose(wider, 4 * found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kronecker", [False, True])
+def test_covariances_under_several_priors_are_those_one_by_one(posterior, kronecker):
+    mean = {**posterior.mean, B: posterior.mean[B].clone()}
+    mean[B][1] = 0.0
+    pruned = replace(posterior, mean=mean, meta=replace(posterior.meta, fixed_zeros=[B]))
+    many = under_priors(pruned, (0.3, 4.0, 1e5), kronecker=kronecker)
+    for precision, spread in zip((0.3, 4.0, 1e5), many, strict=True):
+        one = covariances(pruned.with_prior(precision), kronecker=kronecker)
+        assert list(spread) == list(one) and len(spread) == len(one)
+        for key, own in one.items():
+            assert type(spread[key]) is type(own)
+            torch.testing.assert_close(spread[key].std, own.std, rtol=1e-6, atol=0)
+    assert not many[2][B].std[1].any() and many[2][B].std[0].all()
+    assert has_factors(posterior) and not has_factors(replace(posterior, curvature=None))
+    partial = {f"{STEM}.input_gram": gram(COLUMNS, 1)}
+    assert not has_factors(replace(posterior, curvature=partial))
+
+
+def test_a_prior_is_a_precision_beside_what_the_data_know(posterior):
+    noisy = {**posterior.hess, A: posterior.hess[A].clone()}
+    noisy[A][0, 0] = -0.2  # an estimate of h may be; it counts as no evidence
+    prior = replace(posterior, hess=noisy).at_temperature(1.0).with_prior(7.0)
+    for key, precision in prior.precision().items():
+        torch.testing.assert_close(precision, 50 * noisy[key].clamp_min(0) + 7.0)
+    own = posterior.with_prior({A: 1.0, B: 2.0, HEAD: 3.0})
+    assert own.meta.weight_decay == {A: 1 / 20, B: 2 / 20, HEAD: 3 / 20}
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="a prior precision must be > 0 and finite"):
+            posterior.with_prior(wrong)
 
 
 def test_correlated_entries_need_grams(posterior):

@@ -1,0 +1,144 @@
+"""What one predictor says about items: probabilities, and how much of their entropy is ignorance.
+
+Four predictors: ``samples`` (the mixture of posterior draws), ``mean``, and the linearised model with independent
+entries (``linearised``) or with Kronecker factors (``kronecker``), whose posterior is under the prior that was fitted
+for it. Decisions are fitted to one of them and hold for that one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from vlora.errors import ConfigError
+from vlora.eval.config import Scoring
+from vlora.eval.forward import Draws
+from vlora.eval.linearised import Wanted
+from vlora.eval.linearised_prior import prior_obstacle
+from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.linearised import softmax_moments
+from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.score import Scorer, score_model
+from vlora.eval.sink import Sink
+from vlora.posterior import Posterior
+from vlora.posterior.calibration import calibrated, fitted_prior, under_prior
+
+__all__ = ["LINEARISED", "Predictive", "logit_covariances", "posterior_of", "predictive"]
+
+LINEARISED = ("linearised", "kronecker")
+"""Predictors without draws and with an epistemic part."""
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Probabilities of N items over up to K choices, and the split of their entropy.
+
+    Attributes:
+        log_probs: Log-probabilities, ``(N, K)``, padded with ``-inf``.
+        expected_entropy: Aleatoric part of the entropy in nats, ``(N,)``; None for the mean alone.
+        mutual_information: Epistemic part in nats, ``(N,)``, corrected for few draws; None for the mean alone.
+    """
+
+    log_probs: Array
+    expected_entropy: Array | None = None
+    mutual_information: Array | None = None
+
+    @property
+    def entropy(self) -> Array:
+        """Entropy of the predictive in nats, ``(N,)``."""
+        return entropy(self.log_probs)
+
+    @property
+    def epistemic_share(self) -> Array | None:
+        """Epistemic part of the entropy, uncorrected, in [0, 1], ``(N,)``."""
+        if self.expected_entropy is None:
+            return None
+        total = self.entropy
+        gap = np.divide(total - self.expected_entropy, total, out=np.zeros_like(total), where=total > 0)
+        return np.clip(gap, 0.0, 1.0)
+
+
+def predictive(
+    scorer: Scorer,
+    model: nn.Module,
+    posterior: Posterior,
+    predictor: str,
+    *,
+    num_samples: int = 0,
+    antithetic: bool = False,
+    scoring: Scoring = "auto",
+    tick: Callable[[int], object] = int,
+) -> Predictive:
+    """What a predictor says about a scorer's items.
+
+    Args:
+        scorer: The items; not texts.
+        model: PEFT model in eval mode that holds the posterior's mean.
+        posterior: The posterior as this predictor takes it, see :func:`posterior_of`.
+        predictor: ``samples``, ``mean``, ``linearised`` or ``kronecker``.
+        num_samples: Draws, for ``samples``.
+        antithetic: Whether draws come in mirrored pairs.
+        scoring: How draws are run.
+        tick: Called with the number of items times passes done; the linearised pass counts as one.
+
+    Raises:
+        DataError: The model gives NaN.
+        ConfigError: The adapter cannot be linearised.
+    """
+    count = num_samples if predictor == "samples" else 0
+    draws = Draws(model, posterior if count else None, count, antithetic and count > 0, scoring)
+    scores = score_model(scorer, draws, tick)
+    assert scores.log_probs is not None  # texts have no choices
+    at_mean = scores.log_probs.numpy()
+    if predictor in LINEARISED:
+        wanted = [Wanted([posterior], kronecker=predictor == "kronecker")]
+        moments = softmax_moments(at_mean, logit_covariances(scorer, model, wanted, tick)[0])
+        return Predictive(moments.log_probs, moments.expected_entropy, moments.mutual_information)
+    if scores.sample_log_probs is None:
+        return Predictive(at_mean)
+    samples = scores.sample_log_probs.transpose(0, 1).numpy()
+    if count < 2:
+        return Predictive(mixture_log_probs(samples))
+    information = mutual_information(samples, antithetic=draws.antithetic)
+    return Predictive(mixture_log_probs(samples), expected_entropy(samples), information)
+
+
+def logit_covariances(
+    scorer: Scorer, model: nn.Module, wanted: list[Wanted], tick: Callable[[int], object] = int
+) -> list[Array]:
+    """Covariances of the outputs of all items to first order, in the order of ``wanted``, each ``(N, K, K)``.
+
+    Raises:
+        ConfigError: The adapter cannot be linearised.
+    """
+    size, total = scorer.num_items, sum(map(len, wanted))
+    names = [str(number) for number in range(total)]
+    sink = Sink([str(item) for item in range(size)], names, tick=lambda done: tick(done // total))
+    scorer.linearise(model, wanted, sink)
+    results = [sink.result(item) for item in range(size)]
+    return [np.array([result[number] for result in results], dtype=np.float64) for number in range(total)]
+
+
+def posterior_of(posterior: Posterior, predictor: str) -> Posterior:
+    """A posterior as a predictor takes it: at its fitted width, or under its fitted prior, where these were fitted.
+
+    Args:
+        posterior: As read from its folder.
+        predictor: ``samples``, ``mean``, ``linearised`` or ``kronecker``.
+
+    Raises:
+        PosteriorFormatError: What was fitted is damaged, newer, or belongs to another posterior.
+        ConfigError: A linearised predictor for a plain adapter or one that does not know its number of examples.
+    """
+    if predictor not in LINEARISED:
+        return calibrated(posterior)
+    if not posterior.has_hess:
+        raise ConfigError(f"predictor {predictor} needs a posterior; a plain adapter has its mean alone")
+    fitted: Any = fitted_prior(posterior, kronecker=predictor == "kronecker")
+    if fitted is None:
+        return posterior
+    if (reason := prior_obstacle(posterior)) is not None:
+        raise ConfigError(f"predictor {predictor} cannot be had: the posterior {reason}")
+    return under_prior(posterior, float(fitted["prior_precision"]))
