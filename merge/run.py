@@ -81,6 +81,8 @@ def write_merge(
         base_model=config.base_model,
         progress=True,
         verify=config.verify,
+        module_options=config.module_options,
+        num_layers=config.num_layers,
         **config.options(),
     )
     report.notes.extend(notes)

@@ -166,18 +166,24 @@ def preview(
     low: Annotated[float, typer.Option(help="Smallest weight.")] = 0.0,
     high: Annotated[float, typer.Option(help="Largest weight.")] = 1.5,
     seed: Annotated[int, typer.Option(help="Seed of the weightings.")] = 0,
+    mixture: Annotated[
+        float | None,
+        typer.Option(help="Temperature of mixtures of a group's adapters; averaged if not given."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Predict the loss of every task for thousands of weightings, without merging; name the best.
 
     Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, as far as the
-    quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task.
+    quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task: averaged, or
+    with `--mixture 0.01` components of a mixture, whose mode gives every adapter a weight of its own.
     """
     from vlora.recipes.merge_config import load_adapter_merge
     from vlora.recipes.merge_preview import preview_table, run_preview
 
     merge = load_adapter_merge(config, overrides or ())
-    print(preview_table(run_preview(merge, out, count=count, low=low, high=high, seed=seed)))
+    settings = {"count": count, "low": low, "high": high, "seed": seed, "mixture": mixture}
+    print(preview_table(run_preview(merge, out, **settings)))
     print(f"wrote {out}.html and {out}.json")
 
 
