@@ -12,7 +12,7 @@ from vlora.errors import ConfigError
 from vlora.merge.methods import get_method
 from vlora.merge.options import OPTIONS, check_module_options, check_option, check_rank
 
-__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "distinct", "group_weights"]
+__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "check_apart", "distinct", "group_weights"]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -42,6 +42,23 @@ class AdapterSource:
     group: str | None = None
     """Task of the adapter, where several adapters (seeds) of one task go in: each member counts ``weight`` divided by
     the number of members, and ``vlora merge preview`` gives one weight to the group."""
+
+
+def check_apart(output: Path, inputs: Sequence[str]) -> None:
+    """Refuse an output that is, or holds, one of the inputs: writing it would replace them.
+
+    Args:
+        output: The folder to write.
+        inputs: Folders or hub ids.
+
+    Raises:
+        ConfigError: Which input.
+    """
+    target = output.resolve()
+    for given in inputs:
+        place = Path(given).expanduser().resolve()
+        if place.exists() and (place == target or target in place.parents):
+            raise ConfigError(f"output {output} is or holds the input {given}; choose another folder")
 
 
 def group_weights(sources: Sequence[AdapterSource]) -> list[float]:

@@ -186,9 +186,9 @@ def _check(config: MergeConfig, count: int, low: float, high: float, mixture: fl
         raise ConfigError(
             "a preview gives every task one weight; leave module_weights and module_options out"
         )
-    if count < 1 or not low < high:
+    if count < 1 or not -math.inf < low < high < math.inf:
         raise ConfigError(
-            f"expected count >= 1 and low < high, got count {count}, low {low:g}, high {high:g}"
+            f"expected count >= 1 and finite low < high, got count {count}, low {low:g}, high {high:g}"
         )
     if mixture is not None and not mixture > 0:
         raise ConfigError(

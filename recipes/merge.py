@@ -4,6 +4,7 @@
 file of such a name is meant by ``./NAME``.
 """
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ merge_app = typer.Typer(
     help="""Merge adapters into one, by what each is sure of (gradient_matching) or by one of the other methods.
 
     Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
-    rank: keep | lossless | a number | a share of energy such as 0.95.
+    rank: keep | lossless | a number | a share of energy such as 0.95, module_options: {option: {regex: value}}.
+    A list instead of a weight or value is a gradient from the first layer to the last.
 
     Into a model: `into: model` adds the adapters to base_model, and `models: [{path, weight, module_weights}]` merges
     whole models (linear, slerp, task_arithmetic, ties, dare_linear, dare_ties, della, fisher), in bounded memory. Keys:
@@ -84,12 +86,21 @@ def run(
     from vlora.recipes.merge_config import load_merge
     from vlora.recipes.merge_pages import merge_page
 
+    _refuse_misspelt(config)
     if dry_run:
         _show_plan(config, overrides or (), False)
         return
     settings = load_merge(config, overrides or ())
     model = isinstance(settings, ModelMergeConfig)
     print(f"wrote {run_model_merge(settings) if model else run_merge(settings, merge_page)}")
+
+
+def _refuse_misspelt(config: Path) -> None:
+    """A word that is no file, but nearly a command, was meant as one."""
+    names = [str(command.name) for command in merge_app.registered_commands]
+    near = difflib.get_close_matches(str(config), names, n=1, cutoff=0.7)
+    if near and str(config) not in names and not config.exists():
+        raise ConfigError(f"no file {config} here; did you mean the command `vlora merge {near[0]}`?")
 
 
 @merge_app.command(name="plan")

@@ -129,7 +129,3 @@ def whole(bench: Bench, seed: int) -> dict[str, Any]:
 def average(scores: Scores) -> float:
     """Mean over the merged texts."""
     return sum(scores[text] for text in TEXTS) / len(TEXTS)
-
-
-def mixture(bench: Bench, seed: int) -> dict[str, Any]:
-    return {}

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.merge_text.adapters import adapter
-from benchmarks.merge_text.arms import Bench, mixture, whole
+from benchmarks.merge_text.arms import Bench, whole
+from benchmarks.merge_text.seeds import SETS, mixtures
 from benchmarks.merge_text.texts import TEXTS, prepare
 from benchmarks.rows import keep_record
 
@@ -40,13 +41,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(args.stories, prepare(args.data, args.work / "data"), args.work)
+    if args.part == "mixture":
+        for name in SETS:
+            write("mixture", name, lambda name=name: mixtures(bench, name))
+        return
     for seed in args.seeds:
-        if args.part == "train":
-            for text in (*TEXTS, "joint"):
-                write("train", f"{text}_{seed}", lambda text=text, seed=seed: train(bench, text, seed))
-        else:
-            arms = {"merge": whole, "mixture": mixture}[args.part]
-            write(args.part, str(seed), lambda seed=seed, arms=arms: arms(bench, seed))
+        if args.part == "merge":
+            write("merge", str(seed), lambda seed=seed: whole(bench, seed))
+            continue
+        for text in (*TEXTS, "joint"):
+            write("train", f"{text}_{seed}", lambda text=text, seed=seed: train(bench, text, seed))
 
 
 def train(bench: Bench, text: str, seed: int) -> dict[str, Any]:
