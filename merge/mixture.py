@@ -30,7 +30,7 @@ from torch import Tensor
 
 __all__ = ["Mode", "mixture_mode", "responsibilities", "soft_minimum"]
 
-_STEPS, _STILL = 100, 1e-9
+_STEPS, _STILL = 100, 1e-7
 Losses = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From weights per adapter, shape ``(k, P)``, to f of every adapter (of its negative where its weight is negative) at
 the merge with them, same shape, and to 1/2 |X|^2_{S_0} there, shape ``(k,)``."""
