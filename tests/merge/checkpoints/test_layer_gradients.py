@@ -6,7 +6,7 @@ import yaml
 from checkpoint_cases import llama, lora, merge, raw_model, save_model, settings, tensors_of
 
 from vlora.errors import ConfigError
-from vlora.merge.checkpoints import run_model_merge
+from vlora.merge.checkpoints import ModelMergeConfig, run_model_merge
 from vlora.recipes.merge_config import load_merge
 
 LAYERS = 3
@@ -30,7 +30,7 @@ def world(tmp_path):
     return tmp_path
 
 
-def merged(folder, method, parameters, shared=None, base="base"):
+def merged(folder, method, parameters, shared=None, base: str | None = "base"):
     values = {
         "merge_method": method,
         "models": [
@@ -41,7 +41,7 @@ def merged(folder, method, parameters, shared=None, base="base"):
     }
     (folder / "theirs.yaml").write_text(yaml.safe_dump(values))
     config = load_merge(folder / "theirs.yaml", [f"output={folder / 'out'}"])
-    assert getattr(config, "num_layers", None) in (None, LAYERS)
+    assert isinstance(config, ModelMergeConfig) and config.num_layers in (None, LAYERS)
     return tensors_of(run_model_merge(config))
 
 
