@@ -14,8 +14,9 @@ from vlora.merge.config import distinct
 from vlora.merge.conflict import total_conflict
 from vlora.merge.full_tensors import merge_full
 from vlora.merge.identities import check_before, check_written
+from vlora.merge.layers import OptionsByModule, Setting, count_layers
 from vlora.merge.methods import Method, get_method
-from vlora.merge.options import check_option, check_rank
+from vlora.merge.options import check_module_options, check_option, check_rank
 from vlora.merge.positive import CLAMP_LIMIT
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.report import MergeReport, describe_module, merge_notes
@@ -41,7 +42,9 @@ def merge_with_report(
     *,
     method: str = "gradient_matching",
     weights: Sequence[float] | None = None,
-    module_weights: Sequence[Mapping[str, float]] | None = None,
+    module_weights: Sequence[Mapping[str, Setting]] | None = None,
+    module_options: Mapping[str, Mapping[str, Setting]] | None = None,
+    num_layers: int | None = None,
     rank: str | float = "keep",
     names: Sequence[str] | None = None,
     paths: Sequence[str] | None = None,
@@ -56,7 +59,10 @@ def merge_with_report(
         posteriors: Posteriors or plain PEFT LoRA adapters of one base model.
         method: A name of :data:`vlora.merge.METHODS`.
         weights: One per adapter, 1 if not given.
-        module_weights: Per adapter: regular expression on module names -> weight there, which may be 0.
+        module_weights: Per adapter: regular expression on module names -> weight there, which may be 0, or a gradient
+            over the layers.
+        module_options: Option -> regular expression -> value there, or gradient over the layers.
+        num_layers: Layers that gradients run over; as many as the modules show if not given.
         rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         names: Short names for messages.
         paths: Where the adapters came from, for the lineage.
@@ -84,14 +90,24 @@ def merge_with_report(
     sources = [
         _source(*row, checked, i) for i, row in enumerate(zip(posteriors, names, paths or names, strict=True))
     ]
-    report = MergeReport(method, rank, sources, options=dict(options))
+    patterns = module_options or {}
+    check_module_options(patterns, method, chosen.options)
+    listed = {
+        **options,
+        **({"module_options": {k: dict(v) for k, v in patterns.items()}} if patterns else {}),
+    }
+    report = MergeReport(method, rank, sources, options=listed)
     inputs = read_inputs(posteriors, names)
-    checked.check_patterns([*inputs.modules, *inputs.full_keys], names)
+    places = [*inputs.modules, *inputs.full_keys]
+    checked.check_patterns(places, names)
+    layers = count_layers(places) if num_layers is None else num_layers
+    checked, settings = checked.over(places, layers), OptionsByModule(options, patterns, layers)
+    settings.check_patterns(inputs.modules)
     if verify:
-        report.identities.update(check_before(inputs, checked, chosen, rank, options))
-    if _is_identity(chosen, checked, rank, options):
+        report.identities.update(check_before(inputs, checked, chosen, rank, settings))
+    if not patterns and _is_identity(chosen, checked, rank, options):
         return _unchanged(posteriors[0], sources), report
-    return _merge(inputs, checked, chosen, report, progress, options), report
+    return _merge(inputs, checked, chosen, report, progress, settings), report
 
 
 def _merge(
@@ -100,7 +116,7 @@ def _merge(
     method: Method,
     report: MergeReport,
     progress: bool,
-    options: Mapping[str, Any],
+    options: OptionsByModule,
 ) -> Posterior:
     merged = MergedTensors(sum(p.meta.num_examples for p in inputs.posteriors))
     curvature = {}
@@ -109,7 +125,7 @@ def _merge(
     for module in bar:
         counted = weights.counted(module, [i for i, layout in enumerate(inputs.layouts) if module in layout])
         updates, shares = [inputs.update(i, module) for i, _ in counted], [w for _, w in counted]
-        done = method.function(updates, shares, rank=report.rank, **options)
+        done = method.function(updates, shares, rank=report.rank, **options.of(module))
         merged.add_module(inputs, module, done.update)
         if module in report.identities.get("modules", ()):
             looked_at[module] = done.update

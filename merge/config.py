@@ -10,9 +10,9 @@ from pydantic import ConfigDict
 
 from vlora.errors import ConfigError
 from vlora.merge.methods import get_method
-from vlora.merge.options import OPTIONS, check_option, check_rank
+from vlora.merge.options import OPTIONS, check_module_options, check_option, check_rank
 
-__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "distinct", "group_weights"]
+__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "check_apart", "distinct", "group_weights"]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -31,9 +31,10 @@ class AdapterSource:
     weight: float = 1.0
     """How much it counts; negative takes it away. Means (``linear``, ``slerp``, ``fisher``, ``regmean``, sign election)
     use ratios of weights, the other methods use them as given."""
-    module_weights: dict[str, float] = field(default_factory=dict)
+    module_weights: dict[str, float | list[float]] = field(default_factory=dict)
     """Regular expression -> weight in the modules whose name it matches anywhere, instead of ``weight``; the first
-    that matches counts. 0 leaves the adapter out there. A pattern that matches nothing is refused."""
+    that matches counts. A list is a gradient from the first layer to the last (:mod:`vlora.merge.layers`). 0 leaves the
+    adapter out there. A pattern that matches nothing is refused."""
     name: str | None = None
     """Short name for messages and the report; the last part of the path if not given."""
     revision: str | None = None
@@ -41,6 +42,23 @@ class AdapterSource:
     group: str | None = None
     """Task of the adapter, where several adapters (seeds) of one task go in: each member counts ``weight`` divided by
     the number of members, and ``vlora merge preview`` gives one weight to the group."""
+
+
+def check_apart(output: Path, inputs: Sequence[str]) -> None:
+    """Refuse an output that is, or holds, one of the inputs: writing it would replace them.
+
+    Args:
+        output: The folder to write.
+        inputs: Folders or hub ids.
+
+    Raises:
+        ConfigError: Which input.
+    """
+    target = output.resolve()
+    for given in inputs:
+        place = Path(given).expanduser().resolve()
+        if place.exists() and (place == target or target in place.parents):
+            raise ConfigError(f"output {output} is or holds the input {given}; choose another folder")
 
 
 def group_weights(sources: Sequence[AdapterSource]) -> list[float]:
@@ -82,6 +100,11 @@ class MethodOptions:
     """``mats``: upper limit of conjugate gradient steps; 100 if not given."""
     shrink: float | None = None
     """``regmean``: factor on the off-diagonal entries of the Grams; .9 if not given."""
+    module_options: dict[str, dict[str, float | list[float]]] = field(default_factory=dict)
+    """Option (``density``, ``epsilon``, ``scale``, ``tau`` or ``shrink``) -> regular expression -> its value, or
+    gradient over the layers, in the modules whose name it matches; the first that matches counts."""
+    num_layers: int | None = None
+    """Layers of the model, for gradients; as many as the modules show (or the base's config says) if not given."""
 
     def options(self) -> dict[str, Any]:
         """Method options that were given."""
@@ -100,6 +123,9 @@ class MethodOptions:
                     f"method {method} has no option {option}, its options: {', '.join(known) or 'none'}; remove it"
                 )
             check_option(option, value)
+        check_module_options(self.module_options, method, known)
+        if self.num_layers is not None and self.num_layers < 1:
+            raise ConfigError(f"num_layers must be at least 1, got {self.num_layers}")
 
 
 @dataclass(frozen=True, kw_only=True)

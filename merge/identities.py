@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IdentityError
+from vlora.merge.layers import OptionsByModule
 from vlora.merge.linear import linear
 from vlora.merge.low_rank import relative_difference
 from vlora.merge.methods import Method
@@ -49,7 +50,7 @@ def chosen_modules(inputs: Inputs) -> list[str]:
 
 
 def check_before(
-    inputs: Inputs, weights: Weights, method: Method, rank: str | float, options: Mapping[str, Any]
+    inputs: Inputs, weights: Weights, method: Method, rank: str | float, options: OptionsByModule
 ) -> Result:
     """Run the identities that need no result: single, linear, permutation.
 
@@ -74,7 +75,7 @@ def check_before(
         return result | {"permutation": "one adapter only"}
 
     def merge(updates: Sequence[LoraUpdate], shares: Sequence[float]) -> LoraUpdate:
-        return method.function(updates, shares, rank=rank, **options).update
+        return method.function(updates, shares, rank=rank, **options.of(updates[0].module)).update
 
     errors = {m: _permutation_error(merge, *_counted(inputs, weights, m)) for m in modules}
     return result | {"permutation": _worst("permutation", errors)}
@@ -99,14 +100,13 @@ def check_written(merged: Posterior, computed: Mapping[str, LoraUpdate]) -> floa
     return _worst("written", errors, max(TOLERANCE, _STORED_STEPS * rounding))
 
 
-def _single(
-    inputs: Inputs, modules: Sequence[str], method: Method, options: Mapping[str, Any]
-) -> float | str:
-    if method.single == "changed" or options.get("task_rank") is not None:
+def _single(inputs: Inputs, modules: Sequence[str], method: Method, settings: OptionsByModule) -> float | str:
+    if method.single == "changed" or settings.common.get("task_rank") is not None:
         return "this method changes a single adapter"
-    factor = options.get("scale", 1.0) if method.single == "sum" else 1.0
     errors = {}
     for module in modules:
+        options = settings.of(module)
+        factor = options.get("scale", 1.0) if method.single == "sum" else 1.0
         for update in present(inputs.updates(module), [1.0] * len(inputs.posteriors))[0]:
             done = method.function([update], [1.0], rank="keep", **options).update
             own = task_arithmetic([update], [1.0], rank="lossless", scale=factor).update

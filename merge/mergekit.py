@@ -5,7 +5,8 @@
 
 Adapters (``base+adapter``, or a folder with adapter_config.json) become an adapter merge, whole models a model merge.
 The update of an adapter is mergekit's task vector of base + adapter, so the formulas agree; defaults do not, and are
-written out. Every difference that stays is told in one line. Written from mergekit's documentation (0.1).
+written out. Values per filter and gradients over layers become ``module_weights`` and ``module_options``. Every
+difference that stays is told in one line. Written from mergekit's documentation (0.1).
 """
 
 import difflib
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora.errors import ConfigError
-from vlora.merge.mergekit_models import Entry, are_adapters, entries_of, split_revision
-from vlora.merge.mergekit_settings import common_scalar, scalar, weight_of
+from vlora.merge.mergekit_models import Entry, are_adapters, entries_of, layers_of, split_revision
+from vlora.merge.mergekit_settings import EVERYWHERE, Spread, common_spread, scalar, spread_of
 
 __all__ = ["is_mergekit", "translate"]
 
@@ -60,8 +61,9 @@ def translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         {"path": e.path, "weight": w}
         | ({"module_weights": p} if p else {})
         | ({"revision": e.revision} if e.revision else {})
-        for e, (w, p) in zip(entries, weights, strict=True)
+        for e, (w, p) in zip(entries, map(_weight, weights), strict=True)
     ]
+    _layers(result, entries, base)
     base = base or next((e.base for e in entries if e.base), None)
     if base is not None and not (adapters and Path(base).exists()) and (adapters or method in _DIFFERENCES):
         result["base_model"] = split_revision(base)[0]
@@ -83,39 +85,74 @@ def _method(values: Mapping[str, Any]) -> str:
     return method
 
 
-def _weights(
-    entries: list[Entry], shared: Mapping[str, Any], method: str, base: str | None
-) -> list[tuple[float, dict[str, float]]]:
-    if method != "slerp":
-        return [
-            weight_of(e.parameters.get("weight", shared.get("weight")), f"weight of {e.path}")
-            for e in entries
-        ]
-    t = scalar(shared.get("t", next((e.parameters["t"] for e in entries if "t" in e.parameters), None)), "t")
-    if not isinstance(t, (int, float)) or not 0 <= t <= 1 or len(entries) != 2 or base is None:
+def _weights(entries: list[Entry], shared: Mapping[str, Any], method: str, base: str | None) -> list[Spread]:
+    if method == "slerp":
+        return _positions(entries, shared, base)
+    found = []
+    for entry in entries:
+        value, where = entry.parameters.get("weight", shared.get("weight")), f"weight of {entry.path}"
+        if value is None:
+            raise ConfigError(f"mergekit {where}: weight is missing; give every model one")
+        found.append(spread_of(value, where))
+    return found
+
+
+def _positions(entries: list[Entry], shared: Mapping[str, Any], base: str | None) -> list[Spread]:
+    """Weights 1 - t and t; a mean of weights that sum to 1 is at position t, and one of weight 0 is left out."""
+    given = shared.get("t", next((e.parameters["t"] for e in entries if "t" in e.parameters), None))
+    if given is None or len(entries) != 2 or base is None:
         raise ConfigError("mergekit slerp needs base_model, two models and a number t in [0, 1]")
-    if t in (0, 1):
-        raise ConfigError(f"mergekit t: {t} is one of the two models as it is; nothing to merge")
-    return [(1.0 - t, {}), (float(t), {})]
+    t = spread_of(given, "t")
+    values = [t.value, *t.patterns.values()]
+    flat = [x for v in values if v is not None for x in (v if isinstance(v, list) else [v])]
+    if not all(0 <= x <= 1 for x in flat):
+        raise ConfigError(
+            f"mergekit slerp needs base_model, two models and a number t in [0, 1], got {given}"
+        )
+    if set(flat) in ({0.0}, {1.0}):
+        raise ConfigError(f"mergekit t: {given} is one of the two models as it is; nothing to merge")
+    return [t.mapped(lambda x: 1.0 - x), t]
+
+
+def _weight(spread: Spread) -> tuple[float, dict[str, Any]]:
+    """``weight`` and ``module_weights``; a weight that is 0 or that no tensor takes stands as 1 behind a pattern."""
+    if spread.patterns and spread.value in (None, 0.0):
+        return 1.0, {**spread.patterns, **({} if spread.value is None else {EVERYWHERE: 0.0})}
+    return (0.0 if spread.value is None else spread.value), dict(spread.patterns)
+
+
+def _layers(result: dict[str, Any], entries: list[Entry], base: str | None) -> None:
+    """The number of layers as the base says, where a gradient runs over them."""
+    tables = [e.get("module_weights", {}) for e in result.get("adapters", result.get("models", []))]
+    tables += result.get("module_options", {}).values()
+    if any(isinstance(value, list) for table in tables for value in table.values()):
+        places = [base, *(e.base for e in entries), *(e.path for e in entries)]
+        found = next((n for p in places if p and (n := layers_of(p)) is not None), None)
+        if found is not None:
+            result["num_layers"] = found
 
 
 def _options(
     entries: list[Entry], shared: Mapping[str, Any], method: str, lines: list[str]
 ) -> dict[str, Any]:
-    def everyone(name: str, default: Any) -> Any:
-        return common_scalar([e.parameters.get(name, shared.get(name)) for e in entries], name, default)
-
     options: dict[str, Any] = {}
-    if method in _SPARSE:
-        options["density"] = float(everyone("density", 1.0))
-    if method == "della":
-        options["epsilon"] = 2.0 * float(everyone("epsilon", _EPSILON))
-        lines.append("epsilon is half a width in mergekit and a whole one here: doubled")
-    factor = float(everyone("lambda", 1.0))
-    if factor != 1.0:
-        if method in ("linear", "slerp"):
+
+    def take(name: str, key: str, default: float, factor: float = 1.0) -> None:
+        given = [e.parameters.get(name, shared.get(name)) for e in entries]
+        spread = common_spread(given, name, default).mapped(lambda x: factor * x)
+        if key == "scale" and (spread.patterns or spread.value != 1.0) and method in ("linear", "slerp"):
             raise ConfigError(f"mergekit lambda: {method} has none; remove it")
-        options["scale"] = factor
+        if spread.value is not None and not (key == "scale" and spread.value == 1.0):
+            options[key] = spread.value
+        if spread.patterns:
+            options.setdefault("module_options", {})[key] = spread.patterns
+
+    if method in _SPARSE:
+        take("density", "density", 1.0)
+    if method == "della":
+        take("epsilon", "epsilon", _EPSILON, 2.0)
+        lines.append("epsilon is half a width in mergekit and a whole one here: doubled")
+    take("lambda", "scale", 1.0)
     if scalar(shared.get("rescale", True), "rescale") is not True:
         raise ConfigError(
             "mergekit rescale: false has no counterpart, dropped entries are always made up for; remove it"
@@ -133,7 +170,7 @@ def _options(
 
 def _normalise(
     result: dict[str, Any],
-    weights: list[tuple[float, dict[str, float]]],
+    weights: list[Spread],
     shared: Mapping[str, Any],
     method: str,
     adapters: bool,
@@ -146,21 +183,21 @@ def _normalise(
     if method in _ELECTING:
         result["normalise"] = wanted
     elif wanted != (method == "linear"):
-        total = sum(w for w, _ in weights)
-        if method == "linear" and (adapters or abs(total - 1) < 1e-9):
+        single = not any(w.patterns for w in weights)
+        total = sum(w.value or 0.0 for w in weights)
+        if method == "linear" and (adapters or (single and abs(total - 1) < 1e-9)):
             result["method"] = "task_arithmetic" if adapters else "linear"
             lines.append("linear with normalize: false is a weighted sum: method task_arithmetic" if adapters else
                          "normalize: false changes nothing, the weights sum to 1")  # fmt: skip
         elif method == "linear":
-            raise ConfigError(
-                f"mergekit normalize: false with weights of sum {total:g} scales whole models; use sum 1"
-            )
-        elif any(patterns for _, patterns in weights) or not total > 0:
+            told = f"of sum {total:g}" if single else "per tensor"
+            raise ConfigError(f"mergekit normalize: false with weights {told} scales whole models; use sum 1")
+        elif not single or not total > 0:
             raise ConfigError(
                 "mergekit normalize: true needs one positive sum of weights for all tensors; divide them yourself"
             )
         else:
-            weights[:] = [(w / total, {}) for w, _ in weights]
+            weights[:] = [w.mapped(lambda x: x / total) for w in weights]
             lines.append("normalize: true: the weights are divided by their sum")
 
 

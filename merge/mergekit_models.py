@@ -8,7 +8,7 @@ from typing import Any
 
 from vlora.errors import ConfigError
 
-__all__ = ["Entry", "are_adapters", "entries_of", "split_revision"]
+__all__ = ["Entry", "are_adapters", "entries_of", "layers_of", "split_revision"]
 
 
 @dataclass
@@ -97,6 +97,12 @@ def are_adapters(entries: list[Entry]) -> bool:
             f"mergekit models: the adapters sit on different bases ({', '.join(sorted(map(str, bases)))})"
         )
     return kinds.pop()
+
+
+def layers_of(model: str) -> int | None:
+    """Number of layers that a local model's configuration names; None for any other place."""
+    found = _config_of(model.partition("+")[0]).get("num_hidden_layers")
+    return found if isinstance(found, int) else None
 
 
 def _parts(reference: str) -> tuple[str, str | None, str | None, str | None]:

@@ -1,14 +1,15 @@
 """The keys that merge methods take besides weights and rank: what each means and which values it may have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlora.errors import ConfigError
 from vlora.merge.gradient_matching import CURVATURES, NEGATIVE
+from vlora.merge.layers import Setting, check_pattern, check_setting
 from vlora.merge.spaces import SPACES
 
-__all__ = ["OPTIONS", "Option", "check_option", "check_rank"]
+__all__ = ["BY_MODULE", "OPTIONS", "Option", "check_module_options", "check_option", "check_rank"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ OPTIONS: dict[str, Option] = {
     ),
 }
 """Name -> option."""
+BY_MODULE = ("density", "epsilon", "scale", "tau", "shrink")
+"""Options that may differ between modules."""
 
 
 def check_option(name: str, value: Any) -> None:
@@ -83,6 +86,32 @@ def check_option(name: str, value: Any) -> None:
     """
     if not OPTIONS[name].accepts(value):
         raise ConfigError(f"{name} must be {OPTIONS[name].expected}, got {value!r}")
+
+
+def check_module_options(
+    given: Mapping[str, Mapping[str, Setting]], method: str, known: Sequence[str]
+) -> None:
+    """Refuse values per module of options that the method does not have or that are no numbers.
+
+    Args:
+        given: Option -> regular expression -> value or gradient.
+        method: Name of the method.
+        known: Its options.
+
+    Raises:
+        ConfigError: Which option, pattern or value.
+    """
+    possible = [name for name in BY_MODULE if name in known]
+    for name, values in given.items():
+        if name not in possible:
+            raise ConfigError(
+                f"module_options: method {method} has no option {name!r} with values per module, only: "
+                f"{', '.join(possible) or 'none'}; remove it"
+            )
+        for pattern, setting in values.items():
+            check_pattern(pattern, f"module_options.{name}")
+            for value in check_setting(setting, f"module_options.{name}: the value of {pattern!r}"):
+                check_option(name, value)
 
 
 def check_rank(rank: Any) -> None:

@@ -3,13 +3,15 @@
 ``task_arithmetic``: X(w) = scale sum_g w_g W_g, one weight per task (of several seeds of a task the mean); ``linear``
 divides by the sum of the weights. ``gradient_matching`` is solved for every weighting in the modules where it uses
 Kronecker curvature (:mod:`vlora.merge.preview_matching`); where it has sites or h alone, the sum stands in for it, and
-a note says where. The rank is taken as lossless.
+a note says where. The rank is taken as lossless. With ``mixture`` several seeds of a task are not averaged: each task
+is a mixture posterior, and its adapters count by their responsibilities (:mod:`vlora.merge.mixture`).
 
 ``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter, as far as
 the quadratic model of :mod:`vlora.merge.preview_model` reaches. Lower is better. Where h gives the scale, the increase
 is also told in nats per training example.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
@@ -33,6 +35,7 @@ METHODS = ("task_arithmetic", "linear", "gradient_matching")
 """Methods whose configurations can be previewed."""
 _DEFAULT_TAU = signature(gradient_matching).parameters["tau"].default
 _SHORT_SEARCH = (20, 48)  # rounds and tries, where every weighting takes a solution
+_SHORTER_SEARCH = (10, 24)  # where it takes one per start and step
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Preview:
     named: dict[str, int]
     """Row of the best average, the best worst task, and of the configuration's own weights."""
     notes: list[str] = field(default_factory=list)
+    shares: Tensor | None = None
+    """Weight of every adapter in the merge, in the order of ``members``, where tasks are mixtures. Shape ``(k, P)``."""
 
     def row(self, index: int) -> dict[str, Any]:
         """One weighting as plain data."""
@@ -68,6 +73,9 @@ class Preview:
         }
         if self.std is not None:
             facts["std"] = _named(self.tasks, self.std[index])
+        if self.shares is not None:
+            adapters = [name for task in self.tasks for name in self.members[task]]
+            facts["adapter_weights"] = _named(adapters, self.shares[index])
         nats = {
             task: _short((self.increase[index, t] * self.without[t]).item() / count)
             for t, (task, count) in enumerate(zip(self.tasks, self.examples, strict=True))
@@ -98,6 +106,7 @@ def preview(
     low: float = 0.0,
     high: float = 1.5,
     seed: int = 0,
+    mixture: float | None = None,
     watch: Callable[[Sequence[str]], Any] = list,
 ) -> Preview:
     """Predict the loss of every task for many weightings of a merge.
@@ -109,13 +118,16 @@ def preview(
         low: Smallest weight.
         high: Largest weight.
         seed: Of the weightings.
+        mixture: Temperature > 0 of mixture posteriors, relative to what a task's adapters are worth: every weighting is
+            then merged at the mode of the mixture of each task's adapters (:mod:`vlora.merge.mixture`), and the weight
+            of each adapter is told. None averages the adapters of a task, as ``vlora merge`` does.
         watch: Wraps the list of modules while the model is built, for a progress bar.
 
     Raises:
         ConfigError: The method is no weighted sum, there is one task only, or the box is empty.
         IncompatibleAdaptersError: The adapters do not belong together.
     """
-    _check(config, count, low, high)
+    _check(config, count, low, high, mixture)
     names = config.names()
     for posterior, name in zip(inputs, names, strict=True):
         check_adapter(posterior, name)
@@ -123,8 +135,11 @@ def preview(
     read = read_inputs(inputs, names)
     tasks = [source.group or name for source, name in zip(config.adapters, names, strict=True)]
     tau = _tau(config)
-    model = build_model(read, tasks, 1.0 if config.scale is None else config.scale, watch, tau)
-    family = Family(model, config.method == "linear", low, high, *(() if tau is None else _SHORT_SEARCH))
+    scale = 1.0 if config.scale is None else config.scale
+    model = build_model(read, tasks, scale, watch, tau, math.inf if mixture is None else mixture)
+    mixed = model.plain is not None
+    search = () if tau is None else _SHORTER_SEARCH if mixed else _SHORT_SEARCH
+    family = Family(model, config.method == "linear", low, high, *search)
     empty = [task for task, base in zip(model.tasks, model.without().tolist(), strict=True) if not base > 0]
     if empty:
         raise ConfigError(
@@ -149,10 +164,16 @@ def preview(
         pareto_front(increase),
         named,
         _notes(config, read, model),
+        _shares(model, family.normalised(weights)) if mixed else None,
     )
 
 
-def _check(config: MergeConfig, count: int, low: float, high: float) -> None:
+def _shares(model: PreviewModel, weights: Tensor) -> Tensor:
+    """Weight of every adapter, task by task."""
+    return model.coefficients(weights)[:, [i for own in model.members for i in own]]
+
+
+def _check(config: MergeConfig, count: int, low: float, high: float, mixture: float | None) -> None:
     if config.method not in METHODS:
         raise ConfigError(
             f"a preview is of weighted sums ({', '.join(METHODS)}), and {config.method} is none; preview with "
@@ -161,11 +182,21 @@ def _check(config: MergeConfig, count: int, low: float, high: float) -> None:
     tasks = {source.group or i for i, source in enumerate(config.adapters)}
     if len(tasks) < 2:
         raise ConfigError("a preview weighs tasks against each other; give adapters of at least two")
-    if any(source.module_weights for source in config.adapters):
-        raise ConfigError("a preview gives every task one weight; leave module_weights out")
-    if count < 1 or not low < high:
+    if config.module_options or any(source.module_weights for source in config.adapters):
         raise ConfigError(
-            f"expected count >= 1 and low < high, got count {count}, low {low:g}, high {high:g}"
+            "a preview gives every task one weight; leave module_weights and module_options out"
+        )
+    if count < 1 or not -math.inf < low < high < math.inf:
+        raise ConfigError(
+            f"expected count >= 1 and finite low < high, got count {count}, low {low:g}, high {high:g}"
+        )
+    if mixture is not None and not mixture > 0:
+        raise ConfigError(
+            f"mixture is a temperature > 0 (.01: within 1 % of what an adapter is worth), got {mixture:g}"
+        )
+    if mixture is not None and len(tasks) == len(config.adapters):
+        raise ConfigError(
+            "mixture is for several adapters of one task; give them one group, or leave mixture out"
         )
     if config.method == "linear" and low < 0:
         raise ConfigError(f"linear divides by the sum of the weights; give low >= 0, got {low:g}")

@@ -46,6 +46,8 @@ class MatchingCore:
     """A_s V, stacked: where the losses have their minima. Shape ``(R, K)``."""
     outputs: Tensor
     """c_t B^T S_t B / 2 of the stacked s B. Shape ``(P, R, R)``."""
+    left: Tensor
+    """B^T B / 2 of the stacked s B. Shape ``(R, R)``."""
     tau: float
 
     def losses(self, coefficients: Tensor, scale: float) -> Tensor:
@@ -60,12 +62,40 @@ class MatchingCore:
         """
         return torch.cat([self._losses(chunk, scale) for chunk in coefficients.split(_CHUNK)])
 
+    def matched(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """What the merge itself minimises: 1/2 |X - W_s|^2 in the metric I (x) (G_s + tau I), without ``scale``.
+
+        From Q = X^T X and X's products with the W_s, so that adapters beyond the first cost next to nothing.
+
+        Args:
+            coefficients: Weight per adapter that is present; the sign bit says whose negative is meant. Shape
+                ``(k, P)``.
+
+        Returns:
+            One loss per adapter, shape ``(k, P)``, and 1/2 tau |X|^2, shape ``(k,)``: the loss of one that is absent.
+        """
+        pairs = [self._matched(chunk) for chunk in coefficients.split(_CHUNK)]
+        return torch.cat([losses for losses, _ in pairs]), torch.cat([prior for _, prior in pairs])
+
     def merged(self, coefficients: Tensor) -> Tensor:
         """Rows of the merge per stacked row of A. Shape ``(k, R, K)``."""
         eye = torch.eye(self.grams.shape[-1], dtype=self.grams.dtype)
         total = self.tau * eye + torch.einsum("kp,pij->kij", coefficients.abs(), self.grams)
         solved = torch.cholesky_solve(self.damped.mT.expand(len(total), -1, -1), torch.linalg.cholesky(total))
         return coefficients[:, self.owner].unsqueeze(-1) * solved.mT
+
+    def _matched(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.merged(coefficients)
+        size = found.shape[-1]
+        square = found.mT @ (self.left @ found)
+        prior = self.tau * square.diagonal(dim1=-2, dim2=-1).sum(-1)
+        own = torch.nn.functional.one_hot(self.owner, len(self.adapters)).to(self.damped.dtype)
+        targets = torch.einsum("qr,rp,rj->pqj", self.left, own, self.damped)  # of <X, W_s>
+        crossed = found.flatten(1) @ targets.flatten(1).mT
+        alone = torch.einsum("pqj,qp,qj->p", targets, own, self.plain)
+        quadratic = square.flatten(1) @ self.grams.reshape(-1, size * size).mT + prior.unsqueeze(-1)
+        sign = torch.where(coefficients.signbit(), -1.0, 1.0)
+        return (quadratic - 2 * sign * crossed + alone).clamp_min(0), prior
 
     def _losses(self, coefficients: Tensor, scale: float) -> Tensor:
         found, losses = scale * self.merged(coefficients), []
@@ -77,7 +107,11 @@ class MatchingCore:
 
 
 def matching_core(
-    updates: Sequence[LoraUpdate], adapters: Sequence[int], absolute: Sequence[bool], tau: float
+    updates: Sequence[LoraUpdate],
+    adapters: Sequence[int],
+    absolute: Sequence[bool],
+    tau: float,
+    further: Sequence[Sequence[float]] = (),
 ) -> MatchingCore:
     """Project a module to its small basis.
 
@@ -86,6 +120,7 @@ def matching_core(
         adapters: Their numbers.
         absolute: Whether the loss of each is scaled by h, see :func:`vlora.merge.quadratic.metric_of`.
         tau: Prior precision of the merge.
+        further: Weights >= 0 per adapter at which the basis is exact too.
     """
     given = [u.input_gram for u in updates if u.input_gram is not None]
     places = [f"{u.adapter!r} in {u.module}" for u in updates]
@@ -95,6 +130,7 @@ def matching_core(
     count = len(updates)
     mixes = [[1.0] * count, [1.0 / count] * count]
     mixes += [[_LOW if i == t else 1.0 for i in range(count)] for t in range(count)] if count > 1 else []
+    mixes += [list(mix) for mix in further]
     basis = _basis(
         [rows, *(_snapshot(damped, grams, tau, mix) for mix in mixes)], max(_LARGEST, 3 * len(rows))
     )
@@ -111,6 +147,7 @@ def matching_core(
         damped @ basis,
         rows @ basis,
         torch.stack(outputs),
+        0.5 * b.mT @ b,
         tau,
     )
 

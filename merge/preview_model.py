@@ -12,19 +12,22 @@ uncertain: with dW_s = s (dB A + B dA) and independent entries of variance v = 1
     R_t[s, u]  = sum_pq (J_s^T H_t J_u)_pq^2 v_p v_q
 
 which is the variance of the quadratic form for Gaussian noise, exact for a frozen A and to first order of the product
-dB dA otherwise. Several adapters of one task (a mixture posterior, one per seed; Daheim et al., arXiv:2412.08147)
-share one weight w_g, c_u = w_g / K. The prediction is the mean over members, an upper bound of the mixture's own loss
-(Jensen), and its variance is the mean of the members' variances plus the variance of their means.
+dB dA otherwise. Several adapters of one task, one per seed, share one weight w_g. Either they are averaged (c_u is
+w_g / K) and the prediction is the mean over them; or they are components of a mixture posterior (arXiv:2412.08147), the
+merge is at its mode, and the prediction is a soft minimum (:mod:`vlora.merge.preview_mixture`). The variance is the
+mean of the members' variances plus the variance of their means, weighted by responsibilities in the second case.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vlora.merge.gradient_matching import choose_curvature
 from vlora.merge.preview_matching import MatchingCore, matching_core
+from vlora.merge.preview_mixture import member_weights, one_of_each, over_members, surrogate
 from vlora.merge.preview_noise import linear_noise, square_noise
 from vlora.merge.quadratic import Metric, metric_of, product
 from vlora.merge.reading import Inputs
@@ -50,6 +53,12 @@ class PreviewModel:
     """Factor on the whole sum."""
     cores: Sequence[MatchingCore] = ()
     """Modules that are merged by gradient matching; they are not in the forms."""
+    plain: Tensor | None = None
+    """<W_u, W_v> over the other modules. Shape ``(P, P)``; None where no mixture is asked for."""
+    tau: float = 1.0
+    """Prior precision of the merge; without cores it has no influence."""
+    mixture: float = math.inf
+    """Relative temperature of the mixtures; inf averages the adapters of a task."""
 
     def predict(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss increase per task, and its variance.
@@ -61,43 +70,56 @@ class PreviewModel:
             Two tensors of shape ``(k, T)``; nats over all training examples of the task, lower is better.
         """
         increases, variances = [], []
-        matched = self._matched(weights) if self.cores else None
+        shares = self.coefficients(weights)
+        matched = self._matched(shares) if self.cores else None
+        alone = self._alone()
         for own in self.members:
-            means, spreads = zip(*(self._of_adapter(t, weights) for t in own), strict=True)
+            means, spreads = zip(*(self._of_adapter(t, shares) for t in own), strict=True)
             mean = torch.stack(means)
             if matched is not None:
                 mean = mean + matched[:, own].mT
-            increases.append(mean.mean(0))
-            if self.linear is not None:
-                variances.append(torch.stack(spreads).mean(0) + mean.var(0, correction=0))
+            spread = None if self.linear is None else torch.stack(spreads)
+            loss, variance = over_members(mean, spread, alone[own].mean().item(), self.mixture)
+            increases.append(loss)
+            if variance is not None:
+                variances.append(variance)
         return torch.stack(increases, -1), torch.stack(variances, -1) if variances else None
 
     def without(self) -> Tensor:
         """Loss increase per task when there is no adapter at all, X = 0. Shape ``(T,)``."""
-        alone = torch.stack([self.forms[t, t, t] for t in range(self.forms.shape[0])])
-        for core in self.cores:
-            alone[core.adapters] += core.losses(torch.zeros(1, len(core.adapters), dtype=torch.float64), 1.0)[
-                0
-            ]
-        return torch.stack([alone[members].mean() for members in self.members])
+        alone = self._alone()
+        losses = [alone[own] for own in self.members]
+        return torch.stack(
+            [over_members(v[:, None], None, v.mean().item(), self.mixture)[0][0] for v in losses]
+        )
 
     def coefficients(self, weights: Tensor) -> Tensor:
-        """c: weight of every adapter in the sum, without ``scale``. Shape ``(k, P)``."""
+        """c: weight of every adapter in the merge, without ``scale``. Shape ``(k, P)``."""
+        if self.plain is not None and not math.isinf(self.mixture):
+            losses = surrogate(self.plain, self.cores, self.tau)
+            return member_weights(losses, weights, self.members, self.mixture)
         spread = weights.new_zeros(weights.shape[1], self.forms.shape[0])
         for task, own in enumerate(self.members):
             spread[task, own] = 1.0 / len(own)
         return weights @ spread
 
-    def _matched(self, weights: Tensor) -> Tensor:
+    def _alone(self) -> Tensor:
+        """Loss increase per adapter when there is none. Shape ``(P,)``."""
+        alone = torch.stack([self.forms[t, t, t] for t in range(self.forms.shape[0])])
+        for core in self.cores:
+            nothing = torch.zeros(1, len(core.adapters), dtype=torch.float64)
+            alone[core.adapters] += core.losses(nothing, 1.0)[0]
+        return alone
+
+    def _matched(self, shares: Tensor) -> Tensor:
         """Loss increase of every adapter in the modules of gradient matching. Shape ``(k, P)``."""
-        shares = self.coefficients(weights)
         total = torch.zeros_like(shares)
         for core in self.cores:
             total[:, core.adapters] += core.losses(shares[:, core.adapters], self.scale)
         return total
 
-    def _of_adapter(self, t: int, weights: Tensor) -> tuple[Tensor, Tensor]:
-        d = self.scale * self.coefficients(weights)
+    def _of_adapter(self, t: int, shares: Tensor) -> tuple[Tensor, Tensor]:
+        d = self.scale * shares
         d[:, t] -= 1.0
         increase = torch.einsum("ku,uv,kv->k", d, self.forms[t], d)
         if self.linear is None or self.square is None:
@@ -114,6 +136,7 @@ def build_model(
     scale: float = 1.0,
     watch: Callable[[Sequence[str]], Iterable[str]] = list,
     tau: float | None = None,
+    mixture: float = math.inf,
 ) -> PreviewModel:
     """Add up the forms over all modules.
 
@@ -124,12 +147,18 @@ def build_model(
         watch: Wraps the list of modules, for a progress bar.
         tau: Not None: gradient matching with this prior, in the modules where it would use Kronecker curvature. There
             is no variance then.
+        mixture: Relative temperature of the mixtures; inf averages the adapters of a task.
     """
     count = len(inputs.posteriors)
     names = list(dict.fromkeys(tasks))
     members = [[i for i, task in enumerate(tasks) if task == name] for name in names]
     stochastic = tau is None and all(p.has_hess for p in inputs.posteriors)
     cores: list[MatchingCore] = []
+    mixed = not math.isinf(mixture) and len(names) < count
+    single, plain = (
+        one_of_each(members, count) if mixed else [],
+        torch.zeros(count, count, dtype=torch.float64),
+    )
     forms, square = torch.zeros(2, count, count, count, dtype=torch.float64)
     linear = torch.zeros(count, count, count, count, dtype=torch.float64)
     absolute = [
@@ -140,8 +169,11 @@ def build_model(
         here = [i for i, u in enumerate(updates) if u.rank]
         if tau is not None and choose_curvature([updates[i] for i in here]) == "kronecker":
             present, known = [updates[i] for i in here], [absolute[i] for i in here]
-            cores.append(matching_core(present, here, known, tau))
+            further = [[row[i] for i in here] for row in single]
+            cores.append(matching_core(present, here, known, tau, further))
             continue
+        if mixed:
+            plain += _products(Metric(None, None, 1.0, "isotropic"), updates)
         for t, own in enumerate(updates):
             if not own.rank:  # nothing is known of what this module does to the task
                 continue
@@ -151,7 +183,10 @@ def build_model(
                 linear[t] += linear_noise(metric, updates)
                 square[t] += square_noise(metric, updates)
     noise = (linear, 0.5 * square) if stochastic else (None, None)
-    return PreviewModel(names, members, 0.5 * forms, *noise, scale, cores)
+    model = PreviewModel(names, members, 0.5 * forms, *noise, scale, cores)
+    if not mixed:
+        return model
+    return replace(model, plain=plain, tau=1.0 if tau is None else tau, mixture=mixture)
 
 
 def _products(metric: Metric, updates: Sequence[LoraUpdate]) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.full_tensors import FullTensor
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior
@@ -74,12 +75,24 @@ class Inputs:
             precision_a,
             prior_b,
             prior_a,
-            _gram(posterior, f"{keys.stem}.input_gram"),
-            _gram(posterior, f"{keys.stem}.output_gram"),
+            self._gram(index, module, "input_gram", "inputs", posterior.mean[keys.a].shape[1]),
+            self._gram(index, module, "output_gram", "outputs", posterior.mean[keys.b].shape[0]),
             name,
             module,
-            _gram(posterior, f"{keys.stem}.activation_gram"),
+            self._gram(index, module, "activation_gram", "inputs", posterior.mean[keys.a].shape[1]),
         )
+
+    def _gram(self, index: int, module: str, kind: str, side: str, size: int) -> Tensor | None:
+        key = f"{self.layouts[index][module].stem}.{kind}"
+        found = read_gram(self.posteriors[index].curvature or {}, key)
+        if found is None:
+            return None
+        if found.shape != (size, size):
+            raise IncompatibleAdaptersError(
+                f"curvature of {self.names[index]!r} in {module} has {found.shape[0]} {side}, its factors have {size}; "
+                "the file belongs to another adapter"
+            )
+        return found.to(COMPUTE_DTYPE)
 
     def _empty(self, module: str, name: str) -> LoraUpdate:
         index = next(i for i, layout in enumerate(self.layouts) if module in layout)
@@ -101,8 +114,3 @@ def _precision(posterior: Posterior, key: str) -> tuple[Tensor | None, float]:
         return None, 0.0
     count, decay = posterior.meta.num_examples, posterior.meta.of("weight_decay", key)
     return count * (posterior.hess[key].to(COMPUTE_DTYPE) + decay), count * decay
-
-
-def _gram(posterior: Posterior, key: str) -> Tensor | None:
-    found = read_gram(posterior.curvature or {}, key)
-    return None if found is None else found.to(COMPUTE_DTYPE)

@@ -15,7 +15,7 @@ from vlora.config import config_sha256, to_plain
 from vlora.files import atomic_folder, check_output_folder
 from vlora.merge import ledger
 from vlora.merge.adapters import merge_adapters, merge_with_report
-from vlora.merge.config import MergeConfig
+from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.report import MergeReport
 from vlora.posterior import Posterior
 
@@ -43,6 +43,7 @@ def run_merge(config: MergeConfig, page: Page | None = None) -> Path:
         VloraError: Anything that does not fit, in one line; nothing is written then.
     """
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
+    check_apart(output, [source.path for source in config.adapters])
     loaded = tqdm(config.adapters, desc="read adapters", file=sys.stderr, disable=None)
     inputs = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
     write_merge(config, inputs, output, page=page)
@@ -81,6 +82,8 @@ def write_merge(
         base_model=config.base_model,
         progress=True,
         verify=config.verify,
+        module_options=config.module_options,
+        num_layers=config.num_layers,
         **config.options(),
     )
     report.notes.extend(notes)

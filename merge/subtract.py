@@ -42,9 +42,10 @@ def subtract(
     Raises:
         IncompatibleAdaptersError: The merge is not a sum.
     """
-    if source.get("module_weights"):
+    if source.get("module_weights") or report.get("options", {}).get("module_options"):
         raise IncompatibleAdaptersError(
-            f"{source['name']!r} has weights per module, which cannot be subtracted again; merge the others anew"
+            f"{source['name']!r} has weights or options per module, which cannot be subtracted again; merge the "
+            "others anew"
         )
     curvatures = {values.get("curvature") for values in report["modules"].values()}
     method, weight = report["method"], float(source["weight"])

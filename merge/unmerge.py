@@ -152,6 +152,8 @@ def _reproduces(ledger: Ledger, inputs: Mapping[str, Posterior]) -> bool:
         rank=config.rank,
         names=names,
         verify=False,
+        module_options=config.module_options,
+        num_layers=config.num_layers,
         **config.options(),
     )
     return tensors_sha256(again.mean) == ledger.result

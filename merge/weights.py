@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlora.errors import ConfigError
+from vlora.merge.layers import Setting, check_pattern, check_setting, count_layers, value_at
 
 __all__ = ["Weights", "check_weights"]
 
@@ -16,8 +17,11 @@ class Weights:
 
     scalars: Sequence[float]
     """One per adapter."""
-    patterns: Sequence[Mapping[str, float]]
-    """Per adapter: regular expression -> weight in the modules whose name it matches; first match."""
+    patterns: Sequence[Mapping[str, Setting]]
+    """Per adapter: regular expression -> weight in the modules whose name it matches, one number or a gradient over the
+    layers (:mod:`vlora.merge.layers`); first match."""
+    layers: int = 0
+    """Number of layers that gradients run over."""
 
     def of(self, module: str) -> list[float]:
         """One weight per adapter for a module (or a fully trained tensor); 0 leaves the adapter out there."""
@@ -40,6 +44,10 @@ class Weights:
                 "of the adapters"
             )
         return kept
+
+    def over(self, modules: Sequence[str], layers: int | None = None) -> "Weights":
+        """With the number of layers: as given, or as far as the names go."""
+        return replace(self, layers=count_layers(modules) if layers is None else layers)
 
     def check_patterns(self, modules: Sequence[str], names: Sequence[str]) -> None:
         """Refuse patterns that match nothing.
@@ -67,19 +75,19 @@ class Weights:
     def _of(self, index: int, module: str) -> float:
         for pattern, weight in self.patterns[index].items():
             if re.search(pattern, module):
-                return float(weight)
+                return value_at(weight, module, self.layers)
         return float(self.scalars[index])
 
 
 def check_weights(
-    weights: Sequence[float], count: int, module_weights: Sequence[Mapping[str, float]] | None = None
+    weights: Sequence[float], count: int, module_weights: Sequence[Mapping[str, Setting]] | None = None
 ) -> Weights:
     """One finite weight per adapter, none of them 0, and patterns that are regular expressions.
 
     Args:
         weights: One per adapter.
         count: Number of adapters.
-        module_weights: Per adapter: regular expression -> weight; 0 is allowed here.
+        module_weights: Per adapter: regular expression -> weight or gradient; 0 is allowed here.
 
     Raises:
         ConfigError: What is wrong with which weight.
@@ -98,14 +106,6 @@ def check_weights(
         raise ConfigError(f"expected module_weights for {count} adapters, got {len(patterns)}")
     for mapping in patterns:
         for pattern, weight in mapping.items():
-            _check_pattern(pattern, weight)
+            check_pattern(pattern, "module_weights")
+            check_setting(weight, f"module_weights: the weight of {pattern!r}")
     return Weights([float(w) for w in weights], patterns)
-
-
-def _check_pattern(pattern: str, weight: float) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"module_weights: {pattern!r} is not a regular expression: {error}") from None
-    if not math.isfinite(weight):
-        raise ConfigError(f"module_weights: the weight of {pattern!r} is {weight}; give a finite number")

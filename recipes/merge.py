@@ -4,6 +4,7 @@
 file of such a name is meant by ``./NAME``.
 """
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ merge_app = typer.Typer(
     help="""Merge adapters into one, by what each is sure of (gradient_matching) or by one of the other methods.
 
     Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
-    rank: keep | lossless | a number | a share of energy such as 0.95.
+    rank: keep | lossless | a number | a share of energy such as 0.95, module_options: {option: {regex: value}}.
+    A list instead of a weight or value is a gradient from the first layer to the last.
 
     Into a model: `into: model` adds the adapters to base_model, and `models: [{path, weight, module_weights}]` merges
     whole models (linear, slerp, task_arithmetic, ties, dare_linear, dare_ties, della, fisher), in bounded memory. Keys:
@@ -84,12 +86,21 @@ def run(
     from vlora.recipes.merge_config import load_merge
     from vlora.recipes.merge_pages import merge_page
 
+    _refuse_misspelt(config)
     if dry_run:
         _show_plan(config, overrides or (), False)
         return
     settings = load_merge(config, overrides or ())
     model = isinstance(settings, ModelMergeConfig)
     print(f"wrote {run_model_merge(settings) if model else run_merge(settings, merge_page)}")
+
+
+def _refuse_misspelt(config: Path) -> None:
+    """A word that is no file, but nearly a command, was meant as one."""
+    names = [str(command.name) for command in merge_app.registered_commands]
+    near = difflib.get_close_matches(str(config), names, n=1, cutoff=0.7)
+    if near and str(config) not in names and not config.exists():
+        raise ConfigError(f"no file {config} here; did you mean the command `vlora merge {near[0]}`?")
 
 
 @merge_app.command(name="plan")
@@ -166,18 +177,24 @@ def preview(
     low: Annotated[float, typer.Option(help="Smallest weight.")] = 0.0,
     high: Annotated[float, typer.Option(help="Largest weight.")] = 1.5,
     seed: Annotated[int, typer.Option(help="Seed of the weightings.")] = 0,
+    mixture: Annotated[
+        float | None,
+        typer.Option(help="Temperature of mixtures of a group's adapters; averaged if not given."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Predict the loss of every task for thousands of weightings, without merging; name the best.
 
     Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, as far as the
-    quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task.
+    quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task: averaged, or
+    with `--mixture 0.01` components of a mixture, whose mode gives every adapter a weight of its own.
     """
     from vlora.recipes.merge_config import load_adapter_merge
     from vlora.recipes.merge_preview import preview_table, run_preview
 
     merge = load_adapter_merge(config, overrides or ())
-    print(preview_table(run_preview(merge, out, count=count, low=low, high=high, seed=seed)))
+    settings = {"count": count, "low": low, "high": high, "seed": seed, "mixture": mixture}
+    print(preview_table(run_preview(merge, out, **settings)))
     print(f"wrote {out}.html and {out}.json")
 
 

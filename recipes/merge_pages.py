@@ -54,6 +54,7 @@ def preview_page(preview: Preview) -> str:
         tasks=preview.tasks,
         rows=rows,
         has_std=preview.std is not None,
+        has_shares=preview.shares is not None,
         legend=[{"name": name, "colour": f"c{i + 1}"} for i, name in enumerate(preview.named)],
         figure=Markup(figure),  # our own drawing: it holds no text from data
         caption=caption,

@@ -24,7 +24,7 @@ def run_preview(config: MergeConfig, out: Path, **settings: Any) -> Preview:
     Args:
         config: The merge.
         out: Path without ending.
-        **settings: ``count``, ``low``, ``high`` and ``seed`` of :func:`vlora.merge.preview.preview`.
+        **settings: ``count``, ``low``, ``high``, ``seed`` and ``mixture`` of :func:`vlora.merge.preview.preview`.
 
     Raises:
         VloraError: What does not fit, in one line; nothing is written then.
@@ -57,7 +57,17 @@ def preview_table(done: Preview) -> str:
         for task in done.tasks:
             cells.append(f"{row['increase'][task]:.3f}" + (f" ± {spread[task]:.3f}" if spread else ""))
         lines.append([name, *cells, f"{row['average']:.3f}", f"{row['worst']:.3f}"])
-    return aligned(lines)
+    return "\n".join([aligned(lines), *_adapter_lines(done)])
+
+
+def _adapter_lines(done: Preview) -> list[str]:
+    """Of mixtures: the weight of every adapter, which is what a merge of that weighting takes."""
+    rows = {name: done.row(index).get("adapter_weights", {}) for name, index in done.named.items()}
+    return [
+        f"{name}: " + ", ".join(f"{adapter} {weight:.3g}" for adapter, weight in weights.items())
+        for name, weights in rows.items()
+        if weights
+    ]
 
 
 def _bar(modules: Any) -> Any:

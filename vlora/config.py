@@ -124,13 +124,12 @@ def read_mapping(source: str | os.PathLike | Mapping) -> tuple[str, dict[str, An
         raise ConfigError(
             f"cannot read the configuration {path}: {error.strerror}; give a YAML file"
         ) from None
-    loader = _Loader(text)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8; give a YAML file") from None
     try:
-        values = loader.get_single_data()
+        values = yaml.load(text, Loader=_Loader)  # a safe loader
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
     return str(path), values

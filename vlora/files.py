@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vlora.errors import OutputError, OutputExistsError
@@ -119,7 +119,8 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     except OSError as error:
         raise output_error(error, target) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder itself is none, nothing was made
+            temporary.unlink(missing_ok=True)
     return target
 
 

@@ -11,7 +11,7 @@ from vlora.errors import CheckpointError
 from vlora.merge.checkpoints.adapter_inputs import AdapterPart, read_adapters
 from vlora.merge.checkpoints.adapter_keys import base_key, is_transposed, plain_name
 from vlora.merge.checkpoints.config import ModelMergeConfig
-from vlora.merge.checkpoints.draft import Draft, describe_checkpoint, output_dtype
+from vlora.merge.checkpoints.draft import Draft, describe_checkpoint, layer_count, output_dtype
 from vlora.merge.checkpoints.embeddings import choose_tokenizer
 from vlora.merge.checkpoints.folders import is_tied, model_folder, read_config, tied_partner
 from vlora.merge.checkpoints.headers import FLOATS, TensorEntry, read_checkpoint
@@ -19,6 +19,7 @@ from vlora.merge.checkpoints.lora_rules import AddLowRank, AddVector, Dora, LowR
 from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy, Rule
 from vlora.merge.checkpoints.stream import TensorJob
+from vlora.merge.layers import OptionsByModule
 from vlora.posterior.hashing import fingerprint_weights
 from vlora.posterior.lora_layout import module_scaling, split_keys
 
@@ -46,7 +47,12 @@ def draft_adapters(config: ModelMergeConfig, dry: bool = False) -> Draft:
     draft.config = read_config(folder, "base")
     choose_tokenizer(draft, config.tokenizer, {"base": folder}, [draft.config])
     parts = read_adapters(config, draft, fingerprint_weights(path, config.base_revision), dry)
-    changes = _Changes(draft, base.tensors, config)
+    options = OptionsByModule(
+        config.options(), config.module_options, layer_count(config, draft, base.tensors)
+    )
+    if len(parts) > 1:  # else the adapters were merged already, and the patterns looked at
+        options.check_patterns([f"{m}.weight" for part in parts for m in part.modules])
+    changes = _Changes(draft, base.tensors, config, options)
     changes.add_all(parts)
     for key, entry in base.tensors.items():
         draft.jobs.append(changes.job(key, entry))
@@ -61,6 +67,7 @@ class _Changes:
     draft: Draft
     tensors: Mapping[str, TensorEntry]
     settings: ModelMergeConfig
+    options: OptionsByModule
     low_rank: dict[str, list[LowRank]] = field(default_factory=dict)
     special: dict[str, Rule] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
@@ -120,7 +127,7 @@ class _Changes:
             return
         rule = rule_for(
             self.draft.method, [w for _, _, w in pairs], [p.name for _, p, _ in pairs], key,
-            updates[0].right.shape[1], self.settings.options(), True,
+            updates[0].right.shape[1], self.options.of(key), True,
         )  # fmt: skip
         self.special[key] = OnUpdates(rule, [u for u, _, _ in pairs])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.adapters import merge_with_report
 from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
-from vlora.merge.checkpoints.draft import Draft
+from vlora.merge.checkpoints.draft import Draft, layer_count
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import distinct, group_weights
 from vlora.merge.weights import Weights, check_weights
@@ -79,7 +79,9 @@ def read_adapters(
         group_weights(config.adapters), len(parts), [s.module_weights for s in config.adapters]
     )
     if _goes_dense(config, parts):
-        weights.check_patterns(sorted({f"{m}.weight" for part in parts for m in part.modules}), names)
+        keys = sorted({f"{m}.weight" for part in parts for m in part.modules})
+        weights.check_patterns(keys, names)
+        weights = weights.over(keys, layer_count(config, draft, keys))
         return [replace(part, weights=weights, index=i) for i, part in enumerate(parts)]
     return [_stand_in(parts) if dry else _merged(config, draft, parts, names)]
 
@@ -99,6 +101,8 @@ def _merged(
         module_weights=[source.module_weights for source in config.adapters],
         rank=rank,
         names=names,
+        module_options=config.module_options,
+        num_layers=layer_count(config, draft, ()) or None,
         **config.options(),
     )
     draft.notes += [note for note in report.notes if not note.startswith("no posterior in")]
@@ -135,7 +139,12 @@ def _alone(config: ModelMergeConfig, parts: list[AdapterPart]) -> AdapterPart:
             "cannot be merged with it exactly; merge it into the base alone, then the others into the result"
         )
     source = config.adapters[0]
-    if source.weight != 1 or source.module_weights or config.options().get("scale", 1.0) != 1:
+    if (
+        source.weight != 1
+        or source.module_weights
+        or config.options().get("scale", 1.0) != 1
+        or config.module_options
+    ):
         raise IncompatibleAdaptersError(
             f"{special.name!r} was trained with {kind} and has no meaning at another weight than 1; leave weight out"
         )

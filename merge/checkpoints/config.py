@@ -39,9 +39,9 @@ class ModelSource:
     """Model folder with safetensors weights, or a hub id."""
     weight: float = 1.0
     """How much it counts; ``linear``, ``slerp``, ``fisher`` and sign election use ratios of weights."""
-    module_weights: dict[str, float] = field(default_factory=dict)
+    module_weights: dict[str, float | list[float]] = field(default_factory=dict)
     """Regular expression -> weight for the tensors whose name it matches anywhere, instead of ``weight``; the first
-    that matches counts. 0 leaves the model out there."""
+    that matches counts. A list is a gradient over the layers. 0 leaves the model out there."""
     name: str | None = None
     """Short name for messages and masks; the last part of the path if not given."""
     revision: str | None = None

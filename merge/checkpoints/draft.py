@@ -1,14 +1,23 @@
 """What a plan is made of before sizes are counted: jobs, small files, what does not fit, and the lineage."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry
 from vlora.merge.checkpoints.stream import TensorJob
+from vlora.merge.layers import count_layers
 
-__all__ = ["DTYPE_NAMES", "Draft", "config_differences", "describe_checkpoint", "output_dtype"]
+__all__ = [
+    "DTYPE_NAMES",
+    "Draft",
+    "config_differences",
+    "describe_checkpoint",
+    "layer_count",
+    "output_dtype",
+]
 
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -93,3 +102,8 @@ def describe_checkpoint(checkpoint: Checkpoint, role: str, path: str, revision: 
         "bytes": checkpoint.nbytes,
         "header_sha256": dict(checkpoint.header_sha256),
     }
+
+
+def layer_count(config: ModelMergeConfig, draft: Draft, keys: Iterable[str]) -> int:
+    """Layers that gradients run over: as configured, as the model says, or as far as the names go."""
+    return config.num_layers or draft.config.get("num_hidden_layers") or count_layers(list(keys))

@@ -12,6 +12,7 @@ from vlora.merge.checkpoints.draft import (
     Draft,
     config_differences,
     describe_checkpoint,
+    layer_count,
     output_dtype,
 )
 from vlora.merge.checkpoints.embeddings import Embeddings, choose_tokenizer
@@ -21,6 +22,7 @@ from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy
 from vlora.merge.checkpoints.stream import TensorJob
 from vlora.merge.config import distinct
+from vlora.merge.layers import OptionsByModule
 from vlora.merge.weights import Weights, check_weights
 
 __all__ = ["draft_models"]
@@ -69,7 +71,10 @@ def draft_models(config: ModelMergeConfig) -> Draft:
     )
     keys = list(first.checkpoint.tensors)
     weights.check_patterns(keys, names)
-    builder = _Builder(config, draft, base, models, fishers, weights, embeddings)
+    layers = layer_count(config, draft, keys)
+    options = OptionsByModule(config.options(), config.module_options, layers)
+    options.check_patterns(keys)
+    builder = _Builder(config, draft, base, models, fishers, weights.over(keys, layers), embeddings, options)
     for key in keys:
         builder.add(key)
     _find_extra(draft, first, everyone[1:])
@@ -87,6 +92,7 @@ class _Builder:
     fishers: Sequence[Mapping[str, TensorEntry]]
     weights: Weights
     embeddings: Embeddings | None
+    options: OptionsByModule
 
     def add(self, key: str) -> None:
         """Add the job of one tensor, or write down why it cannot be made."""
@@ -136,7 +142,7 @@ class _Builder:
             return
         rule = rule_for(
             self.draft.method, [w for _, _, w in found], [m.name for m, _, _ in found], key,
-            shape[-1] if shape else 1, self.config.options(), from_base,
+            shape[-1] if shape else 1, self.options.of(key), from_base,
         )  # fmt: skip
         dtype = output_dtype(reference, self.config.dtype)
         self.draft.jobs.append(TensorJob(key, dtype, shape, tuple(entries), rule, maps))

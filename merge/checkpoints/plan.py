@@ -22,6 +22,7 @@ from vlora.merge.checkpoints.draft import Draft
 from vlora.merge.checkpoints.estimate import Estimate, estimate
 from vlora.merge.checkpoints.layout import Shard, lay_out, parse_size
 from vlora.merge.checkpoints.model_draft import draft_models
+from vlora.merge.config import check_apart
 
 __all__ = ["MARKER", "MergePlan", "make_plan"]
 
@@ -139,6 +140,8 @@ def make_plan(config: ModelMergeConfig, dry: bool = False) -> MergePlan:
         OutputExistsError: It holds something else, or a former merge without ``overwrite``.
     """
     output = check_output_folder(config.output, MARKER, overwrite=config.overwrite)
+    inputs = [config.base_model, *(source.path for source in (*config.models, *config.adapters))]
+    check_apart(output, [path for path in inputs if path])
     draft = draft_models(config) if config.models else draft_adapters(config, dry)
     if config.dtype:
         draft.config["dtype"] = config.dtype

@@ -42,4 +42,6 @@ def test_the_configuration_has_every_option_and_no_other():
         "overwrite",
         "verify",
         "ledger",
+        "module_options",
+        "num_layers",
     }

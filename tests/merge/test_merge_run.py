@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from merge_cases import add_curvature, add_posterior, make_adapter, peft_deltas
 
 from vlora.config import load_config
-from vlora.errors import ConfigError, OutputExistsError, PosteriorFormatError
-from vlora.merge import MergeConfig, run_merge
+from vlora.errors import ConfigError, IncompatibleAdaptersError, OutputExistsError, PosteriorFormatError
+from vlora.merge import MergeConfig, merge_adapters, run_merge
 from vlora.posterior import Posterior
 
 
@@ -88,6 +89,35 @@ def test_a_former_merge_is_replaced_only_when_asked(tmp_path, folders):
         run_merge(config(tmp_path, folders))
     run_merge(config(tmp_path, folders, overwrite=True, method="linear"))
     assert json.loads((tmp_path / "out" / "merge_report.json").read_text())["method"] == "linear"
+
+
+@pytest.mark.parametrize("place", ["math", "."])
+def test_an_output_that_is_or_holds_an_input_is_refused(tmp_path, folders, place):
+    (tmp_path / "adapter_config.json").write_text("{}")  # a folder that overwrite would replace
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=r"is or holds the input .*math; choose another folder"):
+        run_merge(config(tmp_path, folders, output=str(tmp_path / place), overwrite=True))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_curvature_of_another_shape_is_refused_by_every_reader(tmp_path, folders):
+    import torch
+
+    from vlora.merge.preview import preview
+
+    first, second = (Posterior.from_pretrained(f) for f in folders)
+    assert second.curvature is not None
+    for kind, side in (("input_gram", "20"), ("output_gram", "12")):
+        wrong = {k: torch.eye(3) if k.endswith(kind) else v for k, v in second.curvature.items()}
+        inputs = [first, replace(second, curvature=wrong)]
+        for run in (
+            lambda inputs=inputs: merge_adapters(inputs, method="linear"),
+            lambda inputs=inputs: preview(config(tmp_path, folders), inputs, count=4),
+        ):
+            with pytest.raises(
+                IncompatibleAdaptersError, match=f"has 3 .*factors have {side}; the file belongs to"
+            ):
+                run()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,45 @@ def test_filters_become_weights_per_module():
     }
 
 
+def test_gradients_become_lists_and_a_rest_of_zero_a_pattern():
+    result, _ = translated("ties", models([0, 0.5, 1], 1.0), base_model="org/base")
+    assert result["adapters"][0]["weight"] == 1.0
+    assert result["adapters"][0]["module_weights"] == {".": [0.0, 0.5, 1.0]}
+    weight = [{"filter": "mlp", "value": [1, 2]}, {"filter": "*", "value": 0}, {"value": 9}]
+    result, _ = translated("ties", models(weight, 1.0), base_model="org/base")
+    assert result["adapters"][0]["module_weights"] == {"mlp": [1.0, 2.0], ".": 0.0}
+    load_config(MergeConfig, {**result, "output": "x"})
+
+
+def test_density_epsilon_and_lambda_may_differ_between_tensors():
+    shared = {
+        "density": [{"filter": "mlp", "value": [0.2, 0.8]}, {"value": 0.5}],
+        "epsilon": [0.05, 0.1],
+        "lambda": [{"filter": "q_proj", "value": 0.7}],
+    }
+    result, _ = translated("della", models(1, 2), base_model="org/base", parameters=shared)
+    assert result["density"] == 0.5 and "epsilon" not in result and "scale" not in result
+    assert result["module_options"] == {
+        "density": {"mlp": [0.2, 0.8]},
+        "epsilon": {".": [0.1, 0.2]},
+        "scale": {"q_proj": 0.7},
+    }
+    load_config(MergeConfig, {**result, "output": "x"})
+
+
+def test_slerp_positions_become_weights_that_sum_to_one(tmp_path):
+    """mergekit's own example: position per filter and layer; the layers are the base's."""
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
+    t = [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"filter": "mlp", "value": 0.25}, {"value": 0.5}]
+    entries = [{"model": "org/b"}, {"model": str(tmp_path)}]
+    result, _ = translated("slerp", entries, base_model=str(tmp_path), parameters={"t": t})
+    assert result["num_layers"] == 4
+    assert result["models"] == [
+        {"path": str(tmp_path), "weight": 0.5, "module_weights": {"self_attn": [1.0, 0.5, 0.0], "mlp": 0.75}},
+        {"path": "org/b", "weight": 0.5, "module_weights": {"self_attn": [0.0, 0.5, 1.0], "mlp": 0.25}},
+    ]
+
+
 def test_one_slice_of_all_layers_is_the_whole_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
 
@@ -131,8 +170,47 @@ def test_one_slice_of_all_layers_is_the_whole_model(tmp_path):
         ("dare_tie", models(1), {}, "nearest: dare_ties"),
         ("ties", models(1), {"modules": {}}, "key 'modules' has no counterpart"),
         ("ties", models(1), {"tokenizer": {}}, "key 'tokenizer' has no counterpart"),
-        ("ties", models([0.1, 0.9]), {}, r"weight of org/lora0: \[0.1, 0.9\] is a gradient over layers"),
-        ("ties", models([{"filter": "mlp", "value": 1}]), {}, "leave tensors without one"),
+        ("ties", models([]), {}, "weight of org/lora0: expected values from the first layer to the last"),
+        ("ties", models([0.1, "x"]), {}, "weight of org/lora0: expected a number, got 'x'"),
+        ("ties", models([{"filter": "mlp", "value": 1}]), {}, "leave tensors without a value"),
+        (
+            "ties",
+            models(1),
+            {"parameters": {"rescale": [True, False]}},
+            r"rescale: \[True, False\] is a gradient",
+        ),
+        (
+            "dare_ties",
+            models(1),
+            {"parameters": {"normalize": [{"filter": "q", "value": True}]}},
+            "one value for all",
+        ),
+        ("ties", models(1), {"parameters": {"density": True}}, "density: expected a number, got True"),
+        ("linear", models([1, 2]), {"parameters": {"lambda": [1, 2]}}, "linear has none"),
+        (
+            "task_arithmetic",
+            models([1, 2], 1),
+            {"parameters": {"normalize": True}},
+            "one positive sum of weights for all tensors",
+        ),
+        (
+            "linear",
+            [{"model": "org/a", "parameters": {"weight": [0.5, 1]}}],
+            {"parameters": {"normalize": False}},
+            "weights per tensor scales whole models",
+        ),
+        (
+            "slerp",
+            [{"model": "org/a"}, {"model": "org/b"}],
+            {"base_model": "org/a", "parameters": {"t": [0, 1.5]}},
+            r"number t in \[0, 1\], got \[0, 1.5\]",
+        ),
+        (
+            "slerp",
+            [{"model": "org/a"}, {"model": "org/b"}],
+            {"base_model": "org/a", "parameters": {"t": [0, 0]}},
+            "nothing to merge",
+        ),
         ("ties", [{"model": "b+a"}], {}, "weight of a: weight is missing"),
         ("ties", models(1, gamma=0.1), {}, "parameter 'gamma' has no counterpart"),
         ("ties", models(1), {"parameters": {"rescale": False}}, "rescale: false has no counterpart"),

@@ -112,7 +112,8 @@ def test_notes_say_what_the_preview_is_not(folder):
         ({"method": "ties"}, "a preview is of weighted sums .* ties is none"),
         ({"names": NAMES[:1]}, "at least two"),
         ({"count": 0}, "expected count >= 1"),
-        ({"low": 2.0}, "low < high"),
+        ({"low": 2.0}, "finite low < high"),
+        ({"high": float("inf")}, "got count 256, low 0, high inf"),
         ({"method": "linear", "low": -1.0}, "give low >= 0"),
     ],
 )
@@ -123,7 +124,7 @@ def test_what_cannot_be_previewed_is_refused(folder, settings, message):
 
 def test_weights_per_module_and_empty_adapters_are_refused(folder):
     adapters = [{"path": str(folder / n), "module_weights": {"q_proj": 0.5}} for n in NAMES]
-    with pytest.raises(ConfigError, match="leave module_weights out"):
+    with pytest.raises(ConfigError, match="leave module_weights and module_options out"):
         previewed(folder, adapters=adapters)
     config = load_config(MergeConfig, values(folder, NAMES[:2]))
     first, second = (Posterior.from_pretrained(source.path) for source in config.adapters)

@@ -45,3 +45,9 @@ def test_help_lists_the_subcommands(capsys):
     assert outcome("merge", "--help") == 0
     shown = capsys.readouterr().out.partition("Commands:")[2].split()
     assert set(COMMANDS) <= set(shown)
+
+
+def test_a_misspelt_command_is_offered(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert outcome("merge", "preveiw", "cfg.yaml") == 1
+    assert "no file preveiw here; did you mean the command `vlora merge preview`?" in capsys.readouterr().err

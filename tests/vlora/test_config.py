@@ -81,11 +81,13 @@ def test_resolved_file_reads_back(tmp_path):
         ("- 1", "expected 'key: value' lines, got list"),
         ("base_model: a\nbase_model: b\n", "'base_model' is given twice"),
         ("base_model: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: \x00", "not valid YAML: unacceptable character"),
+        (b"\xff\xfe\x00\x80", "no text in UTF-8"),
     ],
 )
 def test_unreadable_files(tmp_path, text, message):
     path = tmp_path / "c.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message):
         load_config(Config, path)
 

@@ -143,3 +143,10 @@ def test_home_is_expanded_and_the_working_directory_refused(tmp_path, monkeypatc
     for folder in (".", "..", "", "/", tmp_path / "here", "../here"):
         with pytest.raises(OutputError, match="is the folder you are in, or one above it"):
             output_path(folder)
+
+
+def test_a_file_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot write .*; check the path"):
+        atomic_write(tmp_path / "file" / "below.json", "{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,70 @@
+"""Which merge keeps most of three adapters for three kinds of text? stories260K, one JSON a unit.
+
+    python -m benchmarks.merge_text.run train --data DATA --stories MODEL --work WORK [--seeds 0 1 2]
+    python -m benchmarks.merge_text.run merge --data DATA --stories MODEL --work WORK [--seeds 0 1 2]
+    python -m benchmarks.merge_text.run mixture --data DATA --stories MODEL --work WORK
+    python -m benchmarks.merge_text.table
+
+DATA holds one folder per data set with ``<split>.jsonl.gz`` files, MODEL stories260K in Hugging Face format. Training,
+merging and evaluation are the functions behind ``vlora train``, ``vlora merge`` and ``vlora eval``. WORK keeps adapters
+and merges; an adapter or a result that exists is not made again.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.merge_text.adapters import adapter
+from benchmarks.merge_text.arms import Bench, whole
+from benchmarks.merge_text.seeds import SETS, mixtures
+from benchmarks.merge_text.texts import TEXTS, prepare
+from benchmarks.rows import keep_record
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Parse the arguments and run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["train", "merge", "mixture"])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--stories", type=Path, required=True, help="folder of the stories260K model")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for adapters, merges and evaluations"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(args.stories, prepare(args.data, args.work / "data"), args.work)
+    if args.part == "mixture":
+        for name in SETS:
+            write("mixture", name, lambda name=name: mixtures(bench, name))
+        return
+    for seed in args.seeds:
+        if args.part == "merge":
+            write("merge", str(seed), lambda seed=seed: whole(bench, seed))
+            continue
+        for text in (*TEXTS, "joint"):
+            write("train", f"{text}_{seed}", lambda text=text, seed=seed: train(bench, text, seed))
+
+
+def train(bench: Bench, text: str, seed: int) -> dict[str, Any]:
+    """One adapter; the record holds what it cost."""
+    adapter(text, seed, bench.files, bench.base, bench.work)
+    return {"text": text, "seed": seed}
+
+
+def write(part: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
+    """Keep what ``make`` returns, with time, versions and hardware, unless the file exists."""
+    record = keep_record(RESULTS / part / f"{name}.json", make)
+    if record is not None:
+        print(f"{part}/{name}: {record['cpu_seconds']:.0f} s of CPU", flush=True)
+
+
+if __name__ == "__main__":
+    main()
