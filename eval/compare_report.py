@@ -76,7 +76,7 @@ def metric_of(test: Mapping[str, Any]) -> Metric:
     name, _, confidence = key.partition(" ")
     if not confidence:
         return metric(key)
-    of, shown = metric(ANSWER_CONFIDENCE.get(name, name)), confidence.replace("_", " ").replace("+", " + ")
+    of, shown = metric(ANSWER_CONFIDENCE.get(name) or name), confidence.replace("_", " ").replace("+", " + ")
     return replace(of, key=key, label=f"{of.label}, {shown}", hint=of.hint + remark)
 
 

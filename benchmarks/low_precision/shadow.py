@@ -34,8 +34,8 @@ class Shadow:
             keep = corrected_decay(group["beta2"], self.step)
             for param in group["params"]:
                 if param.grad is not None:
-                    sample = group["grad_batch_size"] * param.grad.square()
-                    self.hess[param] = torch.lerp(sample, self.hess.get(param, sample), keep)
+                    sample: Tensor = group["grad_batch_size"] * param.grad.square()
+                    self.hess[param] = torch.lerp(sample, self.hess.setdefault(param, sample), keep)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """The optimizer's h as it is stored, and in float32, of every parameter."""
