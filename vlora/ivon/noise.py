@@ -16,6 +16,9 @@ cost meets ``noise_cost``, and derives
 after every step, so that a falling loss, and with it a falling h, does not widen the draws. The target rises over the
 run (``noise_target``). Easy tasks get narrow posteriors, noisy ones wide posteriors. The rule is ours; we know of no
 paper that states it.
+
+A model that has learned nothing yet loses nothing by noise either, and would get all of it: ``std_limit`` keeps the
+draws within a share of the way that the mean can have gone.
 """
 
 import math
@@ -38,11 +41,15 @@ __all__ = [
     "next_std",
     "noise_target",
     "prepare_noise",
+    "std_limit",
     "update_noise",
 ]
 
 COST_MEMORY = 0.95
 """Decay of the average of measured costs; one step's measurement has a spread of the size of its value."""
+
+PATH_SHARE = 0.25
+"""Typical standard deviation over the longest way that an entry of the mean can have gone; see ``std_limit``."""
 
 
 def controlled(group: dict[str, Any]) -> bool:
@@ -78,7 +85,7 @@ def prepare_noise(group: dict[str, Any], values: dict[str, Any]) -> None:
     if not values["max_std_ratio"] > 1:
         raise ConfigError(f"IVON's max_std_ratio must be > 1, got {values['max_std_ratio']}")
     group["std"] = min(values["init_std"], values["max_std"])
-    group["cost_average"], group["cost_weight"], group["noise_steps"] = 0.0, 0.0, 0
+    group["cost_average"], group["cost_weight"], group["noise_steps"], group["path"] = 0.0, 0.0, 0, 0.0
     group["ess"], group["weight_decay"] = derive_ess(
         group["std"], values["hess_init"], max_std_ratio=values["max_std_ratio"]
     )
@@ -118,6 +125,24 @@ def next_std(std: float, *, cost: float, noise_cost: float, noise_rate: float, m
     """
     distance = math.log(noise_cost / max(cost, noise_cost / 20))
     return min(std * math.exp(noise_rate * max(-1.0, min(1.0, distance))), max_std)
+
+
+def std_limit(group: dict[str, Any]) -> float:
+    """Largest typical standard deviation of a draw after the steps so far, in parameter units.
+
+        min(max_std, max(init_std, PATH_SHARE sum_t lr_t))            mean_step "adam", else max_std
+
+    An entry moves by about lr per step of Adam, so the sum is the longest way from its start. Noise of the size of what
+    was learned drowns it: on 500 rows and 100 steps, where the cost of noise stays near zero, validation NLL was .692
+    without this limit, .682 with a share of a half, .677 with a quarter, .676 without noise (three seeds,
+    ``benchmarks/posterior_quality``). From some 400 steps at a rate of 1e-3 on it seldom binds.
+
+    Args:
+        group: Parameter group with the sum of its learning rates as ``path``.
+    """
+    if group["mean_step"] != "adam":
+        return group["max_std"]
+    return min(group["max_std"], max(group["init_std"], PATH_SHARE * group["path"]))
 
 
 def noise_target(noise_cost: float, *, step: int, noise_warmup: int) -> float:
@@ -211,13 +236,14 @@ def _follow(group: dict[str, Any], cost: float, hess: float | None) -> None:
     group["cost_average"] = COST_MEMORY * group["cost_average"] + (1 - COST_MEMORY) * cost
     group["cost_weight"] = COST_MEMORY * group["cost_weight"] + (1 - COST_MEMORY)
     group["noise_steps"] += 1
+    group["path"] = group.get("path", 0.0) + float(group["lr"])
     target = noise_target(group["noise_cost"], step=group["noise_steps"], noise_warmup=group["noise_warmup"])
     group["std"] = next_std(
         group["std"],
         cost=group["cost_average"] / group["cost_weight"],
         noise_cost=target,
         noise_rate=group["noise_rate"],
-        max_std=group["max_std"],
+        max_std=std_limit(group),
     )
     if hess is not None and hess > 0:
         group["ess"], group["weight_decay"] = derive_ess(

@@ -64,7 +64,7 @@ def test_the_noise_that_auto_finds_does_not_depend_on_the_loss_scale(dtype):
     found = []
     for scale in (1.0, 256.0):
         model, _ = make(dtype=dtype)
-        optimizer = IVON.auto(model.parameters(), num_steps=6, grad_batch_size=12, init_std=0.02)
+        optimizer = IVON.auto(model.parameters(), num_steps=6, grad_batch_size=12, lr=0.1, init_std=0.02)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         for step in range(6):
             scaled_step(model, optimizer, scaler, step)

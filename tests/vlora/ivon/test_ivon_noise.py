@@ -10,7 +10,7 @@ from torch import nn
 
 from vlora import IVON
 from vlora.errors import ConfigError
-from vlora.ivon.noise import NoiseTally, derive_ess, next_std, noise_target
+from vlora.ivon.noise import NoiseTally, derive_ess, next_std, noise_target, std_limit
 
 SQUARES = {"hess_approx": "gradsq", "grad_batch_size": 1.0}
 
@@ -41,6 +41,29 @@ def test_the_target_rises_quadratically():
     found = [noise_target(0.04, step=step, noise_warmup=10) for step in (1, 5, 10, 20)]
     assert found == pytest.approx([0.0004, 0.01, 0.04, 0.04])
     assert noise_target(0.04, step=1, noise_warmup=0) == 0.04
+
+
+def test_noise_stays_within_a_quarter_of_the_way_that_the_mean_can_have_gone():
+    group = {"mean_step": "adam", "init_std": 1e-3, "max_std": 0.1, "path": 0.05}
+    assert std_limit(group) == pytest.approx(0.0125)
+    assert std_limit({**group, "path": 1e-3}) == 1e-3
+    assert std_limit({**group, "path": 10.0}) == 0.1
+    assert std_limit({**group, "mean_step": "newton"}) == 0.1
+
+
+def test_what_noise_may_cost_before_anything_is_learned_does_not_widen_it():
+    """A loss that noise cannot raise lets the controller widen the draws at its full rate; the limit holds them."""
+    param = nn.Parameter(torch.zeros(100))
+    optimizer = IVON.auto([param], num_steps=50, grad_batch_size=4, lr=1e-3)
+    for step in range(50):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / 50)
+        optimizer.train()
+        optimizer.zero_grad()
+        param.grad = torch.randn(100, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    group = optimizer.param_groups[0]
+    assert group["path"] == pytest.approx(1e-3 * 25.5)
+    assert group["std"] == pytest.approx(0.25 * 1e-3 * 25.5, rel=0.05)
 
 
 @given(
