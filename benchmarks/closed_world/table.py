@@ -1,0 +1,270 @@
+"""Tables of ``benchmarks/closed_world``, made from its JSON files and put into the README between two markers.
+
+    python -m benchmarks.closed_world.table [--print]
+
+A number of one world is the mean over its two adapters. Means are over worlds; intervals are 95 % of Student's t over
+worlds, of differences that are paired by world.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.readme_table import Records, read_results, row, t_quantile, write_tables
+
+HERE = Path(__file__).parent
+
+PREDICTORS: dict[str, tuple[str, str]] = {
+    "base model": ("base", "mean"),
+    "AdamW": ("adamw", "mean"),
+    "AdamW + temperature": ("adamw", "mean + temperature"),
+    "AdamW, MC dropout, 8": ("dropout", "draws"),
+    "AdamW, ensemble of 4": ("ensemble", "mixture"),
+    "AdamW, Laplace, 8 draws": ("laplace", "draws"),
+    "AdamW, Laplace, 8 draws, fitted width": ("laplace", "draws, fitted width"),
+    "AdamW, Laplace, linearised": ("laplace", "linearised, independent"),
+    "AdamW, Laplace, Kronecker": ("laplace", "linearised, Kronecker"),
+    "AdamW, Laplace, full": ("laplace", "linearised, full"),
+    "IVON, mean": ("ivon", "mean"),
+    "IVON, mean + temperature": ("ivon", "mean + temperature"),
+    "IVON, 8 draws": ("ivon", "draws"),
+    "IVON, 8 draws, fitted width": ("ivon", "draws, fitted width"),
+    "IVON, linearised": ("ivon", "linearised, independent"),
+    "IVON, Kronecker": ("ivon", "linearised, Kronecker"),
+    "IVON, full": ("ivon", "linearised, full"),
+}
+"""Name in the tables -> arm, predictor."""
+SCORES = {"max_probability": "max. probability", "entropy": "entropy", "mutual_information": "information"}
+QUESTIONS = (
+    "unknown vs seen", "unknown vs clean", "unknown vs ambiguous", "unknown vs base", "near miss vs seen",
+    "near miss vs ambiguous",
+)  # fmt: skip
+BASELINES = (
+    ("AdamW", "max_probability"), ("AdamW", "entropy"), ("AdamW + temperature", "entropy"),
+    ("AdamW, MC dropout, 8", "entropy"), ("AdamW, MC dropout, 8", "mutual_information"),
+    ("AdamW, ensemble of 4", "mutual_information"),
+)  # fmt: skip
+OURS = (
+    ("AdamW, Laplace, linearised", "mutual_information"), ("AdamW, Laplace, Kronecker", "mutual_information"),
+    ("AdamW, Laplace, full", "mutual_information"), ("IVON, 8 draws", "mutual_information"),
+    ("IVON, Kronecker", "mutual_information"), ("IVON, full", "mutual_information"),
+)  # fmt: skip
+GROUPS = ("clean", "ambiguous", "base", "unknown", "near_miss")
+METHODS = {
+    "linear": "mean", "task_arithmetic": "sum", "ties": "TIES", "tsv": "TSV", "fisher": "Fisher", "regmean": "RegMean",
+    "gradient_matching": "gradient matching",
+}  # fmt: skip
+
+
+def worlds(records: Records) -> list[int]:
+    """Worlds that have the AdamW arm."""
+    return sorted(r["world"] for name, r in records.items() if name.startswith("main/adamw_"))
+
+
+def values(records: Records, predictor: str, *keys: str) -> np.ndarray:
+    """One number per world, mean over its two adapters; NaN where there is none."""
+    arm, name = PREDICTORS[predictor]
+    found = []
+    for world in worlds(records):
+        record = records.get(f"main/{arm}_{world}", {"scores": {}})
+        found.append(_mean([_dig(scores.get(name), *keys) for scores in record["scores"].values()]))
+    return np.array(found)
+
+
+def interval(numbers: np.ndarray, digits: int = 3, scale: float = 1.0) -> str:
+    """Mean of the known values and its 95 % interval."""
+    known = scale * numbers[~np.isnan(numbers)]
+    if len(known) < 2:
+        return "—"
+    half = t_quantile(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return (
+        f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
+    )
+
+
+def detection_table(records: Records) -> str:
+    """AUROC of every score of every predictor."""
+    lines = []
+    for predictor in PREDICTORS:
+        for score, shown in SCORES.items():
+            found = [values(records, predictor, "auroc", question, score) for question in QUESTIONS]
+            if not all(np.isnan(numbers).all() for numbers in found):
+                lines.append([predictor, shown, *(_number(_mean(numbers)) for numbers in found)])
+    return _markdown(["predictor", "score", *QUESTIONS], lines)
+
+
+def difference_table(records: Records, question: str) -> str:
+    """Our scores less every baseline, paired by world."""
+    lines = []
+    for ours, score in OURS:
+        own = values(records, ours, "auroc", question, score)
+        cells = [interval(own - values(records, name, "auroc", question, other)) for name, other in BASELINES]
+        lines.append([f"{ours}, {SCORES[score]}", *cells])
+    return _markdown(["", *(f"− {name}, {SCORES[other]}" for name, other in BASELINES)], lines)
+
+
+def attribution_table(records: Records) -> str:
+    """What rises where: expected entropy and information by group."""
+    lines = []
+    for predictor in PREDICTORS:
+        for key, shown in (("expected_entropy", "expected entropy"), ("mutual_information", "information")):
+            found = [values(records, predictor, "groups", group, f"mean_{key}") for group in GROUPS]
+            if not np.isnan(found[0]).all():
+                asked = ("unknown vs ambiguous", "ambiguous vs clean")
+                areas = [values(records, predictor, "auroc", question, key) for question in asked]
+                lines.append([predictor, shown, *(_number(_mean(v)) for v in [*found, *areas])])
+    header = ["predictor", "nats", *GROUPS, "AUROC unknown vs ambiguous", "AUROC ambiguous vs clean"]
+    return _markdown(header, lines)
+
+
+def calibration_table(records: Records) -> str:
+    """Accuracy, NLL and ECE by group, and confident answers about nobody."""
+    lines = []
+    for predictor in PREDICTORS:
+        cells = [_number(_mean(values(records, predictor, "seen", "accuracy")), 1, 100.0)]
+        for group in ("clean", "ambiguous", "base"):
+            nll, ece, floor = (
+                _mean(values(records, predictor, "groups", group, key)) for key in ("nll", "ece", "ece_floor")
+            )
+            cells.append(f"{_number(nll)} / {_number(ece)} ({_number(floor)})")
+        confident = [
+            values(records, predictor, "groups", group, "confident") for group in ("unknown", "near_miss")
+        ]
+        lines.append([predictor, *cells, *(_number(_mean(numbers), 0, 100.0) for numbers in confident)])
+    groups = (f"{group}: NLL / ECE (floor)" for group in ("clean", "ambiguous", "base"))
+    return _markdown(
+        ["predictor", "accuracy, %", *groups, "confident on unknown, %", "on near misses, %"], lines
+    )
+
+
+def abstention_table(records: Records) -> str:
+    """What a threshold for 5 % errors lets through."""
+    keys = ("coverage", "risk", "unknown_answered", "near_miss_answered")
+    lines = []
+    for predictor in PREDICTORS:
+        for score, shown in SCORES.items():
+            found = [values(records, predictor, "abstention", score, key) for key in keys]
+            if not np.isnan(found[0]).all():
+                none = int(sum(numbers == 0 for numbers in found[0]))
+                lines.append([predictor, shown, *(_number(_mean(v), 1, 100.0) for v in found), str(none)])
+    header = ["predictor", "score", "known answered, %", "of them wrong, %", "unknown answered, %"]
+    return _markdown([*header, "near misses answered, %", "worlds without a threshold"], lines)
+
+
+def merge_table(records: Records) -> str:
+    """Recall and calibration after merging."""
+    lines = []
+    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
+        alone = [r["recall"] for name, r in records.items() if name.startswith(f"merge/{source}_alone_")]
+        if alone:
+            own = [_mean([r[a][a] for r in alone]) for a in ("a", "b")]
+            base = _mean([r[a]["base"] for r in alone for a in ("a", "b")])
+            lines.append([shown, "each alone", *(_number(v, 1, 100.0) for v in [*own, base]), *["—"] * 8])
+        for method, name in METHODS.items():
+            found = [r for key, r in records.items() if key.startswith(f"merge/{source}_{method}_")]
+            if found:
+                lines.append([shown, name, *_merged(found)])
+    header = ["adapters", "merge", "A, %", "B, %", "base, %", "NLL seen", "ECE seen (floor)", "+ temperature"]
+    areas = ["max. prob.", "entropy", "information", "unknown vs ambiguous: entropy", "information"]
+    return _markdown([*header, *areas], lines)
+
+
+def _merged(found: Sequence[dict[str, Any]]) -> list[str]:
+    def mean(*keys: str) -> float:
+        return _mean([_dig(record, *keys) for record in found])
+
+    best = "linearised, full"
+    seen = ("scores", "mean", "seen")
+    unknown = ("auroc", "unknown vs seen")
+    return [
+        *(_number(mean("recall", "mean", group), 1, 100.0) for group in ("a", "b", "base")),
+        _number(mean(*seen, "nll")),
+        f"{_number(mean(*seen, 'ece'))} ({_number(mean(*seen, 'ece_floor'))})",
+        _number(mean("scores", "mean + temperature", "seen", "nll")),
+        *(_number(mean("scores", "mean", *unknown, key)) for key in ("max_probability", "entropy")),
+        _number(mean("scores", best, *unknown, "mutual_information")),
+        _number(mean("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
+        _number(mean("scores", best, "auroc", "unknown vs ambiguous", "mutual_information")),
+    ]
+
+
+def block(folder: Path) -> str:
+    """Everything between the markers."""
+    records = read_results(folder)
+    if not worlds(records):
+        return "No results yet.\n"
+    first = next(iter(records.values()))
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    minutes = sum(record["cpu_seconds"] for record in records.values()) / 60
+    parts = [
+        f"{len(worlds(records))} worlds, two adapters each; {minutes:.0f} CPU minutes in all; {versions}.",
+        "**Telling unknown people from known ones, before merging** (AUROC, higher is better).",
+        detection_table(records),
+        *(
+            _titled(records, question)
+            for question in ("unknown vs seen", "unknown vs ambiguous", "near miss vs seen")
+        ),
+        "**Data or model?** Mean of each part by group.",
+        attribution_table(records),
+        "**Probabilities of known people, and confident answers (above .5) about nobody.**",
+        calibration_table(records),
+        "**Answers at 5 % risk**, threshold fitted on other people.",
+        abstention_table(records),
+        "**After merging A and B**; AUROC columns: unknown vs seen, but where they say otherwise.",
+        merge_table(records),
+        "**Settings tried** (mean NLL of the tuning worlds' known people).",
+        tune_table(records),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _titled(records: Records, question: str) -> str:
+    return f"**{question[0].upper()}{question[1:]}: AUROC, paired by world.**\n\n{difference_table(records, question)}"
+
+
+def tune_table(records: Records) -> str:
+    """Settings of the tuning worlds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, record in records.items():
+        if name.startswith("tune/"):
+            shown = ", ".join(f"{k} {v}" for k, v in record["optimizer"].items() if k != "name")
+            found.setdefault(f"{record['optimizer']['name']}: {shown}", []).append(record)
+    keys = ("mean", "draws")
+    lines = [
+        [name, *(_number(_mean([r["nll"].get(k, math.nan) for r in own])) for k in keys)]
+        for name, own in found.items()
+    ]
+    return _markdown(["setting", "mean", "8 draws"], lines)
+
+
+def _dig(value: Any, *keys: str) -> float:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return math.nan if value is None else float(value)
+
+
+def _mean(numbers: Any) -> float:
+    known = np.asarray(numbers, dtype=float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _number(number: float, digits: int = 3, scale: float = 1.0) -> str:
+    return "—" if math.isnan(number) else f"{scale * number:.{digits}f}"
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join([row(*header), "|" + "---|" * len(header), *(row(*line) for line in lines)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the tables and put them into the README."""
+    make: Callable[[Path], str] = block
+    write_tables(HERE, make, "Tables of closed_world from its JSON files.", arguments)
+
+
+if __name__ == "__main__":
+    main()
