@@ -4,11 +4,13 @@ An arm returns what its predictors say (``Said``), by name. Whatever is fitted (
 rows of the part ``fit``, which are about people that were taught: no unknown person is used.
 """
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,10 +25,11 @@ from vlora.laplace.config import PosteriorConfig
 from vlora.laplace.run import run_posterior
 from vlora.recipes.closed_world import model_folder
 
-__all__ = ["ARMS", "Found", "Setting", "base_model", "laplace_folder", "of_posterior"]
+__all__ = ["ARMS", "Found", "Setting", "laplace_folder", "of_posterior", "said"]
 
 MEMBERS = 4
 DROPOUT = 0.1
+PARTS = ("log_probs", "aleatoric", "epistemic")
 SCALES = (0.125, 0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 
 
@@ -96,6 +99,25 @@ class Found(dict[str, Said]):
         """Add a predictor as it is and with a fitted temperature."""
         self[name] = said
         self[f"{name} + temperature"], self.facts[f"{name}: temperature"] = tempered(said, asked)
+
+
+def said(arm: str, setting: Setting) -> Found:
+    """What an arm says, kept on disk: scores can be computed again without a model."""
+    kept = setting.folder / "said" / f"{arm}_{setting.adapter}.npz"
+    found = Found()
+    if kept.is_file():
+        arrays = np.load(kept)
+        for name in json.loads(str(arrays["names"])):
+            parts = [arrays.get(f"{name}/{part}") for part in PARTS]
+            found[name] = Said(*parts)
+        found.facts = json.loads(str(arrays["facts"]))
+        return found
+    found = ARMS[arm](setting)
+    values = {f"{name}/{part}": getattr(one, part) for name, one in found.items() for part in PARTS}
+    given = {key: value for key, value in values.items() if value is not None}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(kept, names=json.dumps(list(found)), facts=json.dumps(found.facts), **given)
+    return found
 
 
 def base_model(setting: Setting) -> Found:

@@ -137,7 +137,7 @@ def unit(arm: str, seed: int, optimizers: dict[str, Any], work: Path) -> dict[st
     for adapter in ADAPTERS:
         asked = questions(seed, files, adapter)
         setting = arms.Setting(seed, files, adapter, asked, work / f"world_{seed}", optimizers)
-        found = arms.ARMS[arm](setting)
+        found = arms.said(arm, setting)
         record["scores"][adapter] = {name: score(said, asked) for name, said in found.items()}
         record["facts"][adapter] = found.facts
     return record

@@ -1,6 +1,6 @@
 """From what a model says about every question to numbers.
 
-Three scores of uncertainty, higher for less certain: 1 - highest probability, entropy, and for models with several
+Three scores of uncertainty, higher for less certain: minus the highest log-probability, entropy, and for models of several
 draws the mutual information of answer and weights (epistemic), beside the expected entropy (aleatoric).
 """
 
@@ -24,6 +24,10 @@ __all__ = ["DETECTION", "RISK", "Said", "nll_of", "recall", "score", "tempered"]
 
 RISK, DELTA = 0.05, 0.1
 CONFIDENT = 0.5
+GATE = 0.95
+"""Share of known people whose information is below the limit of the score ``both``."""
+NEVER = 1e3
+"""Uncertainty above all others."""
 DETECTION = {
     "unknown vs seen": (("unknown",), KNOWN),
     "unknown vs clean": (("unknown",), ("clean",)),
@@ -115,7 +119,7 @@ def score(said: Said, asked: Questions) -> dict[str, Any]:
         },
         "abstention": {
             key: _abstention(value, said, label, group, part)
-            for key, value in scores.items()
+            for key, value in (scores | _gated(scores, label, part)).items()
             if key != "expected_entropy"
         },
     }
@@ -146,6 +150,15 @@ def _auroc(
 ) -> float:
     above, below = value[test & np.isin(group, high)], value[test & np.isin(group, low)]
     return float(auroc(np.concatenate([above, below]), np.arange(len(above) + len(below)) < len(above)))
+
+
+def _gated(scores: Mapping[str, np.ndarray], label: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
+    """Score by the highest probability, but no answer above the 95 % quantile of the information of known people."""
+    if "mutual_information" not in scores:
+        return {}
+    information = scores["mutual_information"]
+    limit = np.quantile(information[(label >= 0) & (part == "fit")], GATE)
+    return {"both": np.where(information <= limit, scores["max_probability"], NEVER)}
 
 
 def _abstention(
