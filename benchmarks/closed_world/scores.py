@@ -1,7 +1,7 @@
 """From what a model says about every question to numbers.
 
-Three scores of uncertainty, higher for less certain: minus the highest log-probability, entropy, and for models of several
-draws the mutual information of answer and weights (epistemic), beside the expected entropy (aleatoric).
+Three scores of uncertainty, higher for less certain: minus the highest log-probability, entropy, and for models of
+several draws the mutual information of answer and weights (epistemic), beside the expected entropy (aleatoric).
 """
 
 import math
