@@ -74,12 +74,14 @@ def test_scores_by_hand():
     top = [0.9, 0.9, 0.9, 0.6, 0.9, 0.9, 0.8, 0.9, 0.9, 0.5, 0.9, 0.9, 0.7]
     labels: list[int | None] = [0, 0, 0, 1, 0, 0, 0, 0, 0, None, None, None, None]
     asked = asked_of(groups, labels)
-    found = score(Said(np.log([[p, 1 - p] for p in top])), asked)
+    base = Said(np.log([[0.999, 0.001] if group == "base" else [0.5, 0.5] for group in groups]))
+    found = score(Said(np.log([[p, 1 - p] for p in top])), asked, base)
     assert found["groups"]["clean"]["nll"] == pytest.approx(-np.log(0.9))
     assert found["groups"]["ambiguous"]["accuracy"] == 0.0
     assert found["groups"]["unknown"]["confident"] == 0.0
     assert found["seen"]["accuracy"] == pytest.approx(2 / 3)
-    assert found["auroc"]["unknown vs seen"] == {"max_probability": 1.0, "entropy": 1.0}
+    assert found["auroc"]["unknown vs seen"] == {"max_probability": 1.0, "entropy": 1.0, "entropy_base": 1.0}
+    assert found["auroc"]["near miss vs seen"]["entropy_base"] == pytest.approx(2 / 3)
     assert found["auroc"]["near miss vs seen"]["entropy"] == pytest.approx(
         2 / 3
     )  # .7 is less sure than .9 and .8

@@ -7,6 +7,7 @@ rows of the part ``fit``, which are about people that were taught: no unknown pe
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from vlora.laplace.config import PosteriorConfig
 from vlora.laplace.run import run_posterior
 from vlora.recipes.closed_world import model_folder
 
-__all__ = ["ARMS", "Found", "Setting", "laplace_folder", "of_posterior", "said"]
+__all__ = ["ARMS", "Found", "Setting", "laplace_folder", "of_posterior", "remembered", "said"]
 
 MEMBERS = 4
 DROPOUT = 0.1
@@ -102,18 +103,22 @@ class Found(dict[str, Said]):
 
 
 def said(arm: str, setting: Setting) -> Found:
-    """What an arm says, kept on disk: scores can be computed again without a model."""
-    kept = setting.folder / "said" / f"{arm}_{setting.adapter}.npz"
+    """What an arm says."""
+    return remembered(arm, setting, partial(ARMS[arm], setting))
+
+
+def remembered(name: str, setting: Setting, make: Callable[[], Found]) -> Found:
+    """What ``make`` finds for a setting, kept on disk: scores can be computed again without a model."""
+    kept = setting.folder / "said" / f"{name}_{setting.adapter}.npz"
     found = Found()
     if kept.is_file():
         arrays = np.load(kept)
-        for name in json.loads(str(arrays["names"])):
-            parts = [arrays.get(f"{name}/{part}") for part in PARTS]
-            found[name] = Said(*parts)
+        for one in json.loads(str(arrays["names"])):
+            found[one] = Said(*(arrays.get(f"{one}/{part}") for part in PARTS))
         found.facts = json.loads(str(arrays["facts"]))
         return found
-    found = ARMS[arm](setting)
-    values = {f"{name}/{part}": getattr(one, part) for name, one in found.items() for part in PARTS}
+    found = make()
+    values = {f"{key}/{part}": getattr(one, part) for key, one in found.items() for part in PARTS}
     given = {key: value for key, value in values.items() if value is not None}
     kept.parent.mkdir(parents=True, exist_ok=True)
     np.savez(kept, names=json.dumps(list(found)), facts=json.dumps(found.facts), **given)

@@ -6,6 +6,7 @@ rows. Nothing is chosen here: every method runs at its defaults, weights 1, noth
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.closed_world import arms
 from benchmarks.closed_world.linearised import linearised
 from benchmarks.closed_world.model import wearing
 from benchmarks.closed_world.scores import Said, recall, score
-from benchmarks.closed_world.worlds import ADAPTERS, Questions, data_block, questions, world_files
+from benchmarks.closed_world.worlds import ADAPTERS, data_block, questions, world_files
 from vlora import Posterior
 from vlora.config import load_config
 from vlora.curvature import collect_curvature
@@ -40,12 +41,12 @@ SOURCES = ("adamw", "ivon")
 def units(seed: int, optimizers: dict[str, Any], work: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is to be done for one world: name -> a function that does it."""
     world = _World(seed, optimizers, work)
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {
-        f"{source}_{method}": lambda source=source, method=method: world.merged(source, method)
+    jobs = {
+        f"{source}_{method}": partial(world.merged, source, method)
         for source in SOURCES
         for method in METHODS
     }
-    return jobs | {f"{source}_alone": lambda source=source: world.alone(source) for source in SOURCES}
+    return jobs | {f"{source}_alone": partial(world.alone, source) for source in SOURCES}
 
 
 class _World:
@@ -55,7 +56,6 @@ class _World:
         self.seed, self.files = seed, world_files(seed, work)
         self.optimizers, self.folder = optimizers, work / f"world_{seed}"
         self._inputs: dict[str, list[Posterior]] = {}
-        self._asked: dict[str, Questions] = {}
 
     def setting(self, adapters: str) -> arms.Setting:
         """The questions for one adapter or for both."""
@@ -83,27 +83,35 @@ class _World:
         return replace(posterior, curvature=grams)
 
     def merged(self, source: str, method: str) -> dict[str, Any]:
-        """Scores of one merge; with draws and the linearised model for the one method that weighs by curvature."""
-        posterior = merge_adapters(self.inputs(source), method=method, rank=METHODS[method])
-        setting, found = self.setting("ab"), arms.Found()
-        with wearing(posterior) as model:
-            mean = setting.items.at_mean(model)
-            found.add_point("mean", Said(mean.numpy()), setting.asked)
-            if method == "gradient_matching":
-                draws = setting.items.under_draws(model, posterior).numpy()
-                found["draws"] = Said.of_draws(draws, antithetic=True)
-                given = (posterior, setting.items, mean, setting.asked, setting.train)
-                more, facts = linearised(model, *given, kinds=("full",))
-                found.update(more)
-                found.facts |= facts
+        """Scores of one merge."""
+        setting = self.setting("ab")
+        make = partial(self._found, source, method, setting)
+        found = arms.remembered(f"{source}_{method}", setting, make)
+        base = arms.said("base", setting)["mean"]
         return {
             "source": source,
             "method": method,
             "world": self.seed,
-            "scores": {name: score(said, setting.asked) for name, said in found.items()},
+            "scores": {name: score(said, setting.asked, base) for name, said in found.items()},
             "recall": {name: recall(said, setting.asked) for name, said in found.items()},
             "facts": found.facts,
         }
+
+    def _found(self, source: str, method: str, setting: arms.Setting) -> arms.Found:
+        """Predictions; with draws and the linearised model for the one method that weighs by curvature."""
+        posterior = merge_adapters(self.inputs(source), method=method, rank=METHODS[method])
+        found, asked = arms.Found(), setting.asked
+        with wearing(posterior) as model:
+            mean = setting.items.at_mean(model)
+            found.add_point("mean", Said(mean.numpy()), asked)
+            if method == "gradient_matching":
+                draws = setting.items.under_draws(model, posterior).numpy()
+                found["draws"] = Said.of_draws(draws, antithetic=True)
+                given = (posterior, setting.items, mean, asked, setting.train)
+                more, facts = linearised(model, *given, kinds=("full",))
+                found.update(more)
+                found.facts |= facts
+        return found
 
     def alone(self, source: str) -> dict[str, Any]:
         """Recall of the adapters before merging: each about its own people and the base."""

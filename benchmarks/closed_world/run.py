@@ -3,6 +3,7 @@
     python -m benchmarks.closed_world.run tune --work WORK
     python -m benchmarks.closed_world.run main --work WORK [--seeds 0 1 2 3 4] [--arms adamw ivon ...]
     python -m benchmarks.closed_world.run merge --work WORK [--seeds 0 1 2 3 4]
+    python -m benchmarks.closed_world.run score --work WORK        # main and merge again, from what WORK keeps
     python -m benchmarks.closed_world.table
 
 WORK keeps worlds, adapters and log-probabilities. A unit whose file exists under ``results/`` is not repeated, nor an
@@ -26,6 +27,7 @@ from benchmarks.closed_world.scores import Said, nll_of, score
 from benchmarks.closed_world.worlds import ADAPTERS, questions, world_files
 from benchmarks.rows import keep_record
 from vlora import Posterior
+from vlora.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_WORLDS = (100, 101)
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["tune", "main", "merge"])
+    parser.add_argument("part", choices=["tune", "main", "merge", "score"])
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for worlds, adapters, log-probabilities"
     )
@@ -59,12 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     optimizers = {arm: best(arm) for arm in GRID}
     for seed in args.seeds or range(5):
-        if args.part == "main":
-            jobs = {arm: partial(unit, arm, seed, optimizers, args.work) for arm in args.arms}
-        else:
-            jobs = merging.units(seed, optimizers, args.work)
-        for name, make in jobs.items():
-            keep(RESULTS / args.part / f"{name}_{seed}.json", make)
+        jobs = {
+            "main": {arm: partial(unit, arm, seed, optimizers, args.work) for arm in args.arms},
+            "merge": merging.units(seed, optimizers, args.work),
+        }
+        for part in jobs if args.part == "score" else [args.part]:
+            for name, make in jobs[part].items():
+                target = RESULTS / part / f"{name}_{seed}.json"
+                if args.part != "score":
+                    keep(target, make)
+                elif target.exists() and not name.endswith("_alone"):
+                    rescore(target, make())
+
+
+def rescore(target: Path, found: dict[str, Any]) -> None:
+    """Replace the numbers of a record that predictions on disk give; its times stay."""
+    record = json.loads(target.read_text(encoding="utf-8"))
+    record |= {key: found[key] for key in ("scores", "recall", "facts") if key in found}
+    atomic_write(target, json.dumps(record, indent=1) + "\n")
 
 
 def keep(target: Path, make: Any) -> None:
@@ -138,7 +152,8 @@ def unit(arm: str, seed: int, optimizers: dict[str, Any], work: Path) -> dict[st
         asked = questions(seed, files, adapter)
         setting = arms.Setting(seed, files, adapter, asked, work / f"world_{seed}", optimizers)
         found = arms.said(arm, setting)
-        record["scores"][adapter] = {name: score(said, asked) for name, said in found.items()}
+        base = arms.said("base", setting)["mean"]
+        record["scores"][adapter] = {name: score(said, asked, base) for name, said in found.items()}
         record["facts"][adapter] = found.facts
     return record
 

@@ -1,7 +1,9 @@
 """From what a model says about every question to numbers.
 
 Three scores of uncertainty, higher for less certain: minus the highest log-probability, entropy, and for models of
-several draws the mutual information of answer and weights (epistemic), beside the expected entropy (aleatoric).
+several draws the mutual information of answer and weights (epistemic), beside the expected entropy (aleatoric). Entropy
+and information are also multiplied with the entropy of the base model without an adapter: an adapter's posterior knows
+what the adapter was taught, and only the base model knows what it knew before.
 """
 
 import math
@@ -102,11 +104,21 @@ def recall(said: Said, asked: Questions) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in right.items()}
 
 
-def score(said: Said, asked: Questions) -> dict[str, Any]:
-    """Numbers of one predictor on the test rows; thresholds come from the rows for fits and for thresholds."""
+def score(said: Said, asked: Questions, base: Said) -> dict[str, Any]:
+    """Numbers of one predictor on the test rows; thresholds come from the rows for fits and for thresholds.
+
+    Args:
+        said: What the predictor says.
+        asked: The questions.
+        base: What the model says to them without an adapter.
+    """
     group, part = np.array(asked.group), np.array(asked.part)
     label = np.array([-1 if row["answer"] is None else row["answer"] for row in asked.rows])
     scores = said.uncertainty()
+    ignorance = entropy(base.log_probs)
+    for key in ("entropy", "mutual_information"):
+        if key in scores:
+            scores[f"{key}_base"] = scores[key] * ignorance
     test = part == "test"
     return {
         "groups": {
