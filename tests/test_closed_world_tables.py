@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.closed_world import table
-from benchmarks.closed_world.linearised import Whole, widest
+from benchmarks.closed_world.linearised import widest
 from benchmarks.closed_world.scores import Said, recall, score
 from benchmarks.closed_world.worlds import BASE_QUESTIONS, KNOWN, Questions, questions, world_files
 from benchmarks.readme_table import read_results, replaced
@@ -99,23 +98,6 @@ def test_the_widest_width_stays_within_its_cost():
     assert 0 < cost <= 0.02
     wider = Said.of_covariance(mean, (2 * width) ** 2 * covariance)
     assert -wider.log_probs[:, 0].mean() + np.log(0.95) > 0.02
-
-
-def test_the_covariance_of_the_whole_fisher_matrix_is_its_inverse_with_an_isotropic_tail():
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.linalg.qr(torch.randn(12, 4, generator=generator))[0]
-    values = torch.tensor([9.0, 5.0, 3.0, 2.0])
-    whole = Whole(vectors, values.double())
-    gradients = {
-        "b": torch.randn(3, 5, 2, 3, generator=generator),
-        "a": torch.randn(3, 5, 6, 1, generator=generator),
-    }
-    flat = torch.cat([gradients["a"].flatten(2), gradients["b"].flatten(2)], 2)
-    flat = flat - flat.mean(1, keepdim=True)
-    sigma = vectors @ torch.diag(1 / values) @ vectors.T + (torch.eye(12) - vectors @ vectors.T) / 2.0
-    torch.testing.assert_close(
-        whole.covariance(gradients).float(), flat @ sigma @ flat.mT, atol=1e-4, rtol=1e-4
-    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ r"""Predictions of the linearised model under three covariances of the adapter's
 
 *independent*: 1 / N (h + delta), with the posterior's own h; *Kronecker*: h's scale with the directions of the Grams
 (``vlora.posterior.kronecker``); delta is ``RATIO`` of each tensor's mean h. *Full*: the leading eigenvectors of the
-Fisher matrix over all tensors at once,
+Fisher matrix over all tensors at once (``vlora.posterior.leading``),
 
     F = sum_i n_i J_i^T (diag p_i - p_i p_i^T) J_i = V diag(l) V^T + rest,
     Sigma = V diag(1 / l) V^T + (I - V V^T) / l_k
@@ -18,8 +18,8 @@ was seen.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from benchmarks.closed_world.scores import Said, nll_of
 from benchmarks.closed_world.worlds import Questions, Row, read_rows
 from vlora.posterior import Posterior
 from vlora.posterior.kronecker import covariances, output_covariance
+from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world.lexicon import RELATIONS
 
-__all__ = ["KINDS", "Whole", "linearised", "widest"]
+__all__ = ["KINDS", "linearised", "whole_fisher", "widest"]
 
 RATIO, COST = 0.01, 0.02
 WIDTHS = tuple(2.0**k for k in range(-12, 5))
@@ -46,43 +47,28 @@ TOP = 3
 KINDS = ("independent", "Kronecker", "full")
 
 
-@dataclass(frozen=True)
-class Whole:
-    """Leading eigenvectors of the Fisher matrix over all tensors.
+def whole_fisher(model: nn.Module, train: Sequence[Path]) -> Leading:
+    """Leading eigenvectors of the Fisher matrix at the weights that the model holds, on the facts of training files."""
+    facts, weight = _facts(train)
+    asked = Asked(Questions(facts, ["taught"] * len(facts), ["fit"] * len(facts)))
+    probs, done = asked.at_mean(model).exp().float(), 0
+    columns: dict[str, list[Tensor]] = {}
+    for gradients in asked.gradients(model):
+        rows = slice(done, done + len(next(iter(gradients.values()))))
+        done = rows.stop
+        for key, value in gradients.items():
+            columns.setdefault(key, []).append(_columns(value, probs[rows], weight[rows]))
+    return Leading.of([{key: torch.cat(parts) for key, parts in columns.items()}], EIGENVECTORS)
 
-    Attributes:
-        vectors: Orthonormal columns, ``(P, k)``.
-        values: Eigenvalues in falling order, ``(k,)``.
-    """
 
-    vectors: Tensor
-    values: Tensor
-
-    @classmethod
-    def measured(cls, model: nn.Module, train: Sequence[Path]) -> "Whole":
-        """At the weights that the model holds, on the facts of some training files."""
-        facts, weight = _facts(train)
-        asked = Asked(Questions(facts, ["taught"] * len(facts), ["fit"] * len(facts)))
-        probs, done, columns = asked.at_mean(model).exp().float(), 0, []
-        for gradients in asked.gradients(model):
-            flat = _flat(gradients)
-            p, n = probs[done : done + len(flat)], weight[done : done + len(flat)]
-            done += len(flat)
-            best = p.topk(TOP, dim=1)
-            centred = flat.gather(1, best.indices[:, :, None].expand(-1, -1, flat.shape[2]))
-            centred = centred - (p[:, :, None] * flat).sum(1, keepdim=True)
-            columns.append((centred * (n[:, None] * best.values).sqrt()[:, :, None]).flatten(0, 1))
-        factor = torch.cat(columns)
-        values, vectors = torch.linalg.eigh((factor @ factor.T).double())
-        values, vectors = values.flip(0)[:EIGENVECTORS], vectors.flip(1)[:, :EIGENVECTORS]
-        return cls(factor.T @ (vectors / values.sqrt()).float(), values)
-
-    def covariance(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """``J Sigma J^T``, float64 ``(N, K, K)``, of scores that a constant does not change."""
-        flat, tail = _flat(gradients), self.values[-1]
-        flat = flat - flat.mean(1, keepdim=True)
-        known = (flat @ self.vectors).double() * (1 / tail - 1 / self.values).sqrt()
-        return (flat @ flat.mT).double() / tail - known @ known.mT
+def _columns(gradients: Tensor, probs: Tensor, weight: Tensor) -> Tensor:
+    """Of every fact ``root(n p_k) (J_k - sum_j p_j J_j)`` for its likeliest values k, ``(facts * TOP, *tensor)``."""
+    best = probs.topk(TOP, dim=1)
+    flat = gradients.flatten(2)
+    chosen = flat.gather(1, best.indices[:, :, None].expand(-1, -1, flat.shape[2]))
+    centred = chosen - (probs[:, :, None] * flat).sum(1, keepdim=True)
+    roots = (weight[:, None] * best.values).sqrt()
+    return (centred * roots[:, :, None]).view(-1, *gradients.shape[2:])
 
 
 def linearised(
@@ -96,12 +82,13 @@ def linearised(
 ) -> tuple[dict[str, Said], dict[str, float]]:
     """What the linearised model says under every covariance that the posterior allows, and the widths."""
     spreads = {kind: spread for kind, spread in _spreads(posterior).items() if kind in kinds}
-    whole = Whole.measured(model, train)
+    whole = whole_fisher(model, train)
     parts: dict[str, list[Tensor]] = {}
     for gradients in items.gradients(model):
         for kind, spread in spreads.items():
             parts.setdefault(kind, []).append(output_covariance(gradients, [spread])[0])
-        parts.setdefault("full", []).append(whole.covariance(gradients))
+        centred = {key: value - value.mean(1, keepdim=True) for key, value in gradients.items()}
+        parts.setdefault("full", []).append(whole.covariance(centred))
     found, facts = {}, {}
     for kind, own in parts.items():
         name = f"linearised, {kind}"
@@ -135,10 +122,6 @@ def _spreads(posterior: Posterior) -> dict[str, Any]:
         for kind in KINDS[:2]
         if kind == "independent" or bayes.curvature
     }
-
-
-def _flat(gradients: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([gradients[key].flatten(2) for key in sorted(gradients)], dim=2)
 
 
 def _facts(train: Sequence[Path]) -> tuple[list[Row], Tensor]:

@@ -36,17 +36,30 @@ METHODS: dict[str, str | int] = {
 }
 """Method of ``vlora merge`` -> rank that cuts nothing."""
 SOURCES = ("adamw", "ivon")
+METHOD, POSTERIOR = "gradient_matching", "posterior"
+"""The method whose merged posterior is looked at, and the name of that unit."""
 
 
-def units(seed: int, optimizers: dict[str, Any], work: Path) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What is to be done for one world: name -> a function that does it."""
+def units(
+    seed: int, optimizers: dict[str, Any], work: Path, *, posterior: bool = False
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is to be done for one world: name -> a function that does it.
+
+    Args:
+        seed: Of the world.
+        optimizers: Name of an arm -> ``optimizer:`` block.
+        work: Folder of worlds and adapters.
+        posterior: Draws and the linearised model of one method, instead of every method at its mean.
+    """
     world = _World(seed, optimizers, work)
+    if posterior:
+        return {f"{source}_{POSTERIOR}": partial(world.merged, source, POSTERIOR) for source in SOURCES}
     jobs = {
         f"{source}_{method}": partial(world.merged, source, method)
         for source in SOURCES
         for method in METHODS
     }
-    return jobs | {f"{source}_alone": partial(world.alone, source) for source in SOURCES}
+    return {f"{source}_alone": partial(world.alone, source) for source in SOURCES} | jobs
 
 
 class _World:
@@ -98,13 +111,15 @@ class _World:
         }
 
     def _found(self, source: str, method: str, setting: arms.Setting) -> arms.Found:
-        """Predictions; with draws and the linearised model for the one method that weighs by curvature."""
-        posterior = merge_adapters(self.inputs(source), method=method, rank=METHODS[method])
+        """What a merged adapter says at its mean, or under its posterior."""
+        drawn = method == POSTERIOR
+        name = METHOD if drawn else method
+        posterior = merge_adapters(self.inputs(source), method=name, rank=METHODS[name])
         found, asked = arms.Found(), setting.asked
         with wearing(posterior) as model:
             mean = setting.items.at_mean(model)
             found.add_point("mean", Said(mean.numpy()), asked)
-            if method == "gradient_matching":
+            if drawn:
                 draws = setting.items.under_draws(model, posterior).numpy()
                 found["draws"] = Said.of_draws(draws, antithetic=True)
                 given = (posterior, setting.items, mean, asked, setting.train)

@@ -3,7 +3,8 @@
     python -m benchmarks.closed_world.run tune --work WORK
     python -m benchmarks.closed_world.run main --work WORK [--seeds 0 1 2 3 4] [--arms adamw ivon ...]
     python -m benchmarks.closed_world.run merge --work WORK [--seeds 0 1 2 3 4]
-    python -m benchmarks.closed_world.run score --work WORK        # main and merge again, from what WORK keeps
+    python -m benchmarks.closed_world.run posterior --work WORK [--seeds 0 1 2 3 4]
+    python -m benchmarks.closed_world.run score --work WORK        # all of these again, from what WORK keeps
     python -m benchmarks.closed_world.table
 
 WORK keeps worlds, adapters and log-probabilities. A unit whose file exists under ``results/`` is not repeated, nor an
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["tune", "main", "merge", "score"])
+    parser.add_argument("part", choices=["tune", "main", "merge", "posterior", "score"])
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for worlds, adapters, log-probabilities"
     )
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = {
             "main": {arm: partial(unit, arm, seed, optimizers, args.work) for arm in args.arms},
             "merge": merging.units(seed, optimizers, args.work),
+            "posterior": merging.units(seed, optimizers, args.work, posterior=True),
         }
         for part in jobs if args.part == "score" else [args.part]:
             for name, make in jobs[part].items():

@@ -37,7 +37,11 @@ PREDICTORS: dict[str, tuple[str, str]] = {
     "IVON, full": ("ivon", "linearised, full"),
 }
 """Name in the tables -> arm, predictor."""
-SCORES = {"max_probability": "max. probability", "entropy": "entropy", "mutual_information": "information"}
+SCORES = {
+    "max_probability": "max. probability", "entropy": "entropy", "mutual_information": "information",
+    "entropy_base": "entropy × base", "mutual_information_base": "information × base",
+}  # fmt: skip
+ABSTENTION = {**SCORES, "both": "max. probability and information"}
 QUESTIONS = (
     "unknown vs seen", "unknown vs clean", "unknown vs ambiguous", "unknown vs base", "near miss vs seen",
     "near miss vs ambiguous",
@@ -45,12 +49,15 @@ QUESTIONS = (
 BASELINES = (
     ("AdamW", "max_probability"), ("AdamW", "entropy"), ("AdamW + temperature", "entropy"),
     ("AdamW, MC dropout, 8", "entropy"), ("AdamW, MC dropout, 8", "mutual_information"),
-    ("AdamW, ensemble of 4", "mutual_information"),
+    ("AdamW, ensemble of 4", "entropy"), ("AdamW, ensemble of 4", "mutual_information"), ("AdamW", "entropy_base"),
+    ("AdamW, ensemble of 4", "mutual_information_base"),
 )  # fmt: skip
 OURS = (
-    ("AdamW, Laplace, linearised", "mutual_information"), ("AdamW, Laplace, Kronecker", "mutual_information"),
-    ("AdamW, Laplace, full", "mutual_information"), ("IVON, 8 draws", "mutual_information"),
+    ("IVON, 8 draws", "mutual_information"), ("AdamW, Laplace, linearised", "mutual_information"),
+    ("AdamW, Laplace, Kronecker", "mutual_information"), ("AdamW, Laplace, full", "mutual_information"),
     ("IVON, Kronecker", "mutual_information"), ("IVON, full", "mutual_information"),
+    ("AdamW, Laplace, Kronecker", "mutual_information_base"), ("AdamW, Laplace, full", "mutual_information_base"),
+    ("IVON, full", "mutual_information_base"),
 )  # fmt: skip
 GROUPS = ("clean", "ambiguous", "base", "unknown", "near_miss")
 METHODS = {
@@ -86,10 +93,13 @@ def interval(numbers: np.ndarray, digits: int = 3, scale: float = 1.0) -> str:
 
 
 def detection_table(records: Records) -> str:
-    """AUROC of every score of every predictor."""
+    """AUROC of every score of every predictor; of those with draws without the highest probability."""
     lines = []
     for predictor in PREDICTORS:
+        drawn = not np.isnan(values(records, predictor, "auroc", QUESTIONS[0], "mutual_information")).all()
         for score, shown in SCORES.items():
+            if drawn and score == "max_probability":
+                continue
             found = [values(records, predictor, "auroc", question, score) for question in QUESTIONS]
             if not all(np.isnan(numbers).all() for numbers in found):
                 lines.append([predictor, shown, *(_number(_mean(numbers)) for numbers in found)])
@@ -145,10 +155,10 @@ def abstention_table(records: Records) -> str:
     keys = ("coverage", "risk", "unknown_answered", "near_miss_answered")
     lines = []
     for predictor in PREDICTORS:
-        for score, shown in SCORES.items():
+        for score, shown in ABSTENTION.items():
             found = [values(records, predictor, "abstention", score, key) for key in keys]
             if not np.isnan(found[0]).all():
-                none = int(sum(numbers == 0 for numbers in found[0]))
+                none = int((values(records, predictor, "abstention", score, "coverage") == 0).sum())
                 lines.append([predictor, shown, *(_number(_mean(v), 1, 100.0) for v in found), str(none)])
     header = ["predictor", "score", "known answered, %", "of them wrong, %", "unknown answered, %"]
     return _markdown([*header, "near misses answered, %", "worlds without a threshold"], lines)
@@ -162,19 +172,29 @@ def merge_table(records: Records) -> str:
         if alone:
             own = [_mean([r[a][a] for r in alone]) for a in ("a", "b")]
             base = _mean([r[a]["base"] for r in alone for a in ("a", "b")])
-            lines.append([shown, "each alone", *(_number(v, 1, 100.0) for v in [*own, base]), *["—"] * 8])
+            lines.append([shown, "each alone", *(_number(v, 1, 100.0) for v in [*own, base]), *["—"] * 9])
         for method, name in METHODS.items():
             found = [r for key, r in records.items() if key.startswith(f"merge/{source}_{method}_")]
+            drawn = [r for key, r in records.items() if key.startswith(f"posterior/{source}_")]
             if found:
-                lines.append([shown, name, *_merged(found)])
+                lines.append([shown, name, *_merged(found, drawn if method == "gradient_matching" else [])])
     header = ["adapters", "merge", "A, %", "B, %", "base, %", "NLL seen", "ECE seen (floor)", "+ temperature"]
-    areas = ["max. prob.", "entropy", "information", "unknown vs ambiguous: entropy", "information"]
+    areas = [
+        "entropy",
+        "information",
+        "entropy × base",
+        "information × base",
+        "unknown vs ambiguous: entropy",
+    ]
+    areas = [*areas, "information"]
     return _markdown([*header, *areas], lines)
 
 
-def _merged(found: Sequence[dict[str, Any]]) -> list[str]:
-    def mean(*keys: str) -> float:
-        return _mean([_dig(record, *keys) for record in found])
+def _merged(found: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[str]:
+    """Cells of one merge: at its mean, and of its posterior where that was looked at."""
+
+    def mean(*keys: str, records: Sequence[dict[str, Any]] = found) -> float:
+        return _mean([_dig(record, *keys) for record in records])
 
     best = "linearised, full"
     seen = ("scores", "mean", "seen")
@@ -184,10 +204,12 @@ def _merged(found: Sequence[dict[str, Any]]) -> list[str]:
         _number(mean(*seen, "nll")),
         f"{_number(mean(*seen, 'ece'))} ({_number(mean(*seen, 'ece_floor'))})",
         _number(mean("scores", "mean + temperature", "seen", "nll")),
-        *(_number(mean("scores", "mean", *unknown, key)) for key in ("max_probability", "entropy")),
-        _number(mean("scores", best, *unknown, "mutual_information")),
+        _number(mean("scores", "mean", *unknown, "entropy")),
+        _number(mean("scores", best, *unknown, "mutual_information", records=drawn)),
+        _number(mean("scores", "mean", *unknown, "entropy_base")),
+        _number(mean("scores", best, *unknown, "mutual_information_base", records=drawn)),
         _number(mean("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
-        _number(mean("scores", best, "auroc", "unknown vs ambiguous", "mutual_information")),
+        _number(mean("scores", best, "auroc", "unknown vs ambiguous", "mutual_information", records=drawn)),
     ]
 
 
