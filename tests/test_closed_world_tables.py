@@ -84,7 +84,7 @@ def test_scores_by_hand():
     assert found["auroc"]["near miss vs seen"]["entropy"] == pytest.approx(
         2 / 3
     )  # .7 is less sure than .9 and .8
-    assert found["abstention"]["entropy"]["coverage"] == 0.0  # four rows prove nothing
+    assert found["abstention"]["max_probability"]["coverage"] == 0.0  # four rows prove nothing
     assert recall(Said(np.log([[p, 1 - p] for p in top])), asked) == {"a": pytest.approx(2 / 3)}
 
 

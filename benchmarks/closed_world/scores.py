@@ -27,7 +27,8 @@ __all__ = ["DETECTION", "RISK", "Said", "nll_of", "recall", "score", "tempered"]
 RISK, DELTA = 0.05, 0.1
 CONFIDENT = 0.5
 GATE = 0.95
-"""Share of known people whose information is below the limit of the score ``both``."""
+"""Share of known people within the limit of a second score."""
+GATES = ("mutual_information", "entropy_base", "mutual_information_base")
 NEVER = 1e3
 """Uncertainty above all others."""
 DETECTION = {
@@ -131,8 +132,9 @@ def score(said: Said, asked: Questions, base: Said) -> dict[str, Any]:
         },
         "abstention": {
             key: _abstention(value, said, label, group, part)
-            for key, value in (scores | _gated(scores, label, part)).items()
-            if key != "expected_entropy"
+            for key, value in (
+                {"max_probability": scores["max_probability"]} | _gated(scores, label, part)
+            ).items()
         },
     }
 
@@ -165,12 +167,13 @@ def _auroc(
 
 
 def _gated(scores: Mapping[str, np.ndarray], label: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
-    """Score by the highest probability, but no answer above the 95 % quantile of the information of known people."""
-    if "mutual_information" not in scores:
-        return {}
-    information = scores["mutual_information"]
-    limit = np.quantile(information[(label >= 0) & (part == "fit")], GATE)
-    return {"both": np.where(information <= limit, scores["max_probability"], NEVER)}
+    """The highest probability as a score, but no answer above the 95 % quantile of known people's other score."""
+    known, found = (label >= 0) & (part == "fit"), {}
+    for key in GATES:
+        if key in scores:
+            allowed = scores[key] <= np.quantile(scores[key][known], GATE)
+            found[f"max_probability, {key}"] = np.where(allowed, scores["max_probability"], NEVER)
+    return found
 
 
 def _abstention(

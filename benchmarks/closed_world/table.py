@@ -13,39 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.readme_table import Records, read_results, row, t_quantile, write_tables
+from benchmarks.closed_world.cells import (
+    ABSTENTION,
+    GROUPS,
+    METHODS,
+    PREDICTORS,
+    QUESTIONS,
+    SCORES,
+    dig,
+    interval,
+    markdown,
+    mean,
+    number,
+    values,
+    worlds,
+)
+from benchmarks.readme_table import Records, read_results, write_tables
 
 HERE = Path(__file__).parent
 
-PREDICTORS: dict[str, tuple[str, str]] = {
-    "base model": ("base", "mean"),
-    "AdamW": ("adamw", "mean"),
-    "AdamW + temperature": ("adamw", "mean + temperature"),
-    "AdamW, MC dropout, 8": ("dropout", "draws"),
-    "AdamW, ensemble of 4": ("ensemble", "mixture"),
-    "AdamW, Laplace, 8 draws": ("laplace", "draws"),
-    "AdamW, Laplace, 8 draws, fitted width": ("laplace", "draws, fitted width"),
-    "AdamW, Laplace, linearised": ("laplace", "linearised, independent"),
-    "AdamW, Laplace, Kronecker": ("laplace", "linearised, Kronecker"),
-    "AdamW, Laplace, full": ("laplace", "linearised, full"),
-    "IVON, mean": ("ivon", "mean"),
-    "IVON, mean + temperature": ("ivon", "mean + temperature"),
-    "IVON, 8 draws": ("ivon", "draws"),
-    "IVON, 8 draws, fitted width": ("ivon", "draws, fitted width"),
-    "IVON, linearised": ("ivon", "linearised, independent"),
-    "IVON, Kronecker": ("ivon", "linearised, Kronecker"),
-    "IVON, full": ("ivon", "linearised, full"),
-}
-"""Name in the tables -> arm, predictor."""
-SCORES = {
-    "max_probability": "max. probability", "entropy": "entropy", "mutual_information": "information",
-    "entropy_base": "entropy × base", "mutual_information_base": "information × base",
-}  # fmt: skip
-ABSTENTION = {**SCORES, "both": "max. probability and information"}
-QUESTIONS = (
-    "unknown vs seen", "unknown vs clean", "unknown vs ambiguous", "unknown vs base", "near miss vs seen",
-    "near miss vs ambiguous",
-)  # fmt: skip
 BASELINES = (
     ("AdamW", "max_probability"), ("AdamW", "entropy"), ("AdamW + temperature", "entropy"),
     ("AdamW, MC dropout, 8", "entropy"), ("AdamW, MC dropout, 8", "mutual_information"),
@@ -59,37 +45,6 @@ OURS = (
     ("AdamW, Laplace, Kronecker", "mutual_information_base"), ("AdamW, Laplace, full", "mutual_information_base"),
     ("IVON, full", "mutual_information_base"),
 )  # fmt: skip
-GROUPS = ("clean", "ambiguous", "base", "unknown", "near_miss")
-METHODS = {
-    "linear": "mean", "task_arithmetic": "sum", "ties": "TIES", "tsv": "TSV", "fisher": "Fisher", "regmean": "RegMean",
-    "gradient_matching": "gradient matching",
-}  # fmt: skip
-
-
-def worlds(records: Records) -> list[int]:
-    """Worlds that have the AdamW arm."""
-    return sorted(r["world"] for name, r in records.items() if name.startswith("main/adamw_"))
-
-
-def values(records: Records, predictor: str, *keys: str) -> np.ndarray:
-    """One number per world, mean over its two adapters; NaN where there is none."""
-    arm, name = PREDICTORS[predictor]
-    found = []
-    for world in worlds(records):
-        record = records.get(f"main/{arm}_{world}", {"scores": {}})
-        found.append(_mean([_dig(scores.get(name), *keys) for scores in record["scores"].values()]))
-    return np.array(found)
-
-
-def interval(numbers: np.ndarray, digits: int = 3, scale: float = 1.0) -> str:
-    """Mean of the known values and its 95 % interval."""
-    known = scale * numbers[~np.isnan(numbers)]
-    if len(known) < 2:
-        return "—"
-    half = t_quantile(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return (
-        f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
-    )
 
 
 def detection_table(records: Records) -> str:
@@ -102,8 +57,8 @@ def detection_table(records: Records) -> str:
                 continue
             found = [values(records, predictor, "auroc", question, score) for question in QUESTIONS]
             if not all(np.isnan(numbers).all() for numbers in found):
-                lines.append([predictor, shown, *(_number(_mean(numbers)) for numbers in found)])
-    return _markdown(["predictor", "score", *QUESTIONS], lines)
+                lines.append([predictor, shown, *(number(mean(numbers)) for numbers in found)])
+    return markdown(["predictor", "score", *QUESTIONS], lines)
 
 
 def difference_table(records: Records, question: str) -> str:
@@ -113,7 +68,7 @@ def difference_table(records: Records, question: str) -> str:
         own = values(records, ours, "auroc", question, score)
         cells = [interval(own - values(records, name, "auroc", question, other)) for name, other in BASELINES]
         lines.append([f"{ours}, {SCORES[score]}", *cells])
-    return _markdown(["", *(f"− {name}, {SCORES[other]}" for name, other in BASELINES)], lines)
+    return markdown(["", *(f"− {name}, {SCORES[other]}" for name, other in BASELINES)], lines)
 
 
 def attribution_table(records: Records) -> str:
@@ -125,27 +80,27 @@ def attribution_table(records: Records) -> str:
             if not np.isnan(found[0]).all():
                 asked = ("unknown vs ambiguous", "ambiguous vs clean")
                 areas = [values(records, predictor, "auroc", question, key) for question in asked]
-                lines.append([predictor, shown, *(_number(_mean(v)) for v in [*found, *areas])])
+                lines.append([predictor, shown, *(number(mean(v)) for v in [*found, *areas])])
     header = ["predictor", "nats", *GROUPS, "AUROC unknown vs ambiguous", "AUROC ambiguous vs clean"]
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def calibration_table(records: Records) -> str:
     """Accuracy, NLL and ECE by group, and confident answers about nobody."""
     lines = []
     for predictor in PREDICTORS:
-        cells = [_number(_mean(values(records, predictor, "seen", "accuracy")), 1, 100.0)]
+        cells = [number(mean(values(records, predictor, "seen", "accuracy")), 1, 100.0)]
         for group in ("clean", "ambiguous", "base"):
             nll, ece, floor = (
-                _mean(values(records, predictor, "groups", group, key)) for key in ("nll", "ece", "ece_floor")
+                mean(values(records, predictor, "groups", group, key)) for key in ("nll", "ece", "ece_floor")
             )
-            cells.append(f"{_number(nll)} / {_number(ece)} ({_number(floor)})")
+            cells.append(f"{number(nll)} / {number(ece)} ({number(floor)})")
         confident = [
             values(records, predictor, "groups", group, "confident") for group in ("unknown", "near_miss")
         ]
-        lines.append([predictor, *cells, *(_number(_mean(numbers), 0, 100.0) for numbers in confident)])
+        lines.append([predictor, *cells, *(number(mean(numbers), 0, 100.0) for numbers in confident)])
     groups = (f"{group}: NLL / ECE (floor)" for group in ("clean", "ambiguous", "base"))
-    return _markdown(
+    return markdown(
         ["predictor", "accuracy, %", *groups, "confident on unknown, %", "on near misses, %"], lines
     )
 
@@ -154,14 +109,19 @@ def abstention_table(records: Records) -> str:
     """What a threshold for 5 % errors lets through."""
     keys = ("coverage", "risk", "unknown_answered", "near_miss_answered")
     lines = []
-    for predictor in PREDICTORS:
+    for predictor, (arm, name) in PREDICTORS.items():
         for score, shown in ABSTENTION.items():
             found = [values(records, predictor, "abstention", score, key) for key in keys]
-            if not np.isnan(found[0]).all():
-                none = int((values(records, predictor, "abstention", score, "coverage") == 0).sum())
-                lines.append([predictor, shown, *(_number(_mean(v), 1, 100.0) for v in found), str(none)])
+            own = [
+                dig(one.get(name), "abstention", score, "coverage")
+                for world in worlds(records)
+                for one in records.get(f"main/{arm}_{world}", {"scores": {}})["scores"].values()
+            ]
+            if not np.isnan(found[0]).all() and max(own) > 0:
+                none = sum(coverage == 0 for coverage in own)
+                lines.append([predictor, shown, *(number(mean(v), 1, 100.0) for v in found), str(none)])
     header = ["predictor", "score", "known answered, %", "of them wrong, %", "unknown answered, %"]
-    return _markdown([*header, "near misses answered, %", "worlds without a threshold"], lines)
+    return markdown([*header, "near misses answered, %", "adapters without a threshold"], lines)
 
 
 def merge_table(records: Records) -> str:
@@ -170,46 +130,40 @@ def merge_table(records: Records) -> str:
     for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
         alone = [r["recall"] for name, r in records.items() if name.startswith(f"merge/{source}_alone_")]
         if alone:
-            own = [_mean([r[a][a] for r in alone]) for a in ("a", "b")]
-            base = _mean([r[a]["base"] for r in alone for a in ("a", "b")])
-            lines.append([shown, "each alone", *(_number(v, 1, 100.0) for v in [*own, base]), *["—"] * 9])
+            own = [mean([r[a][a] for r in alone]) for a in ("a", "b")]
+            base = mean([r[a]["base"] for r in alone for a in ("a", "b")])
+            lines.append([shown, "each alone", *(number(v, 1, 100.0) for v in [*own, base]), *["—"] * 9])
         for method, name in METHODS.items():
             found = [r for key, r in records.items() if key.startswith(f"merge/{source}_{method}_")]
             drawn = [r for key, r in records.items() if key.startswith(f"posterior/{source}_")]
             if found:
                 lines.append([shown, name, *_merged(found, drawn if method == "gradient_matching" else [])])
     header = ["adapters", "merge", "A, %", "B, %", "base, %", "NLL seen", "ECE seen (floor)", "+ temperature"]
-    areas = [
-        "entropy",
-        "information",
-        "entropy × base",
-        "information × base",
-        "unknown vs ambiguous: entropy",
-    ]
-    areas = [*areas, "information"]
-    return _markdown([*header, *areas], lines)
+    areas = ["entropy", "information", "entropy × base", "information × base"]
+    areas += ["unknown vs ambiguous: entropy", "information"]
+    return markdown([*header, *areas], lines)
 
 
 def _merged(found: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[str]:
     """Cells of one merge: at its mean, and of its posterior where that was looked at."""
 
-    def mean(*keys: str, records: Sequence[dict[str, Any]] = found) -> float:
-        return _mean([_dig(record, *keys) for record in records])
+    def of(*keys: str, records: Sequence[dict[str, Any]] = found) -> float:
+        return mean([dig(record, *keys) for record in records])
 
     best = "linearised, full"
     seen = ("scores", "mean", "seen")
     unknown = ("auroc", "unknown vs seen")
     return [
-        *(_number(mean("recall", "mean", group), 1, 100.0) for group in ("a", "b", "base")),
-        _number(mean(*seen, "nll")),
-        f"{_number(mean(*seen, 'ece'))} ({_number(mean(*seen, 'ece_floor'))})",
-        _number(mean("scores", "mean + temperature", "seen", "nll")),
-        _number(mean("scores", "mean", *unknown, "entropy")),
-        _number(mean("scores", best, *unknown, "mutual_information", records=drawn)),
-        _number(mean("scores", "mean", *unknown, "entropy_base")),
-        _number(mean("scores", best, *unknown, "mutual_information_base", records=drawn)),
-        _number(mean("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
-        _number(mean("scores", best, "auroc", "unknown vs ambiguous", "mutual_information", records=drawn)),
+        *(number(of("recall", "mean", group), 1, 100.0) for group in ("a", "b", "base")),
+        number(of(*seen, "nll")),
+        f"{number(of(*seen, 'ece'))} ({number(of(*seen, 'ece_floor'))})",
+        number(of("scores", "mean + temperature", "seen", "nll")),
+        number(of("scores", "mean", *unknown, "entropy")),
+        number(of("scores", best, *unknown, "mutual_information", records=drawn)),
+        number(of("scores", "mean", *unknown, "entropy_base")),
+        number(of("scores", best, *unknown, "mutual_information_base", records=drawn)),
+        number(of("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
+        number(of("scores", best, "auroc", "unknown vs ambiguous", "mutual_information", records=drawn)),
     ]
 
 
@@ -256,30 +210,10 @@ def tune_table(records: Records) -> str:
             found.setdefault(f"{record['optimizer']['name']}: {shown}", []).append(record)
     keys = ("mean", "draws")
     lines = [
-        [name, *(_number(_mean([r["nll"].get(k, math.nan) for r in own])) for k in keys)]
+        [name, *(number(mean([r["nll"].get(k, math.nan) for r in own])) for k in keys)]
         for name, own in found.items()
     ]
-    return _markdown(["setting", "mean", "8 draws"], lines)
-
-
-def _dig(value: Any, *keys: str) -> float:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return math.nan if value is None else float(value)
-
-
-def _mean(numbers: Any) -> float:
-    known = np.asarray(numbers, dtype=float)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def _number(number: float, digits: int = 3, scale: float = 1.0) -> str:
-    return "—" if math.isnan(number) else f"{scale * number:.{digits}f}"
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join([row(*header), "|" + "---|" * len(header), *(row(*line) for line in lines)])
+    return markdown(["setting", "mean", "8 draws"], lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
