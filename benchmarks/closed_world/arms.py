@@ -7,7 +7,7 @@ rows of the part ``fit``, which are about people that were taught: no unknown pe
 import json
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,11 @@ class Setting:
     ) -> None:
         self.seed, self.files, self.adapter, self.asked = seed, files, adapter, asked
         self.folder, self.optimizers = folder, optimizers
-        self.items = Asked(asked)
+
+    @cached_property
+    def items(self) -> Asked:
+        """The questions as tokens."""
+        return Asked(self.asked)
 
     @property
     def train(self) -> list[Path]:

@@ -62,13 +62,15 @@ def detection_table(records: Records) -> str:
 
 
 def difference_table(records: Records, question: str) -> str:
-    """Our scores less every baseline, paired by world."""
+    """Our scores less every baseline that was run, paired by world."""
     lines = []
+    found = {pair: values(records, pair[0], "auroc", question, pair[1]) for pair in BASELINES}
+    ran = {pair: numbers for pair, numbers in found.items() if not np.isnan(numbers).all()}
     for ours, score in OURS:
         own = values(records, ours, "auroc", question, score)
-        cells = [interval(own - values(records, name, "auroc", question, other)) for name, other in BASELINES]
+        cells = [interval(own - numbers) for numbers in ran.values()]
         lines.append([f"{ours}, {SCORES[score]}", *cells])
-    return markdown(["", *(f"− {name}, {SCORES[other]}" for name, other in BASELINES)], lines)
+    return markdown(["", *(f"− {name}, {SCORES[other]}" for name, other in ran)], lines)
 
 
 def attribution_table(records: Records) -> str:
@@ -90,6 +92,8 @@ def calibration_table(records: Records) -> str:
     lines = []
     for predictor in PREDICTORS:
         cells = [number(mean(values(records, predictor, "seen", "accuracy")), 1, 100.0)]
+        if cells == ["—"]:
+            continue
         for group in ("clean", "ambiguous", "base"):
             nll, ece, floor = (
                 mean(values(records, predictor, "groups", group, key)) for key in ("nll", "ece", "ece_floor")
