@@ -110,22 +110,19 @@ def calibration_table(records: Records) -> str:
 
 
 def abstention_table(records: Records) -> str:
-    """What a threshold for 5 % errors lets through."""
+    """What a threshold for 5 % errors lets through, mean over the adapters that have one."""
     keys = ("coverage", "risk", "unknown_answered", "near_miss_answered")
     lines = []
     for predictor, (arm, name) in PREDICTORS.items():
         for score, shown in ABSTENTION.items():
-            found = [values(records, predictor, "abstention", score, key) for key in keys]
-            own = [
-                dig(one.get(name), "abstention", score, "coverage")
-                for world in worlds(records)
-                for one in records.get(f"main/{arm}_{world}", {"scores": {}})["scores"].values()
-            ]
-            if not np.isnan(found[0]).all() and max(own) > 0:
-                none = sum(coverage == 0 for coverage in own)
-                lines.append([predictor, shown, *(number(mean(v), 1, 100.0) for v in found), str(none)])
+            scores = [records.get(f"main/{arm}_{w}", {}).get("scores", {}).values() for w in worlds(records)]
+            own = [one[name]["abstention"].get(score) for some in scores for one in some if name in one]
+            some = [found for found in own if found and found["coverage"] > 0]
+            if some:
+                cells = [number(mean([found[key] for found in some]), 1, 100.0) for key in keys]
+                lines.append([predictor, shown, *cells, f"{len(some)} of {len(own)}"])
     header = ["predictor", "score", "known answered, %", "of them wrong, %", "unknown answered, %"]
-    return markdown([*header, "near misses answered, %", "adapters without a threshold"], lines)
+    return markdown([*header, "near misses answered, %", "adapters with a threshold"], lines)
 
 
 def merge_table(records: Records) -> str:
