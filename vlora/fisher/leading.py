@@ -97,7 +97,9 @@ def _row_gradients(
     """Gradients of every row's loss, ``(rows, *parameter)``, times the root of its weight; one set per label."""
     rows = next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim())
     found: dict[str, Tensor] = {}
-    receivers = {layer: partial(_receive, found, roles, rows) for layer, roles in layers.items()}
+    receivers: dict[nn.Module, Any] = {
+        layer: partial(_receive, found, roles, rows) for layer, roles in layers.items()
+    }
     with torch.enable_grad(), differentiable(model, ()), watched(receivers):
         places = read_places(model, batch)
         passes = list(label_passes(places, labels, seed=seed, first_row=first_row))

@@ -17,7 +17,7 @@ def adapter():
 def dense(model, parameters, batch) -> torch.Tensor:
     """Sum over rows of the outer product of the gradient of the row's loss under its labels."""
     model.eval()
-    total = 0.0
+    total = torch.zeros(1, dtype=torch.float64)
     for row in range(len(batch["input_ids"])):
         one = {key: value[row : row + 1] for key, value in batch.items()}
         logits = model(**{k: v for k, v in one.items() if k != "labels"}).logits[:, :-1].float()
