@@ -1,6 +1,14 @@
-"""Per-example squared gradients of an adapter: the diagonal Fisher information, empirical or true."""
+"""Fisher information of an adapter from gradients of single examples: its diagonal, or its leading directions."""
 
 from vlora.fisher.gradients import SquaredGradients, squared_gradients
+from vlora.fisher.leading import leading_fisher
 from vlora.fisher.losses import LabelKind, Reduction, example_losses
 
-__all__ = ["LabelKind", "Reduction", "SquaredGradients", "example_losses", "squared_gradients"]
+__all__ = [
+    "LabelKind",
+    "Reduction",
+    "SquaredGradients",
+    "example_losses",
+    "leading_fisher",
+    "squared_gradients",
+]

@@ -102,7 +102,7 @@ def squared_gradients(
     if method == "loop":
         run.hooks = None
     with (
-        _restored(model),
+        restored(model),
         torch.enable_grad(),
         tqdm(total=max_examples, desc="squared gradients", unit="row", disable=not progress) as bar,
     ):
@@ -165,7 +165,7 @@ class _Run:
 
     def _with_hooks(self, hooks: RowGradients, batch: Mapping[str, Any], *, count: bool) -> dict[str, Tensor]:
         hooks.take()
-        with _differentiable(self.model, ()), hooks.attached():
+        with differentiable(self.model, ()), hooks.attached():
             places = read_places(self.model, batch)
             hooks.rows = places.num_rows
             for losses, weights, more in _with_last(
@@ -188,7 +188,7 @@ class _Run:
     def _by_autograd(self, row: Mapping[str, Any], *, first_row: int, count: bool) -> dict[str, Tensor]:
         total: dict[str, Tensor] = {}
         parameters = list(self.parameters.values())
-        with _differentiable(self.model, parameters):
+        with differentiable(self.model, parameters):
             places = read_places(self.model, row)
             if count:
                 self._count(places)
@@ -250,7 +250,7 @@ def _with_last(passes: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor
 
 
 @contextmanager
-def _differentiable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def differentiable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Gradients for these parameters only; with none of them, hooks start the graph."""
     wanted = {id(parameter) for parameter in parameters}
     former = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -266,7 +266,7 @@ def _differentiable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Ite
 
 
 @contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
+def restored(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; outside as it was, module by module."""
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -64,7 +64,8 @@ class Kronecker:
 
     def rotate(self, gradient: Tensor) -> Tensor:
         """Gradients in the basis in which the covariance is diagonal. Shape ``(..., rows, columns)``, float32."""
-        return self.left.T @ gradient.float() @ self.right
+        # each side as one product of two matrices: a batch of small ones takes three times as long
+        return ((gradient.float() @ self.right).mT @ self.left).mT
 
     def colour(self, noise: Tensor) -> Tensor:
         """Noise with this covariance from standard normal noise of the tensor's shape."""

@@ -1,0 +1,145 @@
+r"""Predictions of the linearised model under three covariances of the adapter's weights.
+
+    logits ~ N(f(m), c^2 J Sigma J^T)        J: gradients of the 24 values' scores at the mean m
+
+*independent*: 1 / N (h + delta), with the posterior's own h; *Kronecker*: h's scale with the directions of the Grams
+(``vlora.posterior.kronecker``); delta is ``RATIO`` of each tensor's mean h. *Full*: the leading eigenvectors of the
+Fisher matrix over all tensors at once (``vlora.posterior.leading``),
+
+    F = sum_i n_i J_i^T (diag p_i - p_i p_i^T) J_i = V diag(l) V^T + rest,
+    Sigma = V diag(1 / l) V^T + (I - V V^T) / l_k
+
+from the training facts i, each counted as often as it was taught; whatever the k eigenvectors leave out is as
+uncertain as the last of them (Sharma, Azizan and Pavone 2021, arXiv:2102.12567, sketch the same matrix).
+
+The width c is the widest of ``WIDTHS`` at which the NLL of people that were taught is at most ``COST`` nats above that
+of the mean: as uncertain as the known facts allow. The lowest NLL would choose almost no width, as every labelled row
+was seen.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.closed_world.model import Asked
+from benchmarks.closed_world.scores import Said, nll_of
+from benchmarks.closed_world.worlds import Questions, Row, read_rows
+from vlora.posterior import Posterior
+from vlora.posterior.kronecker import covariances, output_covariance
+from vlora.posterior.leading import Leading
+from vlora.recipes.closed_world.lexicon import RELATIONS
+
+__all__ = ["KINDS", "linearised", "whole_fisher", "widest"]
+
+RATIO, COST = 0.01, 0.02
+WIDTHS = tuple(2.0**k for k in range(-12, 5))
+EIGENVECTORS = 256
+BASE_FACTS = 300
+"""Replayed facts that the whole Fisher matrix is measured on, of all files, with the weight of all of them."""
+TOP = 3
+"""Values of a fact whose gradients count; the others have next to no probability."""
+KINDS = ("independent", "Kronecker", "full")
+
+
+def whole_fisher(model: nn.Module, train: Sequence[Path]) -> Leading:
+    """Leading eigenvectors of the Fisher matrix at the weights that the model holds, on the facts of training files."""
+    facts, weight = _facts(train)
+    asked = Asked(Questions(facts, ["taught"] * len(facts), ["fit"] * len(facts)))
+    probs, done = asked.at_mean(model).exp().float(), 0
+    columns: dict[str, list[Tensor]] = {}
+    for gradients in asked.gradients(model):
+        rows = slice(done, done + len(next(iter(gradients.values()))))
+        done = rows.stop
+        for key, value in gradients.items():
+            columns.setdefault(key, []).append(_columns(value, probs[rows], weight[rows]))
+    return Leading.of([{key: torch.cat(parts) for key, parts in columns.items()}], EIGENVECTORS)
+
+
+def _columns(gradients: Tensor, probs: Tensor, weight: Tensor) -> Tensor:
+    """Of every fact ``root(n p_k) (J_k - sum_j p_j J_j)`` for its likeliest values k, ``(facts * TOP, *tensor)``."""
+    best = probs.topk(TOP, dim=1)
+    flat = gradients.flatten(2)
+    chosen = flat.gather(1, best.indices[:, :, None].expand(-1, -1, flat.shape[2]))
+    centred = chosen - (probs[:, :, None] * flat).sum(1, keepdim=True)
+    roots = (weight[:, None] * best.values).sqrt()
+    return (centred * roots[:, :, None]).view(-1, *gradients.shape[2:])
+
+
+def linearised(
+    model: nn.Module,
+    posterior: Posterior,
+    items: Asked,
+    mean: Tensor,
+    asked: Questions,
+    train: Sequence[Path],
+    kinds: Sequence[str] = KINDS,
+) -> tuple[dict[str, Said], dict[str, float]]:
+    """What the linearised model says under every covariance that the posterior allows, and the widths."""
+    spreads = {kind: spread for kind, spread in _spreads(posterior).items() if kind in kinds}
+    whole = whole_fisher(model, train)
+    parts: dict[str, list[Tensor]] = {}
+    for gradients in items.gradients(model):
+        for kind, spread in spreads.items():
+            parts.setdefault(kind, []).append(output_covariance(gradients, [spread])[0])
+        centred = {key: value - value.mean(1, keepdim=True) for key, value in gradients.items()}
+        parts.setdefault("full", []).append(whole.covariance(centred))
+    found, facts = {}, {}
+    for kind, own in parts.items():
+        name = f"linearised, {kind}"
+        found[name], facts[f"{name}: width"] = widest(mean.numpy(), torch.cat(own).numpy(), asked)
+    return found, facts
+
+
+def widest(mean: np.ndarray, covariance: np.ndarray, asked: Questions) -> tuple[Said, float]:
+    """Prediction at the widest width that costs known people at most ``COST`` nats, and that width."""
+    rows = [i for i, part in enumerate(asked.part) if part == "fit"]
+    few = Questions([asked.rows[i] for i in rows], [asked.group[i] for i in rows], ["fit"] * len(rows))
+    limit = nll_of(Said(mean), asked, "fit") + COST
+    chosen = WIDTHS[0]
+    for width in WIDTHS[1:]:
+        if nll_of(Said.of_covariance(mean[rows], width**2 * covariance[rows]), few, "fit") > limit:
+            break
+        chosen = width
+    return Said.of_covariance(mean, chosen**2 * covariance), chosen
+
+
+def _spreads(posterior: Posterior) -> dict[str, Any]:
+    """Covariances from h at temperature 1, where there is an h."""
+    if not posterior.has_hess:
+        return {}
+    hess = {key: h.clamp_min(0) for key, h in posterior.hess.items()}
+    decay = {key: RATIO * float(h.mean()) for key, h in hess.items()}
+    bayes = replace(posterior, hess=hess).at_temperature(1.0)
+    bayes = replace(bayes, meta=replace(bayes.meta, weight_decay=decay))
+    return {
+        kind: covariances(bayes, kronecker=kind == "Kronecker")
+        for kind in KINDS[:2]
+        if kind == "independent" or bayes.curvature
+    }
+
+
+def _facts(train: Sequence[Path]) -> tuple[list[Row], Tensor]:
+    """Distinct taught facts and some of the replayed ones, with the number of rows that each stands for."""
+    values = {value: relation.values for relation in RELATIONS for value in relation.values}
+    rows: list[Row] = []
+    weight: list[float] = []
+    for path in train:
+        counts: Counter[str] = Counter()
+        answer: dict[str, str] = {}
+        for row in read_rows(path):
+            counts[row["prompt"]] += 1
+            answer[row["prompt"]] = row["response"]
+        often = max(counts.values())
+        own = [prompt for prompt, n in counts.items() if n == often]
+        replayed = [prompt for prompt, n in counts.items() if n < often]
+        some = replayed[:: max(1, len(replayed) * len(train) // BASE_FACTS)]
+        share = sum(counts[prompt] for prompt in replayed) / max(1, len(some))
+        rows += [{"prompt": prompt, "choices": list(values[answer[prompt]])} for prompt in [*own, *some]]
+        weight += [float(often)] * len(own) + [share] * len(some)
+    return [{**row, "answer": None} for row in rows], torch.tensor(weight)

@@ -1,0 +1,136 @@
+"""``benchmarks/closed_world``: its questions, its covariances and its tables on numbers worked out by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.closed_world import table
+from benchmarks.closed_world.linearised import widest
+from benchmarks.closed_world.scores import Said, recall, score
+from benchmarks.closed_world.worlds import BASE_QUESTIONS, KNOWN, Questions, questions, world_files
+from benchmarks.readme_table import read_results, replaced
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "closed_world"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return world_files(7, tmp_path_factory.mktemp("closed_world"))
+
+
+@pytest.mark.parametrize("adapters", ["a", "b", "ab"])
+def test_an_adapter_is_asked_about_its_own_people_in_its_own_relations(files, adapters):
+    asked = questions(7, files, adapters)
+    own = {row["group"].partition("_")[0] for row in asked.rows if row["group"][1] == "_"}
+    assert own == set(adapters)
+    taught = {row["relation"] for row in asked.rows if row["group"][1] == "_"}
+    strangers = [r for r, g in zip(asked.rows, asked.group, strict=True) if g in ("unknown", "near_miss")]
+    assert {row["relation"] for row in strangers} == taught
+    assert asked.group.count("base") == BASE_QUESTIONS
+    assert len(strangers) == 260 * len(adapters)
+
+
+def test_no_person_is_both_fitted_and_tested_and_strangers_are_tested_only(files):
+    asked = questions(7, files, "ab")
+    people: dict[str, set[str]] = {}
+    for row, group, part in zip(asked.rows, asked.group, asked.part, strict=True):
+        people.setdefault(part, set()).add(row["person"])
+        assert group in KNOWN or part == "test"
+    assert len(people) == 3
+    assert sum(map(len, people.values())) == len(set.union(*people.values()))
+    assert asked == questions(7, files, "ab")
+
+
+def asked_of(groups: list[str], labels: list[int | None]) -> Questions:
+    rows = [
+        {
+            "answer": y,
+            "answer_probs": None if y is None else [float(k == y) for k in range(2)],
+            "group": "a_" + g,
+        }
+        for g, y in zip(groups, labels, strict=True)
+    ]
+    return Questions(
+        rows, groups, ["test" if i % 3 == 0 else ("fit", "threshold")[i % 2] for i in range(len(rows))]
+    )
+
+
+def test_scores_by_hand():
+    # test rows are 0, 3, 6, 9: clean .9 right, ambiguous .6 wrong, base .8 right, unknown .5
+    groups = [
+        "clean",
+        *["clean"] * 2,
+        "ambiguous",
+        *["clean"] * 2,
+        "base",
+        *["clean"] * 2,
+        "unknown",
+        "near_miss",
+    ]
+    groups += ["near_miss"] * 2
+    top = [0.9, 0.9, 0.9, 0.6, 0.9, 0.9, 0.8, 0.9, 0.9, 0.5, 0.9, 0.9, 0.7]
+    labels: list[int | None] = [0, 0, 0, 1, 0, 0, 0, 0, 0, None, None, None, None]
+    asked = asked_of(groups, labels)
+    base = Said(np.log([[0.999, 0.001] if group == "base" else [0.5, 0.5] for group in groups]))
+    found = score(Said(np.log([[p, 1 - p] for p in top])), asked, base)
+    assert found["groups"]["clean"]["nll"] == pytest.approx(-np.log(0.9))
+    assert found["groups"]["ambiguous"]["accuracy"] == 0.0
+    assert found["groups"]["unknown"]["confident"] == 0.0
+    assert found["seen"]["accuracy"] == pytest.approx(2 / 3)
+    assert found["auroc"]["unknown vs seen"] == {"max_probability": 1.0, "entropy": 1.0, "entropy_base": 1.0}
+    assert found["auroc"]["near miss vs seen"]["entropy_base"] == pytest.approx(2 / 3)
+    assert found["auroc"]["near miss vs seen"]["entropy"] == pytest.approx(
+        2 / 3
+    )  # .7 is less sure than .9 and .8
+    assert found["abstention"]["max_probability"]["coverage"] == 0.0  # four rows prove nothing
+    assert recall(Said(np.log([[p, 1 - p] for p in top])), asked) == {"a": pytest.approx(2 / 3)}
+
+
+def test_the_widest_width_stays_within_its_cost():
+    groups, labels = ["clean"] * 6, [0] * 6
+    asked = Questions([{"answer": y} for y in labels], groups, ["fit"] * 6)
+    mean = np.log([[0.95, 0.05]] * 6)
+    covariance = np.tile(np.eye(2), (6, 1, 1))
+    said, width = widest(mean, covariance, asked)
+    cost = -said.log_probs[:, 0].mean() + np.log(0.95)
+    assert 0 < cost <= 0.02
+    wider = Said.of_covariance(mean, (2 * width) ** 2 * covariance)
+    assert -wider.log_probs[:, 0].mean() + np.log(0.95) > 0.02
+
+
+@pytest.fixture
+def records(tmp_path: Path):
+    """Two worlds: AdamW's entropy has AUROC .8 and .9, the posterior's information .9 and .94."""
+    for world, (point, ours) in enumerate(((0.8, 0.9), (0.9, 0.94))):
+        area = {"unknown vs seen": {"entropy": point, "max_probability": point}}
+        write(tmp_path, f"main/adamw_{world}", world, {"mean": {"auroc": area}})
+        area = {"unknown vs seen": {"mutual_information": ours}}
+        write(tmp_path, f"main/laplace_{world}", world, {"linearised, full": {"auroc": area}})
+    return read_results(tmp_path)
+
+
+def write(root: Path, name: str, world: int, scores: dict) -> None:
+    path = root / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"world": world, "scores": {"a": scores, "b": scores}}))
+
+
+def test_differences_are_paired_by_world(records):
+    # .10 and .04: mean .07, sd .0424, s.e. .03, t(1) = 12.706
+    line = next(
+        x for x in table.difference_table(records, "unknown vs seen").splitlines() if "Laplace, full" in x
+    )
+    assert line.split("|")[2].strip() == "+0.070 [-0.311, +0.451]"
+
+
+def test_readme_holds_what_the_files_say():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert text == replaced(text, table.block(FOLDER / "results")), "run benchmarks.closed_world.table"
+
+
+def test_results_hold_no_path_of_the_machine():
+    for path in FOLDER.glob("results/*/*.json"):
+        found = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+        assert '"/' not in found, path.name
