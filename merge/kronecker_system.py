@@ -1,0 +1,168 @@
+r"""Linear systems with a sum of Kronecker products: conjugate gradients where the system is nearly diagonal.
+
+    sum_t w_t S_t X G_t + lambda X = Y,      S_t (m, m) and G_t (n, n) symmetric, X (m, n)
+
+1. Coordinates: U of sum w S_t = U diag U^T and V of sum w G_t = V diag V^T; there X is U^T X V.
+2. Preconditioner: the diagonal of the system in these coordinates, sum_t w_t s_t g_t^T + lambda with s_t, g_t the
+   diagonals of U^T S_t U, V^T G_t V (Jacobi). It is the whole system when all terms have common eigenvectors, as when
+   all S_t are I, all Grams are diagonal, or all adapters have one curvature: then one step is taken.
+3. One product with the system is two matrix products over all t at once, T (m^2 n + m n^2) multiply-adds in
+   float32. Scalars are summed in double precision.
+
+Stopping rule: every step lowers J(X) = 1/2 <X, A X> - <Y, X> by 1/2 alpha <R, Z>, and the minimum is -1/2 <Y, X>. When
+five steps together gain less than 1e-6 of that, it ends: the error in the norm of A is then below about 1e-3 (the
+estimate of Hestenes and Stiefel 1952, section 14; Strakos and Tichy 2002), in which a residual says little, as the
+eigenvalues of A span six decades here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Coordinates", "KroneckerSum", "conjugate_gradients", "solve_kronecker_sum"]
+
+_GAIN, _WINDOW = 1e-6, 5
+_SOLVED = 1e-5  # relative residual at which a first guess is the solution
+_WORK = torch.float32
+Map = Callable[[Tensor], Tensor]
+"""A linear map on matrices of shape ``(m, n)``."""
+
+
+@dataclass(frozen=True)
+class KroneckerSum:
+    """The matrix sum_t w_t S_t (x) G_t + lambda I, as a map on matrices of shape ``(m, n)``."""
+
+    wide: Tensor
+    """w_t S_t side by side, shape ``(m, T m)``."""
+    right: Tensor
+    """G_t, shape ``(T, n, n)``."""
+    ridge: float
+
+    @classmethod
+    def of(
+        cls, left: Sequence[Tensor], right: Sequence[Tensor], weights: Sequence[float], ridge: float
+    ) -> "KroneckerSum":
+        """From S_t, G_t and w_t."""
+        scaled = [weight * s for weight, s in zip(weights, left, strict=True)]
+        return cls(torch.cat(scaled, dim=1), torch.stack(list(right)), ridge)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """sum_t w_t S_t X G_t + lambda X; the sum over t is part of the second product."""
+        pushed = torch.matmul(x, self.right).flatten(0, 1)
+        return torch.addmm(x, self.wide, pushed, beta=self.ridge)
+
+    def diagonal(self) -> Tensor:
+        """Its diagonal as a matrix of shape ``(m, n)``; the Grams' rounded negative entries count as 0."""
+        rows, count = self.wide.shape[0], self.right.shape[0]
+        left = self.wide.view(rows, count, rows).diagonal(dim1=0, dim2=2)
+        right = self.right.diagonal(dim1=1, dim2=2)
+        return left.clamp_min(0).mT @ right.clamp_min(0) + self.ridge
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Orthogonal bases of both sides in which the system is nearly diagonal."""
+
+    left: Tensor
+    """U, shape ``(m, m)``."""
+    right: Tensor
+    """V, shape ``(n, n)``."""
+
+    @classmethod
+    def of(cls, left: Sequence[Tensor], right: Sequence[Tensor], weights: Sequence[float]) -> "Coordinates":
+        """Eigenvectors of sum w S_t and of sum w G_t."""
+        return cls(*(torch.linalg.eigh(_weighted(grams, weights)).eigenvectors for grams in (left, right)))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """U^T X V."""
+        return self.left.mT @ x @ self.right
+
+    def outside(self, x: Tensor) -> Tensor:
+        """U X V^T."""
+        return self.left @ x @ self.right.mT
+
+
+def solve_kronecker_sum(
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    weights: Sequence[float],
+    ridge: float,
+    target: Tensor,
+    start: Tensor,
+    steps: int,
+) -> tuple[Tensor, int, float]:
+    """Solve sum_t w_t S_t X G_t + lambda X = Y.
+
+    Args:
+        left: S_t, positive semi-definite.
+        right: G_t, positive semi-definite.
+        weights: w_t > 0.
+        ridge: lambda > 0.
+        target: Y, shape ``(m, n)``.
+        start: First guess; comes back as it is if its residual is below 1e-5 of the target.
+        steps: Upper limit of conjugate gradient steps.
+
+    Returns:
+        The solution in the dtype of ``target`` (the correction to ``start`` is computed in float32), the steps taken,
+        and the residual relative to the target.
+    """
+    norm = target.norm().item() or 1.0
+    residual = target - KroneckerSum.of(left, right, weights, ridge)(start)
+    if residual.norm().item() <= _SOLVED * norm:
+        return start, 0, residual.norm().item() / norm
+    left, right = [s.to(_WORK) for s in left], [g.to(_WORK) for g in right]
+    bases = Coordinates.of(left, right, weights)
+    system = KroneckerSum.of(
+        [bases.left.mT @ s @ bases.left for s in left],
+        [bases.right.mT @ g @ bases.right for g in right],
+        weights,
+        ridge,
+    )
+    diagonal, first = system.diagonal(), (target * start).sum().item()
+    found, taken, rest = conjugate_gradients(
+        system, bases.inside(residual.to(_WORK)), steps, lambda r: r / diagonal, first
+    )
+    return start + bases.outside(found).to(start.dtype), taken, rest / norm
+
+
+def conjugate_gradients(
+    system: Map, target: Tensor, steps: int, precondition: Map, first: float = 0.0
+) -> tuple[Tensor, int, float]:
+    """Solve a positive definite linear system from zero (Hestenes and Stiefel 1952), until the gain is nothing.
+
+    Args:
+        system: Multiplies with the matrix; input and output in the shape of ``target``.
+        target: Right-hand side, or what a first guess leaves of it.
+        steps: Upper limit.
+        precondition: An approximate inverse of ``system``.
+        first: <Y, X_0> of the first guess, to which gains are compared.
+
+    Returns:
+        The solution, the steps taken, and the norm of the residual.
+    """
+    x, residual = torch.zeros_like(target), target
+    direction = z = precondition(residual)
+    inner, gains = _dot(residual, z), [first]
+    floor = torch.finfo(target.dtype).eps ** 2 * inner
+    while len(gains) <= steps and inner > floor:
+        pushed = system(direction)
+        length = inner / _dot(direction, pushed)
+        x, residual = x + length * direction, residual - length * pushed
+        gains.append(length * inner)
+        if len(gains) > _WINDOW and sum(gains[-_WINDOW:]) <= _GAIN * abs(sum(gains)):
+            break
+        z = precondition(residual)
+        before, inner = inner, _dot(residual, z)
+        direction = z + (inner / before) * direction
+    return x, len(gains) - 1, residual.norm(dtype=torch.float64).item()
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    """Inner product; the sum in double precision."""
+    return (first * second).sum(dtype=torch.float64).item()
+
+
+def _weighted(grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    return torch.stack([weight * gram for weight, gram in zip(weights, grams, strict=True)]).sum(0)
