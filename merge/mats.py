@@ -137,6 +137,8 @@ def _factors(
     m, n = dense.shape
     identity = torch.eye(min(m, n), dtype=dense.dtype, device=dense.device)
     b, a = (dense, identity) if n <= m else (identity, dense)
+    if rank == len(identity):
+        return b, a, 1.0
     left = metric_root([u.output_gram for u in updates], weights, tau)
     right = metric_root([u.input_gram for u in updates], weights, tau)
     return truncate(b, a, updates[0].rank if rank is None else rank, left, right)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.network import MODULES, RANK
-from vlora.merge.kronecker import metric_root, normalised_gram
+from vlora.merge.kronecker import metric_root
 from vlora.merge.low_rank import truncate
 from vlora.merge.methods import get_method
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram, compress_grams, dense, stored_gram
 
 FULL = 384
 """Full rank of every adapted module."""
@@ -95,15 +96,13 @@ def leading(rank: int) -> Change:
 
     def change(update: LoraUpdate) -> LoraUpdate:
         assert update.input_gram is not None
-        values, vectors = torch.linalg.eigh(normalised_gram(update.input_gram, "an adapter"))
-        kept = torch.full_like(values, values[:-rank].mean().item())
-        kept[-rank:] = values[-rank:]
-        return replace(update, input_gram=(vectors * kept) @ vectors.T)
+        short = compress_grams({"gram": dense(update.input_gram)}, rank)
+        return replace(update, input_gram=stored_gram(short, "gram"))
 
     return change
 
 
-def _diagonal(gram: Tensor | None) -> Tensor | None:
+def _diagonal(gram: Gram | None) -> Tensor | None:
     return None if gram is None else torch.diag(gram.diagonal())
 
 
@@ -144,7 +143,6 @@ ABLATIONS: dict[str, Arm] = {
     "G, tau .03": Arm("gradient_matching", {**KRONECKER, "tau": 0.03}),
     "G, tau .1": Arm("gradient_matching", {**KRONECKER, "tau": 0.1}),
     "G, tau 1": Arm("gradient_matching", {**KRONECKER, "tau": 1.0}),
-    "G and S, tau .1": Arm("mats", {"tau": 0.1}, FULL),
 }
 """Curvature taken apart, at the default scalar only."""
 MORE = OTHERS | AT_RANK | ABLATIONS
