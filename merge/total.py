@@ -213,7 +213,7 @@ def _span(grams: Sequence[ShortGram], weights: Sequence[float], tau: float) -> t
         rests[side] += abs(weight) * gram.tail
     if min(weights) >= 0:
         return SpanTotal(basis, parts[0], rests[0]), 0.0
-    block, share = subtract_clamped(*parts)
+    block, share = subtract_clamped(parts[0], parts[1])
     rest = max(rests[0] - rests[1], PRECISION_FLOOR * rests[0])
     low = rests[0] - rests[1] < PRECISION_FLOOR * rests[0]
     clamped = (share * size + low * (len(basis) - size)) / len(basis)

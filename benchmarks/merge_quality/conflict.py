@@ -21,6 +21,7 @@ from benchmarks.merge_quality.network import MODULES
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.lift import lift_update
 from vlora.merge.quadratic import metric_of
+from vlora.posterior.grams import dense
 
 Nll = Callable[[str, Mapping[str, Tensor]], float]
 
@@ -51,8 +52,6 @@ def predicted(adapter: Adapter, module: str, merged: Tensor) -> dict[str, float]
     if lifted is not None:
         row, col = lifted
         out["separable"] = 0.5 * (row @ difference.square() @ col).item() / adapter.num_examples
-        raw = (
-            (update.output_gram.double() @ difference @ update.input_gram.double() * difference).sum().item()
-        )
+        raw = (dense(update.output_gram) @ difference @ dense(update.input_gram) * difference).sum().item()
         out["kronecker"] = 0.5 * metric_of(update).scale * raw / adapter.num_examples
     return out
