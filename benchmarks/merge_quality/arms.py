@@ -96,8 +96,9 @@ def leading(rank: int) -> Change:
 
     def change(update: LoraUpdate) -> LoraUpdate:
         assert update.input_gram is not None
-        short = compress_grams({"gram": dense(update.input_gram)}, rank)
-        return replace(update, input_gram=stored_gram(short, "gram"))
+        short = stored_gram(compress_grams({"gram": dense(update.input_gram).float()}, rank), "gram")
+        assert short is not None
+        return replace(update, input_gram=short.to(update.a.dtype))
 
     return change
 
