@@ -118,10 +118,10 @@ class Scorer:
         tempered = negative_log_likelihood(temper(log_probs, temperature), truth).mean
         return {**_metrics(log_probs, truth), "nll_tempered": float(tempered), "temperature": temperature}
 
-    def nll(self, name: str, deltas: Mapping[str, Tensor]) -> float:
-        """Mean test NLL of one task."""
-        log_probs = self._log_probs(name, "test", deltas, self.heads[name])
-        return float(negative_log_likelihood(log_probs, self.library.rows(name, "test").label.numpy()).mean)
+    def nll(self, name: str, deltas: Mapping[str, Tensor], split: str) -> float:
+        """Mean NLL of one task on a split."""
+        log_probs = self._log_probs(name, split, deltas, self.heads[name])
+        return float(negative_log_likelihood(log_probs, self.library.rows(name, split).label.numpy()).mean)
 
     def _validation(self, deltas: Mapping[str, Tensor]) -> float:
         values = []

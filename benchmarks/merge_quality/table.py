@@ -182,18 +182,21 @@ def conflict_table(records: Records) -> str:
     for key, title in FAMILIES.items():
         sets = [r["conflict"] for r in family(records, key) if "conflict" in r]
         if sets:
-            cells = [interval(np.array([_rank(one, name) for one in sets]), 2) for name in PREDICTIONS]
-            rows.append([title, *cells])
-    return markdown(["sets", *PREDICTIONS], rows)
+            for on, key in {"training rows": "measured_train", "test rows": "measured"}.items():
+                cells = [
+                    interval(np.array([_rank(one, name, key) for one in sets]), 2) for name in PREDICTIONS
+                ]
+                rows.append([title, on, *cells])
+    return markdown(["sets", "measured on", *PREDICTIONS], rows)
 
 
 PREDICTIONS = ("kronecker", "separable", "shape", "distance")
 
 
-def _rank(rows: Records, name: str) -> float:
-    if any(name not in row for row in rows):
+def _rank(rows: Records, name: str, measured: str) -> float:
+    if any(name not in row or measured not in row for row in rows):
         return math.nan
-    found = spearman(*(torch.tensor([row[key] for row in rows]) for key in (name, "measured")))
+    found = spearman(*(torch.tensor([row[key] for row in rows]) for key in (name, measured)))
     return math.nan if found is None else found
 
 
