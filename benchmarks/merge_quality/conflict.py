@@ -8,9 +8,9 @@ this module for this task. With D = merged - own update and the curvature at the
     shape       tr(S D G D^T)                    without the scale c, which Grams alone do not have
     distance    |D|^2                            no curvature
 
-in nats per example for the first two. What a quadratic around the adapter describes is the loss that the adapter was trained
-on; on test rows an adapter is not at a minimum, and a module of a merge can even help. So both are measured: on the training
-rows and on test rows.
+in nats per example for the first two. What a quadratic around the adapter describes is the loss that the adapter was
+trained on; on test rows an adapter is not at a minimum, and a module of a merge can even help. So both are measured: on
+the training rows and on test rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,6 @@ from vlora.posterior.grams import dense
 
 Nll = Callable[[str, Mapping[str, Tensor], str], float]
 """Task, updates and split -> mean NLL."""
-
-
 SPLITS = {"measured": "test", "measured_train": "train"}
 
 
