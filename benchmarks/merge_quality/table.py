@@ -251,10 +251,11 @@ def block(root: Path) -> str:
     every = [r for r in whole if "TIES" in r["arms"]]
     wide = [r for r in every if r["family"] == "mixed" and r["optimizer"] == "ivon"]
     plain = [r for r in every if r["optimizer"] == "adamw"]
+    timed = [r for r in wide if "merge_seconds" in r["arms"]["TIES"]]
     apart = [r for r in every if r["family"] == "domains"]
     sections: list[tuple[str, Records, Callable[[Records], str]]] = [
         (f"All methods, {len(wide)} sets of different tasks, IVON", wide, main_table),
-        ("Paired differences on these", wide, pairs_table),
+        ("Paired differences on these", wide if len(wide) > 2 else [], pairs_table),
         (f"All methods, {len(plain)} sets of different tasks, AdamW", plain, main_table),
         (f"All methods, {len(apart)} sets of four domains, IVON", apart, main_table),
         (
@@ -263,7 +264,7 @@ def block(root: Path) -> str:
             ablation_table,
         ),
         (f"Curvature taken apart, {len(apart)} sets of domains", apart, ablation_table),
-        ("What a merge of four adapters costs, one thread of a busy machine", wide, cost_table),
+        ("What a merge of four adapters costs, one thread of a busy machine", timed, cost_table),
         ("More adapters", [r for r in records if r["family"] == "domains"], curve_table),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
         ("Stand-ins against exact gradients", load(root, "curvature"), curvature_table),
