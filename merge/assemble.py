@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vlora.merge.full_tensors import FullTensor
-from vlora.merge.kronecker import normalised_gram
+from vlora.merge.kronecker import unit_factor
 from vlora.merge.peft_layout import merged_config
 from vlora.merge.reading import Inputs
+from vlora.merge.total import DenseTotal, SpanTotal, total_curvature
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior, PosteriorMeta
 
@@ -101,12 +102,25 @@ def merged_curvature(updates: Sequence[LoraUpdate], weights: Sequence[float], st
         grams = [getattr(u, name) for u in updates]
         if any(gram is None for gram in grams) or min(weights) < 0:
             continue
-        unit = [
-            normalised_gram(gram, f"{u.adapter!r} in {stem}") for gram, u in zip(grams, updates, strict=True)
+        factors = [
+            unit_factor(gram, f"{u.adapter!r} in {stem}") for gram, u in zip(grams, updates, strict=True)
         ]
-        total = sum(w * g for w, g in zip(weights, unit, strict=True)) / sum(weights)
-        merged[f"{stem}.{name}"] = torch.as_tensor(total).to(torch.float32)
+        total, _ = total_curvature(grams, factors, [w / sum(weights) for w in weights], 0.0)
+        merged |= _stored(f"{stem}.{name}", total)
     return merged
+
+
+def _stored(key: str, total: DenseTotal | SpanTotal) -> dict[str, Tensor]:
+    """A mean of whole Grams as a whole one, of short ones as a short one with the directions of all."""
+    if isinstance(total, DenseTotal):
+        matrix = total.matrix
+        return {key: ((matrix + matrix.mT) / 2).to(torch.float32)}
+    short = total.short().to(torch.float32)
+    return {
+        f"{key}.vectors": short.vectors.contiguous(),
+        f"{key}.values": short.values,
+        f"{key}.tail": torch.tensor([short.tail], dtype=torch.float32),
+    }
 
 
 def _base_model(inputs: Inputs) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlora.merge.quadratic import h_scale, metric_of
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram
 
 __all__ = ["conflict", "total_conflict"]
 
@@ -107,5 +108,5 @@ def _single(update: LoraUpdate) -> LoraUpdate:
     return replace(update, b=update.b.to(_DTYPE), a=update.a.to(_DTYPE))
 
 
-def _cast(matrix: Tensor | None) -> Tensor | None:
+def _cast(matrix: Gram | None) -> Gram | None:
     return None if matrix is None else matrix.to(_DTYPE)

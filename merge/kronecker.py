@@ -21,48 +21,33 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.low_rank import concatenate
-from vlora.merge.positive import cholesky, subtract_clamped
+from vlora.merge.total import DenseTotal, SpanTotal, Total, total_curvature
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram, ShortGram, dense
 
 __all__ = [
     "kronecker_merge",
     "kronecker_solution",
     "metric_root",
     "normalised_gram",
-    "total_gram",
     "total_metric",
     "unit_factor",
 ]
 
 
-def normalised_gram(gram: Tensor, where: str) -> Tensor:
+def normalised_gram(gram: Gram, where: str) -> Tensor:
     """A symmetric copy of a Gram matrix with mean diagonal 1 (trace n); zeros (no gradient came here) stay zeros.
 
     Args:
-        gram: Shape ``(n, n)``.
+        gram: Shape ``(n, n)``; a short one is written out.
         where: Adapter and module, for the message.
 
     Raises:
         IncompatibleAdaptersError: The matrix is not square, not finite, or has a negative trace.
     """
     factor = unit_factor(gram, where)
-    return (gram + gram.mT).mul_(0.5 * factor)
-
-
-def total_gram(grams: Sequence[Tensor], weights: Sequence[float], tau: float) -> tuple[Tensor, float]:
-    """Sum ``tau I + sum_t w_t G_t``, kept positive definite when weights are negative.
-
-    Returns:
-        The matrix, shape ``(n, n)``, and the share of clamped directions.
-    """
-    positive = tau * torch.eye(grams[0].shape[0], dtype=grams[0].dtype, device=grams[0].device)
-    negative = torch.zeros_like(positive)
-    for weight, gram in zip(weights, grams, strict=True):
-        if weight > 0:
-            positive = positive + weight * gram
-        else:
-            negative = negative - weight * gram
-    return subtract_clamped(positive, negative)
+    whole = dense(gram)
+    return (whole + whole.mT).mul_(0.5 * factor)
 
 
 def kronecker_merge(
@@ -87,69 +72,50 @@ def kronecker_merge(
 
 def kronecker_solution(
     updates: Sequence[LoraUpdate], weights: Sequence[float], tau: float
-) -> tuple[LoraUpdate, float, Tensor]:
-    """As :func:`kronecker_merge`, with the total Gram as third: the metric of a recompression.
+) -> tuple[LoraUpdate, float, Total]:
+    """As :func:`kronecker_merge`, with the total curvature as third: the metric of a recompression.
 
-    At 4096 inputs a matrix takes 128 MiB and one pass over it tens of milliseconds, so that no Gram is copied: they are
-    added, scaled, into one total, which is factorised once.
+    Only the sum r_t rows of the updates are solved for. At 4096 inputs a whole matrix takes 128 MiB and one pass over
+    it tens of milliseconds, so that no Gram is copied; short Grams are never written out (:mod:`vlora.merge.total`).
     """
     factors = [_factor(u) for u in updates]
     grams = [_given(u) for u in updates]
-    total, clamped = _total(grams, factors, weights, tau)
-    root = cholesky(total, updates[0].module)
-    pulled = [
-        (g @ u.a.mT).mul_(f).add_(u.a.mT, alpha=tau) for u, g, f in zip(updates, grams, factors, strict=True)
-    ]
-    solved = torch.cholesky_solve(torch.cat(pulled, dim=1), root).split([u.rank for u in updates], dim=1)
+    total, clamped = total_curvature(grams, factors, weights, tau, updates[0].module)
+    pulled = [(u.a @ g).mul_(f).add_(u.a, alpha=tau) for u, g, f in zip(updates, grams, factors, strict=True)]
+    solved = total.solve(torch.cat(pulled)).split([u.rank for u in updates])
     moved = [
-        replace(u, a=a.mT)
-        if u.precision_a is None
-        else _with_variance(u, u.precision_a, a.mT, g, f, tau, root)
+        replace(u, a=a) if u.precision_a is None else _with_variance(u, u.precision_a, a, g, f, tau, total)
         for u, a, g, f in zip(updates, solved, grams, factors, strict=True)
     ]
     return concatenate(moved, weights), clamped, total
 
 
-def metric_root(grams: Sequence[Tensor | None], weights: Sequence[float], tau: float) -> Tensor | None:
+def metric_root(grams: Sequence[Gram | None], weights: Sequence[float], tau: float) -> Tensor | None:
     """Cholesky factor of the total Gram, the metric of a recompression; None when a Gram is missing."""
-    total = total_metric(grams, weights, tau)
-    return None if total is None else cholesky(total, "a module")
+    whole = [None if gram is None else dense(gram) for gram in grams]
+    total = total_metric(whole, weights, tau)
+    return total.factor if isinstance(total, DenseTotal) else None
 
 
-def total_metric(grams: Sequence[Tensor | None], weights: Sequence[float], tau: float) -> Tensor | None:
+def total_metric(
+    grams: Sequence[Gram | None], weights: Sequence[float], tau: float
+) -> DenseTotal | SpanTotal | None:
     """The total of unit Grams, the metric of a recompression; None when a Gram is missing."""
     present = [gram for gram in grams if gram is not None]
     if len(present) < len(grams):
         return None
-    return _total(present, [unit_factor(gram, "an adapter") for gram in present], weights, tau)[0]
-
-
-def _total(
-    grams: Sequence[Tensor], factors: Sequence[float], weights: Sequence[float], tau: float
-) -> tuple[Tensor, float]:
-    """:func:`total_gram` of ``factor * gram``, without a copy of any of them where no weight is negative."""
-    if min(weights) < 0:
-        units = [normalised_gram(gram, "an adapter") for gram in grams]
-        return total_gram(units, weights, tau)
-    total = torch.zeros_like(grams[0])
-    for gram, factor, weight in zip(grams, factors, weights, strict=True):
-        total.add_(gram, alpha=weight * factor)
-    total.diagonal().add_(tau)
-    return total, 0.0
+    return total_curvature(present, [unit_factor(gram, "an adapter") for gram in present], weights, tau)[0]
 
 
 def _with_variance(
-    update: LoraUpdate, precision: Tensor, a: Tensor, gram: Tensor, factor: float, tau: float, root: Tensor
+    update: LoraUpdate, precision: Tensor, a: Tensor, gram: Gram, factor: float, tau: float, total: Total
 ) -> LoraUpdate:
-    """A' with the variance of a stochastic A, which alone needs the n x n matrix (G + tau I) total^-1."""
-    damped = factor * gram
-    damped.diagonal().add_(tau)
-    mixing = torch.cholesky_solve(damped, root).mT
-    moved = 1.0 / (precision.reciprocal() @ mixing.square())
+    """A' with the variance of a stochastic A, which alone needs all n rows of (G + tau I) total^-1."""
+    moved = 1.0 / total.spread(precision.reciprocal(), gram, factor, tau)
     return replace(update, a=a, precision_a=moved, prior_a=min(update.prior_a, moved.min().item()))
 
 
-def _given(update: LoraUpdate) -> Tensor:
+def _given(update: LoraUpdate) -> Gram:
     """The input Gram as it is stored."""
     if update.input_gram is None:
         raise IncompatibleAdaptersError(
@@ -171,13 +137,14 @@ def _factor(update: LoraUpdate) -> float:
     return factor
 
 
-def unit_factor(gram: Tensor, where: str) -> float:
+def unit_factor(gram: Gram, where: str) -> float:
     """1 / mean diagonal of a checked Gram; 1 for zeros. NaN and infinity show in the sum of all entries."""
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise IncompatibleAdaptersError(
             f"curvature of {where} should be a square matrix, got shape {tuple(gram.shape)}; gather it again"
         )
     mean = gram.diagonal().mean().item()
-    if not math.isfinite(gram.sum().item()) or mean < 0:
+    everything = gram.vectors.sum().item() + mean if isinstance(gram, ShortGram) else gram.sum().item()
+    if not math.isfinite(everything) or mean < 0:
         raise IncompatibleAdaptersError(f"curvature of {where} is not finite and positive; gather it again")
     return 1.0 / mean if mean > 0 else 1.0

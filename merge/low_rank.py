@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.total import Total
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram
 
 __all__ = [
     "concatenate",
@@ -28,6 +30,8 @@ __all__ = [
 _EXACT_SIZE = 512  # dense matrices with a smaller side than this get a full SVD
 _OVERSAMPLING, _POWER_STEPS = 16, 6
 _PROBES = 4
+Metric = Tensor | Total
+"""A positive definite matrix; only its product with rows is needed."""
 
 
 def concatenate(updates: Sequence[LoraUpdate], coefficients: Sequence[float]) -> LoraUpdate:
@@ -97,8 +101,8 @@ def truncate_in_metric(
     b: Tensor,
     a: Tensor,
     rank: int | float,
-    output_metric: Tensor | None = None,
-    input_metric: Tensor | None = None,
+    output_metric: Metric | None = None,
+    input_metric: Metric | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """As :func:`truncate`, from the metrics S and G themselves instead of their Cholesky factors.
 
@@ -110,8 +114,8 @@ def truncate_in_metric(
         b: Shape ``(m, R)``.
         a: Shape ``(R, n)``.
         rank: As for :func:`truncate`.
-        output_metric: S, positive definite, shape ``(m, m)``; None is the identity.
-        input_metric: G, positive definite, shape ``(n, n)``; None is the identity.
+        output_metric: S, positive definite, of size m; None is the identity.
+        input_metric: G, positive definite, of size n; None is the identity.
 
     Returns:
         ``(b, a, retained)`` as :func:`truncate`.
@@ -127,12 +131,12 @@ def truncate_in_metric(
     return q_b @ new_b, new_a @ q_a.mT, retained
 
 
-def _thin_root(tall: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _thin_root(tall: Tensor, metric: Metric | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Q, C^T R and C of a tall matrix Q R, with C C^T = Q^T M Q."""
     q, r = torch.linalg.qr(tall)
     if metric is None:
         return q, r, None
-    small = q.mT @ (metric @ q)
+    small = (q.mT @ metric) @ q
     root = torch.linalg.cholesky(0.5 * (small + small.mT))
     return q, root.mT @ r, root
 
@@ -176,7 +180,7 @@ def kept_components(values: Tensor, rank: int | float) -> int:
     return int((shares < rank * shares[-1]).sum()) + 1 if values.numel() else 0
 
 
-def inner_product(first: LoraUpdate, second: LoraUpdate, gram: Tensor | None = None) -> float:
+def inner_product(first: LoraUpdate, second: LoraUpdate, gram: Gram | None = None) -> float:
     """tr(W_1 G W_2^T) of two updates, from r x r matrices. ``gram`` has shape ``(n, n)``; None is the identity."""
     weighted = first.a if gram is None else first.a @ gram
     core = (first.b.mT @ second.b) * (weighted @ second.a.mT)
@@ -189,7 +193,7 @@ def cosine(first: LoraUpdate, second: LoraUpdate) -> float:
     return inner_product(first, second) / norm if norm > 0 else 0.0
 
 
-def relative_distance(merged: LoraUpdate, update: LoraUpdate, gram: Tensor | None = None) -> float:
+def relative_distance(merged: LoraUpdate, update: LoraUpdate, gram: Gram | None = None) -> float:
     """|X - W|_G^2 / |W|_G^2: 0 if the merge keeps this update, 1 if it is as lost as without an adapter."""
     own = inner_product(update, update, gram)
     if own <= 0:

@@ -8,7 +8,7 @@ block-diagonal K-FAC Fisher, C_t = S_t (x) G_t per module, for which one multipl
     sum_t w_t S_t X G_t + lambda X = sum_t w_t S_t W_t G_t + lambda sum_t w_t W_t
 
 Notation (paper -> code): theta_t - theta_0 -> ``update``; K-FAC blocks A, G (of inputs, of output gradients) ->
-``input_gram``, ``output_gram``; the linear system's matrix -> :class:`KroneckerSum`.
+``input_gram``, ``output_gram``; the linear system -> :mod:`vlora.merge.kronecker_system`.
 
 Against gradient matching (:mod:`vlora.merge.kronecker`), the nearest relative in this package:
 - MaTS weighs both sides of every update; the closed form takes S_t = I, which is why it has one. With all S_t equal to
@@ -17,73 +17,26 @@ Against gradient matching (:mod:`vlora.merge.kronecker`), the nearest relative i
   H_0 = lambda I with the right-hand side lambda sum_t w_t W_t, is added (``tau``, .3 by default): one adapter comes
   back unchanged, and directions in which no adapter has curvature get the sum. ``tau`` -> 0 is the paper's objective.
 - Deviations from the paper: Grams are scaled to mean diagonal 1 and weighted as :mod:`vlora.curvature` gathers them;
-  the solver stops at a relative residual instead of a number of steps found on validation rows.
+  the solver stops when the objective no longer falls instead of after a number of steps found on validation rows.
 
-Cost: 4 matrices of m x n, and (T + 2) (m^2 n + m n^2) multiply-adds per step; no mn x mn matrix. The start is the
-closed form and the preconditioner the mean curvature, so that steps are few; still it is the slowest method here. The
-result has full rank and is truncated in the metric of the total Grams.
+Cost: a few matrices of m x n, and T (m^2 n + m n^2) multiply-adds in float32 per step; no mn x mn matrix. The start is
+the closed form; still it is the slowest method here. The result has full rank and is truncated in the metric of the
+total Grams.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge.kronecker import kronecker_merge, metric_root, normalised_gram
+from vlora.merge.kronecker_system import solve_kronecker_sum
 from vlora.merge.low_rank import resolve_rank, truncate
 from vlora.merge.recompress import pooled_precision
 from vlora.merge.update import LoraUpdate, MergedModule, present
 
-__all__ = ["KroneckerMean", "KroneckerSum", "conjugate_gradients", "mats", "mats_dense"]
-
-_TOLERANCE = 1e-5
-Map = Callable[[Tensor], Tensor]
-"""A linear map on matrices of shape ``(m, n)``."""
-
-
-@dataclass(frozen=True)
-class KroneckerSum:
-    """The matrix sum_t w_t S_t (x) G_t + lambda I, as a map on matrices of shape ``(m, n)``."""
-
-    left: Sequence[Tensor]
-    """S_t, shape ``(m, m)`` each, symmetric."""
-    right: Sequence[Tensor]
-    """G_t, shape ``(n, n)`` each, symmetric."""
-    weights: Sequence[float]
-    ridge: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """sum_t w_t S_t X G_t + lambda X."""
-        out = self.ridge * x
-        for weight, s, g in zip(self.weights, self.left, self.right, strict=True):
-            out = out + weight * (s @ x @ g)
-        return out
-
-
-class KroneckerMean:
-    """The preconditioner (S (x) G) / c + lambda I with S = sum w S_t, G = sum w G_t, c = sum w, inverted exactly.
-
-    Equal to the system's matrix when all adapters have one curvature, hence one step then. Eigenvectors of S and G
-    diagonalise it.
-    """
-
-    def __init__(self, system: KroneckerSum) -> None:
-        left, right = (
-            torch.stack([w * gram for w, gram in zip(system.weights, grams, strict=True)]).sum(0)
-            for grams in (system.left, system.right)
-        )
-        rows, self.left = torch.linalg.eigh(left)
-        columns, self.right = torch.linalg.eigh(right)
-        self.values = (
-            torch.outer(rows.clamp_min(0), columns.clamp_min(0)) / sum(system.weights) + system.ridge
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Solve for one right-hand side of shape ``(m, n)``."""
-        inner = (self.left.mT @ x @ self.right) / self.values
-        return self.left @ inner @ self.right.mT
+__all__ = ["mats", "mats_dense"]
 
 
 def mats(
@@ -112,7 +65,7 @@ def mats(
         ConfigError: A weight is negative.
         IncompatibleAdaptersError: A Gram is missing, does not fit, or ``rank`` is lossless for several adapters.
     """
-    updates, weights = present(updates, weights)
+    updates, weights = _one_order(*present(updates, weights))
     wanted = resolve_rank(updates, rank)
     if min(weights) < 0:
         raise ConfigError(
@@ -155,44 +108,22 @@ def mats_dense(
     Returns:
         The merged update, the steps taken, and the residual relative to the right-hand side.
     """
-    system = KroneckerSum(left, right, weights, ridge)
     target = torch.zeros_like(deltas[0])
     for weight, s, g, delta in zip(weights, left, right, deltas, strict=True):
         target = target + weight * (s @ delta @ g + ridge * delta)
     first = torch.zeros_like(target) if start is None else start
-    return conjugate_gradients(system, target, first, steps, lambda: KroneckerMean(system))
+    return solve_kronecker_sum(left, right, weights, ridge, target, first, steps)
 
 
-def conjugate_gradients(
-    system: Map, target: Tensor, start: Tensor, steps: int, preconditioner: Callable[[], Map]
-) -> tuple[Tensor, int, float]:
-    """Solve a positive definite linear system by preconditioned conjugate gradients (Hestenes and Stiefel 1952).
-
-    Args:
-        system: Multiplies with the matrix; input and output in the shape of ``target``.
-        target: Right-hand side.
-        start: First guess.
-        steps: Upper limit; fewer are taken when the residual falls below 1e-5 of the target.
-        preconditioner: Makes an approximate inverse of ``system``; not called if the start is good enough.
-
-    Returns:
-        The solution, the steps taken, and the relative residual.
-    """
-    x, residual, step = start, target - system(start), 0
-    norm = target.norm().item() or 1.0
-    if residual.norm().item() <= _TOLERANCE * norm:
-        return x, 0, residual.norm().item() / norm
-    solve = preconditioner()
-    direction = z = solve(residual)
-    inner = (residual * z).sum()
-    while step < steps and residual.norm().item() > _TOLERANCE * norm:
-        pushed = system(direction)
-        length = inner / (direction * pushed).sum()
-        x, residual = x + length * direction, residual - length * pushed
-        z = solve(residual)
-        before, inner = inner, (residual * z).sum()
-        direction, step = z + (inner / before) * direction, step + 1
-    return x, step, residual.norm().item() / norm
+def _one_order(
+    updates: Sequence[LoraUpdate], weights: Sequence[float]
+) -> tuple[list[LoraUpdate], list[float]]:
+    """An order that does not depend on the caller's, as sums in single precision would."""
+    pairs = sorted(
+        zip(updates, weights, strict=True),
+        key=lambda pair: (pair[1], pair[0].b.sum().item(), pair[0].a.sum().item(), pair[0].scale),
+    )
+    return [u for u, _ in pairs], [w for _, w in pairs]
 
 
 def _factors(
@@ -206,6 +137,8 @@ def _factors(
     m, n = dense.shape
     identity = torch.eye(min(m, n), dtype=dense.dtype, device=dense.device)
     b, a = (dense, identity) if n <= m else (identity, dense)
+    if rank == len(identity):
+        return b, a, 1.0
     left = metric_root([u.output_gram for u in updates], weights, tau)
     right = metric_root([u.input_gram for u in updates], weights, tau)
     return truncate(b, a, updates[0].rank if rank is None else rank, left, right)

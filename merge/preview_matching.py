@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlora.merge.kronecker import normalised_gram, total_gram, unit_factor
-from vlora.merge.positive import cholesky
+from vlora.merge.kronecker import unit_factor
 from vlora.merge.quadratic import metric_of
+from vlora.merge.total import total_curvature
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram
 
 __all__ = ["MatchingCore", "matching_core"]
 
@@ -124,26 +125,26 @@ def matching_core(
     """
     given = [u.input_gram for u in updates if u.input_gram is not None]
     places = [f"{u.adapter!r} in {u.module}" for u in updates]
-    grams = [normalised_gram(g, place) for g, place in zip(given, places, strict=True)]
-    damped = torch.cat([u.a @ g + tau * u.a for u, g in zip(updates, grams, strict=True)])
+    factors = [unit_factor(gram, place) for gram, place in zip(given, places, strict=True)]
+    damped = torch.cat([f * (u.a @ g) + tau * u.a for u, g, f in zip(updates, given, factors, strict=True)])
     rows = torch.cat([u.a for u in updates])
     count = len(updates)
     mixes = [[1.0] * count, [1.0 / count] * count]
     mixes += [[_LOW if i == t else 1.0 for i in range(count)] for t in range(count)] if count > 1 else []
     mixes += [list(mix) for mix in further]
     basis = _basis(
-        [rows, *(_snapshot(damped, grams, tau, mix) for mix in mixes)], max(_LARGEST, 3 * len(rows))
+        [rows, *(_snapshot(damped, given, factors, tau, mix) for mix in mixes)], max(_LARGEST, 3 * len(rows))
     )
     b = torch.cat([u.scale * u.b for u in updates], dim=1)
     outputs = []
-    for update, gram, own, place in zip(updates, given, absolute, places, strict=True):
+    for update, own, factor in zip(updates, absolute, factors, strict=True):
         metric = metric_of(update, own)
-        scale = metric.scale / unit_factor(gram, place)  # the grams here are unit ones already
+        scale = metric.scale / factor  # the grams here are unit ones already
         outputs.append(0.5 * scale * b.mT @ metric.from_outputs(b))
     return MatchingCore(
         list(adapters),
         torch.cat([torch.full((u.rank,), i) for i, u in enumerate(updates)]),
-        torch.stack([basis.mT @ g @ basis for g in grams]),
+        torch.stack([f * (basis.mT @ g) @ basis for g, f in zip(given, factors, strict=True)]),
         damped @ basis,
         rows @ basis,
         torch.stack(outputs),
@@ -152,10 +153,11 @@ def matching_core(
     )
 
 
-def _snapshot(damped: Tensor, grams: Sequence[Tensor], tau: float, weights: Sequence[float]) -> Tensor:
+def _snapshot(
+    damped: Tensor, grams: Sequence[Gram], factors: Sequence[float], tau: float, weights: Sequence[float]
+) -> Tensor:
     """Rows of the merge at some weights > 0."""
-    total, _ = total_gram(grams, weights, tau)
-    return torch.cholesky_solve(damped.mT, cholesky(total, "a module")).mT
+    return total_curvature(grams, factors, weights, tau)[0].solve(damped)
 
 
 def _basis(rows: Sequence[Tensor], largest: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from vlora.merge.kronecker import unit_factor
 from vlora.merge.lift import lift_update
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram
 
 __all__ = ["Metric", "h_scale", "increase", "metric_of", "product"]
 
@@ -30,9 +31,9 @@ __all__ = ["Metric", "h_scale", "increase", "metric_of", "product"]
 class Metric:
     """Curvature of one task in one module."""
 
-    output: Tensor | None
+    output: Gram | None
     """S: shape ``(m, m)``, its diagonal ``(m,)``, or None for the identity."""
-    input: Tensor | None
+    input: Gram | None
     """G: shape ``(n, n)``, its diagonal ``(n,)``, or None for the identity."""
     scale: float
     """c."""
@@ -113,7 +114,11 @@ def _from_h(update: LoraUpdate, absolute: bool) -> Metric:
     return Metric(row, col, size, "separable")
 
 
-def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:
+def _times(matrix: Gram | None, columns: Tensor) -> Tensor:
     if matrix is None:
         return columns
-    return matrix.unsqueeze(-1) * columns if matrix.ndim == 1 else matrix @ columns
+    if isinstance(matrix, Tensor) and matrix.ndim == 1:
+        return matrix.unsqueeze(-1) * columns
+    return (
+        columns.mT @ matrix
+    ).mT  # symmetric; few rows times a matrix are faster than a matrix times few columns

@@ -10,7 +10,7 @@ from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.full_tensors import FullTensor
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior
-from vlora.posterior.grams import read_gram
+from vlora.posterior.grams import Gram, dense, stored_gram
 from vlora.posterior.lora_layout import LoraKeys, module_scaling, split_keys
 
 __all__ = ["Inputs", "read_inputs"]
@@ -67,6 +67,8 @@ class Inputs:
             _precision(posterior, keys.b),
             _precision(posterior, keys.a),
         )
+        activations = self._gram(index, module, "activation_gram", "inputs", posterior.mean[keys.a].shape[1])
+        activations = None if activations is None else dense(activations)
         return LoraUpdate(
             posterior.mean[keys.b].to(COMPUTE_DTYPE),
             posterior.mean[keys.a].to(COMPUTE_DTYPE),
@@ -79,12 +81,12 @@ class Inputs:
             self._gram(index, module, "output_gram", "outputs", posterior.mean[keys.b].shape[0]),
             name,
             module,
-            self._gram(index, module, "activation_gram", "inputs", posterior.mean[keys.a].shape[1]),
+            activations,
         )
 
-    def _gram(self, index: int, module: str, kind: str, side: str, size: int) -> Tensor | None:
+    def _gram(self, index: int, module: str, kind: str, side: str, size: int) -> Gram | None:
         key = f"{self.layouts[index][module].stem}.{kind}"
-        found = read_gram(self.posteriors[index].curvature or {}, key)
+        found = stored_gram(self.posteriors[index].curvature or {}, key)
         if found is None:
             return None
         if found.shape != (size, size):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vlora.merge.lift import lift_update, pull_back
-from vlora.merge.low_rank import truncate, truncate_in_metric
+from vlora.merge.low_rank import Metric, truncate, truncate_in_metric
 from vlora.merge.update import LoraUpdate, MergedModule
 
 __all__ = ["from_factors", "pooled_precision", "recompress"]
@@ -21,7 +21,7 @@ def recompress(
     *,
     left: Tensor | None = None,
     right: Tensor | None = None,
-    metrics: tuple[Tensor | None, Tensor | None] | None = None,
+    metrics: tuple[Metric | None, Metric | None] | None = None,
 ) -> MergedModule:
     """Truncate a lossless merge to a rank; at or below that rank it is returned as it is.
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora.posterior.grams import Gram
+
 __all__ = ["LoraUpdate", "MergedModule", "present", "shared_a"]
 
 
@@ -33,10 +35,10 @@ class LoraUpdate:
     """Prior precision N delta of every entry of B; the prior mean is zero."""
     prior_a: float = 0.0
     """Prior precision N delta of every entry of A."""
-    input_gram: Tensor | None = None
-    """Gradient-weighted second moment of the module's inputs, G. Shape ``(n, n)``, any scale."""
-    output_gram: Tensor | None = None
-    """Second moment of the gradients at the module's outputs, S. Shape ``(m, m)``, any scale."""
+    input_gram: Gram | None = None
+    """Gradient-weighted second moment of the module's inputs, G. Shape ``(n, n)``, any scale, whole or short."""
+    output_gram: Gram | None = None
+    """Second moment of the gradients at the module's outputs, S. Shape ``(m, m)``, any scale, whole or short."""
     adapter: str = "adapter"
     """Name of the adapter, for messages."""
     module: str = "module"

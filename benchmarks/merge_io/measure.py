@@ -135,29 +135,35 @@ def mergekit(folder: Path, program: str, method: str, threads: int) -> Result:
 
 
 def linear_family(method: str, rank: str, count: int = 4, size: int = 4096) -> Result:
-    """Seconds to merge four rank-16 adapters of one module, and the same by PEFT where it has the combination."""
+    """Seconds to merge four rank-16 adapters of one module; "gradient_matching, 64" keeps 64 directions of a Gram."""
     import torch
 
     from vlora.merge.methods import METHODS
 
-    adapters = [_update(seed, size, method) for seed in range(count)]
+    name, _, directions = method.partition(", ")
+    adapters = [_update(seed, size, name, int(directions or 0)) for seed in range(count)]
     weights = [1.0] * count
-    function = METHODS[method].function
-    function([_update(9, 64, method)], [1.0], rank="keep")  # first calls load libraries
+    function = METHODS[name].function
+    function([_update(9, 64, name)], [1.0], rank="keep")  # first calls load libraries
     found = timed(lambda: function(adapters, weights, rank=rank))
     return {**found, "threads": torch.get_num_threads()}
 
 
-def _update(seed: int, size: int, method: str) -> Any:
+def _update(seed: int, size: int, method: str, directions: int = 0) -> Any:
     import torch
 
     from vlora.merge.update import LoraUpdate
+    from vlora.posterior.grams import ShortGram
 
     generator = torch.Generator().manual_seed(seed)
     b, a = (torch.randn(shape, generator=generator).double() for shape in ((size, 16), (16, size)))
     gram = None
     if method == "gradient_matching":
         inputs = torch.randn(256, size, generator=generator) * torch.linspace(0.2, 2.0, size)
+    if method == "gradient_matching" and directions:
+        _, values, vh = torch.linalg.svd(inputs / 16, full_matrices=False)
+        gram = ShortGram(vh[:directions].mT.double(), values[:directions].square().double(), 0.05)
+    elif method == "gradient_matching":
         gram = (inputs.T @ inputs / 256).add_(0.05 * torch.eye(size)).double()  # as adapters are read
     return LoraUpdate(b, a, 2.0, input_gram=gram, output_gram=gram, adapter=f"adapter {seed}")
 

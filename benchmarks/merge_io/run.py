@@ -31,8 +31,12 @@ UNITS: dict[str, list[list[str]]] = {
     "module_gradient_matching": [
         ["linear_family", "gradient_matching", "keep"], ["linear_family", "gradient_matching", "lossless"],
     ],
+    "module_short_grams": [
+        ["linear_family", "gradient_matching, 64", "keep"], ["linear_family", "gradient_matching, 64", "lossless"],
+    ],
 }  # fmt: skip
-ROUNDS = {**dict.fromkeys(CHECKPOINTS, 3), "module_linear": 3, "module_sum": 3, "module_gradient_matching": 3}
+ROUNDS = {**dict.fromkeys(CHECKPOINTS, 3), "module_linear": 3, "module_sum": 3}
+ROUNDS |= dict.fromkeys(["module_gradient_matching", "module_short_grams"], 3)
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "safetensors", "numpy")
 
 

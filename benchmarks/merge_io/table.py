@@ -28,6 +28,10 @@ MODULES = {
         "linear_family gradient_matching keep": "vlora, gradient matching with full Grams, rank 16",
         "linear_family gradient_matching lossless": "vlora, the same at rank 64",
     },
+    "module_short_grams": {
+        "linear_family gradient_matching, 64 keep": "vlora, gradient matching with 64 directions a Gram, rank 16",
+        "linear_family gradient_matching, 64 lossless": "vlora, the same at rank 64",
+    },
 }  # fmt: skip
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.network import MODULES, RANK
-from vlora.merge.kronecker import normalised_gram
+from vlora.merge.kronecker import metric_root
+from vlora.merge.low_rank import truncate
 from vlora.merge.methods import get_method
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram, compress_grams, dense, stored_gram
 
 FULL = 384
 """Full rank of every adapted module."""
@@ -35,6 +37,8 @@ class Arm:
     """Only for this many adapters."""
     needs: str = ""
     """``h`` where a posterior is needed."""
+    cut_from: str = ""
+    """Name of the arm at full rank that this one cuts to its rank, as the method itself would."""
 
 
 def merge(arm: Arm, adapters: Sequence[Adapter]) -> dict[str, Tensor]:
@@ -47,6 +51,22 @@ def merge(arm: Arm, adapters: Sequence[Adapter]) -> dict[str, Tensor]:
         done = method.function(updates, [1.0] * len(updates), rank=rank, **arm.options)
         merged[module] = done.update.delta().float()
     return merged
+
+
+def cut(arm: Arm, whole: dict[str, Tensor], adapters: Sequence[Adapter]) -> dict[str, Tensor]:
+    """A merge cut to the arm's rank in the metric of the total Grams, as MaTS and gradient matching do it."""
+    assert isinstance(arm.rank, int)
+    found, weights = {}, [1.0] * len(adapters)
+    for module in MODULES:
+        updates = [adapter.update(module) for adapter in adapters]
+        left, right = (
+            metric_root([getattr(u, side) for u in updates], weights, 0.3)
+            for side in ("output_gram", "input_gram")
+        )
+        u, values, vh = torch.linalg.svd(whole[module].double(), full_matrices=False)
+        b, a, _ = truncate(u * values, vh, arm.rank, left, right)
+        found[module] = (b @ a).float()
+    return found
 
 
 def plain(update: LoraUpdate) -> LoraUpdate:
@@ -76,15 +96,14 @@ def leading(rank: int) -> Change:
 
     def change(update: LoraUpdate) -> LoraUpdate:
         assert update.input_gram is not None
-        values, vectors = torch.linalg.eigh(normalised_gram(update.input_gram, "an adapter"))
-        kept = torch.full_like(values, values[:-rank].mean().item())
-        kept[-rank:] = values[-rank:]
-        return replace(update, input_gram=(vectors * kept) @ vectors.T)
+        short = stored_gram(compress_grams({"gram": dense(update.input_gram).float()}, rank), "gram")
+        assert short is not None
+        return replace(update, input_gram=short.to(update.a.dtype))
 
     return change
 
 
-def _diagonal(gram: Tensor | None) -> Tensor | None:
+def _diagonal(gram: Gram | None) -> Tensor | None:
     return None if gram is None else torch.diag(gram.diagonal())
 
 
@@ -112,7 +131,7 @@ OTHERS: dict[str, Arm] = {
 AT_RANK: dict[str, Arm] = {
     "task arithmetic, rank 8": Arm("task_arithmetic", rank=RANK),
     "TSV, rank 8": Arm("tsv", rank=RANK),
-    "MaTS, rank 8": Arm("mats", rank=RANK),
+    "MaTS, rank 8": Arm("mats", rank=RANK, cut_from="MaTS"),
     "gradient matching, Kronecker, rank 8": Arm("gradient_matching", KRONECKER, RANK),
 }
 ABLATIONS: dict[str, Arm] = {
@@ -125,9 +144,6 @@ ABLATIONS: dict[str, Arm] = {
     "G, tau .03": Arm("gradient_matching", {**KRONECKER, "tau": 0.03}),
     "G, tau .1": Arm("gradient_matching", {**KRONECKER, "tau": 0.1}),
     "G, tau 1": Arm("gradient_matching", {**KRONECKER, "tau": 1.0}),
-    "G and S, tau .03": Arm("mats", {"tau": 0.03}, FULL),
-    "G and S, tau .1": Arm("mats", {"tau": 0.1}, FULL),
-    "G and S, tau 1": Arm("mats", {"tau": 1.0}, FULL),
 }
 """Curvature taken apart, at the default scalar only."""
 MORE = OTHERS | AT_RANK | ABLATIONS

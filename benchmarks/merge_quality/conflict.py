@@ -8,7 +8,9 @@ this module for this task. With D = merged - own update and the curvature at the
     shape       tr(S D G D^T)                    without the scale c, which Grams alone do not have
     distance    |D|^2                            no curvature
 
-in nats per example for the first two.
+in nats per example for the first two. What a quadratic around the adapter describes is the loss that the adapter was
+trained on; on test rows an adapter is not at a minimum, and a module of a merge can even help. So both are measured: on
+the training rows and on test rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +23,11 @@ from benchmarks.merge_quality.network import MODULES
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.lift import lift_update
 from vlora.merge.quadratic import metric_of
+from vlora.posterior.grams import dense
 
-Nll = Callable[[str, Mapping[str, Tensor]], float]
+Nll = Callable[[str, Mapping[str, Tensor], str], float]
+"""Task, updates and split -> mean NLL."""
+SPLITS = {"measured": "test", "measured_train": "train"}
 
 
 def conflict(adapters: Sequence[Adapter], merged: Mapping[str, Tensor], nll: Nll) -> list[dict[str, Any]]:
@@ -30,10 +35,11 @@ def conflict(adapters: Sequence[Adapter], merged: Mapping[str, Tensor], nll: Nll
     found = []
     for adapter in adapters:
         own = adapter.deltas()
-        before = nll(adapter.task, own)
+        before = {split: nll(adapter.task, own, split) for split in SPLITS.values()}
         for module in MODULES:
-            measured = nll(adapter.task, {**own, module: merged[module]}) - before
-            row = {"task": adapter.task, "module": module, "measured": measured}
+            mixed = {**own, module: merged[module]}
+            row = {"task": adapter.task, "module": module}
+            row |= {name: nll(adapter.task, mixed, split) - before[split] for name, split in SPLITS.items()}
             found.append(row | predicted(adapter, module, merged[module]))
     return found
 
@@ -51,8 +57,6 @@ def predicted(adapter: Adapter, module: str, merged: Tensor) -> dict[str, float]
     if lifted is not None:
         row, col = lifted
         out["separable"] = 0.5 * (row @ difference.square() @ col).item() / adapter.num_examples
-        raw = (
-            (update.output_gram.double() @ difference @ update.input_gram.double() * difference).sum().item()
-        )
+        raw = (dense(update.output_gram) @ difference @ dense(update.input_gram) * difference).sum().item()
         out["kronecker"] = 0.5 * metric_of(update).scale * raw / adapter.num_examples
     return out

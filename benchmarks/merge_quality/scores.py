@@ -1,5 +1,6 @@
 """From a set of adapters to numbers: every merge at its default and at its best scalar, floor and ceiling beside it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.merge_quality.adapters import Adapter, Library
-from benchmarks.merge_quality.arms import ABLATIONS, MAIN, Arm, merge
+from benchmarks.merge_quality.arms import ABLATIONS, MAIN, Arm, cut, merge
 from benchmarks.merge_quality.conflict import conflict
 from benchmarks.merge_quality.network import MODULES
 from benchmarks.merge_quality.training import logits
@@ -36,7 +37,8 @@ def evaluate(unit: "Unit", library: Library, arms: Mapping[str, Arm], *, test: b
         test: Look at the test rows, and check the conflict numbers of posteriors; else validation rows only.
 
     Returns:
-        ``arms``: name -> ``default`` and ``best`` (scalar of the lowest mean validation NLL) -> task -> metrics.
+        ``arms``: name -> ``default`` and ``best`` (scalar of the lowest mean validation NLL) -> task -> metrics,
+        and ``merge_seconds`` of CPU.
     """
     adapters = library.adapters(unit.family, unit.tasks, unit.gauge, unit.optimizer, unit.seed)
     heads = {a.task: a.head() for a in adapters} | {name: adapters[0].head() for name in unit.unseen}
@@ -44,14 +46,18 @@ def evaluate(unit: "Unit", library: Library, arms: Mapping[str, Arm], *, test: b
     found: dict[str, Any] = {
         "no adapter": {"default": scorer.all({})}, "individual adapters": {"default": scorer.own(adapters)},
     }  # fmt: skip
+    made: dict[str, dict[str, Tensor]] = {}
     for name, arm in arms.items():
         if not fits(arm, adapters):
             continue
-        deltas = merge(arm, adapters)
+        started = time.process_time()
+        made[name] = cut(arm, made[arm.cut_from], adapters) if arm.cut_from else merge(arm, adapters)
+        seconds = time.process_time() - started
         if name in ABLATIONS:
-            found[name] = {"default": scorer.all(deltas)}
+            found[name] = {"default": scorer.all(made[name])}
         else:
-            found[name] = scorer.tuned(deltas, MEAN_SCALARS if arm.method in MEANS else SCALARS)
+            found[name] = scorer.tuned(made[name], MEAN_SCALARS if arm.method in MEANS else SCALARS)
+        found[name]["merge_seconds"] = seconds
     record = {**vars(unit), "tasks": list(unit.tasks), "unseen": list(unit.unseen), "arms": found}
     if test and unit.optimizer == "ivon" and "Fisher" in arms:
         record["conflict"] = conflict(adapters, merge(MAIN["task arithmetic (sum)"], adapters), scorer.nll)
@@ -112,10 +118,10 @@ class Scorer:
         tempered = negative_log_likelihood(temper(log_probs, temperature), truth).mean
         return {**_metrics(log_probs, truth), "nll_tempered": float(tempered), "temperature": temperature}
 
-    def nll(self, name: str, deltas: Mapping[str, Tensor]) -> float:
-        """Mean test NLL of one task."""
-        log_probs = self._log_probs(name, "test", deltas, self.heads[name])
-        return float(negative_log_likelihood(log_probs, self.library.rows(name, "test").label.numpy()).mean)
+    def nll(self, name: str, deltas: Mapping[str, Tensor], split: str) -> float:
+        """Mean NLL of one task on a split."""
+        log_probs = self._log_probs(name, split, deltas, self.heads[name])
+        return float(negative_log_likelihood(log_probs, self.library.rows(name, split).label.numpy()).mean)
 
     def _validation(self, deltas: Mapping[str, Tensor]) -> float:
         values = []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.merge_quality.arms import MAIN
 from benchmarks.posterior_quality.table import interval, load, markdown
 from benchmarks.readme_table import write_tables
 from vlora.posterior.ranks import spearman
@@ -89,12 +90,13 @@ def common_arms(records: Records) -> list[str]:
     return [arm for arm in longest if all(arm in record["arms"] for record in records)]
 
 
-def main_table(records: Records) -> str:
-    """Every arm with a scalar at its default and its best, floor and ceiling beside them."""
+def main_table(records: Records, only: Sequence[str] = ()) -> str:
+    """Every arm (or some) with a scalar at its default and its best, floor and ceiling beside them."""
     rows = []
     unseen = bool(records[0]["unseen"])
     arms = common_arms(records)
-    for arm in [*REFERENCES, *(a for a in arms if "best" in records[0]["arms"][a])]:
+    chosen = [a for a in arms if "best" in records[0]["arms"][a] and (not only or a in only)]
+    for arm in [*REFERENCES, *chosen]:
         if arm not in arms:
             continue
         row = [arm]
@@ -111,11 +113,11 @@ def main_table(records: Records) -> str:
     return markdown([*header, *(["unseen accuracy"] if unseen else [])], rows)
 
 
-def pairs_table(records: Records) -> str:
+def pairs_table(records: Records, only: Sequence[str] = ()) -> str:
     """Kronecker gradient matching at its default minus every other arm, at its default and at its best scalar."""
     rows = []
     for arm in [a for a in common_arms(records) if "best" in records[0]["arms"][a] and "rank 8" not in a]:
-        if arm == OURS:
+        if arm == OURS or (only and arm not in only):
             continue
         for kind in ("default", "best"):
             row = [arm, kind]
@@ -163,24 +165,38 @@ def curve_table(records: Records) -> str:
     return markdown(["accuracy / worst / NLL", *(f"{count} domains" for count in counts)], rows)
 
 
+def cost_table(records: Records) -> str:
+    """CPU seconds of a merge of five modules, median over sets, of the arms that noted it."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for arm, scores in record["arms"].items():
+            if "merge_seconds" in scores and arm != "MaTS, rank 8":  # cut from the other
+                found.setdefault(arm, []).append(scores["merge_seconds"])
+    rows = [[arm, _number(float(np.median(seconds)), 1)] for arm, seconds in found.items()]
+    return markdown(["arm", "CPU seconds"], rows)
+
+
 def conflict_table(records: Records) -> str:
     """Rank correlation of predicted and measured cost of merging one module, over modules and tasks of a set."""
     rows = []
     for key, title in FAMILIES.items():
         sets = [r["conflict"] for r in family(records, key) if "conflict" in r]
         if sets:
-            cells = [interval(np.array([_rank(one, name) for one in sets]), 2) for name in PREDICTIONS]
-            rows.append([title, *cells])
-    return markdown(["sets", *PREDICTIONS], rows)
+            for on, key in {"training rows": "measured_train", "test rows": "measured"}.items():
+                cells = [
+                    interval(np.array([_rank(one, name, key) for one in sets]), 2) for name in PREDICTIONS
+                ]
+                rows.append([title, on, *cells])
+    return markdown(["sets", "measured on", *PREDICTIONS], rows)
 
 
 PREDICTIONS = ("kronecker", "separable", "shape", "distance")
 
 
-def _rank(rows: Records, name: str) -> float:
-    if any(name not in row for row in rows):
+def _rank(rows: Records, name: str, measured: str) -> float:
+    if any(name not in row or measured not in row for row in rows):
         return math.nan
-    found = spearman(*(torch.tensor([row[key] for row in rows]) for key in (name, "measured")))
+    found = spearman(*(torch.tensor([row[key] for row in rows]) for key in (name, measured)))
     return math.nan if found is None else found
 
 
@@ -226,13 +242,29 @@ def block(root: Path) -> str:
     for key, title in FAMILIES.items():
         found = family(records, key)
         if found:
-            parts += [f"**{title[0].upper()}{title[1:]}** ({len(found)} sets).", main_table(found)]
-            parts += ["Paired differences:", pairs_table(found)]
+            parts += [
+                f"**{title[0].upper()}{title[1:]}** ({len(found)} sets).",
+                main_table(found, list(MAIN)),
+            ]
+            parts += ["Paired differences:", pairs_table(found, list(MAIN))]
     whole = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) in FAMILIES]
-    wide = [r for r in whole if r["family"] == "mixed" and len(r["arms"]) > len(common_arms(whole))]
+    every = [r for r in whole if "TIES" in r["arms"]]
+    wide = [r for r in every if r["family"] == "mixed" and r["optimizer"] == "ivon"]
+    plain = [r for r in every if r["optimizer"] == "adamw"]
+    timed = [r for r in wide if "merge_seconds" in r["arms"]["TIES"]]
+    apart = [r for r in every if r["family"] == "domains"]
     sections: list[tuple[str, Records, Callable[[Records], str]]] = [
-        (f"All methods, on the {len(wide)} sets of different tasks that have them", wide, main_table),
-        ("Curvature taken apart", [r for r in whole if "G, tau 1" in r["arms"]], ablation_table),
+        (f"All methods, {len(wide)} sets of different tasks, IVON", wide, main_table),
+        ("Paired differences on these", wide if len(wide) > 2 else [], pairs_table),
+        (f"All methods, {len(plain)} sets of different tasks, AdamW", plain, main_table),
+        (f"All methods, {len(apart)} sets of four domains, IVON", apart, main_table),
+        (
+            f"Curvature taken apart, {len(wide) + len(plain)} sets of different tasks",
+            wide + plain,
+            ablation_table,
+        ),
+        (f"Curvature taken apart, {len(apart)} sets of domains", apart, ablation_table),
+        ("What a merge of four adapters costs, one thread of a busy machine", timed, cost_table),
         ("More adapters", [r for r in records if r["family"] == "domains"], curve_table),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
         ("Stand-ins against exact gradients", load(root, "curvature"), curvature_table),

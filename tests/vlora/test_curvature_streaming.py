@@ -54,6 +54,44 @@ def test_random_signs_have_the_exact_sums_as_their_expectation():
     assert max(((once[k] - want[k]).norm() / want[k].norm()).item() for k in once) > 0.3
 
 
+def test_joined_tokens_give_partial_traces_of_the_examples_own_gradients():
+    model = with_adapter(tiny_llama(), lora_dropout=0.0)
+    rows = split(token_rows([7, 4, 6]), 1)
+    layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    seen = {}
+    layer.register_forward_pre_hook(lambda _, args: seen.update(x=args[0].detach()))
+    layer.register_full_backward_hook(lambda _, __, grads: seen.update(g=grads[0]))
+    g_want = s_want = 0
+    with gathering(model, draws=None, joined=True) as exact:
+        for row in rows:
+            backward(model, [row])
+            own = seen["g"][0].T @ seen["x"][0]  # the gradient of this row's loss in the full weight
+            share = 1 / seen["g"].square().sum()
+            g_want, s_want = g_want + share * own.T @ own, s_want + share * own @ own.T
+    found = exact.result(normalise=False)
+    stem = "base_model.model.model.layers.0.mlp.up_proj"
+    torch.testing.assert_close(found[f"{stem}.input_gram"], g_want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[f"{stem}.output_gram"], s_want, rtol=1e-4, atol=1e-5)
+    with gathering(model, draws=4, joined=True) as drawn:
+        for _ in range(60):
+            backward(model, rows)
+    rough = {key: gram / 60 for key, gram in drawn.result(normalise=False).items()}
+    errors = [((rough[key] - gram).norm() / gram.norm()).item() for key, gram in found.items()]
+    assert max(errors) < 0.2
+
+
+def test_joined_is_the_same_where_an_example_has_one_token():
+    layer = nn.Sequential(nn.Linear(5, 4))
+    model = get_peft_model(layer, LoraConfig(r=2, target_modules=["0"]))
+    data = torch.randn(6, 1, 5, generator=torch.Generator().manual_seed(0))
+    grams = []
+    for joined in (False, True):
+        with gathering(model, joined=joined) as stream:
+            model(data).square().sum().backward()
+        grams.append(stream.result())
+    assert all(torch.equal(grams[0][key], grams[1][key]) for key in grams[0])
+
+
 def test_training_is_the_same_to_the_bit_with_and_without():
     ends = []
     for watch in (False, True):

@@ -9,7 +9,22 @@ about as much as the layer's own forward pass. The tokens of an example are ther
 
 and :math:`\frac{1}{K} \sum_k y_{ik} y_{ik}^\top` has the expectation
 :math:`\sum_t \|g_{it}\|^2 x_{it} x_{it}^\top` (Hutchinson's argument), so no example and no token is left out;
-:math:`S` alike. The cost falls from tokens to ``K`` outer products per example. What differs from one pass afterwards:
+:math:`S` alike. The cost falls from tokens to ``K`` outer products per example.
+
+``joined`` keeps what tokens of an example have in common. Their gradients add up to the example's own,
+:math:`D_i = \sum_t g_{it} x_{it}^\top`, and the best :math:`I \otimes G` for its Fisher matrix
+:math:`\sum_i \mathrm{vec} D_i \mathrm{vec} D_i^\top` (in the Frobenius norm) is the partial trace
+
+.. math::
+    G = \sum_i c_i D_i^\top D_i = \sum_i c_i \sum_{t,t'} (g_{it} \cdot g_{it'}) \, x_{it} x_{it'}^\top, \qquad
+    S = \sum_i c_i D_i D_i^\top,
+
+of which the formulas of :mod:`vlora.curvature` are the terms t = t' (tokens taken as independent; "expand" against
+"reduce" of Eschenhagen et al. 2023, arXiv:2311.00636). Its draws are :math:`y_{ik} = D_i^\top v_{ik}` and
+:math:`z_{ik} = D_i u_{ik}` with random signs over outputs and inputs; :math:`c_i` stays. With one token an example the
+two are equal.
+
+What differs from one pass afterwards:
 gradients are those of the weights on the way (for a variational adapter: of its draws), with dropout.
 """
 
@@ -45,11 +60,13 @@ class CurvatureStream:
         outputs: bool = True,
         activations: bool = False,
         seed: int = 0,
+        joined: bool = False,
     ) -> None:
         for name, value in (("draws", draws), ("rank", rank)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1 or None, got {value}")
         self.layers, self.draws, self.seed = adapted_layers(model, adapter_name), draws, seed
+        self.joined = joined
         self.sums: dict[str, RunningSum] = {}
         self.visits: dict[str, int] = dict.fromkeys(self.layers, 0)
         self._skipped: dict[str, Tensor] = {}
@@ -100,22 +117,35 @@ class CurvatureStream:
         self._skipped[name] = self._skipped.get(name, skipped.new_zeros(())) + skipped
         share = torch.where(good, totals, 1.0).reciprocal() * good  # 1 / norm of the example's gradient, or 0
         norms = norms.nan_to_num(0.0, 0.0, 0.0)
-        signs = self._signs(x)
-        self.sums[f"{name}.input_gram"].add(_combined(signs, norms * share, x))
+        signs = self._signs(x.shape[:2], x.device) if x.shape[1] > (self.draws or x.shape[1]) else None
+        joined = self.joined and x.shape[1] > 1
+        rows = self._joined(g, x, share) if joined else _combined(signs, norms * share, x)
+        self.sums[f"{name}.input_gram"].add(rows)
         if f"{name}.output_gram" in self.sums:
-            self.sums[f"{name}.output_gram"].add(_combined(signs, share.expand_as(norms), g))
+            rows = self._joined(x, g, share) if joined else _combined(signs, share.expand_as(norms), g)
+            self.sums[f"{name}.output_gram"].add(rows)
         if f"{name}.activation_gram" in self.sums:
             self.sums[f"{name}.activation_gram"].add(_combined(signs, (norms * good > 0).float(), x))
 
-    def _signs(self, x: Tensor) -> Tensor | None:
-        """Random signs / sqrt(K), shape ``(rows, K, tokens)``; None where tokens are few enough to take one by one."""
-        rows, tokens = x.shape[:2]
-        if self.draws is None or tokens <= self.draws:
-            return None
-        if x.device not in self._generators:
-            self._generators[x.device] = torch.Generator(x.device).manual_seed(self.seed)
+    def _joined(self, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+        """Signed sums of the rows of sum_t first_t second_t^T, or all of them; ``(count, features of second)``."""
+        first = (first * share.unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
+        second = second.nan_to_num(0.0, 0.0, 0.0)
+        if self.draws is None or first.shape[-1] <= self.draws:
+            mixing = first.mT
+        else:
+            signs = self._signs(torch.Size((len(first), first.shape[-1])), first.device)
+            mixing = signs.to(first.dtype) @ first.mT
+        return torch.bmm(mixing.to(second.dtype), second).flatten(0, 1).float()
+
+    def _signs(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Random signs / sqrt(K) over the second axis, shape ``(rows, K, columns)``."""
+        rows, columns = shape
+        assert self.draws is not None
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
         bits = torch.randint(
-            0, 2, (rows, self.draws, tokens), generator=self._generators[x.device], device=x.device
+            0, 2, (rows, self.draws, columns), generator=self._generators[device], device=device
         )
         return (2 * bits - 1) / self.draws**0.5
 
@@ -130,6 +160,7 @@ def gathering(
     outputs: bool = True,
     activations: bool = False,
     seed: int = 0,
+    joined: bool = False,
 ) -> Iterator[CurvatureStream]:
     """Watch the adapted layers of a model for the length of a block, usually around ``trainer.train()``.
 
@@ -146,6 +177,7 @@ def gathering(
         outputs: gather S too. It costs as much as G; merging needs it for ``mats`` and for truncation to a rank.
         activations: gather the unweighted Gram for ``method: regmean`` too.
         seed: of the signs; their generator is apart from torch's own, so training is not changed by a bit.
+        joined: sum the gradients of an example's tokens before they are squared, see above.
 
     Yields:
         The stream; take ``stream.result()`` after training.
@@ -154,7 +186,7 @@ def gathering(
         ConfigError: the adapter is unknown, inactive or disabled, or ``draws`` or ``rank`` is not positive.
         IncompatibleAdaptersError: an adapted layer is not a linear layer of torch or bitsandbytes.
     """
-    stream = CurvatureStream(model, adapter_name, draws, rank, outputs, activations, seed)
+    stream = CurvatureStream(model, adapter_name, draws, rank, outputs, activations, seed, joined)
     layers: dict[str, Any] = dict(stream.layers)
     with watched({layer: partial(stream._add, name) for name, layer in layers.items()}):
         yield stream

@@ -4,21 +4,86 @@ r"""Gram matrices as they are stored: full, or as leading directions and an isot
 
 which keeps the trace and, for the k kept eigenvectors V, their eigenvalues. A full matrix has the key
 ``<module>.input_gram``; the short form has ``<key>.vectors`` [n, k], ``<key>.values`` [k] (descending) and
-``<key>.tail`` (one number). At n = 4096 in float32 a full matrix takes 64 MiB, k = 64 takes 1 MiB.
+``<key>.tail`` (one number). At n = 4096 in float32 a full matrix takes 64 MiB, k = 64 takes 1 MiB; :class:`ShortGram`
+multiplies without writing the matrix out.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError
 
-__all__ = ["compress_grams", "leading", "read_gram", "retained_trace"]
+__all__ = [
+    "Gram",
+    "ShortGram",
+    "compress_grams",
+    "dense",
+    "leading",
+    "read_gram",
+    "retained_trace",
+    "stored_gram",
+]
 
 
-def read_gram(curvature: Mapping[str, Tensor], key: str) -> Tensor | None:
-    """The matrix of a key, written out from the short form where that is what is stored; None if there is none.
+@dataclass(frozen=True)
+class ShortGram:
+    """V diag(values - tail) V^T + tail I: a symmetric n x n matrix of k directions and a multiple of the identity."""
+
+    vectors: Tensor
+    """V, shape ``(n, k)``; orthonormal columns, or zero where there are fewer than k directions."""
+    values: Tensor
+    """Eigenvalues, shape ``(k,)``."""
+    tail: float
+    """Eigenvalue of all other directions."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, n)."""
+        return torch.Size((len(self.vectors), len(self.vectors)))
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the directions."""
+        return self.vectors.dtype
+
+    def to(self, dtype: torch.dtype) -> "ShortGram":
+        """In another precision."""
+        return replace(self, vectors=self.vectors.to(dtype), values=self.values.to(dtype))
+
+    def __rmatmul__(self, rows: Tensor) -> Tensor:
+        """X M for X of shape ``(..., n)``, in 4 n k operations a row."""
+        return ((rows @ self.vectors) * (self.values - self.tail)) @ self.vectors.mT + self.tail * rows
+
+    def diagonal(self) -> Tensor:
+        """Shape ``(n,)``."""
+        return self.vectors.square() @ (self.values - self.tail) + self.tail
+
+    def dense(self) -> Tensor:
+        """The matrix written out."""
+        gram = (self.vectors * (self.values - self.tail)) @ self.vectors.mT
+        gram.diagonal().add_(self.tail)
+        return (gram + gram.mT) / 2
+
+
+Gram = Tensor | ShortGram
+"""A Gram matrix as it is stored; ``rows @ gram`` is the product for both."""
+
+
+def dense(gram: Gram) -> Tensor:
+    """The matrix written out."""
+    return gram.dense() if isinstance(gram, ShortGram) else gram
+
+
+def stored_gram(curvature: Mapping[str, Tensor], key: str) -> Gram | None:
+    """The matrix of a key in the form in which it is stored; None if there is none.
 
     Args:
         curvature: What ``curvature.safetensors`` holds.
@@ -29,9 +94,18 @@ def read_gram(curvature: Mapping[str, Tensor], key: str) -> Tensor | None:
     if f"{key}.vectors" not in curvature:
         return None
     vectors, values, tail = (curvature[f"{key}.{part}"] for part in ("vectors", "values", "tail"))
-    gram = (vectors * (values - tail)) @ vectors.T
-    gram.diagonal().add_(tail)
-    return (gram + gram.T) / 2
+    return ShortGram(vectors, values, tail.item())
+
+
+def read_gram(curvature: Mapping[str, Tensor], key: str) -> Tensor | None:
+    """The matrix of a key, written out from the short form where that is what is stored; None if there is none.
+
+    Args:
+        curvature: What ``curvature.safetensors`` holds.
+        key: Such as ``base_model.model.layers.0.q_proj.input_gram``.
+    """
+    found = stored_gram(curvature, key)
+    return None if found is None else dense(found)
 
 
 def compress_grams(curvature: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
