@@ -7,6 +7,7 @@ factor of ``SCALES`` that has the lowest NLL on the validation rows.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -61,9 +62,12 @@ def batches(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def fit(
-    network: Network, rows: Rows, optimizer: Any, seed: int, steps: int | None = None
+    network: Network, rows: Rows, optimizer: Any, seed: int, steps: int | None = None, *, gather: bool = True
 ) -> tuple[float, dict[str, Tensor]]:
-    """Train with a warm-up and a cosine; returns the mean loss of the last 20 steps and the curvature on the way."""
+    """Train with a warm-up and a cosine; returns the mean loss of the last 20 steps and the curvature on the way.
+
+    Without ``gather`` there is no curvature.
+    """
     total = steps or num_steps(rows)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -72,7 +76,7 @@ def fit(
     torch.manual_seed(seed)
     network.train()
     losses = []
-    with gathering(network.peft) as stream:
+    with gathering(network.peft) if gather else nullcontext() as stream:
         for hidden, mask, label in islice(batches(rows, seed), total):
             if isinstance(optimizer, IVON):
                 optimizer.train()
@@ -82,14 +86,14 @@ def fit(
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-    return sum(losses[-20:]) / 20, stream.result()
+    return sum(losses[-20:]) / 20, stream.result() if stream else {}
 
 
 def adamw(task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True) -> Outcome:
     """AdamW; with ``posthoc`` also MC dropout and a diagonal Laplace posterior of the same weights."""
     network = Network(task.num_classes, seed)
     optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
-    loss = fit(network, task.train, optimizer, seed, task.steps)[0]
+    loss = fit(network, task.train, optimizer, seed, task.steps, gather=False)[0]
     out = Outcome(facts={"lr": lr, "train_loss": loss})
     splits = SPLITS if test else SPLITS[:1]
     out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in splits}
@@ -166,7 +170,7 @@ def ivon(
     """
     network = Network(task.num_classes, seed)
     optimizer = build(network)
-    loss, curvature = fit(network, task.train, optimizer, seed, task.steps)
+    loss, curvature = fit(network, task.train, optimizer, seed, task.steps, gather=bool(scales))
     optimizer.eval()
     states = [optimizer.posterior_state(parameter) for parameter in network.trained()]
     mean = [state["mean"] for state in states]
@@ -193,8 +197,8 @@ def ivon(
     return out
 
 
-def auto(task: Task, seed: int, *, test: bool, **given: Any) -> Outcome:
-    """IVON with ``IVON.auto``: nothing chosen by hand but what ``given`` says."""
+def auto(task: Task, seed: int, *, test: bool, scales: tuple[float, ...] = SCALES, **given: Any) -> Outcome:
+    """IVON with ``IVON.auto``: nothing chosen by hand but what ``given`` says; without ``scales`` mean and draws."""
 
     def build(network: Network) -> IVON:
         return IVON.auto(
@@ -205,7 +209,7 @@ def auto(task: Task, seed: int, *, test: bool, **given: Any) -> Outcome:
             **given,
         )
 
-    return ivon(task, seed, build, test=test, scales=SCALES)
+    return ivon(task, seed, build, test=test, scales=scales)
 
 
 def published(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:

@@ -1,6 +1,6 @@
 """Do the defaults hold from 100 steps on 500 rows to 10,000 steps on all rows? AdamW and ``IVON.auto``, nothing tuned.
 
-    python -m benchmarks.posterior_quality.lengths --data DATA --work WORK [--jobs 2] [--seeds 0 1 2]
+    python -m benchmarks.posterior_quality.lengths --data DATA --work WORK [--jobs 2]
 
 Both have a learning rate of 1e-3, the default of ``IVON.auto``, at every length. One file per run; a run whose file
 exists is not repeated.
@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.rows import keep_record
 
 RESULTS = Path(__file__).parent / "results" / "lengths"
-RUNS = ((500, 100), (2000, 400), (8000, 1600), (None, 10_000))
-"""Training rows (None: all) and steps of batch 16."""
+RUNS = ((500, 100, (0, 1, 2)), (2000, 400, (0, 1, 2)), (8000, 1600, (0, 1, 2)), (None, 10_000, (0,)))
+"""Training rows (None: all), steps of batch 16, and seeds."""
 ARMS = ("adamw", "ivon_auto")
 LR = 1e-3
 
@@ -30,14 +30,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder of the features (2 GB)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     RESULTS.mkdir(parents=True, exist_ok=True)
     units = [
         (arm, rows, steps, seed, args.data, args.work)
-        for rows, steps in RUNS
-        for seed in args.seeds
+        for rows, steps, seeds in RUNS
+        for seed in seeds
         for arm in ARMS
     ]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
@@ -78,7 +77,7 @@ def measure(arm: str, task: Any, seed: int) -> dict[str, Any]:
     if arm == "adamw":
         outcome = arms.adamw(task, seed, test=True, lr=LR, posthoc=False)
     else:
-        outcome = arms.auto(task, seed, test=True)
+        outcome = arms.auto(task, seed, test=True, scales=())
     label = {"validation": task.validation.label, "test": task.test.label}
     scores = {
         name: score_predictor(value, label, antithetic=name != "mean")

@@ -11,10 +11,17 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.posterior_quality.further_tables import (
+    Records,
+    estimator_table,
+    lengths_table,
+    markdown,
+    mean,
+    number,
+)
 from benchmarks.readme_table import t_quantile, write_tables
 
 HERE = Path(__file__).parent
@@ -76,8 +83,6 @@ PAIRS = {
 INFORMATION = ("IVON auto, 8 draws", "IVON auto, linearised", "IVON auto, linearised, Kronecker")
 """Predictors whose mutual information is compared with AdamW's entropy as a score of foreign rows."""
 
-Records = list[dict[str, Any]]
-
 
 def load(root: Path, part: str) -> Records:
     """All records of one part."""
@@ -95,7 +100,7 @@ def value(records: Records, task: str, seed: int, row: str, metric: str) -> floa
 
 def task_means(records: Records, row: str, metric: str, tasks: Sequence[str]) -> np.ndarray:
     """Mean over seeds for each task, ``(tasks,)``."""
-    return np.array([_mean([value(records, task, s, row, metric) for s in seeds(records)]) for task in tasks])
+    return np.array([mean([value(records, task, s, row, metric) for s in seeds(records)]) for task in tasks])
 
 
 def task_differences(
@@ -103,7 +108,7 @@ def task_differences(
 ) -> np.ndarray:
     """Mean over seeds of the paired difference for each task, ``(tasks,)``."""
     return np.array(
-        [_mean([_difference(records, task, seed, pair, metric) for seed in seeds(records)]) for task in tasks]
+        [mean([_difference(records, task, seed, pair, metric) for seed in seeds(records)]) for task in tasks]
     )
 
 
@@ -141,7 +146,7 @@ def information_table(records: Records) -> str:
     for row in INFORMATION:
         found = [task_means(records, row, "foreign_auroc_mutual_information", every)]
         found += [task_means(records, "AdamW", "foreign_auroc_entropy", every)]
-        rows.append([row, _number(_mean(found[0]), 3), interval(found[0] - found[1], 3)])
+        rows.append([row, number(mean(found[0]), 3), interval(found[0] - found[1], 3)])
     return markdown(["information of", "AUROC", "− AdamW's entropy"], rows)
 
 
@@ -150,10 +155,10 @@ def main_table(records: Records) -> str:
     rows = []
     for row in ROWS:
         means = {
-            name: _mean(task_means(records, row, m, tasks_of(records))) for name, (m, _, _) in METRICS.items()
+            name: mean(task_means(records, row, m, tasks_of(records))) for name, (m, _, _) in METRICS.items()
         }
         rows.append(
-            [row, *(_number(means[name] * scale, digits) for name, (_, scale, digits) in METRICS.items())]
+            [row, *(number(means[name] * scale, digits) for name, (_, scale, digits) in METRICS.items())]
         )
     return markdown(["predictor", *METRICS], rows)
 
@@ -162,7 +167,7 @@ def task_table(records: Records, metric: str, digits: int, scale: float = 1.0) -
     """Every predictor by task, mean over seeds."""
     tasks = tasks_of(records)
     rows = [
-        [row, *(_number(v * scale, digits) for v in task_means(records, row, metric, tasks))] for row in ROWS
+        [row, *(number(v * scale, digits) for v in task_means(records, row, metric, tasks))] for row in ROWS
     ]
     return markdown(["predictor", *tasks], rows)
 
@@ -196,34 +201,13 @@ def health_table(records: Records) -> str:
         for task in tasks_of(records):
             facts = [r["facts"] for r in records if (r["arm"], r["task"]) == (arm, task)]
             if facts:
-                std = _mean([fact["std_quantiles"][1] for fact in facts])
+                std = mean([fact["std_quantiles"][1] for fact in facts])
                 lr = ", ".join(sorted({f"{fact['lr']:g}" for fact in facts}))
                 numbers = [
-                    _number(_mean([fact.get(key, math.nan) for fact in facts]), 2) for key in keys.values()
+                    number(mean([fact.get(key, math.nan) for fact in facts]), 2) for key in keys.values()
                 ]
-                rows.append([arm, task, lr, _number(std, 4), *numbers])
+                rows.append([arm, task, lr, number(std, 4), *numbers])
     return markdown(["arm", "task", "lr", "median std", *keys], rows)
-
-
-def estimator_table(records: Records) -> str:
-    """Estimates of h by length of the run, mean over tasks and seeds."""
-    keys = {
-        "rank correlation": "rank_correlation", "within tensors": "rank_correlation_within",
-        "share negative": "share_negative", "h / reference": "mean_to_reference",
-    }  # fmt: skip
-    rows = []
-    for steps in sorted({record["steps"] for record in records}):
-        found = [record["estimates"] for record in records if record["steps"] == steps]
-        for name in found[0]:
-            means = [_mean([one[name][key] for one in found]) for key in keys.values()]
-            rows.append([str(steps), name, *(_number(mean, 2) for mean in means), str(len(found))])
-    return markdown(["steps", "estimate", *keys, "runs"], rows)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def block(root: Path) -> str:
@@ -244,19 +228,11 @@ def block(root: Path) -> str:
         "**Accuracy by task, %.**", task_table(records, "accuracy", 1, 100.0),
         "**Foreign rows by entropy, AUROC by task.**", task_table(records, "foreign_auroc_entropy", 3),
         "**The posteriors.**", health_table(records),
+        "**Length of the run** (`lengths.py`; both at a learning rate of 1e-3; lowest to highest seed in brackets).",
+        lengths_table(load(root, "lengths")),
         "**Estimates of h** (`estimators.py`).", estimator_table(load(root, "estimators")),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
-
-
-def _mean(values: Any) -> float:
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def _number(number: float, digits: int) -> str:
-    return "—" if math.isnan(number) else f"{number:.{digits}f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
