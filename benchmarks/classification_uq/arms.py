@@ -24,13 +24,25 @@ from benchmarks.posterior_quality.arms import (
     num_steps,
     squared_gradients,
 )
-from benchmarks.posterior_quality.linearised import KINDS, by_prior, logit_moments, plain_posterior
+from benchmarks.posterior_quality.linearised import KINDS, PRIORS, by_prior, logit_moments, plain_posterior
 from benchmarks.posterior_quality.tasks import Rows
 from vlora import IVON, Posterior
 from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.proper_scores import negative_log_likelihood
 
-__all__ = ["Predictions", "adamw", "ivon", "linearised"]
+__all__ = [
+    "LEVERAGE_PRIOR",
+    "Predictions",
+    "adamw",
+    "ivon",
+    "linearised",
+    "log_probs",
+    "train_ivon",
+    "trained_adamw",
+]
+
+LEVERAGE_PRIOR = 1e-3
+"""Prior precision of the variance that finds foreign rows; chosen on practice rows."""
 
 
 @dataclass
@@ -50,12 +62,10 @@ class Predictions:
 
 def adamw(task: Task, seed: int, lr: float, splits: tuple[str, ...]) -> Predictions:
     """AdamW, MC dropout, diagonal Laplace as draws and linearised, and the distance of the pooled state."""
-    network = Network(task.num_classes, seed)
-    optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
-    loss, curvature = fit(network, task.train, optimizer, seed)
+    network, loss, curvature = trained_adamw(task, seed, lr)
     rows = {split: task.splits[split] for split in splits}
     out = Predictions(facts={"adamw_lr": lr, "adamw_train_loss": loss})
-    out.add("adamw", {split: network.log_probs(own) for split, own in rows.items()})
+    out.add("adamw", log_probs(network, task, splits))
     out.add("distance", distances(network, task.train, rows))
     out.add("length", {split: own.mask.sum(1).float() for split, own in rows.items()})
     out.add(
@@ -66,8 +76,21 @@ def adamw(task: Task, seed: int, lr: float, splits: tuple[str, ...]) -> Predicti
     mean = [parameter.detach().clone() for parameter in network.trained()]
     std, out.facts["laplace_prior"] = laplace_std(network, task.train, task.validation, seed, hess)
     out.add("laplace", {s: draw_log_probs(network, mean, std, r, seed) for s, r in rows.items()})
-    linearised(network, plain_posterior(network, hess, len(task.train), curvature), rows, "laplace", out)
+    posterior = plain_posterior(network, hess, len(task.train), curvature)
+    linearised(network, posterior, rows, "laplace", out)
     return out
+
+
+def trained_adamw(task: Task, seed: int, lr: float) -> tuple[Network, float, dict[str, Tensor]]:
+    """A network, its training loss, and the curvature gathered on the way."""
+    network = Network(task.num_classes, seed)
+    optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
+    return network, *fit(network, task.train, optimizer, seed)
+
+
+def log_probs(network: Network, task: Task, splits: tuple[str, ...]) -> dict[str, Tensor]:
+    """Of the weights as they are, by split that the task has."""
+    return {split: network.log_probs(task.splits[split]) for split in splits if split in task.splits}
 
 
 def ivon(task: Task, seed: int, given: Mapping[str, float], splits: tuple[str, ...]) -> Predictions:
@@ -79,7 +102,7 @@ def ivon(task: Task, seed: int, given: Mapping[str, float], splits: tuple[str, .
     std = [(state["ess"] * (state["hess"] + state["weight_decay"])).rsqrt() for state in states]
     rows = {split: task.splits[split] for split in splits}
     out = Predictions(facts={"ivon_lr": given["lr"], "ivon_train_loss": loss})
-    out.add("ivon", {split: network.log_probs(own) for split, own in rows.items()})
+    out.add("ivon", log_probs(network, task, splits))
     out.add("draws", {s: draw_log_probs(network, mean, std, r, seed) for s, r in rows.items()})
     linearised(network, posterior, rows, "ivon", out)
     return out
@@ -99,20 +122,28 @@ def train_ivon(
 
 
 def linearised(
-    network: Network, posterior: Posterior, rows: Mapping[str, Rows], name: str, out: Predictions
+    network: Network,
+    posterior: Posterior,
+    rows: Mapping[str, Rows],
+    name: str,
+    out: Predictions,
 ) -> None:
-    """Logits and covariances, entries independent and with Kronecker factors, under the best prior on validation rows.
+    """Logits and covariances of every kind, under its prior of lowest validation NLL, as ``<name>_<kind>``.
 
-    Adds ``<name>_<kind>`` for both kinds of ``KINDS``; the prior is the one of lowest validation NLL.
+    ``<name>_leverage`` is for finding foreign rows only: B's covariance with Kronecker factors and hardly any prior.
     """
-    spreads = {(kind, prior): spread for kind in KINDS for prior, spread in by_prior(posterior, kind).items()}
+    priors = {"linearised": PRIORS, "kronecker": (LEVERAGE_PRIOR, *PRIORS)}
+    found = {kind: by_prior(posterior, kind, priors[kind]) for kind in KINDS}
+    leverage = {key: one for key, one in found["kronecker"].pop(LEVERAGE_PRIOR).items() if "lora_B" in key}
+    spreads = {(kind, prior): spread for kind in KINDS for prior, spread in found[kind].items()}
     logits, covariance = logit_moments(network, rows["validation"], spreads)
     label = rows["validation"].label.numpy()
     nll = {key: expected_nll(logits, own, label) for key, own in covariance.items()}
     best = {kind: min((key for key in nll if key[0] == kind), key=nll.__getitem__) for kind in KINDS}
     for kind, key in best.items():
         out.facts[f"{name}_{kind}_prior"] = key[1]
-    chosen = {key: spreads[key] for key in best.values()}
+    best["leverage"] = ("leverage", LEVERAGE_PRIOR)
+    chosen = {key: leverage if key[0] == "leverage" else spreads[key] for key in best.values()}
     for split, own in rows.items():
         logits, covariance = logit_moments(network, own, chosen)
         for kind, key in best.items():

@@ -44,16 +44,25 @@ def foreign(records: Records, adapter: str, predictor: str, which: str) -> np.nd
     return by_domain(records, adapter, predictor, "separation", _score(predictor), f"{which} over clean")
 
 
+def leverage(records: Records, adapter: str, predictor: str, which: str) -> float:
+    """Mean AUROC of foreign over own rows by the leverage, NaN for predictors that have none."""
+    if predictor != "kronecker":
+        return math.nan
+    return by_domain(records, adapter, predictor, "separation", "leverage", f"{which} over clean").mean()
+
+
 def merge_table(records: Records) -> str:
-    """Domains under their own adapter, the other's and the merges, mean over domains, pairs and seeds."""
+    """Domains under their own adapter, the other's and the merges; foreign rows by entropy or information."""
     rows = []
     for adapter in next(iter(records[0]["scores"].values())):
         for predictor, text in PREDICTORS.items():
             cells = [by_domain(records, adapter, predictor, "quality", key).mean() for key in QUALITY]
             cells += [foreign(records, adapter, predictor, which).mean() for which in ("near", "far")]
+            cells += [leverage(records, adapter, predictor, which) for which in ("near", "far")]
             shown = [f"{100 * cells[0]:.1f}", *("—" if math.isnan(c) else f"{c:.3f}" for c in cells[1:])]
-            rows.append([adapter, text, *shown, _score(predictor)])
-    header = ["accuracy, %", "NLL", "ECE", "AUROC correct", "AURC", "near over own", "far over own", "by"]
+            rows.append([adapter, text, *shown])
+    header = ["accuracy, %", "NLL", "ECE", "AUROC correct", "AURC", "near over own", "far over own"]
+    header += ["near, leverage", "far, leverage"]
     return markdown(["adapter", "predictor", *header], rows)
 
 

@@ -5,18 +5,20 @@ merge is not cut to a rank. A merged posterior has the precision that the merge 
 Grams; its prior precision is fitted as a single posterior's is, on the validation rows of both domains.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.classification_uq.arms import Predictions, linearised, train_ivon
 from benchmarks.classification_uq.network import Network
-from benchmarks.classification_uq.scores import Said, of_mean, of_moments, quality, separation
+from benchmarks.classification_uq.scores import Said, of_mean, of_moments, quality, separation, variance
 from benchmarks.classification_uq.tasks import Task, load_domain
 from benchmarks.merge_quality.tasks import joined
 from benchmarks.merge_quality.training import fit_head
+from benchmarks.posterior_quality.linearised import KINDS
 from benchmarks.posterior_quality.run import NOISE_COST
 from vlora import Posterior
 from vlora.eval.metrics.temperature import fit_temperature, temper
@@ -38,16 +40,15 @@ def measure_merge(pair: tuple[str, str], seed: int, data: Path, work: Path) -> d
     """Scores on each domain under its own adapter, under the other's, and under every merge."""
     domains = {name: load_domain(name, data, work / "features") for name in pair}
     posteriors = dict(zip(pair, trained(list(domains.values()), seed, data, work), strict=True))
-    scores: dict[str, dict[str, Any]] = {}
-    for name, other in (pair, pair[::-1]):
-        scores[name] = {
-            "own adapter": one(posteriors[name], domains[name], [domains[name]]),
-            "the other's adapter": one(posteriors[other], domains[name], [domains[other]]),
-        }
+    single = {name: measured(posteriors[name], domains, [name]) for name in pair}
+    scores = {
+        name: {"own adapter": single[name][name], "the other's adapter": single[other][name]}
+        for name, other in (pair, pair[::-1])
+    }
     for merge, options in MERGES.items():
         merged = merge_adapters(list(posteriors.values()), rank="lossless", **options)
-        for name in pair:
-            scores[name][merge] = one(merged, domains[name], list(domains.values()))
+        for name, found in measured(merged, domains, pair).items():
+            scores[name][merge] = found
     return {"pair": list(pair), "seed": seed, "scores": scores}
 
 
@@ -62,38 +63,56 @@ def trained(domains: list[Task], seed: int, data: Path, work: Path) -> list[Post
     ]
 
 
-def one(posterior: Posterior, domain: Task, fitted_on: list[Task]) -> dict[str, Any]:
-    """The mean, with a fitted temperature, and the linearised model, on the test rows of a domain.
+def measured(
+    posterior: Posterior, domains: Mapping[str, Task], fitted_on: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The mean, with a fitted temperature, and the linearised model, on the test rows of every domain.
 
     Args:
         posterior: Single or merged.
-        domain: Whose test and foreign rows.
-        fitted_on: Tasks whose validation rows choose the prior and the temperature: those the posterior knows.
+        domains: By name; their foreign rows are the same.
+        fitted_on: Whose validation rows choose the prior and the temperature: those that the posterior knows.
     """
-    validation = joined([task.validation for task in fitted_on])
-    rows = {"validation": validation, **{split: domain.splits[split] for split in ("clean", "near", "far")}}
-    network, out = Network.of(posterior, domain.num_classes), Predictions()
+    first = next(iter(domains.values()))
+    validation = joined([domains[name].validation for name in fitted_on])
+    rows = {"validation": validation, "near": first.splits["near"], "far": first.splits["far"]}
+    rows |= {name: domain.splits["clean"] for name, domain in domains.items()}
+    network, out = Network.of(posterior, first.num_classes), Predictions()
     linearised(network, posterior, rows, "of", out)
-    tensors = {name: value.double().numpy() for name, value in out.tensors.items()}
     mean = {split: network.log_probs(own).double().numpy() for split, own in rows.items()}
     temperature = float(fit_temperature(mean["validation"], validation.label.numpy()).temperature)
-    label = domain.splits["clean"].label.numpy()
-    found = {
-        "mean": measured({split: of_mean(own) for split, own in mean.items()}, label),
-        "tempered": measured(
-            {split: of_mean(temper(own, temperature)) for split, own in mean.items()}, label
-        ),
+    said = {
+        "mean": {split: of_mean(own) for split, own in mean.items()},
+        "tempered": {split: of_mean(temper(own, temperature)) for split, own in mean.items()},
+        **_posterior(out.tensors, rows),
     }
-    for kind in ("linearised", "kronecker"):
-        said = {s: of_moments(tensors[f"of_{kind}.{s}"], tensors[f"of_{kind}.{s}.covariance"]) for s in rows}
-        found[kind] = measured(said, label)
-    return {"predictors": found, "facts": {**out.facts, "temperature": temperature}}
-
-
-def measured(said: Mapping[str, Said], label: np.ndarray) -> dict[str, Any]:
-    """Quality on the domain's rows, and what separates foreign rows from them."""
-    scores = {name: {split: own.scores[name] for split, own in said.items()} for name in said["clean"].scores}
+    facts = {**out.facts, "temperature": temperature}
     return {
-        "quality": quality(said["clean"].log_probs, label),
-        "separation": {name: separation(score) for name, score in scores.items()},
+        name: {
+            "predictors": {p: _numbers(own, name, rows[name].label.numpy()) for p, own in said.items()},
+            "facts": facts,
+        }
+        for name in domains
     }
+
+
+def _posterior(tensors: Mapping[str, Tensor], splits: Iterable[str]) -> dict[str, dict[str, Said]]:
+    """What the linearised model says by kind and split; leverage is a score of the kind with Kronecker factors."""
+    arrays = {name: value.double().numpy() for name, value in tensors.items()}
+    said = {
+        kind: {s: of_moments(arrays[f"of_{kind}.{s}"], arrays[f"of_{kind}.{s}.covariance"]) for s in splits}
+        for kind in KINDS
+    }
+    for split, own in said["kronecker"].items():
+        own.scores["leverage"] = variance(arrays[f"of_leverage.{split}.covariance"])
+    return said
+
+
+def _numbers(said: Mapping[str, Said], domain: str, label: np.ndarray) -> dict[str, Any]:
+    """Quality on the domain's rows, and what separates foreign rows from them."""
+    splits = {"clean": domain, "near": "near", "far": "far"}
+    scores = {
+        name: separation({split: said[own].scores[name] for split, own in splits.items()})
+        for name in said[domain].scores
+    }
+    return {"quality": quality(said[domain].log_probs, label), "separation": scores}

@@ -2,8 +2,9 @@
 
 Scores of uncertainty, higher is less certain: ``max_probability`` (-log of it) and ``entropy`` of the prediction;
 ``expected_entropy`` (aleatoric) and ``information`` (mutual information, epistemic) of draws and of the linearised
-model; ``logit_variance``, the trace of the covariance of the logits apart from a shift that they share; ``distance``
-and ``length``, which have no prediction. AUROC of a pair "a over b" is the chance that a row of a scores higher.
+model; ``logit_variance``, the trace of the covariance of the logits apart from a shift that they share; ``leverage``,
+the same under the covariance of B alone and hardly any prior; ``distance`` and ``length``, which have no prediction.
+AUROC of a pair "a over b" is the chance that a row of a scores higher.
 """
 
 import math
@@ -24,12 +25,30 @@ from vlora.eval.metrics.selective import augrc, aurc
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
 
-__all__ = ["GATE", "PAIRS", "RISKS", "Said", "of_draws", "of_moments", "score_task", "separation"]
+__all__ = [
+    "GATE",
+    "GATES",
+    "PAIRS",
+    "RISKS",
+    "Said",
+    "of_draws",
+    "of_moments",
+    "score_task",
+    "separation",
+    "variance",
+]
 
 RISKS = (0.05, 0.1, 0.2)
 """Error rates allowed among the answers."""
 GATE = 0.95
-"""With the gate, rows whose information is above this quantile of the validation rows are declined."""
+"""A gate declines the rows whose score is above this quantile of the validation rows."""
+GATES = {
+    "adamw": ("distance",),
+    "ensemble": ("information",),
+    "laplace_kronecker": ("information", "leverage"),
+    "ivon_kronecker": ("information", "leverage"),
+}
+"""Predictor -> scores that gate it."""
 PAIRS = {
     "ambiguous over clean": ("ambiguous", "clean"),
     "near over clean": ("near", "clean"),
@@ -43,6 +62,7 @@ PAIRS = {
 DRAWS = {"dropout": False, "laplace": True, "draws": True, "ensemble": False}
 """Predictors made of draws, and whether these are antithetic."""
 GAUSSIAN = ("laplace_linearised", "laplace_kronecker", "ivon_linearised", "ivon_kronecker")
+"""Predictors with Gaussian logits."""
 Array = np.ndarray
 
 
@@ -73,13 +93,17 @@ def of_moments(logits: Array, covariance: Array) -> Said:
     """From logits ``(N, C)`` and their covariance ``(N, C, C)``."""
     moments = softmax_moments(logits, covariance)
     plain = of_mean(moments.log_probs)
-    shared = covariance.sum((1, 2)) / covariance.shape[1]
     more = {
         "expected_entropy": moments.expected_entropy,
         "information": moments.mutual_information,
-        "logit_variance": np.trace(covariance, axis1=1, axis2=2) - shared,
+        "logit_variance": variance(covariance),
     }
     return Said(plain.log_probs, plain.scores | more)
+
+
+def variance(covariance: Array) -> Array:
+    """Trace of covariances ``(N, C, C)`` of logits without the shift that all logits share, ``(N,)``."""
+    return np.trace(covariance, axis1=1, axis2=2) - covariance.sum((1, 2)) / covariance.shape[1]
 
 
 def score_task(tensors: Mapping[str, Tensor], splits: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -117,8 +141,13 @@ def score_task(tensors: Mapping[str, Tensor], splits: Sequence[str]) -> dict[str
             },
             "abstention": {str(risk): abstention(own, label, risk) for risk in RISKS},
         }
-        if predictor in GAUSSIAN or predictor in DRAWS:
-            out[predictor]["gated"] = {str(risk): abstention(own, label, risk, gate=GATE) for risk in RISKS}
+        for gate in GATES.get(predictor, ()):
+            scores = {
+                s: own[s].scores[gate] if gate in own[s].scores else every[s][gate].numpy() for s in own
+            }
+            out[predictor][f"gated by {gate}"] = {
+                str(risk): abstention(own, label, risk, scores) for risk in RISKS
+            }
     for name in ("distance", "length"):
         out[name] = {"separation": {name: separation({s: own[name].numpy() for s, own in every.items()})}}
     return out
@@ -153,9 +182,12 @@ def predictions(tensors: Mapping[str, Tensor]) -> dict[str, Said]:
     arrays = {name: value.numpy() for name, value in tensors.items()}
     found = {name: of_mean(arrays[name]) for name in ("adamw", "ivon") if name in arrays}
     found |= {name: of_draws(arrays[name], antithetic=a) for name, a in DRAWS.items() if name in arrays}
-    return found | {
-        name: of_moments(arrays[name], arrays[f"{name}.covariance"]) for name in GAUSSIAN if name in arrays
-    }
+    for name in (name for name in GAUSSIAN if name in arrays):
+        found[name] = of_moments(arrays[name], arrays[f"{name}.covariance"])
+        alone = arrays.get(name.replace("kronecker", "leverage") + ".covariance")
+        if name.endswith("kronecker") and alone is not None:
+            found[name].scores["leverage"] = variance(alone)
+    return found
 
 
 def quality(log_probs: Array, label: Array) -> dict[str, float]:
@@ -188,8 +220,11 @@ def separation(score: Mapping[str, Array]) -> dict[str, float]:
 
 
 def abstention(
-    said: Mapping[str, Said], label: Mapping[str, Array], risk: float, gate: float | None = None
-) -> dict[str, float]:
+    said: Mapping[str, Said],
+    label: Mapping[str, Array],
+    risk: float,
+    gate: Mapping[str, Array] | None = None,
+) -> dict[str, float | None]:
     """Answer when the confidence reaches a threshold that keeps the risk: what comes of it on every set of rows.
 
     The threshold is Learn then Test on the calibration rows, with delta .1, over quantiles of the validation rows.
@@ -198,23 +233,26 @@ def abstention(
         said: By split.
         label: Classes by split.
         risk: Error rate allowed among the answers.
-        gate: Decline where the information is above this quantile of the validation rows as well.
+        gate: Score by split; what is above its ``GATE`` quantile of the validation rows is declined as well.
+
+    Returns:
+        ``threshold``, and by split the share ``answered`` and the error rate ``risk`` of the answers; None without any.
     """
-    limit = math.inf if gate is None else float(np.quantile(said["validation"].scores["information"], gate))
+    limit = math.inf if gate is None else float(np.quantile(gate["validation"], GATE))
 
     def score(split: str) -> Array:
         doubt = 1 - np.exp(said[split].log_probs.max(-1))
-        return doubt if gate is None else np.where(said[split].scores["information"] > limit, 2.0, doubt)
+        return doubt if gate is None else np.where(np.asarray(gate[split]) > limit, 2.0, doubt)
 
     wrong = {split: 1 - correctness(said[split].log_probs, label[split]) for split in label}
     grid = threshold_grid(score("validation"))
     found = controlled_threshold(
         score("calibration"), np.ceil(wrong["calibration"]), grid[grid <= 1], risk=risk
     )
-    out = {"threshold": found.threshold if found.answered else math.nan}
+    out: dict[str, float | None] = {"threshold": found.threshold if found.answered else None}
     for split in (split for split in said if split not in ("validation", "calibration")):
         answered = score(split) <= found.threshold
         out[f"answered {split}"] = float(answered.mean())
         if split in ("test", "clean", "ambiguous", "shift"):
-            out[f"risk {split}"] = float(wrong[split][answered].mean()) if answered.any() else math.nan
+            out[f"risk {split}"] = float(wrong[split][answered].mean()) if answered.any() else None
     return out

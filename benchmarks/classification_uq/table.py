@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.classification_uq.merge_tables import merge_differences, merge_table
-from benchmarks.classification_uq.scores import PAIRS, RISKS
+from benchmarks.classification_uq.practice import PARTS, PRIORS
+from benchmarks.classification_uq.scores import GATES, PAIRS, RISKS
 from benchmarks.classification_uq.tasks import TASKS
 from benchmarks.posterior_quality.table import interval, load, markdown
 from benchmarks.readme_table import write_tables
@@ -26,22 +27,22 @@ HERE = Path(__file__).parent
 NAMES = {
     "adamw": "AdamW", "adamw_tempered": "AdamW + temperature", "dropout": "MC dropout, 8",
     "laplace": "diagonal Laplace, 8", "laplace_linearised": "Laplace, linearised",
-    "laplace_kronecker": "Laplace, linearised, Kronecker", "ivon": "IVON auto, mean", "draws": "IVON auto, 8 draws",
-    "ivon_linearised": "IVON auto, linearised", "ivon_kronecker": "IVON auto, linearised, Kronecker",
-    "ensemble": "ensemble of 4 AdamW (4 × the cost)",
-    "distance": "AdamW, pooled state", "length": "no model",
+    "laplace_kronecker": "Laplace, linearised, Kronecker",
+    "ivon": "IVON auto, mean", "draws": "IVON auto, 8 draws", "ivon_linearised": "IVON auto, linearised",
+    "ivon_kronecker": "IVON auto, linearised, Kronecker",
+    "ensemble": "ensemble of 4 AdamW (4 × the cost)", "distance": "AdamW, pooled state", "length": "no model",
 }  # fmt: skip
 SCORES = {
     "max_probability": "max probability", "entropy": "entropy", "expected_entropy": "expected entropy",
-    "information": "information", "logit_variance": "logit variance", "distance": "Mahalanobis distance",
-    "length": "tokens",
+    "information": "information", "logit_variance": "logit variance", "leverage": "leverage",
+    "distance": "Mahalanobis distance", "length": "tokens",
 }  # fmt: skip
 QUALITY = {
     "accuracy, %": ("accuracy", 100.0, 1), "NLL": ("nll", 1.0, 3), "ECE": ("ece", 1.0, 3),
     "floor": ("ece_floor", 1.0, 3), "Brier": ("brier", 1.0, 3), "AUROC correct": ("auroc_correct", 1.0, 3),
     "AURC": ("aurc", 1.0, 4), "AUGRC": ("augrc", 1.0, 4),
 }  # fmt: skip
-OURS = (("ivon_kronecker", "information"), ("ivon_kronecker", "logit_variance"))
+OURS = tuple(("ivon_kronecker", score) for score in ("information", "logit_variance", "leverage"))
 BASELINES = (
     ("adamw", "max_probability"), ("adamw_tempered", "entropy"), ("dropout", "entropy"), ("dropout", "information"),
     ("laplace", "information"), ("distance", "distance"), ("ensemble", "entropy"), ("ensemble", "information"),
@@ -107,7 +108,7 @@ def separation_table(records: Records) -> str:
     for predictor, name in NAMES.items():
         for score, text in SCORES.items():
             means = [_mean(task_means(records, predictor, "separation", score, column)) for column in columns]
-            if not math.isnan(means[0]):
+            if not np.isnan(means).all():
                 rows.append([name, text, *(_number(mean, 3) for mean in means)])
     return markdown(["predictor", "score", *columns], rows)
 
@@ -143,9 +144,14 @@ def abstention_table(records: Records, risk: float) -> str:
     """What comes of the risk-controlled threshold: shares over all runs, error rates over those that answer."""
     rows = []
     for predictor, name in NAMES.items():
-        for kind, text in (("abstention", name), ("gated", f"{name}, gated")):
+        rules = {"abstention": name} | {
+            f"gated by {g}": f"{name}, gated by {g}" for g in GATES.get(predictor, ())
+        }
+        for kind, text in rules.items():
             runs = [
-                r["scores"][predictor][kind][str(risk)] for r in records if kind in r["scores"][predictor]
+                r["scores"][predictor][kind][str(risk)]
+                for r in records
+                if kind in r["scores"].get(predictor, {})
             ]
             if not runs:
                 continue
@@ -157,15 +163,32 @@ def abstention_table(records: Records, risk: float) -> str:
     return markdown(["rule", "runs with a threshold", "of them over the limit", *ABSTENTION], rows)
 
 
+def practice_table(records: Records) -> str:
+    """Detection of practice rows by part of the posterior and prior precision, mean over tasks."""
+    rows = []
+    for prior in PRIORS:
+        cells = [
+            _mean([value(r, f"{part}, {prior:g}", *path) for r in records])
+            for part in PARTS
+            for path in (("logit_variance", "near over own"), ("nll",))
+        ]
+        rows.append([f"{prior:g}", *(_number(cell, 3) for cell in cells)])
+    entropy = _mean([value(r, "mean", "entropy", "near over own") for r in records])
+    rows.append(["entropy of the mean", _number(entropy, 3), *["—"] * (2 * len(PARTS) - 1)])
+    header = [text for part in PARTS for text in (f"covariance of {part}", "NLL")]
+    return markdown(["prior precision", *header], rows)
+
+
 def block(root: Path) -> str:
     """Everything between the markers."""
     records, merges = load(root, "main"), load(root, "merge")
     if not records:
         return "No results yet.\n"
     versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
-    minutes = (
-        sum(r["facts"]["cpu_seconds"] for r in records) + sum(r["cpu_seconds"] for r in [*records, *merges])
-    ) / 60
+    shared = {r["task"]: r["facts"]["members_cpu_seconds"] for r in records}
+    seconds = [*shared.values(), *(r["facts"]["cpu_seconds"] for r in records)]
+    minutes = sum([*seconds, *(r["cpu_seconds"] for r in [*records, *merges])]) / 60
+    practice = load(root, "practice")
     parts = [
         f"From {len(records)} runs ({len(tasks_of(records))} tasks, {len({r['seed'] for r in records})} seeds) and "
         f"{len(merges)} of merging, {minutes:.0f} minutes of one thread in all; {versions}.",
@@ -178,6 +201,11 @@ def block(root: Path) -> str:
         "**IVON linearised with Kronecker factors minus others** (AUROC: higher is better, others lower).",
         quality_differences(records),
     ]  # fmt: skip
+    if practice:
+        parts += [
+            "**Practice rows over own rows, AUROC of the logit variance, and NLL**, by prior.",
+            practice_table(practice),
+        ]
     for risk in RISKS:
         parts += [f"**Silence at {100 * risk:.0f} % risk**, % of rows.", abstention_table(records, risk)]
     if merges:

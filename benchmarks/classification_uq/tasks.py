@@ -32,7 +32,7 @@ from benchmarks.rows import read_rows
 
 __all__ = ["SHIFT", "SPLITS", "TASKS", "Task", "load_domain", "load_task", "mixed"]
 
-TASKS = ("sst2", "imdb_cf_orig", "fdu_books", "fdu_kitchen_housewares", "trec", "subj")
+TASKS = ("sst2", "imdb_cf_orig", "fdu_books", "trec", "subj")
 MARK = "unverified : "
 EVERY = 4
 CALIBRATION_ROWS, FOREIGN_ROWS = 600, 300
@@ -41,9 +41,8 @@ NEAR = {"trec": "boolq_noctx", "subj": "wikitext2"}
 FAR = {"trec": "sst2"}
 """For all others the questions of ``trec``."""
 PRACTICE = "tinystories_1k"
-SHIFT = {"sst2": "fdu_dvd", "imdb_cf_orig": "fdu_books", "fdu_books": "fdu_kitchen_housewares"} | {
-    "fdu_kitchen_housewares": "fdu_books"
-}
+SHIFT = {"sst2": "fdu_dvd", "imdb_cf_orig": "fdu_books", "fdu_books": "fdu_kitchen_housewares"}
+"""Another domain with the same classes."""
 SPLITS = ("train", "validation", "calibration", "clean", "ambiguous", "near", "far", "shift", "practice")
 TEXTS: dict[str, tuple[str, str]] = {
     "boolq_noctx": ("test", "question"), "wikitext2": ("valid", "text"), "tinystories_1k": ("ascii", "text"),

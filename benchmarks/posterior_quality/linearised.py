@@ -8,7 +8,7 @@ factors gathered while training, correlated (``vlora.posterior.kronecker``). The
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,10 +53,10 @@ def linearised(
     return {kind: {split: own[kind, best[kind]] for split, own in found.items()} for kind in KINDS}, best
 
 
-def by_prior(posterior: Posterior, kind: str) -> dict[float, Spread]:
+def by_prior(posterior: Posterior, kind: str, priors: Sequence[float] = PRIORS) -> dict[float, Spread]:
     """Covariances at temperature 1 for every prior precision; their bases do not depend on it and are found once."""
-    under = under_priors(posterior.at_temperature(1.0), PRIORS, kronecker=KINDS[kind])
-    return dict(zip(PRIORS, under, strict=True))
+    under = under_priors(posterior.at_temperature(1.0), priors, kronecker=KINDS[kind])
+    return dict(zip(priors, under, strict=True))
 
 
 def _draws(network: Network, rows: Rows, spreads: Mapping[Name, Any], seed: int) -> dict[Name, Tensor]:

