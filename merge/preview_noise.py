@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlora.merge.quadratic import Metric
 from vlora.merge.update import LoraUpdate
+from vlora.posterior.grams import Gram, ShortGram
 
 __all__ = ["linear_noise", "square_noise"]
 
@@ -84,5 +85,8 @@ def _see(metric: Metric, update: LoraUpdate) -> _Seen:
     )
 
 
-def _square(matrix: Tensor | None) -> Tensor | None:
-    return None if matrix is None else matrix.square()
+def _square(matrix: Gram | None) -> Tensor | None:
+    """Entry by entry; the square of a few directions and a tail has no short form."""
+    if matrix is None:
+        return None
+    return (matrix.dense() if isinstance(matrix, ShortGram) else matrix).square()
