@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora.grams import Gram
 from vlora.merge.quadratic import h_scale, metric_of
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import Gram
 
 __all__ = ["conflict", "total_conflict"]
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.grams import Gram, ShortGram, dense
 from vlora.merge.low_rank import concatenate
 from vlora.merge.total import DenseTotal, SpanTotal, Total, total_curvature
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import Gram, ShortGram, dense
 
 __all__ = [
     "kronecker_merge",

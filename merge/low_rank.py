@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.grams import Gram
 from vlora.merge.total import Total
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import Gram
 
 __all__ = [
     "concatenate",

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlora.grams import Gram
 from vlora.merge.kronecker import unit_factor
 from vlora.merge.quadratic import metric_of
 from vlora.merge.total import total_curvature
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import Gram
 
 __all__ = ["MatchingCore", "matching_core"]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlora.grams import Gram, ShortGram
 from vlora.merge.quadratic import Metric
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import Gram, ShortGram
 
 __all__ = ["linear_noise", "square_noise"]
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vlora.grams import Gram
 from vlora.merge.kronecker import unit_factor
 from vlora.merge.lift import lift_update
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import Gram
 
 __all__ = ["Metric", "h_scale", "increase", "metric_of", "product"]
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.grams import Gram, dense, stored_gram
 from vlora.merge.full_tensors import FullTensor
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior
-from vlora.posterior.grams import Gram, dense, stored_gram
 from vlora.posterior.lora_layout import LoraKeys, module_scaling, split_keys
 
 __all__ = ["Inputs", "read_inputs"]

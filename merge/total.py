@@ -1,7 +1,7 @@
 r"""The total curvature tau I + sum_t w_t G_t of a module: products with it and systems in it, at its real size.
 
 Whole Grams add up to a matrix of n x n (:class:`DenseTotal`). Short ones, G_t = V_t diag(d_t) V_t^T + e_t I with k_t
-directions (:class:`vlora.posterior.grams.ShortGram`), add up to a matrix on the span of all directions and a number
+directions (:class:`vlora.grams.ShortGram`), add up to a matrix on the span of all directions and a number
 beside it (:class:`SpanTotal`), K = sum k_t:
 
     tau I + sum_t w_t G_t = Q B Q^T + c (I - Q Q^T),       (.)^-1 = Q B^-1 Q^T + (I - Q Q^T) / c
@@ -23,8 +23,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vlora.grams import Gram, ShortGram, dense
 from vlora.merge.positive import PRECISION_FLOOR, cholesky, subtract_clamped
-from vlora.posterior.grams import Gram, ShortGram, dense
 
 __all__ = ["DenseTotal", "SpanTotal", "Total", "total_curvature"]
 

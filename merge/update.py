@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora.posterior.grams import Gram
+from vlora.grams import Gram
 
 __all__ = ["LoraUpdate", "MergedModule", "present", "shared_a"]
 

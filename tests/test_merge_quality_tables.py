@@ -62,7 +62,7 @@ def test_differences_are_paired_by_set():
 
 def test_conflict_is_a_rank_correlation():
     text = table.conflict_table([record(0), record(1)])
-    assert text.splitlines()[2].endswith("| +1.00 [+1.00, +1.00] | — | — | -1.00 [-1.00, -1.00] |")
+    assert text.splitlines()[3].endswith("| +1.00 [+1.00, +1.00] | — | — | -1.00 [-1.00, -1.00] |")
 
 
 def test_the_readme_holds_the_tables_of_the_committed_results():

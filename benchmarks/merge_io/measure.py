@@ -152,8 +152,8 @@ def linear_family(method: str, rank: str, count: int = 4, size: int = 4096) -> R
 def _update(seed: int, size: int, method: str, directions: int = 0) -> Any:
     import torch
 
+    from vlora.grams import ShortGram
     from vlora.merge.update import LoraUpdate
-    from vlora.posterior.grams import ShortGram
 
     generator = torch.Generator().manual_seed(seed)
     b, a = (torch.randn(shape, generator=generator).double() for shape in ((size, 16), (16, size)))

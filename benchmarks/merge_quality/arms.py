@@ -13,11 +13,11 @@ from torch import Tensor
 
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.network import MODULES, RANK
+from vlora.grams import Gram, compress_grams, dense, stored_gram
 from vlora.merge.kronecker import metric_root
 from vlora.merge.low_rank import truncate
 from vlora.merge.methods import get_method
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import Gram, compress_grams, dense, stored_gram
 
 FULL = 384
 """Full rank of every adapted module."""

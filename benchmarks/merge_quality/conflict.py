@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.network import MODULES
+from vlora.grams import dense
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.lift import lift_update
 from vlora.merge.quadratic import metric_of
-from vlora.posterior.grams import dense
 
 Nll = Callable[[str, Mapping[str, Tensor], str], float]
 """Task, updates and split -> mean NLL."""

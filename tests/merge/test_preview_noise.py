@@ -2,10 +2,10 @@
 
 import torch
 
+from vlora.grams import ShortGram
 from vlora.merge.preview_noise import linear_noise, square_noise
 from vlora.merge.quadratic import Metric
 from vlora.merge.update import LoraUpdate
-from vlora.posterior.grams import ShortGram
 
 
 def random_update(seed: int) -> LoraUpdate:

@@ -7,6 +7,7 @@ import torch
 from merge_cases import add_curvature, gram, make_update, positive, rand, two
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.grams import ShortGram, compress_grams, dense, read_gram, stored_gram
 from vlora.merge import total
 from vlora.merge.adapters import merge_with_report
 from vlora.merge.conflict import conflict
@@ -15,7 +16,6 @@ from vlora.merge.kronecker import kronecker_solution, unit_factor
 from vlora.merge.preview_matching import matching_core
 from vlora.merge.quadratic import increase, metric_of
 from vlora.merge.total import DenseTotal, SpanTotal, total_curvature
-from vlora.posterior.grams import ShortGram, compress_grams, dense, read_gram, stored_gram
 
 N = 40
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlora.curvature import collect_curvature, gathering, stream_bytes
 from vlora.curvature.sums import FullSum, LeadingSum
 from vlora.errors import ConfigError, DataError
-from vlora.posterior.grams import read_gram
+from vlora.grams import read_gram
 
 
 def model_and_batches(lengths=(7, 4, 6, 7)):

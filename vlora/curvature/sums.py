@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlora.posterior.grams import leading
+from vlora.grams import leading
 
 __all__ = ["FullSum", "LeadingSum", "RunningSum", "make_sum", "sum_bytes"]
 
@@ -84,7 +84,7 @@ class LeadingSum:
         self.trace = whole
 
     def result(self, key: str, normalise: bool) -> dict[str, Tensor]:
-        """The short form of :mod:`vlora.posterior.grams`."""
+        """The short form of :mod:`vlora.grams`."""
         self._compress(self.rank)
         rows, size = self.buffer[: self.rank], self.buffer.shape[1]
         values = rows.square().sum(1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError
-from vlora.posterior.grams import read_gram
+from vlora.grams import read_gram
 from vlora.posterior.lora_layout import module_scaling, split_keys
 from vlora.posterior.posterior import Posterior
 

@@ -22,9 +22,9 @@ from vlora.curvature import CurvatureStream, adapted_layers, collect_curvature, 
 from vlora.data.pieces import shuffled_batches
 from vlora.errors import ConfigError, OutputError
 from vlora.files import check_output_folder, output_path
+from vlora.grams import compress_grams
 from vlora.posterior import Posterior, PosteriorMeta
 from vlora.posterior.export import describe_base, gauge_id, saved_by_peft
-from vlora.posterior.grams import compress_grams
 from vlora.training.arguments import planned_steps, training_arguments
 from vlora.training.config import TrainConfig
 from vlora.training.log import train_log

@@ -7,8 +7,8 @@ import torch
 
 from vlora import Posterior
 from vlora.errors import ConfigError
+from vlora.grams import compress_grams
 from vlora.posterior import PosteriorMeta
-from vlora.posterior.grams import compress_grams
 from vlora.posterior.kronecker import (
     Independent,
     Kronecker,

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from vlora import Posterior
 from vlora.config import load_config
+from vlora.grams import read_gram
 from vlora.models import load_adapter, load_base_model
-from vlora.posterior.grams import read_gram
 from vlora.training import TrainConfig
 from vlora.training.train import run_training
 

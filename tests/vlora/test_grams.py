@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlora.errors import ConfigError
-from vlora.posterior.grams import compress_grams, read_gram, retained_trace
+from vlora.grams import compress_grams, read_gram, retained_trace
 
 KEY = "base_model.model.layers.0.q_proj.input_gram"
 
