@@ -9,7 +9,20 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["END", "START", "Records", "read_results", "replaced", "row", "t_quantile", "write_tables"]
+__all__ = [
+    "END",
+    "START",
+    "Records",
+    "interval",
+    "markdown",
+    "mean",
+    "number",
+    "read_results",
+    "replaced",
+    "row",
+    "t_quantile",
+    "write_tables",
+]
 
 START, END = "<!-- table:start -->", "<!-- table:end -->"
 Records = dict[str, dict[str, Any]]
@@ -26,6 +39,34 @@ def read_results(folder: Path) -> Records:
 def row(*cells: str) -> str:
     """One line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A whole table in Markdown."""
+    return "\n".join([row(*header), "|" + "---|" * len(header), *(row(*cells) for cells in rows)])
+
+
+def mean(values: Any) -> float:
+    """Mean of the values that are known, NaN of none."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def number(value: float, digits: int) -> str:
+    """A number as text, a dash for NaN."""
+    return "—" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def interval(values: np.ndarray, digits: int) -> str:
+    """Mean of the known values and its 95 % interval."""
+    known = values[~np.isnan(values)]
+    if len(known) < 2:
+        return "—"
+    half = t_quantile(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return (
+        f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
+    )
 
 
 def t_quantile(df: int) -> float:

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGES", "keep_record", "read_rows", "without_paths", "write_rows"]
+__all__ = ["PACKAGES", "keep_and_tell", "keep_record", "read_rows", "without_paths", "write_rows"]
 
 PACKAGES = ("variational-lora", "torch", "transformers", "peft")
 """Packages whose versions stand in a record."""
@@ -52,3 +52,10 @@ def keep_record(target: Path, make: Callable[[], dict[str, Any]]) -> dict[str, A
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     partial.rename(target)
     return record
+
+
+def keep_and_tell(results: Path, part: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
+    """``keep_record`` under the folder of a part, with a line on what it took."""
+    record = keep_record(results / part / f"{name}.json", make)
+    if record is not None:
+        print(f"{part}/{name}: {record['cpu_seconds']:.0f} s of CPU", flush=True)

@@ -127,7 +127,7 @@ def read_mapping(source: str | os.PathLike | Mapping) -> tuple[str, dict[str, An
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is no text in UTF-8; give a YAML file") from None
     try:
-        values = yaml.load(text, Loader=_Loader)  # a safe loader
+        values = _Loader(text).get_single_data()  # the loader itself refuses characters that YAML has not
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

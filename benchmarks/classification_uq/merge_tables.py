@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.posterior_quality.table import interval, markdown
+from benchmarks.readme_table import interval, markdown
 
 __all__ = ["by_domain", "merge_differences", "merge_table"]
 

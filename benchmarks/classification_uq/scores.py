@@ -16,12 +16,12 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.classification_uq.tasks import mixed
-from vlora.eval.metrics.calibration import calibration, calibration_floor
+from benchmarks.posterior_quality.scores import quality as plain_quality
 from vlora.eval.metrics.linearised import softmax_moments
-from vlora.eval.metrics.proper_scores import brier_score, correctness, negative_log_likelihood
+from vlora.eval.metrics.proper_scores import correctness
 from vlora.eval.metrics.ranking import auroc, fpr_at_tpr
 from vlora.eval.metrics.risk_control import controlled_threshold, threshold_grid
-from vlora.eval.metrics.selective import augrc, aurc
+from vlora.eval.metrics.selective import augrc
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
 
@@ -191,18 +191,9 @@ def predictions(tensors: Mapping[str, Tensor]) -> dict[str, Said]:
 
 
 def quality(log_probs: Array, label: Array) -> dict[str, float]:
-    """Probabilities and their ranking of errors on the test rows, one in four of them ambiguous."""
-    confidence, correct = np.exp(log_probs.max(-1)), correctness(log_probs, label)
-    return {
-        "accuracy": float(correct.mean()),
-        "nll": float(negative_log_likelihood(log_probs, label).mean),
-        "brier": float(brier_score(log_probs, label).mean()),
-        "ece": float(calibration(confidence, correct).ece),
-        "ece_floor": float(calibration_floor(confidence, num_simulations=200).mean),
-        "auroc_correct": float(auroc(confidence, correct)),
-        "aurc": float(aurc(-confidence, correct)),
-        "augrc": float(augrc(-confidence, correct)),
-    }
+    """As in posterior_quality, with AUGRC; on the test rows, one in four of them ambiguous."""
+    correct = correctness(log_probs, label)
+    return plain_quality(log_probs, label) | {"augrc": float(augrc(-np.exp(log_probs.max(-1)), correct))}
 
 
 def separation(score: Mapping[str, Array]) -> dict[str, float]:

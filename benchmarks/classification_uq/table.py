@@ -18,8 +18,8 @@ from benchmarks.classification_uq.merge_tables import merge_differences, merge_t
 from benchmarks.classification_uq.practice import PARTS, PRIORS
 from benchmarks.classification_uq.scores import GATES, PAIRS, RISKS
 from benchmarks.classification_uq.tasks import TASKS
-from benchmarks.posterior_quality.table import interval, load, markdown
-from benchmarks.readme_table import write_tables
+from benchmarks.posterior_quality.table import load
+from benchmarks.readme_table import interval, markdown, mean, number, write_tables
 
 __all__ = ["block", "main"]
 
@@ -68,7 +68,7 @@ def value(record: dict[str, Any], *path: str) -> float:
 def task_means(records: Records, *path: str) -> np.ndarray:
     """Mean over seeds for each task of ``TASKS``, ``(tasks,)``; NaN where there is nothing."""
     return np.array(
-        [_mean([value(r, *path) for r in records if r["task"] == task]) for task in tasks_of(records)]
+        [mean([value(r, *path) for r in records if r["task"] == task]) for task in tasks_of(records)]
     )
 
 
@@ -81,10 +81,10 @@ def quality_table(records: Records) -> str:
     """Probabilities and their ranking of errors, mean over tasks."""
     rows = []
     for predictor, name in NAMES.items():
-        means = [_mean(task_means(records, predictor, "quality", key)) for key, _, _ in QUALITY.values()]
+        means = [mean(task_means(records, predictor, "quality", key)) for key, _, _ in QUALITY.values()]
         if not math.isnan(means[0]):
             cells = zip(means, QUALITY.values(), strict=True)
-            rows.append([name, *(_number(mean * scale, digits) for mean, (_, scale, digits) in cells)])
+            rows.append([name, *(number(mean * scale, digits) for mean, (_, scale, digits) in cells)])
     return markdown(["predictor", *QUALITY], rows)
 
 
@@ -107,9 +107,9 @@ def separation_table(records: Records) -> str:
     rows = []
     for predictor, name in NAMES.items():
         for score, text in SCORES.items():
-            means = [_mean(task_means(records, predictor, "separation", score, column)) for column in columns]
+            means = [mean(task_means(records, predictor, "separation", score, column)) for column in columns]
             if not np.isnan(means).all():
-                rows.append([name, text, *(_number(mean, 3) for mean in means)])
+                rows.append([name, text, *(number(mean, 3) for mean in means)])
     return markdown(["predictor", "score", *columns], rows)
 
 
@@ -136,7 +136,7 @@ def by_task(records: Records, column: str) -> str:
     rows = []
     for predictor, score in (*BASELINES, *OURS, ("length", "length")):
         means = task_means(records, predictor, "separation", score, column)
-        rows.append([NAMES[predictor], SCORES[score], *(_number(mean, 3) for mean in means)])
+        rows.append([NAMES[predictor], SCORES[score], *(number(mean, 3) for mean in means)])
     return markdown(["predictor", "score", *tasks_of(records)], rows)
 
 
@@ -157,8 +157,8 @@ def abstention_table(records: Records, risk: float) -> str:
                 continue
             answering = [run for run in runs if run["answered test"] > 0]
             over = sum(run["risk test"] > risk for run in answering)
-            cells = [_mean([run.get(column, math.nan) for run in runs]) for column in ABSTENTION.values()]
-            shown = (_number(100 * cell, 1) for cell in cells)
+            cells = [mean([run.get(column, math.nan) for run in runs]) for column in ABSTENTION.values()]
+            shown = (number(100 * cell, 1) for cell in cells)
             rows.append([text, f"{len(answering)} of {len(runs)}", str(over), *shown])
     return markdown(["rule", "runs with a threshold", "of them over the limit", *ABSTENTION], rows)
 
@@ -168,13 +168,13 @@ def practice_table(records: Records) -> str:
     rows = []
     for prior in PRIORS:
         cells = [
-            _mean([value(r, f"{part}, {prior:g}", *path) for r in records])
+            mean([value(r, f"{part}, {prior:g}", *path) for r in records])
             for part in PARTS
             for path in (("logit_variance", "near over own"), ("nll",))
         ]
-        rows.append([f"{prior:g}", *(_number(cell, 3) for cell in cells)])
-    entropy = _mean([value(r, "mean", "entropy", "near over own") for r in records])
-    rows.append(["entropy of the mean", _number(entropy, 3), *["—"] * (2 * len(PARTS) - 1)])
+        rows.append([f"{prior:g}", *(number(cell, 3) for cell in cells)])
+    entropy = mean([value(r, "mean", "entropy", "near over own") for r in records])
+    rows.append(["entropy of the mean", number(entropy, 3), *["—"] * (2 * len(PARTS) - 1)])
     header = [text for part in PARTS for text in (f"covariance of {part}", "NLL")]
     return markdown(["prior precision", *header], rows)
 
@@ -211,16 +211,6 @@ def block(root: Path) -> str:
     if merges:
         parts += ["**Before and after merging.**", merge_table(merges), merge_differences(merges)]
     return "\n\n".join(parts) + "\n"
-
-
-def _mean(values: Any) -> float:
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def _number(number: float, digits: int) -> str:
-    return "—" if math.isnan(number) else f"{number:.{digits}f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,10 +25,11 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.merge_quality.adapters import Adapter, Library
 from benchmarks.merge_quality.network import MODULES, Network
-from benchmarks.merge_quality.run import write
+from benchmarks.merge_quality.run import RESULTS
 from benchmarks.merge_quality.tasks import MIXED
 from benchmarks.merge_quality.training import logits, measured
 from benchmarks.posterior_quality.tasks import Rows
+from benchmarks.rows import keep_and_tell
 from vlora.backward import watched
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.lift import lift_update
@@ -51,7 +52,12 @@ def main() -> None:
     library = Library(args.data, args.work)
     for seed in args.seeds:
         for adapter in library.adapters("mixed", MIXED, "independent", "ivon", seed):
-            write("curvature", f"{adapter.task}__{seed}", lambda a=adapter, s=seed: compare(a, library, s))
+            keep_and_tell(
+                RESULTS,
+                "curvature",
+                f"{adapter.task}__{seed}",
+                lambda a=adapter, s=seed: compare(a, library, s),
+            )
 
 
 def compare(adapter: Adapter, library: Library, seed: int) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.merge_quality.run import write
+from benchmarks.merge_quality.run import RESULTS
+from benchmarks.rows import keep_and_tell
 from vlora import IVON
 from vlora.curvature import gathering, stream_bytes
 
@@ -48,8 +49,11 @@ def main() -> None:
     for measure in parser.parse_args().measure:
         for name, (kind, rows, tokens) in CASES.items():
             make = measures[measure]
-            write(
-                f"gathering_{measure}", kind, lambda n=name, k=kind, r=rows, t=tokens, m=make: m(n, k, r, t)
+            keep_and_tell(
+                RESULTS,
+                f"gathering_{measure}",
+                kind,
+                lambda n=name, k=kind, r=rows, t=tokens, m=make: m(n, k, r, t),
             )
 
 

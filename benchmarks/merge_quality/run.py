@@ -17,10 +17,8 @@ per method from validation rows. ``joint`` trains and scores one adapter on all 
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +26,7 @@ from benchmarks.merge_quality.adapters import Library
 from benchmarks.merge_quality.arms import MAIN, MORE
 from benchmarks.merge_quality.scores import evaluate, evaluate_joint
 from benchmarks.merge_quality.tasks import DOMAINS, MIXED
-from benchmarks.rows import keep_record
+from benchmarks.rows import keep_and_tell
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEEDS = (100, 101)
@@ -102,17 +100,15 @@ def run_unit(unit: Unit, library: Library, part: str) -> None:
         print(f"{unit.name}: trained", flush=True)
     elif part == "joint":
         if unit.whole:
-            write(part, f"{unit.family}{unit.count}__{unit.seed}", lambda: evaluate_joint(unit, library))
+            keep_and_tell(
+                RESULTS,
+                part,
+                f"{unit.family}{unit.count}__{unit.seed}",
+                lambda: evaluate_joint(unit, library),
+            )
     elif part == "tune" or part == "merge" or unit.whole:
         arms = {"merge": MAIN, "more": MORE, "tune": MAIN | MORE}[part]
-        write(part, unit.name, lambda: evaluate(unit, library, arms, test=part != "tune"))
-
-
-def write(part: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
-    """Keep what ``make`` returns, with time, versions and hardware, unless the file exists."""
-    record = keep_record(RESULTS / part / f"{name}.json", make)
-    if record is not None:
-        print(f"{part}/{name}: {record['cpu_seconds']:.0f} s of CPU", flush=True)
+        keep_and_tell(RESULTS, part, unit.name, lambda: evaluate(unit, library, arms, test=part != "tune"))
 
 
 if __name__ == "__main__":

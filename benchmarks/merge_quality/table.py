@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.merge_quality.arms import MAIN
-from benchmarks.posterior_quality.table import interval, load, markdown
-from benchmarks.readme_table import write_tables
+from benchmarks.posterior_quality.table import load
+from benchmarks.readme_table import interval, markdown, number, write_tables
 from vlora.posterior.ranks import spearman
 
 HERE = Path(__file__).parent
@@ -101,12 +101,12 @@ def main_table(records: Records, only: Sequence[str] = ()) -> str:
             continue
         row = [arm]
         for kind in ("default", "best"):
-            row += [_number(100 * mean(records, arm, kind, metric), 1) for metric in ("accuracy", "worst")]
-            row += [_number(mean(records, arm, kind, metric), 3) for metric in ("nll", "ece", "nll_tempered")]
+            row += [number(100 * mean(records, arm, kind, metric), 1) for metric in ("accuracy", "worst")]
+            row += [number(mean(records, arm, kind, metric), 3) for metric in ("nll", "ece", "nll_tempered")]
         scalars = {record["arms"][arm].get("scalar") for record in records} - {None}
         row.append(", ".join(f"{s:g}" for s in sorted(scalars)) or "—")
         if unseen:
-            row.append(_number(100 * mean(records, arm, "default", "accuracy", "unseen"), 1))
+            row.append(number(100 * mean(records, arm, "default", "accuracy", "unseen"), 1))
         rows.append(row)
     head = ["accuracy", "worst", "NLL", "ECE", "NLL tempered"]
     header = ["arm", *head, *(f"{name}, best" for name in head), "best scalar"]
@@ -144,8 +144,8 @@ def ablation_table(records: Records) -> str:
     rows = []
     for arm in ["task arithmetic (sum)", *names, OURS, "MaTS"]:
         row = [{OURS: "G (gradient matching)", "MaTS": "G and S (MaTS)"}.get(arm, arm)]
-        row += [_number(100 * mean(records, arm, "default", metric), 1) for metric in ("accuracy", "worst")]
-        rows.append([*row, _number(mean(records, arm, "default", "nll"), 3)])
+        row += [number(100 * mean(records, arm, "default", metric), 1) for metric in ("accuracy", "worst")]
+        rows.append([*row, number(mean(records, arm, "default", "nll"), 3)])
     return markdown(["curvature", "accuracy", "worst", "NLL"], rows)
 
 
@@ -158,9 +158,9 @@ def curve_table(records: Records) -> str:
     for arm in arms:
         cells = []
         for count in counts:
-            accuracy = _number(100 * mean(found[count], arm, "default", "accuracy"), 1)
-            worst = _number(100 * mean(found[count], arm, "default", "worst"), 1)
-            cells.append(f"{accuracy} / {worst} / {_number(mean(found[count], arm, 'default', 'nll'), 3)}")
+            accuracy = number(100 * mean(found[count], arm, "default", "accuracy"), 1)
+            worst = number(100 * mean(found[count], arm, "default", "worst"), 1)
+            cells.append(f"{accuracy} / {worst} / {number(mean(found[count], arm, 'default', 'nll'), 3)}")
         rows.append([arm, *cells])
     return markdown(["accuracy / worst / NLL", *(f"{count} domains" for count in counts)], rows)
 
@@ -172,7 +172,7 @@ def cost_table(records: Records) -> str:
         for arm, scores in record["arms"].items():
             if "merge_seconds" in scores and arm != "MaTS, rank 8":  # cut from the other
                 found.setdefault(arm, []).append(scores["merge_seconds"])
-    rows = [[arm, _number(float(np.median(seconds)), 1)] for arm, seconds in found.items()]
+    rows = [[arm, number(float(np.median(seconds)), 1)] for arm, seconds in found.items()]
     return markdown(["arm", "CPU seconds"], rows)
 
 
@@ -209,7 +209,7 @@ def curvature_table(records: Records) -> str:
         cells = []
         for kind in ("rank_correlation", "cosine"):
             found = [m[kind][name] for m in modules if name in m[kind]]
-            cells.append(_number(float(np.mean(found)), 2) if found else "—")
+            cells.append(number(float(np.mean(found)), 2) if found else "—")
         rows.append([name, *cells])
     return markdown(["stand-in", "rank correlation of the diagonal", "cosine of the matrices"], rows)
 
@@ -275,10 +275,6 @@ def block(root: Path) -> str:
         if found:
             parts += [f"**{title}.**", make(found)]
     return "\n\n".join(parts) + "\n"
-
-
-def _number(number: float, digits: int) -> str:
-    return "—" if math.isnan(number) else f"{number:.{digits}f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,6 @@ and merges; an adapter or a result that exists is not made again.
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from benchmarks.merge_text.adapters import adapter
 from benchmarks.merge_text.arms import Bench, whole
 from benchmarks.merge_text.seeds import SETS, mixtures
 from benchmarks.merge_text.texts import TEXTS, prepare
-from benchmarks.rows import keep_record
+from benchmarks.rows import keep_and_tell
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,27 +42,22 @@ def main() -> None:
     bench = Bench(args.stories, prepare(args.data, args.work / "data"), args.work)
     if args.part == "mixture":
         for name in SETS:
-            write("mixture", name, lambda name=name: mixtures(bench, name))
+            keep_and_tell(RESULTS, "mixture", name, lambda name=name: mixtures(bench, name))
         return
     for seed in args.seeds:
         if args.part == "merge":
-            write("merge", str(seed), lambda seed=seed: whole(bench, seed))
+            keep_and_tell(RESULTS, "merge", str(seed), lambda seed=seed: whole(bench, seed))
             continue
         for text in (*TEXTS, "joint"):
-            write("train", f"{text}_{seed}", lambda text=text, seed=seed: train(bench, text, seed))
+            keep_and_tell(
+                RESULTS, "train", f"{text}_{seed}", lambda text=text, seed=seed: train(bench, text, seed)
+            )
 
 
 def train(bench: Bench, text: str, seed: int) -> dict[str, Any]:
     """One adapter; the record holds what it cost."""
     adapter(text, seed, bench.files, bench.base, bench.work)
     return {"text": text, "seed": seed}
-
-
-def write(part: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
-    """Keep what ``make`` returns, with time, versions and hardware, unless the file exists."""
-    record = keep_record(RESULTS / part / f"{name}.json", make)
-    if record is not None:
-        print(f"{part}/{name}: {record['cpu_seconds']:.0f} s of CPU", flush=True)
 
 
 if __name__ == "__main__":

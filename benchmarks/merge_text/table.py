@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.merge_text.texts import STORIES, TEXTS
-from benchmarks.posterior_quality.table import interval, load, markdown
-from benchmarks.readme_table import write_tables
+from benchmarks.posterior_quality.table import load
+from benchmarks.readme_table import interval, markdown, write_tables
 
 HERE = Path(__file__).parent
 OURS = "gradient matching, Kronecker"

@@ -13,13 +13,11 @@
 The reference is the mean squared gradient of 128 held-out rows at the final mean, one row at a time.
 """
 
-import argparse
-import multiprocessing
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.posterior_quality.processes import run_units
 from benchmarks.rows import keep_record
 
 RUNS = [
@@ -32,20 +30,8 @@ REFERENCE_ROWS = 128
 
 
 def main() -> None:
-    """Parse the arguments and run what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the features")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
-    args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    units = [(*run, args.data, args.work) for run in RUNS]
-    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for line in pool.imap_unordered(one, units):
-            print(line, flush=True)
+    """Run what is missing."""
+    run_units(str(__doc__), RUNS, one)
 
 
 def one(unit: tuple[str, int, int, Path, Path]) -> str:

@@ -1,12 +1,10 @@
-"""Tables beside the grid: the length of a run, and estimates of h; and what all tables of this benchmark share."""
+"""Tables beside the grid: the length of a run, and estimates of h."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from benchmarks.readme_table import markdown, mean, number
 
-__all__ = ["Records", "estimator_table", "lengths_table", "markdown", "mean", "number"]
+__all__ = ["Records", "estimator_table", "lengths_table"]
 
 ARMS = ("adamw", "ivon_auto")
 Records = list[dict[str, Any]]
@@ -55,24 +53,6 @@ def estimator_table(records: Records) -> str:
     for steps in sorted({record["steps"] for record in records}):
         found = [record["estimates"] for record in records if record["steps"] == steps]
         for name in found[0]:
-            found_means = [mean([one[name][key] for one in found]) for key in keys.values()]
-            rows.append([str(steps), name, *(number(value, 2) for value in found_means), str(len(found))])
+            cells = [number(mean([one[name][key] for one in found]), 2) for key in keys.values()]
+            rows.append([str(steps), name, *cells, str(len(found))])
     return markdown(["steps", "estimate", *keys, "runs"], rows)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def mean(values: Any) -> float:
-    """Mean of the values that are known, NaN of none."""
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else math.nan
-
-
-def number(value: float, digits: int) -> str:
-    """A number as text, a dash for NaN."""
-    return "—" if math.isnan(value) else f"{value:.{digits}f}"

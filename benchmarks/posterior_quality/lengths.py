@@ -6,13 +6,11 @@ Both have a learning rate of 1e-3, the default of ``IVON.auto``, at every length
 exists is not repeated.
 """
 
-import argparse
-import multiprocessing
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.posterior_quality.processes import run_units
 from benchmarks.rows import keep_record
 
 RESULTS = Path(__file__).parent / "results" / "lengths"
@@ -23,25 +21,9 @@ LR = 1e-3
 
 
 def main() -> None:
-    """Parse the arguments and run what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the features (2 GB)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
-    args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    units = [
-        (arm, rows, steps, seed, args.data, args.work)
-        for rows, steps, seeds in RUNS
-        for seed in seeds
-        for arm in ARMS
-    ]
-    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for line in pool.imap_unordered(one, units):
-            print(line, flush=True)
+    """Run what is missing."""
+    units = [(arm, rows, steps, seed) for rows, steps, seeds in RUNS for seed in seeds for arm in ARMS]
+    run_units(str(__doc__), units, one)
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from vlora.eval.metrics.selective import aurc
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs, mutual_information
 
-__all__ = ["draws_nll", "score_predictor"]
+__all__ = ["draws_nll", "quality", "score_predictor"]
 
 
 def draws_nll(draws: Tensor, label: Tensor) -> float:
@@ -55,17 +55,23 @@ def score_predictor(
     return out
 
 
-def _metrics(log_probs: Mapping[str, np.ndarray], label: np.ndarray) -> dict[str, float]:
-    test = log_probs["test"]
-    confidence, correct = np.exp(test.max(-1)), correctness(test, label)
+def quality(log_probs: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Probabilities ``(N, C)`` and their ranking of errors."""
+    confidence, correct = np.exp(log_probs.max(-1)), correctness(log_probs, label)
     return {
         "accuracy": float(correct.mean()),
-        "nll": float(negative_log_likelihood(test, label).mean),
-        "brier": float(brier_score(test, label).mean()),
+        "nll": float(negative_log_likelihood(log_probs, label).mean),
+        "brier": float(brier_score(log_probs, label).mean()),
         "ece": float(calibration(confidence, correct).ece),
         "ece_floor": float(calibration_floor(confidence, num_simulations=200).mean),
         "auroc_correct": float(auroc(confidence, correct)) if 0 < correct.mean() < 1 else math.nan,
         "aurc": float(aurc(-confidence, correct)),
+    }
+
+
+def _metrics(log_probs: Mapping[str, np.ndarray], label: np.ndarray) -> dict[str, float]:
+    test = log_probs["test"]
+    return quality(test, label) | {
         "foreign_auroc_entropy": _foreign_auroc(entropy(log_probs["foreign"]), entropy(test)),
         "foreign_auroc_max_probability": _foreign_auroc(-log_probs["foreign"].max(-1), -test.max(-1)),
     }

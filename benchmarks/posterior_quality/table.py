@@ -14,15 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.posterior_quality.further_tables import (
-    Records,
-    estimator_table,
-    lengths_table,
-    markdown,
-    mean,
-    number,
-)
-from benchmarks.readme_table import t_quantile, write_tables
+from benchmarks.posterior_quality.further_tables import Records, estimator_table, lengths_table
+from benchmarks.readme_table import interval, markdown, mean, number, write_tables
 
 HERE = Path(__file__).parent
 NOISY = ("sst2", "imdb_cf_orig", "fdu_books", "fdu_kitchen_housewares", "fdu_music", "fdu_software")
@@ -126,17 +119,6 @@ def tasks_of(records: Records) -> list[str]:
     """Tasks that the records have, noisy ones first."""
     found = {record["task"] for record in records}
     return [*(task for task in NOISY if task in found), *sorted(found - set(NOISY))]
-
-
-def interval(values: np.ndarray, digits: int) -> str:
-    """Mean of the known values and its 95 % interval."""
-    known = values[~np.isnan(values)]
-    if len(known) < 2:
-        return "—"
-    half = t_quantile(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return (
-        f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
-    )
 
 
 def information_table(records: Records) -> str:

@@ -9,6 +9,16 @@ from transformers import AutoModelForCausalLM
 
 from vlora.config import load_config
 from vlora.eval.config import EvalConfig
+from vlora.recipes.cli import app
+
+
+def command(*arguments: object) -> int:
+    """Exit status of ``vlora`` with these arguments."""
+    try:
+        app(args=[str(argument) for argument in arguments], prog_name="vlora")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 def write(path: Path, rows: list[dict]) -> str:

@@ -17,7 +17,6 @@ from vlora.eval.predict import Predictor
 from vlora.eval.records import read_records
 from vlora.eval.run import run_eval
 from vlora.posterior import Posterior
-from vlora.recipes.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RULES = {"ladder": [0.5, 1], "refine": 0, "alpha": [0.3], "risk": 0.9, "delta": 0.5}
@@ -30,14 +29,6 @@ def built(tmp_path_factory):
     models = [str(folder / "first"), str(folder / "plain")]
     done = run_calibration(eval_world.config(folder, folder / "out", model=models, calibration=RULES))
     return folder, {one.name: one.content for one in done}
-
-
-def run(*arguments):
-    try:
-        app(args=[str(argument) for argument in arguments], prog_name="vlora")
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def rows_of(folder, name):
@@ -138,12 +129,12 @@ def test_without_a_calibration_there_are_answers_and_no_sets(built, caplog, caps
         "--base-model",
         folder / "base",
     )
-    assert run(*arguments, "--task", "multiple_choice", "--num-samples", 2) == 0
+    assert eval_world.command(*arguments, "--task", "multiple_choice", "--num-samples", 2) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["item"] for line in lines] == ["x", "x"] and len(lines[1]["probabilities"]) == 3
     assert all(line["prediction_set"] is None and line["answer"] is not None for line in lines)
     assert "1 ids occur more than once, first 'x'" in caplog.text and "nothing was calibrated" in caplog.text
-    assert run(*arguments) == 1
+    assert eval_world.command(*arguments) == 1
     assert (
         "task must be sequence_classification, multiple_choice or the name of a task file"
         in capsys.readouterr().err
@@ -170,7 +161,7 @@ def test_the_command_writes_a_file_whole_or_answers_a_text(built, capsys, tmp_pa
     folder, _ = built
     base = ("--base-model", folder / "base")
     assert (
-        run(
+        eval_world.command(
             "predict",
             folder / "first",
             "--data",
@@ -184,7 +175,7 @@ def test_the_command_writes_a_file_whole_or_answers_a_text(built, capsys, tmp_pa
     assert "wrote" in capsys.readouterr().out
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 10
     text = ("--text", "Q w3 w4 A", "--choice", "red", "--choice", "blue", "--answer-all")
-    assert run("predict", folder / "first", *text, *base) == 0
+    assert eval_world.command("predict", folder / "first", *text, *base) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["answer"] in ("red", "blue") and set(line["prediction_set"]) <= {"red", "blue"}
     for wrong, message in (
@@ -194,7 +185,7 @@ def test_the_command_writes_a_file_whole_or_answers_a_text(built, capsys, tmp_pa
         ((*text, "--alpha", "0.2"), "no lac set was fitted for alpha 0.2; there are 0.3"),
         ((*text, "--num-samples", "2"), "num_samples is 2 but the calibration was fitted with 4"),
     ):
-        assert run("predict", folder / "first", *wrong, *base) == 1
+        assert eval_world.command("predict", folder / "first", *wrong, *base) == 1
         assert message in capsys.readouterr().err
 
 
@@ -208,7 +199,7 @@ def test_the_command_writes_a_file_whole_or_answers_a_text(built, capsys, tmp_pa
 )
 def test_bad_files_are_one_line(built, tmp_path, capsys, content, message):
     (tmp_path / "bad.jsonl").write_text(content)
-    assert run("predict", built[0] / "first", "--data", tmp_path / "bad.jsonl") == 1
+    assert eval_world.command("predict", built[0] / "first", "--data", tmp_path / "bad.jsonl") == 1
     assert message in capsys.readouterr().err
 
 

@@ -12,19 +12,10 @@ from vlora.eval.config import EvalConfig
 from vlora.eval.predict import Predictor
 from vlora.eval.task_config import expand_task
 from vlora.posterior import Posterior
-from vlora.recipes.cli import app
 from vlora.recipes.predict import rows_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 MINE = "title: mine\nkind: multiple_choice\nprompt: 'who {{question}}'\ncolumns: {{answer: key}}\n{more}"
-
-
-def run(*arguments):
-    try:
-        app(args=[str(argument) for argument in arguments], prog_name="vlora")
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +84,10 @@ def test_a_calibration_with_a_task_is_applied_to_its_rows(world, tmp_path):
 def test_the_command_reads_a_task_and_refuses_others(world, capsys):
     base = ("predict", world / "first", "--base-model", world / "base", "--num-samples", 2)
     mine = ("--task", world / "mine.yaml")
-    assert run(*base, *mine, "--data", world / "bare.jsonl") == 0
+    assert eval_world.command(*base, *mine, "--data", world / "bare.jsonl") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["item"] for line in lines] == [f"r{n}" for n in range(6)]
-    assert run(*base, *mine, "--data", world) == 0  # the folder's test rows
+    assert eval_world.command(*base, *mine, "--data", world) == 0  # the folder's test rows
     assert len(capsys.readouterr().out.splitlines()) == 12
     for wrong, message in (
         (("--task", "siqaa", "--data", world / "bare.jsonl"), "did you mean 'siqa'?"),
@@ -106,6 +97,6 @@ def test_the_command_reads_a_task_and_refuses_others(world, capsys):
         (("--task", "multiple_choice", "--fewshot", "x", "--data", "y"), "the prompts of a task file"),
         (("--data", world / "bare.jsonl"), "multiple_choice or the name of a task file where nothing was"),
     ):
-        assert run(*base, *wrong) == 1
+        assert eval_world.command(*base, *wrong) == 1
         message_seen = capsys.readouterr().err
         assert message in message_seen and message_seen.count("\n") == 1

@@ -135,7 +135,7 @@ def std_limit(group: dict[str, Any]) -> float:
     An entry moves by about lr per step of Adam, so the sum is the longest way from its start. Noise of the size of what
     was learned drowns it: on 500 rows and 100 steps, where the cost of noise stays near zero, validation NLL was .692
     without this limit, .682 with a share of a half, .677 with a quarter, .676 without noise (three seeds,
-    ``benchmarks/posterior_quality``). From some 400 steps at a rate of 1e-3 on it seldom binds.
+    ``benchmarks/posterior_quality``). There it decides the final width of runs of 100 steps, and no longer that of 400.
 
     Args:
         group: Parameter group with the sum of its learning rates as ``path``.
