@@ -110,7 +110,7 @@ def case(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
     base = np.array(times["without"])
     return {
         "case": name,
-        "seconds": {variant: float(np.median(found)) for variant, found in times.items()},
+        "step_seconds": {variant: float(np.median(found)) for variant, found in times.items()},
         "extra": {
             v: float(np.median(np.array(found) / base)) - 1 for v, found in times.items() if v != "without"
         },

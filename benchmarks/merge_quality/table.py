@@ -221,8 +221,8 @@ def gathering_table(records: Records) -> str:
         cells = [f"{100 * extra:+.1f} %" for extra in record["extra"].values()]
         sizes = [f"{record[key][0] / 2**20:.0f} MiB" for key in ("bytes_full", "bytes_16")]
         step = (
-            f"{1000 * record['seconds']['without']:.0f} ms"
-            if "seconds" in record
+            f"{1000 * record['step_seconds']['without']:.0f} ms"
+            if "step_seconds" in record
             else f"{record['flops'] / 1e9:.0f} GFLOP"
         )
         rows.append([record["case"], step, *cells, *sizes])
