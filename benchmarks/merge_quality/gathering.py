@@ -22,7 +22,8 @@ from benchmarks.rows import keep_and_tell
 from vlora import IVON
 from vlora.curvature import gathering, stream_bytes
 
-ROUNDS = 6
+ROUNDS, STEPS = 3, 13
+"""Steps of a variant in a row, so that rows held back are summed at least once."""
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "without": None,
     "K = 1": {"draws": 1},
@@ -67,7 +68,7 @@ def count(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
 
 
 def flops(model: Any, rows: int, tokens: int, options: dict[str, Any] | None) -> int:
-    """Of one forward and backward pass inside a gathering with these options, or outside of any."""
+    """Of a forward and backward pass, mean over ``STEPS``, inside a gathering with these options, or outside of any."""
     ids = torch.randint(5, 900, (rows, tokens))
     labels = ids if model.config.model_type == "llama" else torch.zeros(rows, dtype=torch.long)
     block = nullcontext() if options is None else gathering(model, **options)
@@ -75,9 +76,10 @@ def flops(model: Any, rows: int, tokens: int, options: dict[str, Any] | None) ->
         torch.ops.aten.addmm_: lambda out, a, b, **_: 2 * a[0] * a[1] * b[1]
     }  # torch knows addmm only
     with block, FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        model(input_ids=ids, labels=labels).loss.backward()
+        for _ in range(STEPS):
+            model(input_ids=ids, labels=labels).loss.backward()
     model.zero_grad()
-    return counter.get_total_flops()
+    return counter.get_total_flops() // STEPS
 
 
 def _sizes(model: Any) -> dict[str, list[int]]:
@@ -106,7 +108,7 @@ def case(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for variant, options in VARIANTS.items():
             block = nullcontext() if options is None else gathering(model, **options)
-            times[variant].append(timed(step, block))
+            times[variant].append(timed(step, block) / STEPS)
     base = np.array(times["without"])
     return {
         "case": name,
@@ -119,10 +121,11 @@ def case(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
 
 
 def timed(step: Callable[[], None], block: AbstractContextManager[Any]) -> float:
-    """CPU seconds of one step inside a block."""
+    """CPU seconds of ``STEPS`` steps inside a block."""
     with block:
         started = time.process_time()
-        step()
+        for _ in range(STEPS):
+            step()
         return time.process_time() - started
 
 

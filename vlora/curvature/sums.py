@@ -34,23 +34,37 @@ class RunningSum(Protocol):
 
 
 class FullSum:
-    """The whole matrix, n^2 numbers."""
+    """The whole matrix, n^2 numbers, and n / 8 rows held back: adding a few at a time is bound by memory."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.total = torch.zeros(size, size, device=device)
+        self.buffer = torch.empty(_held_rows(size), size, device=device)
+        self.used = 0
 
     def add(self, rows: Tensor) -> None:
-        """Add the outer products of rows."""
-        self.total.addmm_(rows.T, rows)
+        """Add the outer products of rows, many at once."""
+        if self.used + len(rows) > len(self.buffer):
+            self._flush()
+        if len(rows) > len(self.buffer):
+            self.total.addmm_(rows.T, rows)
+            return
+        self.buffer[self.used : self.used + len(rows)] = rows
+        self.used += len(rows)
 
     def reduce(self) -> None:
         """Sum over all processes."""
+        self._flush()
         dist.all_reduce(self.total)
 
     def result(self, key: str, normalise: bool) -> dict[str, Tensor]:
         """The symmetric matrix."""
+        self._flush()
         gram = (self.total + self.total.T) / 2
         return {key: (gram * _scale(gram.trace(), len(gram), normalise)).cpu()}
+
+    def _flush(self) -> None:
+        rows, self.used = self.buffer[: self.used], 0
+        self.total.addmm_(rows.T, rows)
 
 
 class LeadingSum:
@@ -110,8 +124,12 @@ def make_sum(size: int, rank: int | None, device: torch.device) -> RunningSum:
 def sum_bytes(size: int, rank: int | None) -> tuple[int, int]:
     """Bytes while gathering and bytes stored, of one matrix in float32."""
     if rank is None or 4 * rank >= size:
-        return 4 * size * size, 4 * size * size
+        return 4 * size * (size + _held_rows(size)), 4 * size * size
     return 16 * rank * size, 4 * (rank * size + rank + 1)
+
+
+def _held_rows(size: int) -> int:
+    return max(1, size // 8)
 
 
 def _scale(trace: Tensor, size: int, normalise: bool) -> float:
