@@ -64,6 +64,7 @@ class ChoiceTable(ModelTable):
         self.num_samples = 0 if samples is None else len(samples)
         self._samples, self._antithetic = samples, records[0].antithetic
         self._truth = _truth(records, width)
+        self._base_entropy: Array | None = None
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
             self._predictives["samples"] = self._from_samples(samples, records[0].antithetic)
@@ -144,7 +145,22 @@ class ChoiceTable(ModelTable):
             for name in ("expected_entropy", "mutual_information", "variation_ratio")
             if name in columns
         }
-        return found | split
+        found |= split
+        if self._base_entropy is not None:
+            for name in ("entropy", "mutual_information"):
+                if name in found:
+                    found[f"{name}_times_base"] = found[name] * self._base_entropy
+        return found
+
+    def set_base(self, base: "ChoiceTable") -> None:
+        """Also score items by entropy and information times the entropy of the base model without an adapter.
+
+        The posterior of an adapter knows what the adapter was taught; what was known before, only the base model can
+        tell. An item that either of them knows is known.
+        """
+        rows = [base.row_of.get(record.item) for record in self.records]
+        if None not in rows:
+            self._base_entropy = base.predictive("mean").columns["entropy"][rows]
 
     def reliability(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:
         """Confidence and correctness of ``rows``."""

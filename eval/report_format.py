@@ -37,6 +37,8 @@ _SCORES = {
     "entropy": "entropy",
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
+    "entropy_times_base": "entropy × entropy of the base",
+    "mutual_information_times_base": "mutual information × entropy of the base",
     "variation_ratio": "variation ratio",
     "length": "length only",
 }

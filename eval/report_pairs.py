@@ -58,11 +58,7 @@ def _rivals(results: Results, model: str, predictor: str, key: str) -> set[str]:
 
 def detection_table(results: Results) -> dict[str, Any]:
     """Return, per named pair of groups, a row per model and a column per predictor and score (AUROC)."""
-    entries = [
-        d
-        for d in results.get("detection") or []
-        if "+" not in (d.get("predictor") or "") and d["score"] != "variation_ratio"
-    ]
+    entries = [d for d in results.get("detection") or [] if _shown(d.get("predictor") or "", d["score"])]
     seen = dict.fromkeys((d.get("predictor") or "", d["score"]) for d in entries if d["score"] != "length")
     columns = sorted(seen, key=lambda c: (_rank(c[0]),))
     lookup = {(d["name"], d["model"], d.get("predictor") or "", d["score"]): d for d in entries}
@@ -85,6 +81,13 @@ def detection_table(results: Results) -> dict[str, Any]:
         blocks.append({"name": name, "rows": rows, **sides})
     heads = [{"predictor": predictor_label(p), "score": score_label(s)} for p, s in columns]
     return {"columns": [*heads, {"predictor": "baseline", "score": "length only"}], "blocks": blocks}
+
+
+def _shown(predictor: str, score: str) -> bool:
+    """Return whether a score has a column: not what says nearly the same as another one."""
+    if score == "entropy_times_base":
+        return predictor == "mean"
+    return "+" not in predictor and score != "variation_ratio"
 
 
 def comparison_tables(results: Results) -> list[dict[str, Any]]:

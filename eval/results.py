@@ -156,6 +156,7 @@ def build_tables(
             else ChoiceTable(name, rows, resampler)
         )
         tables.append(kind)
+    _set_base(tables, models)
     if len({type(table) for table in tables}) > 1:
         raise DataError(
             "some models have language-modelling records and others not; evaluate them on one task"
@@ -167,6 +168,20 @@ def build_tables(
             f"{ALL!r} is the name of the group of all test rows; choose another name for that group"
         )
     return tables
+
+
+def _set_base(tables: Sequence[ModelTable], models: Sequence[Mapping[str, Any]] | None) -> None:
+    """Tell adapters what the base model said where it was evaluated beside them."""
+    kinds = {str(model["name"]): model.get("kind") for model in models or ()}
+    bases = [table for table in tables if kinds.get(table.model) == "base"]
+    for table in tables:
+        if (
+            bases
+            and table is not bases[0]
+            and isinstance(table, ChoiceTable)
+            and isinstance(bases[0], ChoiceTable)
+        ):
+            table.set_base(bases[0])
 
 
 def _check_names(names: Sequence[str], by_model: Mapping[str, Sequence[Record]]) -> None:

@@ -107,6 +107,25 @@ def test_head_is_complete_and_json(results, tmp_path):
     assert read_results(tmp_path / "results.json") == json.loads(json.dumps(results))
 
 
+def test_scores_times_the_entropy_of_the_base_model(records):
+    base = make_model("untouched", 1.0, draws=0, seed=3)
+    models = [{"name": "untouched", "kind": "base"}, {"name": "ivon", "kind": "posterior"}]
+    detect = {"unknown": {"positive": ["unknown"], "negative": ["easy", "hard"]}}
+    rows = [*reversed(base), *(r for r in records if r["model"] == "ivon")]
+    found = compute_results(rows, models=models, detect=detect, num_bootstrap=20)["detection"]
+    got = {(d["model"], d["predictor"], d["score"]): d["auroc"]["value"] for d in found}
+    groups = ("easy", "hard", "unknown")
+    _, samples, _, asked = arrays(rows, "ivon", ("test", "ood"), groups)
+    plain = {r["item"]: r["log_probs"] for r in base}
+    ignorance = entropy(np.array([plain[r["item"]] for r in asked]))
+    unknown = np.array([r["group"] == "unknown" for r in asked])
+    want = auroc(mutual_information(samples) * ignorance, unknown)
+    assert got["ivon", "samples", "mutual_information_times_base"] == pytest.approx(want, abs=1e-12)
+    want = auroc(entropy(mixture_log_probs(samples)) * ignorance, unknown)
+    assert got["ivon", "samples", "entropy_times_base"] == pytest.approx(want, abs=1e-12)
+    assert not any(model == "untouched" and "base" in score for model, _, score in got)
+
+
 def test_rows_cover_models_predictors_and_groups(results):
     found = {(r["model"], r["predictor"]) for r in results["rows"]}
     means, samples = ("mean", "mean+temperature"), ("samples", "samples+temperature")
