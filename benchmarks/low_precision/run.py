@@ -100,7 +100,7 @@ def classification(
                 "type": "lora", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value", "dense"],
                 "layers_to_transform": [4, 5], "layers_pattern": "layer",
             },
-            "training": {"per_device_train_batch_size": 16, **training},
+            "training": {"per_device_train_batch_size": 16, "max_grad_norm": 0, **training},
             "seed": seed,
         },
         "eval": {"data": {"test": files["test"], "max_length": 24}, "num_samples": 2},
@@ -119,7 +119,7 @@ def stories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "train": {
                     "data": {"train": files["train"], "text": "text", "max_length": 128},
                     "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-                    "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
+                    "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "max_grad_norm": 0},
                     "seed": seed,
                 },
                 "eval": {

@@ -98,7 +98,8 @@ def measured(network: Network, rows: Rows, head: Tensor, **options: Any) -> dict
 
 def _optimizer(trained: list[nn.Parameter], recipe: Recipe, steps: int) -> Any:
     if recipe.optimizer == "ivon":
-        return IVON.auto(trained, num_steps=steps, grad_batch_size=BATCH, seed=recipe.seed, lr=recipe.lr)
+        settings = {"grad_batch_size": BATCH, "max_grad_norm": None, "seed": recipe.seed, "lr": recipe.lr}
+        return IVON.auto(trained, num_steps=steps, **settings)  # AdamW is not clipped either
     return torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
 
 

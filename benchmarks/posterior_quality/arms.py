@@ -206,6 +206,7 @@ def auto(task: Task, seed: int, *, test: bool, scales: tuple[float, ...] = SCALE
             num_steps=task.steps or num_steps(task.train),
             grad_batch_size=BATCH,
             seed=seed,
+            max_grad_norm=None,  # no gradient is clipped here, whoever trains
             **given,
         )
 

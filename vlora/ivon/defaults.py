@@ -47,6 +47,7 @@ class IvonSettings:
     max_std_ratio: float = 3**0.5
     noise_warmup: int = 0
     noise_rate: float = 0.05
+    max_grad_norm: float | None = None
 
     @property
     def first_std(self) -> float:
@@ -74,8 +75,9 @@ class IvonSettings:
             else f"ess {self.ess:.4g}, first std {self.first_std:.3g}"
         )
         scale = "" if self.grad_batch_size is None else f" of {self.grad_batch_size:g} examples"
+        cut = f", gradient norm at most {self.max_grad_norm:g}" if self.max_grad_norm else ""
         return (
-            f"ivon: {self.mean_step} step with lr {self.lr:.3g}, {width}, h by {self.hess_approx}{scale}, "
+            f"ivon: {self.mean_step} step with lr {self.lr:.3g}{cut}, {width}, h by {self.hess_approx}{scale}, "
             f"beta2 {self.beta2:.6g}"
         )
 
@@ -147,13 +149,14 @@ def auto_settings(
     num_steps: int, *, grad_batch_size: float, width: int, noise_cost: float | None = 0.01,
     init_std: float | None = None, max_std: float = 0.1, max_std_ratio: float = 3**0.5, lr: float | None = None,
     ess: float | None = None, hess_init: float = 1e-20, beta1: float = 0.9, beta2: float = 0.999,
-    weight_decay: float | None = None, clip_radius: float = math.inf,
+    weight_decay: float | None = None, clip_radius: float = math.inf, max_grad_norm: float | None = 1.0,
 ) -> IvonSettings:  # fmt: skip
     """Hyper-parameters that need nothing but the shape of the run; what is given wins.
 
         lr           = 1e-3 min(1, 512 / width)        on AdamW's scale, as the mean moves as under AdamW
         h            = squared gradients, corrected for its start as in Adam
         beta2        = 0.999                           Adam's; a shorter memory slows the mean
+        max_grad_norm = 1                              as Trainer clips for AdamW (vlora.ivon.clipping)
         ess          set during the run so that noise costs ``noise_cost`` nats (vlora.ivon.noise)
         weight_decay = mean(h) / (max_std_ratio^2 - 1) also followed during the run
 
@@ -179,6 +182,7 @@ def auto_settings(
         beta2: Decay rate of h.
         weight_decay: Prior precision over ``ess``, fixed; only with ``ess``.
         clip_radius: Largest entry of a preconditioned step.
+        max_grad_norm: Largest norm of the gradient where it enters the mean; 0 or None for none.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -198,6 +202,7 @@ def auto_settings(
         clip_radius=clip_radius, hess_approx="gradsq", grad_batch_size=grad_batch_size, mean_step="adam",
         rescale_lr=False, noise_cost=noise_cost if ess is None else None, init_std=init_std, max_std=max_std,
         max_std_ratio=max_std_ratio, noise_warmup=num_steps, noise_rate=min(NOISE_RATE / num_steps, 0.5),
+        max_grad_norm=max_grad_norm,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What a step starts from: every parameter's final gradient and product, refused if it is not finite."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,17 @@ from torch import Tensor
 
 from vlora.errors import TrainingError
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.kernels import all_norms_finite, product_of_draw
+from vlora.ivon.kernels import gradient_norms, product_of_draw
 from vlora.ivon.noise import NoiseTally, controlled
 from vlora.ivon.rounding import is_coarse, realised_product
 from vlora.ivon.sampling import Groups, State, positions
-from vlora.ivon.shards import local, local_state, lowest_of_ranks
+from vlora.ivon.shards import local, local_state, lowest_of_ranks, sum_of_ranks
 from vlora.ivon.state import by_device
 
 __all__ = [
     "Entry",
-    "all_finite",
     "drawn_products",
+    "finite_norm",
     "gather_entries",
     "overflowed",
     "unscaled",
@@ -129,30 +130,42 @@ def overflowed(groups: Groups, found_inf: Tensor | None) -> bool:
     return lowest_of_ranks(0 if found_inf else 1, [param for *_, param in positions(groups)]) == 0
 
 
-def all_finite(entries: Sequence[Entry], groups: Groups) -> bool:
-    """Whether every gradient is finite, on all processes that share it; with one synchronisation for each device.
+def finite_norm(entries: Sequence[Entry], groups: Groups) -> float | None:
+    """Norm of all gradients together, loss scale still on, if they are finite on all processes that share them.
 
     Returns:
-        False if one is not and its group says ``skip_nonfinite``; the skip is then counted in every group.
+        None if one is not finite and its group says ``skip_nonfinite``; the skip is then counted in every group.
 
     Raises:
         TrainingError: If one is not, naming its group and shape.
     """
-    bad = lowest_of_ranks(_first_nonfinite(entries), [entry.owner for entry in entries])
-    if bad == len(entries):
-        return True
-    _refuse_nonfinite(entries[bad], groups)
-    return False
+    owners = [entry.owner for entry in entries]
+    bad, square = _norm_of_part(entries)
+    bad = lowest_of_ranks(bad, owners)
+    if bad < len(entries):
+        _refuse_nonfinite(entries[bad], groups)
+        return None
+    size = float(sum(entry.grad.numel() for entry in entries))
+    square, held = sum_of_ranks([square, size], owners)
+    copies = held / max(sum(owner.numel() for owner in owners), 1)  # of every shard that a mesh keeps
+    return math.sqrt(square / max(copies, 1.0))
 
 
-def _first_nonfinite(entries: Sequence[Entry]) -> int:
-    """Position of an entry whose gradient, as far as this process holds it, is not finite; their number if none is."""
+def _norm_of_part(entries: Sequence[Entry]) -> tuple[int, float]:
+    """Position of an entry whose gradient, as far as this process holds it, is not finite, and the sum of all squares.
+
+    The number of entries if all are finite. One synchronisation for each device.
+    """
+    square = 0.0
     for indices in by_device([entry.grad for entry in entries]):
-        certain = all_norms_finite([entries[i].grad for i in indices]).tolist()
-        for i, finite in zip(indices, certain, strict=True):
-            if not finite and not entries[i].grad.isfinite().all():  # not just a norm that overflowed
-                return i
-    return len(entries)
+        norms = gradient_norms([entries[i].grad for i in indices]).tolist()
+        for i, norm in zip(indices, norms, strict=True):
+            if not math.isfinite(norm):
+                if not entries[i].grad.isfinite().all():
+                    return i, square
+                norm = float(torch.linalg.vector_norm(entries[i].grad, dtype=torch.float64))  # it overflowed
+            square += norm**2
+    return len(entries), square
 
 
 def _refuse_nonfinite(entry: Entry, groups: Groups) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vlora.errors import ConfigError
+from vlora.ivon.clipping import check_clipping, clip_settings
 from vlora.ivon.noise import prepare_noise
 from vlora.ivon.prior import PRIORS, split_group
 from vlora.ivon.step import effective_lr
@@ -80,6 +81,7 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
         raise ConfigError(f"IVON's noise must be 'shared' or 'per_rank', got {values['noise']!r}")
     _check_grad_batch_size(values)
     _check_mean_step(values)
+    check_clipping(values)
     _check_prior(values)
     group.setdefault("prior_start", values["weight_decay"])
 
@@ -153,7 +155,7 @@ def step_settings(group: dict[str, Any]) -> dict[str, Any]:
         "mean_step",
         "prior_pull",
     )
-    settings = {name: group[name] for name in names}
+    settings = {name: group[name] for name in names} | clip_settings(group)
     # a prior that is learned moves the weight decay, and must not move the learning rate with it
     learned = group["prior"] == "empirical_bayes"
     start = group.get("prior_start", group["weight_decay"]) if learned else group["weight_decay"]

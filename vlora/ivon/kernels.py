@@ -13,17 +13,18 @@ import math
 import torch
 from torch import Tensor
 
-from vlora.ivon.step import ADAM_EPS, corrected_decay
+from vlora.ivon.step import ADAM_EPS, clipped_decay, corrected_decay
 
-__all__ = ["all_norms_finite", "draw_", "ivon_step_", "make_scratch", "product_of_draw"]
+__all__ = ["draw_", "gradient_norms", "ivon_step_", "make_scratch", "product_of_draw"]
 
 
-def all_norms_finite(tensors: list[Tensor]) -> Tensor:
-    """Whether each tensor is finite, as far as its Euclidean norm tells. Bool, shape ``(n,)``.
+def gradient_norms(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm of each tensor, float64, shape ``(n,)``; all on one device.
 
-    True is certain; False also means a norm that overflowed. All tensors are on one device.
+    A finite norm means finite entries; one that is not finite may only have overflowed.
     """
-    return torch.stack(list(torch._foreach_norm(tensors, 2))).isfinite()
+    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=wide))).double()
 
 
 def make_scratch(like: Tensor, limit: int) -> Tensor:
@@ -96,6 +97,9 @@ def ivon_step_(
     grad_batch_size: float | None = None,
     mean_step: str = "newton",
     prior_pull: bool = True,
+    clip: float | None = None,
+    weight_before: float = 1.0,
+    clip_weight: float = 1.0,
 ) -> None:
     """Update ``mean``, ``momentum`` and ``hess`` in place; see ``vlora.ivon.step.ivon_step`` for the algorithm.
 
@@ -118,6 +122,9 @@ def ivon_step_(
         grad_batch_size: Only for ``"gradsq"``: scale of the estimate instead of ``ess``, without retraction.
         mean_step: ``"newton"`` or ``"adam"``.
         prior_pull: Pull the mean towards the prior's; False leaves ``weight_decay m`` out.
+        clip: Factor on the gradient where it enters the momentum; None for no clipping.
+        weight_before: With ``clip``: w of the step before.
+        clip_weight: With ``clip``: w of this step.
     """
     first, second, _ = scratch[:, : mean.numel()]
     if grad_batch_size is None:
@@ -130,8 +137,13 @@ def ivon_step_(
         hess.addcdiv_(change.square_(), precision, value=0.5 * (1 - beta2) ** 2)
     else:
         keep = corrected_decay(beta2, step) if mean_step == "adam" and debias else beta2
+        if clip is not None:
+            keep = clipped_decay(keep, clip=clip, weight=weight_before)
         hess.mul_(keep).add_(product, alpha=(1 - keep) * grad_batch_size)
-    momentum.lerp_(grad, 1 - beta1)
+    if clip is None:
+        momentum.lerp_(grad, 1 - beta1)
+    else:
+        momentum.mul_(beta1).add_(grad, alpha=(1 - beta1) * clip)
     bias = 1 - beta1**step if debias else 1.0
     force = momentum
     if mean_step == "newton":
@@ -141,7 +153,7 @@ def ivon_step_(
             force = torch.add(momentum, mean, alpha=pull, out=second)
     else:
         assert grad_batch_size is not None
-        divisor = torch.mul(hess, 1 / grad_batch_size, out=first).sqrt_().add_(ADAM_EPS)
+        divisor = torch.mul(hess, clip_weight / grad_batch_size, out=first).sqrt_().add_(ADAM_EPS)
     if math.isfinite(clip_radius):
         direction = torch.div(force, divisor, out=first).clamp_(-bias * clip_radius, bias * clip_radius)
         mean.sub_(direction, alpha=lr / bias)

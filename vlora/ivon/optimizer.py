@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
+from vlora.ivon.clipping import NormWatch, set_clip
 from vlora.ivon.defaults import AUTO_KEYS, auto_settings, median_width
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.gradients import Entry
@@ -92,6 +93,9 @@ class IVON(DrawingOptimizer):
             ``vlora.ivon.prior``.
         prior_update_every: Steps between two updates of a learned prior.
         prior_pull: False leaves ``weight_decay * mean`` out of the mean's update (arXiv:2506.14280).
+        max_grad_norm: Largest norm of the gradient over all parameters where it enters the mean; needs
+            ``mean_step="adam"``. h and the cost of noise see it whole (``vlora.ivon.clipping``): leave clipping by
+            others off then. None or 0: no limit.
 
     Raises:
         ConfigError: If a hyper-parameter is out of range.
@@ -108,10 +112,12 @@ class IVON(DrawingOptimizer):
         foreach: bool = True, compiled: bool = False,
         state_bits: int = 32, min_8bit_size: int = 4096, stochastic_rounding: bool = False,
         prior: str = "fixed", prior_update_every: int = 10, prior_pull: bool = True,
+        max_grad_norm: float | None = None,
     ) -> None:  # fmt: skip
         if weight_decay is not None and prior_precision is not None:
             raise ConfigError("give IVON weight_decay or prior_precision = ess * weight_decay, not both")
         self._reset()
+        self._norm_watch = NormWatch()
         defaults = {
             "lr": lr, "ess": ess, "hess_init": hess_init, "beta1": beta1, "beta2": beta2,
             "weight_decay": 1e-4 if weight_decay is None else weight_decay, "clip_radius": clip_radius,
@@ -123,6 +129,7 @@ class IVON(DrawingOptimizer):
             "compiled": compiled,
             "state_bits": state_bits, "min_8bit_size": min_8bit_size, "stochastic_rounding": stochastic_rounding,
             "prior": prior, "prior_update_every": prior_update_every, "prior_pull": prior_pull,
+            "max_grad_norm": max_grad_norm, "clip": 1.0, "clip_weight": 1.0, "weight_before": 1.0, "clip_steps": 0,
             "draw": 0, "eval_draw": 0, "sampled": [], "skipped_steps": 0,
         }  # fmt: skip
         super().__init__(params, defaults)
@@ -133,6 +140,7 @@ class IVON(DrawingOptimizer):
         """Rebuild what copies and checkpoints do not carry, and complete groups saved by an older version."""
         super().__setstate__(state)
         self._reset()
+        self._norm_watch = NormWatch()
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, copy.copy(value))
@@ -208,12 +216,18 @@ class IVON(DrawingOptimizer):
         restore_storage(self.param_groups, self.state, storage)
         self.eval()
 
-    def _update(self, entries: list[Entry], scale: Tensor | None, averages: DrawAverages | None) -> None:
+    def _update(
+        self, entries: list[Entry], norm: float, scale: Tensor | None, averages: DrawAverages | None
+    ) -> None:
         """Update the state, then the width of the next draws or the prior where they are not fixed."""
+        norm = norm if scale is None else norm / float(scale)
+        for group in self.param_groups:
+            set_clip(group, norm)
         tally = NoiseTally() if averages is None else averages.tally
         tally.draws = 1 if averages is None else averages.count
         apply_update(self.param_groups, entries, scale, tally)
         if any(controlled(group) for group in self.param_groups):
+            self._norm_watch.look(norm)
             own = [entry.owner for entry in entries if controlled(entry.group)]
             update_noise(self.param_groups, tally.measured(self.param_groups, own))
         update_priors(self.param_groups, self.posterior_state)

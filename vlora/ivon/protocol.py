@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.gradients import Entry, all_finite, drawn_products, gather_entries, overflowed
+from vlora.ivon.gradients import Entry, drawn_products, finite_norm, gather_entries, overflowed
 from vlora.ivon.rounding import NoiseCheck
 from vlora.ivon.sampling import advance, starts_step, take_grads, write_draw, write_mean
 from vlora.ivon.shards import refuse_replaced
@@ -30,11 +30,14 @@ class DrawingOptimizer(torch.optim.Optimizer):
     # GradScaler then calls step() after an overflow too, which puts the mean back.
     _step_supports_amp_scaling = True
 
-    def _update(self, entries: list[Entry], scale: Tensor | None, averages: DrawAverages | None) -> None:
+    def _update(
+        self, entries: list[Entry], norm: float, scale: Tensor | None, averages: DrawAverages | None
+    ) -> None:
         """Update state and parameters.
 
         Args:
             entries: Parameters with finite gradients.
+            norm: Of all gradients together, as they are.
             scale: Loss scale that is still on the gradients; None for none.
             averages: Products of draws collected earlier; None if the parameters hold the only draw.
         """
@@ -127,8 +130,9 @@ class DrawingOptimizer(torch.optim.Optimizer):
             if not overflowed(self.param_groups, getattr(self, "found_inf", None)):  # from GradScaler
                 scale = getattr(self, "grad_scale", None)
                 entries = gather_entries(self.param_groups, self.state, averages, scale)
-                if all_finite(entries, self.param_groups):
-                    self._update(entries, scale, averages)
+                norm = finite_norm(entries, self.param_groups)
+                if norm is not None:
+                    self._update(entries, norm, scale, averages)
         finally:
             if not collected:
                 advance(self.param_groups, "train", self.noise_ranks.size)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "ADAM_EPS",
+    "clipped_decay",
     "corrected_decay",
     "effective_lr",
     "hessian_estimate_gradsq",
@@ -110,6 +111,24 @@ def corrected_decay(beta2: float, step: float) -> float:
     return beta2 * (1 - beta2 ** (step - 1)) / (1 - beta2**step)
 
 
+def clipped_decay(decay: float, *, clip: float, weight: float) -> float:
+    """Decay of h in a step whose gradient enters the mean as ``clip * grad``.
+
+        w_t = d w_(t-1) + (1 - d) c^2                              d the decay without clipping, c = clip
+        h_t = d_t h_(t-1) + (1 - d_t) f_t,     d_t = d w_(t-1) / w_t
+
+    So ``w_t h_t`` is the moving average of squares of *clipped* gradients, which a step of Adam divides by, and h is
+    the mean of *unclipped* ones in which a step counts by c^2: h keeps the scale of the data.
+
+    Args:
+        decay: d, in [0, 1).
+        clip: c, in (0, 1].
+        weight: w of the step before.
+    """
+    kept = decay * weight
+    return kept / (kept + (1 - decay) * clip**2)
+
+
 def update_hess(
     hess: Tensor, hess_sample: Tensor, *, beta2: float, weight_decay: float, retraction: bool = True
 ) -> Tensor:
@@ -158,11 +177,12 @@ def update_mean(
     mean_step: str = "newton",
     grad_batch_size: float | None = None,
     prior_pull: bool = True,
+    clip_weight: float = 1.0,
 ) -> Tensor:
     """Step of the mean inside an elementwise trust region.
 
         newton  m <- m - lr * clip((momentum / (1 - beta1^step) + weight_decay m) / (h + weight_decay), +-clip_radius)
-        adam    m <- m - lr * clip(momentum / (1 - beta1^step) / (sqrt(h / b) + 1e-8), +-clip_radius)
+        adam    m <- m - lr * clip(momentum / (1 - beta1^step) / (sqrt(w h / b) + 1e-8), +-clip_radius)
 
     Source of newton: arXiv:2402.17641, Algorithm 1. Source of adam: the square root of Adam (arXiv:1412.6980) in a
     variational method, as in Vadam (Khan et al. 2018, arXiv:1806.04854). With squared gradients on the scale of one
@@ -185,6 +205,7 @@ def update_mean(
         mean_step: ``"newton"`` or ``"adam"``.
         grad_batch_size: b, examples averaged in one gradient; needed for ``"adam"``.
         prior_pull: Pull the mean of ``"newton"`` towards the prior's.
+        clip_weight: w of this step, for ``"adam"`` with clipped gradients, see ``clipped_decay``.
 
     Returns:
         New m, shape ``(*p,)``.
@@ -195,7 +216,7 @@ def update_mean(
         direction = force / (hess + weight_decay)
     else:
         assert grad_batch_size is not None
-        direction = unbiased / ((hess / grad_batch_size).sqrt() + ADAM_EPS)
+        direction = unbiased / ((clip_weight * hess / grad_batch_size).sqrt() + ADAM_EPS)
     return mean - lr * direction.clamp(-clip_radius, clip_radius)
 
 
@@ -218,6 +239,9 @@ def ivon_step(
     grad_batch_size: float | None = None,
     mean_step: str = "newton",
     prior_pull: bool = True,
+    clip: float | None = None,
+    weight_before: float = 1.0,
+    clip_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One IVON step from gradients taken at ``mean + noise``.
 
@@ -242,6 +266,9 @@ def ivon_step(
         grad_batch_size: Only for ``"gradsq"``, see ``hessian_estimate_gradsq``.
         mean_step: ``"newton"`` or ``"adam"``, see ``update_mean``.
         prior_pull: Pull the mean towards the prior's, see ``update_mean``.
+        clip: Only for ``"adam"``: factor c on the gradient where it enters the momentum; None for no clipping.
+        weight_before: With ``clip``: w of the step before, see ``clipped_decay``.
+        clip_weight: With ``clip``: w of this step.
 
     Returns:
         New ``(mean, momentum, hess)``.
@@ -250,14 +277,16 @@ def ivon_step(
         hess_sample = hessian_estimate_reparam(product, hess, ess=ess, weight_decay=weight_decay)
     else:
         hess_sample = hessian_estimate_gradsq(product, ess=ess, grad_batch_size=grad_batch_size)
-    momentum = update_momentum(momentum, grad, beta1)
     decay = corrected_decay(beta2, step) if mean_step == "adam" and debias else beta2
+    if clip is not None:
+        grad, decay = clip * grad, clipped_decay(decay, clip=clip, weight=weight_before)
+    momentum = update_momentum(momentum, grad, beta1)
     hess = update_hess(
         hess, hess_sample, beta2=decay, weight_decay=weight_decay, retraction=grad_batch_size is None
     )
     mean = update_mean(
         mean, momentum, hess, step=step, lr=lr, beta1=beta1, weight_decay=weight_decay,
         clip_radius=clip_radius, debias=debias, mean_step=mean_step, grad_batch_size=grad_batch_size,
-        prior_pull=prior_pull,
+        prior_pull=prior_pull, clip_weight=clip_weight,
     )  # fmt: skip
     return mean, momentum, hess

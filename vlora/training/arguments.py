@@ -65,6 +65,8 @@ def training_arguments(config: TrainConfig, work: Path) -> "TrainingArguments":
             free = [name for name in known if name not in OWNED]
             raise ConfigError(f"in training: {_nearest(key, free)}")
     values = {**_defaults(config), **config.training}
+    if config.optimizer.name == "ivon" and config.optimizer.hess_approx != "price":
+        values["max_grad_norm"] = 0.0  # it clips by itself
     for key, value in values.items():
         if key.endswith("_strategy") and value is False:  # YAML reads an unquoted "no" as false
             values[key] = "no"
@@ -92,7 +94,7 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         "per_device_eval_batch_size": 32,
         "lr_scheduler_type": "cosine",  # every released IVON recipe decays
         "warmup_steps": 0.06,  # a share of the steps; without it some short runs never leave chance
-        # IVON bounds each entry by clip_radius; clipping the norm would shrink the Hessian estimate too.
+        # by reparameterisation IVON bounds each entry by clip_radius; clipping would shrink its estimate of h too
         "max_grad_norm": 1.0 if config.optimizer.name == "adamw" else 0.0,
         "eval_strategy": "epoch" if config.data.validation is not None else "no",
         "logging_steps": 0.02,  # fractions of the run, so that short and long runs have useful curves

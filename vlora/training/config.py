@@ -62,6 +62,9 @@ class OptimizerConfig:
     """IVON: prior precision / ess. AdamW: decoupled weight decay (0 if None)."""
     clip_radius: float | None = None
     """IVON: largest preconditioned step of an entry."""
+    max_grad_norm: float | None = None
+    """IVON with gradsq: largest norm of the gradient where it enters the mean; 0 for none. None: that of
+    ``training.max_grad_norm``, 1 by default, which is the one of AdamW and of IVON with price."""
     hess_approx: Literal["price", "gradsq"] | None = None
     """IVON: estimate h by reparameterisation or by squared gradients."""
     grad_batch_size: float | None = None

@@ -19,7 +19,7 @@ _PRICE = (
 )  # fmt: skip
 _AUTO = (
     "lr", "ess", "init_std", "hess_init", "max_std", "max_std_ratio", "noise_cost", "beta1", "beta2", "weight_decay",
-    "clip_radius",
+    "clip_radius", "max_grad_norm",
 )  # fmt: skip
 _PASSED_ON = (
     "state_bits", "min_8bit_size", "stochastic_rounding", "prior", "prior_update_every", "prior_pull",
@@ -35,6 +35,7 @@ def build_optimizer(
     num_steps: int,
     grad_batch_size: int,
     seed: int,
+    max_grad_norm: float | None = None,
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
     """Optimizer over all trainable parameters in one group.
 
@@ -45,6 +46,7 @@ def build_optimizer(
         num_steps: T, optimizer steps of the run.
         grad_batch_size: Examples averaged in one final gradient (batch size x accumulation x processes).
         seed: Seed of IVON's noise.
+        max_grad_norm: For IVON by squared gradients where ``config`` has none.
 
     Returns:
         The optimizer, and its settings as plain numbers for the log.
@@ -60,7 +62,8 @@ def build_optimizer(
         settings = short_run_defaults(num_examples, num_steps, **_given(config, _PRICE))
     else:
         batch = float(grad_batch_size) if config.grad_batch_size is None else config.grad_batch_size
-        given = _given(config, _AUTO)
+        given = {} if max_grad_norm is None else {"max_grad_norm": max_grad_norm}
+        given |= _given(config, _AUTO)
         settings = auto_settings(num_steps, grad_batch_size=batch, width=median_width(parameters), **given)
     kwargs = settings.optimizer_kwargs() | _overrides(config, settings)
     optimizer = IVON(parameters, seed=seed, **kwargs)

@@ -102,6 +102,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         num_steps=planned_steps(args, len(run.train)),
         grad_batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         seed=config.seed,
+        max_grad_norm=config.training.get("max_grad_norm"),
     )
     with _streamed(run) as stream:
         trainer = _fit(run, args, optimizer, checkpoint)

@@ -37,8 +37,9 @@ def test_without_noise_the_mean_moves_as_under_torchs_adam(foreach):
     data, target = torch.randn(64, 6, dtype=torch.float64), torch.randn(64, dtype=torch.float64)
     ours, theirs = (nn.Parameter(torch.zeros(6, dtype=torch.float64)) for _ in range(2))
     optimizer = IVON.auto(
-        [ours], num_steps=500, grad_batch_size=8.0, lr=0.01, ess=1e18, init_std=1e-12, foreach=foreach
-    )
+        [ours], num_steps=500, grad_batch_size=8.0, lr=0.01, ess=1e18, init_std=1e-12, foreach=foreach,
+        max_grad_norm=None,
+    )  # fmt: skip
     adam = torch.optim.Adam([theirs], lr=0.01, betas=(0.9, 0.999))
     for step in range(40):
         rows = slice(8 * (step % 8), 8 * (step % 8) + 8)
