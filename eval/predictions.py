@@ -16,7 +16,7 @@ from vlora.errors import DataError
 from vlora.eval.further_metrics import add_draw_errors, class_metrics, further_metrics
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.intervals import Interval
-from vlora.eval.metrics.linearised import softmax_moments
+from vlora.eval.metrics.linearised import logit_variance, softmax_moments
 from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
 from vlora.eval.metrics.temperature import temper, temperature_interval
 from vlora.eval.metrics.uncertainty import (
@@ -74,6 +74,7 @@ class ChoiceTable(ModelTable):
             split = {
                 "expected_entropy": moments.expected_entropy,
                 "mutual_information": moments.mutual_information,
+                "logit_variance": logit_variance(covariances, np.isfinite(at_mean)),
             }
             self._predictives["linearised"] = self._predictive(moments.log_probs, None, **split)
         held_out = np.flatnonzero((self.split == "validation") & self.labelled)
@@ -142,7 +143,7 @@ class ChoiceTable(ModelTable):
         found = {"max_probability": -columns["log_confidence"], "entropy": columns["entropy"]}
         split = {
             name: columns[name]
-            for name in ("expected_entropy", "mutual_information", "variation_ratio")
+            for name in ("expected_entropy", "mutual_information", "logit_variance", "variation_ratio")
             if name in columns
         }
         found |= split

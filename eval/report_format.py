@@ -39,6 +39,7 @@ _SCORES = {
     "mutual_information": "mutual information",
     "entropy_times_base": "entropy × entropy of the base",
     "mutual_information_times_base": "mutual information × entropy of the base",
+    "logit_variance": "variance of the logits",
     "variation_ratio": "variation ratio",
     "length": "length only",
 }

@@ -17,7 +17,7 @@ from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.uncertainty import expected_entropy, mixture_log_probs, mutual_information
 
-__all__ = ["SoftmaxMoments", "softmax_mean", "softmax_moments"]
+__all__ = ["SoftmaxMoments", "logit_variance", "softmax_mean", "softmax_moments"]
 
 _PAIRS = 512
 _ITEMS = 256  # items at a time, which bounds the memory
@@ -55,6 +55,25 @@ def softmax_moments(mean: Any, covariance: Any, *, num_pairs: int = _PAIRS, seed
         for s in _samples(mean, covariance, num_pairs, seed)
     ]
     return SoftmaxMoments(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def logit_variance(covariance: Any, present: Any) -> Array:
+    r"""Mean variance of the logits, apart from a shift that all of an item share.
+
+    .. math:: v = \frac{1}{K - 1} \left( \mathrm{tr}\, C - \tfrac 1 K \mathbf 1^\top C \mathbf 1 \right)
+
+    The information is about this times p (1 - p), so that a confident answer hides it.
+
+    Args:
+        covariance: Covariance of the logits, ``(N, K, K)``; rows and columns of absent choices are 0.
+        present: Choices that an item has, ``(N, K)``, two at least.
+
+    Returns:
+        ``(N,)``, in nats^2; higher for less certain.
+    """
+    covariance, count = np.asarray(covariance, dtype=np.float64), np.asarray(present).sum(axis=1)
+    trace, total = np.trace(covariance, axis1=1, axis2=2), covariance.sum(axis=(1, 2))
+    return (trace - total / count) / np.maximum(count - 1, 1)
 
 
 def softmax_mean(mean: Any, covariance: Any, *, num_pairs: int = _PAIRS, seed: int = 0) -> Array:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlora.errors import DataError
-from vlora.eval.metrics.linearised import softmax_mean, softmax_moments
+from vlora.eval.metrics.linearised import logit_variance, softmax_mean, softmax_moments
 
 
 def _quadrature(gap: float, sd: float) -> tuple[float, float]:
@@ -41,6 +41,19 @@ def test_no_variance_is_the_softmax_and_a_common_shift_changes_nothing():
     common[1, 2] = common[1, :, 2] = 0
     shifted = softmax_moments(mean + 3.0, common)
     np.testing.assert_allclose(np.exp(shifted.log_probs), np.exp(mean), atol=1e-6)
+
+
+def test_variance_of_the_logits_is_that_of_what_choices_differ_by():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(3, 3))
+    covariance, shift = root @ root.T, 7.0
+    # mean over all pairs of var(z_i - z_j) / 2
+    pairs = [covariance[i, i] + covariance[j, j] - 2 * covariance[i, j] for i in range(3) for j in range(i)]
+    padded = np.zeros((2, 4, 4))
+    padded[:, :3, :3] = covariance
+    padded[1, :3, :3] += shift
+    got = logit_variance(padded, [[True, True, True, False]] * 2)
+    assert got == pytest.approx([np.mean(pairs) / 2] * 2, rel=1e-12)
 
 
 def test_the_default_number_of_draws_is_enough():
