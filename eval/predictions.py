@@ -159,8 +159,8 @@ class ChoiceTable(ModelTable):
         The posterior of an adapter knows what the adapter was taught; what was known before, only the base model can
         tell. An item that either of them knows is known.
         """
-        rows = [base.row_of.get(record.item) for record in self.records]
-        if None not in rows:
+        if all(record.item in base.row_of for record in self.records):
+            rows = [base.row_of[record.item] for record in self.records]
             self._base_entropy = base.predictive("mean").columns["entropy"][rows]
 
     def reliability(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:

@@ -109,15 +109,17 @@ def ivon(task: Task, seed: int, given: Mapping[str, float], splits: tuple[str, .
 
 
 def train_ivon(
-    network: Network, rows: Rows, seed: int, given: Mapping[str, float]
+    network: Network, rows: Rows, seed: int, given: Mapping[str, Any]
 ) -> tuple[Posterior, IVON, float]:
     """Posterior with the curvature gathered while training, the optimizer, and the training loss."""
-    settings: dict[str, Any] = {
-        "grad_batch_size": BATCH,
-        "max_grad_norm": None,
-        "seed": seed,
-    }  # AdamW is not clipped
-    optimizer = IVON.auto(network.trained(), num_steps=num_steps(rows), **settings, **given)
+    optimizer = IVON.auto(
+        network.trained(),
+        num_steps=num_steps(rows),
+        grad_batch_size=BATCH,
+        max_grad_norm=None,  # as for AdamW here
+        seed=seed,
+        **given,
+    )
     loss, curvature = fit(network, rows, optimizer, seed)
     optimizer.eval()
     posterior = Posterior.from_optimizer(network.peft, optimizer, num_examples=len(rows), seed=seed)
