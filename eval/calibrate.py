@@ -25,12 +25,12 @@ from vlora.eval.calibrate_width import Trials, fit_width, logit_temperatures, sc
 from vlora.eval.config import EvalConfig
 from vlora.eval.environment import versions
 from vlora.eval.metrics.arrays import Array
-from vlora.eval.predictive import LINEARISED
 from vlora.eval.prepare import prepare
 from vlora.eval.subjects import Subject
 from vlora.files import atomic_write
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import DECISIONS, FORMAT, KEY, PRIOR, identity, under_prior
+from vlora.posterior.decisions import LINEARISED
 
 __all__ = ["CALIBRATION", "Calibrated", "run_calibration"]
 
@@ -147,8 +147,7 @@ def _decide(
     if predictor == "samples":
         fitted, used = "samples_fitted", posterior.scaled(sections[KEY]["std_scale"])
     elif predictor in LINEARISED:
-        kind = "kronecker" if predictor == "kronecker" else "independent"
-        used = under_prior(posterior, sections[PRIOR][kind]["prior_precision"])
+        used = under_prior(posterior, sections[PRIOR][LINEARISED[predictor]]["prior_precision"])
     return fit_and_verify(
         parts.others,
         len(parts.threshold),

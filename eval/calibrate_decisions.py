@@ -42,7 +42,7 @@ def fit_and_verify(
         num_threshold: How many of them are to fit on.
         model: The model that wears the adapter.
         posterior: The adapter at its fitted width, or under its fitted prior.
-        predictor: Whose probabilities decide: ``samples``, ``mean``, ``linearised`` or ``kronecker``.
+        predictor: Whose probabilities decide: ``samples``, ``mean``, ``linearised``, ``kronecker`` or ``leading``.
         temperature: Logit temperature of this predictor, fitted on other rows.
         name: Name of the adapter, for messages.
         tick: Called with the number of rows done.

@@ -1,7 +1,7 @@
 """The part of ``vlora calibrate`` that fits the prior of the linearised predictive.
 
-One forward and K backward passes give the Jacobians of all rows; every prior precision, with independent entries and
-with Kronecker factors, takes its covariances from them.
+One forward and K backward passes give the Jacobians of all rows; every prior precision of every kind of covariance
+takes its covariances from them.
 """
 
 import logging
@@ -20,18 +20,20 @@ from vlora.eval.metrics.linearised import softmax_mean
 from vlora.eval.metrics.prior_precision import PriorFit, fit_prior_precision, linearised_nll
 from vlora.eval.predictive import logit_covariances
 from vlora.posterior import Posterior
-from vlora.posterior.calibration import PRIOR_FORMAT, curvature_identity
-from vlora.posterior.kronecker import has_factors
+from vlora.posterior.calibration import PRIOR_FORMAT
+from vlora.posterior.decisions import LINEARISED, Kind
+from vlora.posterior.kinds import available_kinds, missing, source_identity
 from vlora.stacked import obstacle
 
 __all__ = ["FittedPriors", "fit_priors"]
 
 logger = logging.getLogger(__name__)
+_NAMES: dict[Kind, str] = {kind: predictor for predictor, kind in LINEARISED.items()}
 
 
 @dataclass(frozen=True)
 class FittedPriors:
-    """Fits by kind, ``linearised`` (independent entries) and ``kronecker``; empty where none could be made."""
+    """Fits by predictor (``vlora.posterior.decisions.LINEARISED``); empty where none could be made."""
 
     section: dict[str, Any] | None = None
     """What goes into ``calibration.json``, but for the rows."""
@@ -64,33 +66,27 @@ def fit_priors(
     """
     rules = parts.fit.config.calibration
     reason = _reason(model, posterior)
-    if reason is None and rules.predictor == "kronecker" and not has_factors(posterior):
-        reason = "it has no Kronecker factors (curvature.safetensors)"
-    if reason is not None and rules.predictor in ("linearised", "kronecker"):
+    if reason is None and rules.predictor in LINEARISED:
+        reason = missing(posterior, LINEARISED[rules.predictor])
+    if reason is not None and rules.predictor in LINEARISED:
         raise ConfigError(f"calibration.predictor: {rules.predictor} cannot be had for {name}: {reason}")
     if not rules.prior_grid or reason is not None:
         if reason is not None:
             logger.info("%s: no prior is fitted for the linearised predictive: %s", name, reason)
         return FittedPriors()
     bayes, grid = posterior.at_temperature(1.0), rules.prior_grid
-    wanted = {"linearised": Wanted([bayes], False, grid)}
-    if has_factors(posterior):
-        wanted["kronecker"] = Wanted([bayes], True, grid)
-    found = logit_covariances(parts.fit.scorer, model, list(wanted.values()), tick)
+    kinds = available_kinds(posterior)
+    found = logit_covariances(parts.fit.scorer, model, [Wanted([bayes], kind, grid) for kind in kinds], tick)
     label = [item.example.label for item in parts.fit.items]
     section: dict[str, Any] = {"format": PRIOR_FORMAT, "temperature": 1.0}
     log_probs, precision = {}, {}
-    for number, kind in enumerate(wanted):
+    for number, kind in enumerate(kinds):
+        name_of = _NAMES[kind]
         own = dict(zip(grid, found[number * len(grid) :], strict=False))
         fit = fit_prior_precision(lambda value, own=own: linearised_nll(at_mean, own[value], label), grid)
         _warn(fit, kind, name, grid)
-        section["independent" if kind == "linearised" else kind] = _entry(fit)
-        log_probs[kind], precision[kind] = (
-            softmax_mean(at_mean, own[fit.precision]),
-            fit.precision,
-        )
-    if "kronecker" in section:
-        section["kronecker"]["curvature_sha256"] = curvature_identity(posterior)
+        section[kind] = {**_entry(fit), **source_identity(posterior, kind)}
+        log_probs[name_of], precision[name_of] = softmax_mean(at_mean, own[fit.precision]), fit.precision
     return FittedPriors(section, log_probs, precision)
 
 
@@ -111,11 +107,11 @@ def _entry(fit: PriorFit) -> dict[str, Any]:
     }
 
 
-def _warn(fit: PriorFit, kind: str, name: str, grid: Any) -> None:
+def _warn(fit: PriorFit, kind: Kind, name: str, grid: Any) -> None:
     if fit.at_bound:
         logger.warning(
             "%s: the best prior precision of the %s predictive, %g, is the end of calibration.prior_grid; %s",
-            *(name, "linearised" if kind == "linearised" else "linearised (kronecker)", fit.precision),
+            *(name, "linearised" if kind == "independent" else f"linearised ({kind})", fit.precision),
             "the mean predicts as well"
             if fit.precision == grid[-1]
             else "a longer grid may find a better one",

@@ -11,6 +11,7 @@ from vlora.errors import ConfigError
 from vlora.eval.metrics.posterior_scale import DEFAULT_LADDER
 from vlora.eval.metrics.prior_precision import DEFAULT_PRIORS
 from vlora.eval.models_config import ModelsConfig
+from vlora.posterior.decisions import LINEARISED, Kind
 
 __all__ = ["CalibrationConfig", "EvalConfig", "EvalDataConfig", "Scoring"]
 
@@ -65,10 +66,10 @@ class CalibrationConfig:
     prior_grid: tuple[float, ...] = DEFAULT_PRIORS
     """Prior precisions to try for the linearised predictive, rising; one forward and K backward passes for all of them.
     Empty: fit none. Not for texts."""
-    predictor: Literal["samples", "mean", "linearised", "kronecker"] = "samples"
+    predictor: Literal["samples", "mean", "linearised", "kronecker", "leading"] = "samples"
     """Whose probabilities ``vlora predict`` gives, and sets and the threshold for "don't know" are fitted to: the draws
-    at their fitted width, the mean, or the linearised predictive under its fitted prior, with independent weights or
-    with Kronecker factors. A plain adapter has its mean alone."""
+    at their fitted width, the mean, or the linearised predictive under its fitted prior, with independent weights, with
+    Kronecker factors or with leading directions. A plain adapter has its mean alone."""
     threshold_share: float = 0.5
     """Share of the validation rows that is kept from the width and temperatures to fit prediction sets and the
     threshold for "don't know" on; 0 fits none. Both are then verified on the test and out-of-distribution rows."""
@@ -90,7 +91,7 @@ class CalibrationConfig:
             raise ConfigError(
                 f"calibration.prior_grid must be two or more positive numbers in rising order, or empty, got {grid}"
             )
-        if self.predictor in ("linearised", "kronecker") and not grid:
+        if self.predictor in LINEARISED and not grid:
             raise ConfigError(
                 f"calibration.predictor: {self.predictor} needs the prior that calibration.prior_grid fits"
             )
@@ -117,10 +118,11 @@ class EvalConfig(ModelsConfig):
     scoring: Scoring = "auto"
     """How draws are run: ``batched`` (side by side in one pass), ``loop`` (one after another, every prompt in full), or
     ``auto``: side by side with shared prompts where adapter and model allow it."""
-    linearised: bool | Literal["kronecker"] = False
+    linearised: bool | Literal["kronecker", "leading"] = False
     """Also the linearised predictive, from one forward and K backward passes an item; for causal_lm the variance of
-    every text's log-probability, from one backward pass. ``kronecker``: with correlated weights, for posteriors that
-    have curvature.safetensors."""
+    every text's log-probability, from one backward pass. ``kronecker``: with weights correlated within a tensor, for
+    posteriors that have curvature.safetensors. ``leading``: over all tensors, for posteriors that have
+    directions.safetensors."""
     linearised_prior: float | Literal["auto", "stored"] | None = "auto"
     """Posterior of the linearised predictive: ``auto`` (temperature 1 under the prior that calibration fitted; where it
     fitted none, that of the draws), ``stored`` (as fitted), a prior precision, or None, that of the draws."""
@@ -134,3 +136,8 @@ class EvalConfig(ModelsConfig):
         prior = self.linearised_prior
         if isinstance(prior, (int, float)) and not prior > 0:
             raise ConfigError(f"linearised_prior must be above 0, got {prior}")
+
+    @property
+    def linearised_kind(self) -> Kind:
+        """Covariance of the weights in the linearised predictive."""
+        return self.linearised if isinstance(self.linearised, str) else "independent"

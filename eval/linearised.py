@@ -7,15 +7,15 @@ with :math:`f` the K logits of a classifier, or the log-likelihoods of an item's
 there is one, :math:`f = \log p(y)`, and :math:`g^\top \Sigma g` is the variance of its score. Every row of a batch has
 a copy of the mean of its own (:mod:`vlora.stacked`), so one backward pass gives the gradients of all rows apart.
 
-With ``kronecker`` :math:`\Sigma` has correlated entries (:mod:`vlora.posterior.kronecker`). One Jacobian serves as many
-covariances as are wanted (:class:`Wanted`): at the width of the draws and under a prior, or under all priors of a fit.
+Other kinds of :math:`\Sigma` are in :mod:`vlora.posterior.kinds`. One Jacobian serves as many covariances as are wanted
+(:class:`Wanted`): of all kinds, at the width of the draws and under a prior, or under all priors of a fit.
 
 Prompts are run in full: a key/value cache shared between items would hide the prefix's own dependence on the weights.
 Blocks below the first adapted one need no backward pass.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,8 @@ from vlora.eval.sink import Sink
 from vlora.eval.tree_forward import sharing_obstacle, tree_logits
 from vlora.eval.trees import TreeBatch, Trees
 from vlora.posterior import Posterior
-from vlora.posterior.calibration import curvature_identity
-from vlora.posterior.kronecker import Spread, covariances, output_covariance, under_priors
+from vlora.posterior.decisions import Kind
+from vlora.posterior.kinds import output_covariances, source_identity
 from vlora.stacked import Stack, obstacle
 
 __all__ = ["Linearised", "Wanted", "linearised_name"]
@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 _BYTES = 2**30  # most memory for the Jacobians of a batch
 
 
-def linearised_name(posterior: Posterior, *, kronecker: bool, prior: float | None = None) -> str:
-    """Name under which the covariances of a posterior are stored; curvature is part of it where it counts.
+def linearised_name(posterior: Posterior, kind: Kind, *, prior: float | None = None) -> str:
+    """Name under which the covariances of a posterior are stored; curvature or directions are part of it.
 
     Args:
         posterior: The posterior.
-        kronecker: Correlated entries.
+        kind: Covariance of the weights.
         prior: Prior precision at temperature 1; None: at the width of the draws.
     """
     name = "linearised"
-    if kronecker:
-        name = f"linearised_kronecker_{curvature_identity(posterior)[:16]}"
+    for sha256 in source_identity(posterior, kind).values():
+        name = f"linearised_{kind}_{sha256[:16]}"
     return name if prior is None else f"{name}_prior_{posterior.meta.num_examples}_{prior!r}"
 
 
@@ -59,26 +59,24 @@ class Wanted:
 
     Attributes:
         posteriors: Posteriors that differ in scale and prior only, each for one covariance.
-        kronecker: Whether their entries are correlated.
+        kind: Covariance of the weights.
         priors: Instead of one covariance a posterior, one under each of these prior precisions.
     """
 
     posteriors: Sequence[Posterior]
-    kronecker: bool = False
+    kind: Kind = "independent"
     priors: Sequence[float] = ()
 
     def __len__(self) -> int:
         return len(self.priors) or len(self.posteriors)
 
-    def spreads(self, device: torch.device) -> list[Spread]:
-        """The covariances of the weights.
+    def on(self, device: torch.device) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
+        """From gradients to covariances, see :func:`vlora.posterior.kinds.output_covariances`.
 
         Raises:
-            ConfigError: Correlated entries without curvature.
+            ConfigError: The posterior lacks what the kind needs.
         """
-        if self.priors:
-            return under_priors(self.posteriors[0], self.priors, kronecker=self.kronecker, device=device)
-        return [covariances(one, kronecker=self.kronecker, device=device) for one in self.posteriors]
+        return output_covariances(self.posteriors, self.kind, priors=self.priors, device=device)
 
 
 class Linearised:
@@ -93,15 +91,15 @@ class Linearised:
             outputs: Most outputs of an item, K.
 
         Raises:
-            ConfigError: The adapter's tensors cannot be copied row by row, or there is no curvature.
+            ConfigError: The adapter's tensors cannot be copied row by row, or there is no curvature or direction.
         """
         posterior = wanted[0].posteriors[0]
         if (reason := obstacle(model, posterior)) is not None:
             raise ConfigError(f"linearised: true cannot be had: {reason}; leave it out")
         self.model, self.outputs = model, outputs
         device = model_device(model)
-        self._spreads = [one.spreads(device) for one in wanted]
-        self._mean = {key: posterior.mean[key].to(device) for key in self._spreads[0][0]}
+        self._wanted = [one.on(device) for one in wanted]
+        self._mean = {key: posterior.mean[key].to(device) for key in posterior.hess}
         size = 4 * sum(mean.numel() for mean in self._mean.values())
         self.max_rows = max(1, _BYTES // (size * (outputs + 2)))
 
@@ -156,7 +154,7 @@ class Linearised:
             ]
         columns = zip(copies, zip(*found, strict=True), strict=True)
         gradients = {key: torch.stack(own, dim=1) for key, own in columns}
-        return [one.cpu() for spreads in self._spreads for one in output_covariance(gradients, spreads)]
+        return [one.cpu() for covariances in self._wanted for one in covariances(gradients)]
 
     def _take(self, sink: Sink, items: list[int], covariances: list[Tensor], tokens: int) -> None:
         found = torch.stack(covariances, dim=1)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vlora.errors import ConfigError
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import fitted_prior, under_prior
+from vlora.posterior.decisions import Kind
 
 __all__ = ["LinearisedPrior", "linearised_prior", "prior_obstacle"]
 
@@ -39,7 +40,7 @@ def linearised_prior(
     path: str,
     choice: float | Literal["auto", "stored"] | None,
     *,
-    kronecker: bool,
+    kind: Kind,
 ) -> LinearisedPrior | None:
     """The prior that ``linearised_prior`` asks for; None takes the posterior of the draws.
 
@@ -47,7 +48,7 @@ def linearised_prior(
         posterior: As read from its folder.
         path: The folder, for messages.
         choice: A precision, ``auto`` (as fitted, where it was), ``stored`` (as fitted), or None.
-        kronecker: Correlated entries, which have a fit of their own.
+        kind: Covariance of the weights; each has a fit of its own.
 
     Raises:
         ConfigError: ``stored`` without a fit, or a number for a posterior that does not know its number of examples.
@@ -59,14 +60,14 @@ def linearised_prior(
         if (reason := prior_obstacle(posterior)) is not None:
             raise ConfigError(f"linearised_prior is set but {path} {reason}; leave it out")
         return LinearisedPrior(under_prior(posterior, choice), float(choice))
-    fitted = fitted_prior(posterior, kronecker=kronecker)
+    fitted = fitted_prior(posterior, kind)
     if fitted is not None:
         precision = float(fitted["prior_precision"])
         return LinearisedPrior(under_prior(posterior, precision), precision, fitted)
     if choice == "stored":
-        kind = " with Kronecker factors" if kronecker else ""
+        source = {"kronecker": " with Kronecker factors", "leading": " with leading directions"}.get(kind, "")
         raise ConfigError(
-            f"linearised_prior is 'stored' but {path} holds no prior fitted{kind} in its calibration.json; run vlora "
+            f"linearised_prior is 'stored' but {path} holds no prior fitted{source} in its calibration.json; run vlora "
             "calibrate first, or set linearised_prior: auto"
         )
     return None

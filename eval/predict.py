@@ -110,8 +110,8 @@ class Predictor:
             base_model: Folder or hub id; None takes the one that the adapter names.
             task: ``sequence_classification``, ``multiple_choice``, or a task file (``arc_easy``, ``mine.yaml``) that
                 says how rows are read; None takes that of the calibration.
-            predictor: ``samples``, ``mean``, ``linearised`` or ``kronecker`` where nothing was fitted (``samples``; a
-                plain adapter has ``mean`` alone); a calibration fixes it.
+            predictor: ``samples``, ``mean``, ``linearised``, ``kronecker`` or ``leading`` where nothing was fitted
+                (``samples``; a plain adapter has ``mean`` alone); a calibration fixes it.
             num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
             row_format: ``data`` keys (prompt, choices, text, …) to change; a calibration fixes the others.
             fewshot: Rows with answers, for a task file whose prompts begin with examples.

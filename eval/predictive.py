@@ -1,8 +1,8 @@
 """What one predictor says about items: probabilities, and how much of their entropy is ignorance.
 
-Four predictors: ``samples`` (the mixture of posterior draws), ``mean``, and the linearised model with independent
-entries (``linearised``) or with Kronecker factors (``kronecker``), whose posterior is under the prior that was fitted
-for it. Decisions are fitted to one of them and hold for that one.
+Five predictors: ``samples`` (the mixture of posterior draws), ``mean``, and the linearised model with independent
+entries (``linearised``), Kronecker factors (``kronecker``) or leading directions (``leading``), whose posterior is
+under the prior that was fitted for it. Decisions are fitted to one of them and hold for that one.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,10 @@ from vlora.eval.score import Scorer, score_model
 from vlora.eval.sink import Sink
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated, fitted_prior, under_prior
+from vlora.posterior.decisions import LINEARISED
+from vlora.posterior.kinds import missing
 
-__all__ = ["LINEARISED", "Predictive", "logit_covariances", "posterior_of", "predictive"]
-
-LINEARISED = ("linearised", "kronecker")
-"""Predictors without draws and with an epistemic part."""
+__all__ = ["Predictive", "logit_covariances", "posterior_of", "predictive"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def predictive(
         scorer: The items; not texts.
         model: PEFT model in eval mode that holds the posterior's mean.
         posterior: The posterior as this predictor takes it, see :func:`posterior_of`.
-        predictor: ``samples``, ``mean``, ``linearised`` or ``kronecker``.
+        predictor: ``samples``, ``mean``, ``linearised``, ``kronecker`` or ``leading``.
         num_samples: Draws, for ``samples``.
         antithetic: Whether draws come in mirrored pairs.
         scoring: How draws are run.
@@ -93,7 +92,7 @@ def predictive(
     assert scores.log_probs is not None  # texts have no choices
     at_mean = scores.log_probs.numpy()
     if predictor in LINEARISED:
-        wanted = [Wanted([posterior], kronecker=predictor == "kronecker")]
+        wanted = [Wanted([posterior], LINEARISED[predictor])]
         moments = softmax_moments(at_mean, logit_covariances(scorer, model, wanted, tick)[0])
         return Predictive(moments.log_probs, moments.expected_entropy, moments.mutual_information)
     if scores.sample_log_probs is None:
@@ -126,17 +125,21 @@ def posterior_of(posterior: Posterior, predictor: str) -> Posterior:
 
     Args:
         posterior: As read from its folder.
-        predictor: ``samples``, ``mean``, ``linearised`` or ``kronecker``.
+        predictor: ``samples``, ``mean``, ``linearised``, ``kronecker`` or ``leading``.
 
     Raises:
         PosteriorFormatError: What was fitted is damaged, newer, or belongs to another posterior.
-        ConfigError: A linearised predictor for a plain adapter or one that does not know its number of examples.
+        ConfigError: A linearised predictor for a plain adapter, one that does not know its number of examples, or one
+            without the curvature or directions that it needs.
     """
     if predictor not in LINEARISED:
         return calibrated(posterior)
     if not posterior.has_hess:
         raise ConfigError(f"predictor {predictor} needs a posterior; a plain adapter has its mean alone")
-    fitted: Any = fitted_prior(posterior, kronecker=predictor == "kronecker")
+    kind = LINEARISED[predictor]
+    if (lacking := missing(posterior, kind)) is not None:
+        raise ConfigError(f"predictor {predictor} cannot be had: {lacking}")
+    fitted: Any = fitted_prior(posterior, kind)
     if fitted is None:
         return posterior
     if (reason := prior_obstacle(posterior)) is not None:

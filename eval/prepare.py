@@ -19,6 +19,7 @@ from vlora.eval.subjects import Subject, base_model_of, load_subjects
 from vlora.eval.tables import ALL
 from vlora.models import num_labels_of
 from vlora.posterior import Posterior, fingerprint_weights
+from vlora.posterior.kinds import missing
 
 __all__ = ["Evaluation", "prepare"]
 
@@ -158,10 +159,14 @@ def _members(config: EvalConfig, subjects: Sequence[Subject]) -> list[str]:
 def _with_prior(subject: Subject, config: EvalConfig) -> Subject:
     """The model with the prior that its linearised predictive is to have, where one is wanted."""
     posterior = subject.as_read
-    if not config.linearised or config.task == "causal_lm" or posterior is None or not posterior.has_hess:
+    if not config.linearised or posterior is None or not posterior.has_hess:
         return subject
-    kronecker = config.linearised == "kronecker"
-    prior = linearised_prior(posterior, subject.path, config.linearised_prior, kronecker=kronecker)
+    kind = config.linearised_kind
+    if (reason := missing(posterior, kind)) is not None:
+        raise ConfigError(f"linearised: {kind} cannot be had for {subject.name}: {reason}")
+    if config.task == "causal_lm":
+        return subject
+    prior = linearised_prior(posterior, subject.path, config.linearised_prior, kind=kind)
     return replace(subject, prior=prior)
 
 

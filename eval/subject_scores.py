@@ -15,6 +15,8 @@ from vlora.eval.score import Scorer, collect, run_scorer
 from vlora.eval.sink import Sink, draw_name
 from vlora.eval.store import ScoreFile, ScoreStore
 from vlora.eval.subjects import Subject
+from vlora.posterior import Posterior
+from vlora.posterior.decisions import Kind
 
 __all__ = ["missing_vectors", "open_scores", "score_subject"]
 
@@ -118,26 +120,36 @@ def _linearised(
     posterior = subject.posterior
     if not evaluation.config.linearised or posterior is None or subject.kind != "posterior":
         return None
-    kronecker = evaluation.config.linearised == "kronecker"
-    wanted = {} if subject.prior is None else {_prior_name(subject, kronecker): subject.prior.posterior}
-    if subject.prior is None or evaluation.num_samples(subject):
-        wanted[linearised_name(posterior, kronecker=kronecker)] = posterior
+    kind = evaluation.config.linearised_kind
+    if subject.prior is None:
+        wanted = {linearised_name(posterior, kind): (posterior, kind)}
+    else:
+        wanted = {_prior_name(subject, kind): (subject.prior.posterior, kind)}
+    if evaluation.num_samples(subject):  # draws have no directions, so they are compared without
+        own: Kind = "independent" if kind == "leading" else kind
+        wanted[linearised_name(posterior, own)] = (posterior, own)
     sink = Sink(evaluation.item_keys, list(wanted), file=file, who=f"model {subject.name!r}")
     items = range(len(evaluation.items))
     if sink.wants(items):
         sink.layouts = _layouts(evaluation.scorer)
         with evaluation.host.wearing(posterior) as model:
-            evaluation.scorer.linearise(model, [Wanted(list(wanted.values()), kronecker)], sink)
+            evaluation.scorer.linearise(model, _by_kind(list(wanted.values())), sink)
     found = [sink.result(item) for item in items]
     drawn = [own[-1] for own in found] if evaluation.num_samples(subject) else None
     return [own[0] for own in found], drawn
 
 
-def _prior_name(subject: Subject, kronecker: bool) -> str:
+def _by_kind(wanted: Sequence[tuple[Posterior, Kind]]) -> list[Wanted]:
+    """Posteriors of one kind together, in their order, so that gradients are rotated once for both."""
+    kinds = dict.fromkeys(kind for _, kind in wanted)
+    return [Wanted([one for one, own in wanted if own == kind], kind) for kind in kinds]
+
+
+def _prior_name(subject: Subject, kind: Kind) -> str:
     """Name of the covariances under the fitted prior in the store."""
     assert subject.prior is not None
     prior = subject.prior
-    return linearised_name(prior.posterior, kronecker=kronecker, prior=prior.precision)
+    return linearised_name(prior.posterior, kind, prior=prior.precision)
 
 
 def _layouts(scorer: Scorer) -> list[dict[str, Any]]:

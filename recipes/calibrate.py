@@ -8,7 +8,11 @@ from vlora.posterior.calibration import DECISIONS, KEY, PRIOR
 
 __all__ = ["calibration_table", "run_calibration"]
 
-_KINDS = {"independent": "linearised", "kronecker": "linearised, Kronecker factors"}
+_KINDS = {
+    "independent": "linearised",
+    "kronecker": "linearised, Kronecker factors",
+    "leading": "linearised, leading directions",
+}
 
 
 def calibration_table(results: Sequence[Calibrated]) -> str:

@@ -99,8 +99,8 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 
     Takes the file of `vlora eval`. Keys: as there, and calibration: {ladder, refine, prior_grid, predictor,
     threshold_share, alpha, risk, delta}. Sets and threshold are verified on data.test and every data.ood set.
-    Evaluate the width with `temperature=stored`, the prior with `linearised=true` (or kronecker), apply sets and
-    threshold with `vlora predict`.
+    Evaluate the width with `temperature=stored`, the prior with `linearised=true` (or kronecker,
+    leading), apply sets and threshold with `vlora predict`.
     Writes calibration.json into every adapter's folder and nothing else.
     """
     from vlora.config import load_config

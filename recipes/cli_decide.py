@@ -28,7 +28,7 @@ def predict(
     ] = None,
     predictor: Annotated[
         str | None,
-        typer.Option(help="Where nothing was calibrated: samples, mean, linearised or kronecker."),
+        typer.Option(help="Where nothing was calibrated: samples, mean, linearised, kronecker, leading."),
     ] = None,
     fewshot: Annotated[str | None, typer.Option(help="Solved rows, for a task with examples.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="Draws where nothing was calibrated.")] = None,

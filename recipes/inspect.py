@@ -18,6 +18,8 @@ def describe(source: str) -> dict[str, Any]:
     facts = {"folder": source, **posterior.summary()}
     if posterior.curvature:
         facts["curvature_modules"] = len({key.rpartition(".")[0] for key in posterior.curvature})
+    if posterior.directions is not None:
+        facts["leading_directions"] = len(posterior.directions.values)
     if posterior.meta.sources:
         operations = any("operation" in source for source in posterior.meta.sources)
         facts["made_from" if operations else "merged_from"] = posterior.meta.sources
@@ -39,7 +41,7 @@ def _short(calibration: Mapping[str, Any]) -> dict[str, Any]:
         **{name: width.get(name) for name in ("std_scale", "temperature")},
         **{
             f"linearised prior precision, {kind}": prior[kind].get("prior_precision")
-            for kind in ("independent", "kronecker")
+            for kind in ("independent", "kronecker", "leading")
             if kind in prior
         },
         **{f"logit T of {name}": fit.get("temperature") for name, fit in logit.items()},

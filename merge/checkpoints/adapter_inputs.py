@@ -114,7 +114,7 @@ def _stand_in(parts: list[AdapterPart]) -> AdapterPart:
     mean: dict[str, Tensor] = {}
     for part in reversed(parts):
         mean |= part.posterior.mean
-    posterior = replace(parts[0].posterior, mean=mean, hess={}, curvature=None)
+    posterior = replace(parts[0].posterior, mean=mean, hess={}, curvature=None, directions=None)
     return AdapterPart(posterior, "merged", split_keys(mean)[0])
 
 
@@ -166,7 +166,7 @@ def _split(posterior: Posterior, name: str) -> AdapterPart:
     config = dict(posterior.adapter_config)
     if magnitudes or biases:
         config |= {"use_dora": config.get("use_dora") and not magnitudes, "lora_bias": False}
-        changes = {"mean": mean, "hess": {}, "adapter_config": config}
+        changes = {"mean": mean, "hess": {}, "directions": None, "adapter_config": config}
     plain = replace(posterior, **changes) if changes else posterior
     return AdapterPart(plain, name, split_keys(plain.mean)[0], magnitudes, biases)
 

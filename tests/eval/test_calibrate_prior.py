@@ -175,7 +175,7 @@ def test_a_predictor_without_a_calibration_is_chosen_on_the_command_line(built, 
         (
             tmp_path / "bare",
             "best",
-            "predictor must be one of samples, mean, linearised, kronecker, got best",
+            "predictor must be one of samples, mean, linearised, kronecker, leading, got best",
         ),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -205,9 +205,9 @@ def test_a_fit_of_another_posterior_or_version_is_refused(built, tmp_path):
     path.write_text(json.dumps(content))
     posterior = Posterior.from_pretrained(tmp_path / NAME)
     other = replace(posterior, curvature={key: 2 * gram for key, gram in posterior.curvature.items()})
-    assert fitted_prior(other, kronecker=False) is not None
+    assert fitted_prior(other, "independent") is not None
     with pytest.raises(PosteriorFormatError, match="fitted with other Kronecker factors"):
-        fitted_prior(other, kronecker=True)
+        fitted_prior(other, "kronecker")
     posterior.scaled(2.0).save_pretrained(tmp_path / NAME)
     with pytest.raises(PosteriorFormatError, match="fitted for another posterior"):
         evaluated(folder, tmp_path / "e", model=str(tmp_path / NAME))

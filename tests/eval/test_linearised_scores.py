@@ -23,9 +23,9 @@ from vlora.posterior.keys import adapter_tensors
 from vlora.posterior.lora_layout import split_keys
 
 
-def _covariances(scorer, model, posterior, *, kronecker=False) -> list[torch.Tensor]:
+def _covariances(scorer, model, posterior, kind="independent") -> list[torch.Tensor]:
     sink = Sink([str(i) for i in range(scorer.num_items)], ["linearised"])
-    scorer.linearise(model, [Wanted([posterior], kronecker)], sink)
+    scorer.linearise(model, [Wanted([posterior], kind)], sink)
     return [torch.tensor(sink.result(i)[0], dtype=torch.float64) for i in range(scorer.num_items)]
 
 
@@ -60,13 +60,13 @@ def test_correlated_weights_change_covariances_and_isotropic_grams_of_a_flat_h_d
     plain.load_into(model)
     scorer = build_scorer("multiple_choice", _choices(), eval_tiny.tokenizer(), FORMAT, model.config)
     expected = _covariances(scorer, model, plain)
-    same = _covariances(scorer, model, plain, kronecker=True)
-    other = _covariances(scorer, model, replace(plain, curvature=skewed), kronecker=True)
+    same = _covariances(scorer, model, plain, "kronecker")
+    other = _covariances(scorer, model, replace(plain, curvature=skewed), "kronecker")
     for one, two, three in zip(expected, same, other, strict=True):
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-7)
         assert not torch.allclose(three, one, rtol=0.05)
-    names = {linearised_name(p, kronecker=True) for p in (plain, replace(plain, curvature=skewed))}
-    assert len(names) == 2 and linearised_name(plain, kronecker=False) == "linearised"
+    names = {linearised_name(p, "kronecker") for p in (plain, replace(plain, curvature=skewed))}
+    assert len(names) == 2 and linearised_name(plain, "independent") == "linearised"
 
 
 def _string(model, tokenizer, prompt, text) -> torch.Tensor:

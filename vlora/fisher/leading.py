@@ -3,8 +3,8 @@ r"""Leading eigenvectors of an adapter's Fisher matrix, from the gradients of si
 .. math:: F = N \, \mathbb E_{x, y} \left[ g g^\top \right], \qquad g = \nabla_\theta \, \ell(x, y)
 
 over all stochastic tensors at once, with labels y drawn from the model (the Fisher information) or those of the data.
-One pass with hooks over linear layers; memory for ``directions`` gradients and one batch of them, whatever the number
-of examples. What the result is good for is in :mod:`vlora.posterior.leading`.
+One pass with hooks over linear layers; memory for three times ``directions`` gradients, whatever the number of
+examples. What the result is good for is in :mod:`vlora.posterior.leading`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,24 @@ from vlora.fisher.hooks import linear_layers
 from vlora.fisher.losses import LabelKind, label_passes, read_places
 from vlora.posterior.leading import Leading
 
-__all__ = ["leading_fisher"]
+__all__ = ["check_linear", "leading_fisher"]
+
+
+def check_linear(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Linear, dict[str, str]]:
+    """The linear layers that hold all parameters, see :func:`vlora.fisher.hooks.linear_layers`.
+
+    Raises:
+        ConfigError: A parameter lies elsewhere, so that directions cannot be measured.
+    """
+    layers = linear_layers(model, parameters)
+    if layers:
+        return layers
+    linear = {id(p) for m in model.modules() if type(m) is nn.Linear for p in m.parameters(recurse=False)}
+    odd = next((name for name, p in parameters.items() if id(p) not in linear), "one in several layers")
+    raise ConfigError(
+        "directions need weights or biases of linear layers alone, such as those of LoRA; there is also "
+        f"{odd}: leave directions out"
+    )
 
 
 def leading_fisher(
@@ -46,7 +63,8 @@ def leading_fisher(
         batches: Keyword arguments of the model with ``labels``, rows first, in random order.
         parameters: Key -> parameter, all of them weights or biases of linear layers, as LoRA's are.
         num_examples: N, the examples that the adapter was trained on; the scale of F.
-        directions: Most eigenvectors to keep. They take ``directions`` times the memory of the adapter.
+        directions: Most eigenvectors to keep. They take ``directions`` times the memory of the adapter, and three times
+            that while they are measured.
         labels: Where the labels of the gradients come from.
         max_examples: Stop after so many rows; None for all.
         seed: Seed of drawn labels.
@@ -64,17 +82,14 @@ def leading_fisher(
         raise ConfigError(
             f"directions and num_examples must be at least 1, got {directions} and {num_examples}"
         )
-    layers = linear_layers(model, parameters)
-    if not layers:
-        raise ConfigError(
-            "leading directions need weights or biases of linear layers alone, such as those of LoRA"
-        )
+    layers = check_linear(model, parameters)
     seen = 0
 
     def chunks() -> Iterator[dict[str, Tensor]]:
         nonlocal seen
         for rows, batch in pieces(batches, max_examples):
-            yield from _row_gradients(model, batch, layers, labels, seed, seen)
+            for found in _row_gradients(model, batch, layers, labels, seed, seen):
+                yield {name: _given(found.get(name), rows, own) for name, own in parameters.items()}
             seen += rows
             bar.update(rows)
 
@@ -84,6 +99,11 @@ def leading_fisher(
     ):
         found = Leading.of(chunks(), directions)
     return replace(found, values=found.values * (num_examples / seen))
+
+
+def _given(gradient: Tensor | None, rows: int, parameter: nn.Parameter) -> Tensor:
+    """A gradient; zero where the batch did not use the layer."""
+    return parameter.new_zeros(rows, *parameter.shape) if gradient is None else gradient
 
 
 def _row_gradients(

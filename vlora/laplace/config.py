@@ -12,6 +12,14 @@ __all__ = ["Fisher", "PosteriorConfig", "PriorScope"]
 
 Fisher = Literal["expected", "sampled", "empirical"]
 PriorScope = Literal["matrix", "scalar"]
+_COUNTS = (
+    "max_examples",
+    "curvature_examples",
+    "directions",
+    "directions_examples",
+    "num_samples",
+    "batch_size",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,12 @@ class PosteriorConfig:
     """Gather Kronecker factors for merging as well."""
     curvature_examples: int | None = 2048
     """At most so many rows for that pass."""
+    directions: int | None = None
+    """Measure so many leading directions of the Fisher matrix over all tensors as well, with the
+    labels of ``fisher``, for ``linearised: leading``; the file is so many times the adapter, and measuring takes three
+    times that in memory."""
+    directions_examples: int | None = 2048
+    """At most so many rows for that pass."""
     batch_size: int = 16
     """Rows in one pass."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
@@ -81,7 +95,7 @@ class PosteriorConfig:
             raise ConfigError(f"prior_precision must be > 0, got {self.prior_precision}")
         if not self.prior_grid or min(self.prior_grid) <= 0:
             raise ConfigError(f"prior_grid must hold numbers > 0, got {self.prior_grid}")
-        for name in ("max_examples", "curvature_examples", "num_samples", "batch_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")

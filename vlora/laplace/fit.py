@@ -27,7 +27,22 @@ from vlora.posterior import Posterior
 from vlora.posterior.health import LAPLACE
 from vlora.posterior.keys import adapter_tensors
 
-__all__ = ["EvidencePrior", "evidence_prior", "laplace_posterior"]
+__all__ = ["EvidencePrior", "evidence_prior", "laplace_posterior", "stochastic_parameters"]
+
+
+def stochastic_parameters(
+    model: nn.Module, adapter: Posterior, deterministic: Sequence[str] = ()
+) -> dict[str, nn.Parameter]:
+    """Parameters of the model that get a variance, by their keys in the adapter.
+
+    Raises:
+        ConfigError: ``deterministic`` leaves nothing.
+    """
+    keys = [key for key in adapter.mean if not any(part in key for part in deterministic)]
+    live = {k: v for k, v in adapter_tensors(model, keys).items() if isinstance(v, nn.Parameter)}
+    if not live:
+        raise ConfigError(f"deterministic: {list(deterministic)} leaves no tensor of this adapter")
+    return live
 
 
 def laplace_posterior(
@@ -64,10 +79,7 @@ def laplace_posterior(
         DataError: No rows, or a loss that the adapter has no part in.
         TrainingError: A loss or gradient is not finite.
     """
-    keys = [key for key in adapter.mean if not any(part in key for part in deterministic)]
-    live = {k: v for k, v in adapter_tensors(model, keys).items() if isinstance(v, nn.Parameter)}
-    if not live:
-        raise ConfigError(f"deterministic: {list(deterministic)} leaves no tensor of this adapter")
+    live = stochastic_parameters(model, adapter, deterministic)
     found = squared_gradients(
         model,
         batches,
@@ -92,7 +104,7 @@ def laplace_posterior(
         seed=seed,
         health={},
     )
-    return replace(adapter, hess=found.values, meta=meta, calibration=None), found
+    return replace(adapter, hess=found.values, meta=meta, calibration=None, directions=None), found
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ import yaml
 from vlora.config import config_sha256, to_plain
 from vlora.curvature import collect_curvature
 from vlora.files import check_output_folder, output_path
-from vlora.fisher import LabelKind, SquaredGradients
+from vlora.fisher import LabelKind, SquaredGradients, leading_fisher
+from vlora.fisher.leading import check_linear
 from vlora.laplace.config import Fisher, PosteriorConfig
-from vlora.laplace.fit import EvidencePrior, evidence_prior, laplace_posterior
+from vlora.laplace.fit import EvidencePrior, evidence_prior, laplace_posterior, stochastic_parameters
 from vlora.laplace.held_out import HeldOut, best_factor, mean_nll, sampled_nll
 from vlora.laplace.prepare import Prepared, prepare
 from vlora.posterior import Posterior
 from vlora.posterior.export import describe_base
+from vlora.posterior.leading import Leading
 from vlora.posterior.spacing import spacing_health
 from vlora.training.reference import reference_health
 from vlora.training.work import require_writable
@@ -54,6 +56,8 @@ def run_posterior(config: PosteriorConfig) -> Path:
     check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)
     require_writable(output)
     run = prepare(config)
+    if config.directions is not None:  # refuses what the pass after the fit could not take
+        check_linear(run.model, stochastic_parameters(run.model, run.adapter, config.deterministic))
     fitted, gradients = _fit(run)
     posterior, log = _with_chosen_prior(run, fitted, gradients)
     posterior = _finished(run, posterior)
@@ -168,7 +172,7 @@ def _checked(run: Prepared, posterior: Posterior) -> dict[str, Any]:
 
 
 def _finished(run: Prepared, posterior: Posterior) -> Posterior:
-    """The posterior with lineage, health and, if asked for, Kronecker factors."""
+    """The posterior with lineage, health and, if asked for, Kronecker factors and leading directions."""
     config = run.config
     health: dict[str, Any] = dict(spacing_health(posterior.mean, posterior.std()))
     if run.validation is not None and config.health_examples:
@@ -193,4 +197,19 @@ def _finished(run: Prepared, posterior: Posterior) -> Posterior:
         curvature = collect_curvature(
             run.model, run.batches(run.train), max_examples=config.curvature_examples
         )
-    return replace(posterior, meta=meta, curvature=curvature)
+    directions = None if config.directions is None else _directions(run, posterior, config.directions)
+    return replace(posterior, meta=meta, curvature=curvature, directions=directions)
+
+
+def _directions(run: Prepared, posterior: Posterior, count: int) -> Leading:
+    """Leading directions at the adapter's weights, on training rows, with the labels of h."""
+    return leading_fisher(
+        run.model,
+        run.batches(run.train),
+        parameters=stochastic_parameters(run.model, run.adapter, run.config.deterministic),
+        num_examples=posterior.meta.num_examples,
+        directions=count,
+        labels=_KINDS[run.fisher],
+        max_examples=run.config.directions_examples,
+        seed=run.config.seed,
+    )

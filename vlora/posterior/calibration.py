@@ -4,7 +4,8 @@
     posterior_temperature   std_scale c (standard deviations are multiplied by it, ess divided by c^2), nll before and
                             after, all (c, NLL) tried, number of draws, the rows it was fitted on
     linearised_prior        format 1; prior precision of the linearised predictive at temperature 1, of ``independent``
-                            and, where there are factors, of ``kronecker`` entries; all (precision, NLL) tried; the rows
+                            entries and, where the folder has them, of ``kronecker`` factors and ``leading`` directions;
+                            all (precision, NLL) tried; the rows
     logit_temperature       T of every predictor: mean, draws as trained and at the fitted width, linearised
     decisions               prediction sets and the threshold for "don't know", see :mod:`vlora.posterior.decisions`
     posterior_sha256        which posterior it belongs to
@@ -19,9 +20,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlora.errors import PosteriorFormatError
-from vlora.posterior.decisions import FORMAT, PRIOR, Decisions, check_content
+from vlora.posterior.decisions import FORMAT, PRIOR, Decisions, Kind, check_content
 from vlora.posterior.decisions import KEY as DECISIONS
 from vlora.posterior.hashing import tensors_sha256
+from vlora.posterior.kinds import source_identity
 from vlora.posterior.posterior import Posterior
 
 __all__ = [
@@ -31,7 +33,6 @@ __all__ = [
     "PRIOR",
     "PRIOR_FORMAT",
     "calibrated",
-    "curvature_identity",
     "decisions_of",
     "fitted_prior",
     "fitted_scale",
@@ -43,6 +44,10 @@ KEY = "posterior_temperature"
 """Section that holds the fitted width."""
 PRIOR_FORMAT = 1
 """Version of the section of the linearised prior that this vlora writes, and the newest one it reads."""
+_SOURCES = {
+    "curvature_sha256": ("Kronecker factors", "curvature.safetensors"),
+    "directions_sha256": ("leading directions", "directions.safetensors"),
+}
 
 
 def identity(posterior: Posterior) -> str:
@@ -53,11 +58,6 @@ def identity(posterior: Posterior) -> str:
         meta.fixed_zeros,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def curvature_identity(posterior: Posterior) -> str:
-    """Hash of the Kronecker factors of a posterior."""
-    return tensors_sha256(posterior.curvature or {})
 
 
 def fitted_scale(posterior: Posterior) -> Mapping[str, Any] | None:
@@ -80,20 +80,20 @@ def fitted_scale(posterior: Posterior) -> Mapping[str, Any] | None:
     return section
 
 
-def fitted_prior(posterior: Posterior, *, kronecker: bool) -> Mapping[str, Any] | None:
+def fitted_prior(posterior: Posterior, kind: Kind) -> Mapping[str, Any] | None:
     """The fitted prior of the linearised predictive, checked; None if none was fitted for this kind of covariance.
 
     Args:
         posterior: As read from its folder, at the width it was trained with.
-        kronecker: Correlated entries.
+        kind: Covariance of the weights.
 
     Returns:
         ``prior_precision`` with what is known of its fit: ``nll``, ``at_bound``, ``evaluated``, ``rows``, ``split``.
 
     Raises:
-        PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior or curvature.
+        PosteriorFormatError: The section is damaged, newer, or fitted for another posterior, curvature or directions.
     """
-    stored, kind = posterior.calibration or {}, "kronecker" if kronecker else "independent"
+    stored = posterior.calibration or {}
     if PRIOR not in stored:
         return None
     check_content(stored, "calibration.json")
@@ -113,11 +113,13 @@ def fitted_prior(posterior: Posterior, *, kronecker: bool) -> Mapping[str, Any] 
             f"calibration.json holds prior_precision {value!r}, expected a positive number; run vlora calibrate again"
         )
     _check_identity(posterior, stored)
-    if kronecker and found.get("curvature_sha256") != curvature_identity(posterior):
-        raise PosteriorFormatError(
-            "the prior in calibration.json was fitted with other Kronecker factors (curvature.safetensors changed "
-            "since); run vlora calibrate again"
-        )
+    for name, value in source_identity(posterior, kind).items():
+        if found.get(name) != value:
+            what, file = _SOURCES[name]
+            raise PosteriorFormatError(
+                f"the prior in calibration.json was fitted with other {what} ({file} changed since); run vlora "
+                "calibrate again"
+            )
     common = {name: section.get(name) for name in ("rows", "split", "task")}
     return {**common, **found}
 

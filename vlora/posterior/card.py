@@ -21,4 +21,5 @@ def render(posterior: "Posterior") -> str:
         meta=posterior.meta,
         peft=posterior.adapter_config,
         has_curvature=bool(posterior.curvature),
+        directions=0 if posterior.directions is None else len(posterior.directions.values),
     )

@@ -13,11 +13,22 @@ This module only reads and checks; evaluation fits (``vlora calibrate``) and app
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vlora.errors import PosteriorFormatError
 
-__all__ = ["FORMAT", "KEY", "PREDICTORS", "PRIOR", "Abstention", "Conformal", "Decisions", "check_content"]
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "LINEARISED",
+    "PREDICTORS",
+    "PRIOR",
+    "Abstention",
+    "Conformal",
+    "Decisions",
+    "Kind",
+    "check_content",
+]
 
 FORMAT = 1
 """Version of ``calibration.json`` that this vlora writes, and the newest one it reads."""
@@ -25,9 +36,13 @@ KEY = "decisions"
 """Section of ``calibration.json``."""
 PRIOR = "linearised_prior"
 """Section that holds the prior of the linearised predictive."""
-PREDICTORS = ("samples", "mean", "linearised", "kronecker")
-"""How probabilities are made: mixture of draws, posterior mean, or the linearised model with independent entries or
-with Kronecker factors."""
+Kind = Literal["independent", "kronecker", "leading"]
+"""Covariance of the weights in the linearised model: independent entries, Kronecker factors within a LoRA factor, or
+leading directions of the Fisher matrix over all tensors at once."""
+LINEARISED: Mapping[str, Kind] = {"linearised": "independent", "kronecker": "kronecker", "leading": "leading"}
+"""Predictors that linearise the model, with their covariance: they have an epistemic part and no draws."""
+PREDICTORS = ("samples", "mean", *LINEARISED)
+"""How probabilities are made: mixture of draws, posterior mean, or the linearised model."""
 
 _SECTIONS = ("posterior_temperature", PRIOR, KEY)
 _METHODS = ("lac", "aps")
@@ -75,8 +90,8 @@ class Decisions:
 
     task: str
     predictor: str
-    """``samples`` (mixture of draws at the fitted width), ``mean``, ``linearised`` or ``kronecker`` (the linearised
-    model under its fitted prior, with independent entries or with Kronecker factors)."""
+    """``samples`` (mixture of draws at the fitted width), ``mean``, or ``linearised``, ``kronecker`` or ``leading``
+    (the linearised model under its fitted prior, with the covariance of ``LINEARISED``)."""
     num_samples: int
     antithetic: bool
     temperature: float

@@ -2,7 +2,9 @@
 
     adapter_config.json        PEFT's own          posterior.safetensors   h per stochastic tensor, float32
     adapter_model.safetensors  PEFT's own, mean    posterior.json          settings, lineage, hashes
-    README.md                  model card          curvature.safetensors, calibration.json   optional
+    README.md                  model card
+    optional: calibration.json; curvature.safetensors, Kronecker factors; directions.safetensors, leading directions of
+    the Fisher matrix, k rows for every stochastic tensor and their eigenvalues
 
 Only safetensors and JSON are read. Every load checks keys, shapes, finiteness and hashes.
 """
@@ -27,6 +29,7 @@ from vlora.errors import PosteriorFormatError
 from vlora.files import atomic_folder, check_output_folder
 from vlora.posterior.decisions import check_content
 from vlora.posterior.hashing import tensors_sha256
+from vlora.posterior.leading import Leading
 from vlora.posterior.meta import PosteriorMeta
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 POSTERIOR_META = "posterior.json"
 POSTERIOR_HESS = "posterior.safetensors"
 CURVATURE = "curvature.safetensors"
+DIRECTIONS = "directions.safetensors"
 CALIBRATION = "calibration.json"
 
 
@@ -60,6 +64,7 @@ def write(
         versions=_versions(),
     )
     _check_tensors(posterior.mean, posterior.hess, meta, "this posterior")
+    directions = posterior.directions.tensors(_shapes(posterior.hess)) if posterior.directions else None
     with atomic_folder(path) as folder:
         _write_json(folder / ADAPTER_CONFIG, dict(posterior.adapter_config))
         write_tensors(folder / ADAPTER_WEIGHTS, posterior.mean)
@@ -69,6 +74,8 @@ def write(
             _write_json(folder / POSTERIOR_META, meta.to_json())
         if posterior.curvature:
             write_tensors(folder / CURVATURE, posterior.curvature)
+        if directions:
+            write_tensors(folder / DIRECTIONS, directions)
         if posterior.calibration:
             _write_json(folder / CALIBRATION, dict(posterior.calibration))
         for name, text in text_files.items():
@@ -109,6 +116,7 @@ def read(folder: Path) -> dict[str, Any]:
         "adapter_config": adapter_config,
         "curvature": curvature,
         "calibration": calibration,
+        "directions": _read_directions(folder / DIRECTIONS, hess),
     }
 
 
@@ -149,6 +157,16 @@ def _read_posterior(
             f"{folder}: {POSTERIOR_HESS} was changed after saving (hash mismatch); copy it again"
         )
     return hess, meta
+
+
+def _read_directions(path: Path, hess: Mapping[str, Tensor]) -> Leading | None:
+    if not path.is_file():
+        return None
+    return Leading.from_tensors(_read_tensors(path), _shapes(hess), str(path))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in tensors.items()}
 
 
 def _check_tensors(

@@ -2,50 +2,60 @@ r"""A covariance over all tensors of an adapter at once: the directions that the
 
 Independent entries and Kronecker blocks leave out what ties the tensors of different layers together. The Fisher matrix
 of the whole adapter does not fit in memory, but its k leading eigenvectors do. With per-example gradients :math:`g_i`,
-each counted :math:`n_i` times,
+each counted :math:`n_i` times, and a prior precision :math:`\delta` of all weights,
 
-.. math:: F = \sum_i n_i g_i g_i^\top = V \,\mathrm{diag}(l)\, V^\top + R, \qquad
-          \Sigma = V \,\mathrm{diag}(1 / l)\, V^\top + \tfrac{1}{l_k} (I - V V^\top) :
+.. math:: F = \sum_i n_i g_i g_i^\top \approx V \,\mathrm{diag}(l)\, V^\top, \qquad
+          \Sigma = (F + \delta I)^{-1} = V \,\mathrm{diag}\frac{1}{l + \delta}\, V^\top
+                   + \frac{1}{\delta} (I - V V^\top)
 
-what the eigenvectors leave out is as uncertain as the last of them, so there is no prior to choose. The scale of
-:math:`\Sigma` is that of the counted examples. After Sharma, Azizan and Pavone 2021 (arXiv:2102.12567), who sketch the
-same matrix and use a prior in place of :math:`l_k`.
+(Sharma, Azizan and Pavone 2021, arXiv:2102.12567, who find V by a random sketch). Without a prior
+
+.. math:: \Sigma = V \,\mathrm{diag}(1 / l)\, V^\top + \tfrac{1}{l_k} (I - V V^\top) :
+
+what the eigenvectors leave out is as uncertain as the last of them, so there is nothing to choose. The scale of
+:math:`\Sigma` is that of the counted examples, which is temperature 1.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vlora.errors import DataError
+from vlora.errors import DataError, PosteriorFormatError
 
 __all__ = ["Leading"]
 
 _SMALLEST = 1e-10  # of the largest eigenvalue: below, float32 gradients are only noise
+_COLUMNS = 2**14  # entries of every gradient that are held in double precision at a time
+_VALUES, _PRIOR = "eigenvalues", "prior_precision"  # tensors beside the rows of the keys, in a file
 
 
 @dataclass(frozen=True)
 class Leading:
-    """Leading eigenvectors of a Fisher matrix.
+    r"""Leading eigenvectors of a Fisher matrix.
 
     Attributes:
         keys: Tensors of the adapter in the order in which they were joined.
-        vectors: Orthonormal columns, ``(P, k)``, P the entries of all tensors together.
+        vectors: Orthonormal columns, float32 ``(P, k)``, P the entries of all tensors together.
         values: Eigenvalues in falling order, float64 ``(k,)``, in nats per squared weight.
+        prior: Prior precision :math:`\delta` at the scale of the eigenvalues, in 1 / weight^2; None: the last
+            eigenvalue holds for what the eigenvectors leave out.
     """
 
     keys: tuple[str, ...]
     vectors: Tensor
     values: Tensor
+    prior: float | None = None
 
     @classmethod
     def of(cls, gradients: Iterable[Mapping[str, Tensor]], directions: int) -> "Leading":
         r"""Eigenvectors of :math:`\sum g g^\top` over all gradients given.
 
-        Chunk after chunk is joined to what is kept so far and cut to ``directions`` again, so the memory is that of
-        ``directions`` gradients and one chunk. Exact where no more than ``directions`` are independent, or with a
-        single chunk; else what an early chunk lost stays lost.
+        Whenever twice ``directions`` gradients are together they are cut to ``directions`` eigenvectors, so the memory
+        is that of three times as many gradients. Exact where no more than ``directions`` are independent, or where
+        nothing was cut before the end; else what an early cut lost stays lost.
 
         Args:
             gradients: Chunks of gradients, each already times the root of its weight: key -> ``(M, *tensor)``.
@@ -55,19 +65,17 @@ class Leading:
             DataError: No gradients, or all of them zero.
         """
         keys: tuple[str, ...] = ()
-        kept: Tensor | None = None
-        values = torch.empty(0, dtype=torch.float64)
+        held: list[Tensor] = []
         for chunk in gradients:
             keys = keys or tuple(sorted(chunk))
-            rows = _joined(chunk, keys, first=1)
-            rows = rows if kept is None else torch.cat([kept, rows])
-            found, mixing = torch.linalg.eigh((rows @ rows.T).double())
-            found, mixing = found.flip(0)[:directions], mixing.flip(1)[:, :directions]
-            used = found > _SMALLEST * found[0]
-            values, kept = found[used], mixing[:, used].float().T @ rows
-        if kept is None or not len(values):
+            held.append(_joined(chunk, keys))
+            if sum(map(len, held)) >= 2 * directions:
+                held = [_cut(held, directions)[1]]
+        values, rows = _cut(held, directions) if held else (torch.empty(0), torch.empty(0))
+        if not len(values):
             raise DataError("the Fisher matrix needs gradients that are not all zero, got none")
-        return cls(keys, kept.T / values.sqrt().float(), values)
+        rows /= values.sqrt().to(rows)[:, None]
+        return cls(keys, rows.T, values)
 
     def covariance(self, gradients: Mapping[str, Tensor]) -> Tensor:
         r"""Covariance :math:`J \Sigma J^\top` of K outputs of every example under the linearised model.
@@ -78,11 +86,124 @@ class Leading:
         Returns:
             float64, ``(N, K, K)``.
         """
-        flat, tail = _joined(gradients, self.keys, first=2), self.values[-1].to(self.vectors.device)
-        known = (flat @ self.vectors).double() * (1 / tail - 1 / self.values.to(tail)).sqrt()
-        return (flat @ flat.mT).double() / tail - known @ known.mT
+        return self.covariances(gradients, [self.prior])[0]
+
+    def covariances(self, gradients: Mapping[str, Tensor], priors: Sequence[float | None]) -> list[Tensor]:
+        """The same under several prior precisions; the gradients are projected once for all of them."""
+        parts = [(gradients[key].float().flatten(2), own) for key, own in self._own(gradients).items()]
+        known, rest = parts[0][0] @ parts[0][1], torch.zeros(())
+        for flat, own in parts[1:]:
+            known = known + flat @ own
+        for flat, own in parts:  # what is left over, and not a difference of two large squares
+            left = flat - known @ own.mT
+            rest = rest.to(left.device) + (left @ left.mT).double()
+        known, values = known.double(), self.values.to(known.device)
+        tails = [values[-1] if prior is None else prior for prior in priors]
+        added = [0.0 if prior is None else prior for prior in priors]
+        return [
+            (known / (values + more)) @ known.mT + rest / tail
+            for more, tail in zip(added, tails, strict=True)
+        ]
+
+    def to(self, device: torch.device | str) -> "Leading":
+        """The same on a device."""
+        return replace(self, vectors=self.vectors.to(device), values=self.values.to(device))
+
+    def tensors(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """As they are stored: key -> ``(k, *tensor)``, ``eigenvalues`` and, under a prior, ``prior_precision``.
+
+        Args:
+            shapes: Key -> shape of the tensor.
+
+        Raises:
+            PosteriorFormatError: These are not the shapes of the directions.
+        """
+        sizes = [math.prod(shapes.get(key, ())) for key in self.keys]
+        if sum(sizes) != len(self.vectors) or set(self.keys) != set(shapes):
+            raise PosteriorFormatError(
+                f"the directions are those of {len(self.keys)} tensors with {len(self.vectors)} entries, the posterior "
+                f"has {len(shapes)} stochastic ones with {sum(sizes)}; measure them again at its mean"
+            )
+        rows = self.vectors.T.split(sizes, dim=1)
+        found = {key: own.reshape(-1, *shapes[key]) for key, own in zip(self.keys, rows, strict=True)}
+        prior = {} if self.prior is None else {_PRIOR: torch.tensor([self.prior], dtype=torch.float64)}
+        return {**found, _VALUES: self.values, **prior}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: str
+    ) -> "Leading":
+        """Check and read what :meth:`tensors` gives.
+
+        Args:
+            tensors: Content of the file.
+            shapes: Stochastic tensors of the posterior: key -> shape.
+            where: The file, for messages.
+
+        Raises:
+            PosteriorFormatError: Keys, shapes or numbers that cannot be those of this posterior.
+        """
+        rows = {key: value for key, value in tensors.items() if key not in (_VALUES, _PRIOR)}
+        values = tensors.get(_VALUES)
+        if values is None or values.ndim != 1 or not _falling(values):
+            raise PosteriorFormatError(
+                f"{where} needs {_VALUES}, positive numbers in falling order; copy it again or delete it"
+            )
+        if odd := sorted(rows.keys() ^ shapes.keys()):
+            who = "the posterior has no h for" if odd[0] in rows else "it lacks"
+            raise PosteriorFormatError(f"{where} belongs to another adapter: {who} {odd[0]}; delete it")
+        for key, value in rows.items():
+            if value.shape != (len(values), *shapes[key]):
+                raise PosteriorFormatError(
+                    f"{where} belongs to another adapter: {key} has shape {tuple(value.shape)}, expected "
+                    f"{(len(values), *shapes[key])}; delete it"
+                )
+        joined = _joined(rows, sorted(rows))
+        if not bool((joined.norm(dim=1) - 1).abs().max() < 0.01):  # NaN too
+            raise PosteriorFormatError(f"{where} holds directions that are not of length 1; copy it again")
+        prior = float(tensors[_PRIOR].double().sum()) if _PRIOR in tensors else None
+        if prior is not None and not 0 < prior < math.inf:
+            raise PosteriorFormatError(f"{where} holds {_PRIOR} {prior}, expected a positive number")
+        return cls(tuple(sorted(rows)), joined.T, values.double(), prior)
+
+    def _own(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Key -> its part of the eigenvectors, ``(entries, k)``."""
+        sizes = [gradients[key][0, 0].numel() for key in self.keys]
+        return dict(zip(self.keys, self.vectors.split(sizes), strict=True))
 
 
-def _joined(gradients: Mapping[str, Tensor], keys: Iterable[str], *, first: int) -> Tensor:
-    """All tensors of every gradient in one row, float32; the first dimensions stay."""
-    return torch.cat([gradients[key].float().flatten(first) for key in keys], dim=-1)
+def _falling(values: Tensor) -> bool:
+    """Whether these are positive, finite numbers in falling order, at least one."""
+    return bool(
+        len(values) and values[-1] > 0 and values.isfinite().all() and (values[:-1] >= values[1:]).all()
+    )
+
+
+def _joined(gradients: Mapping[str, Tensor], keys: Iterable[str]) -> Tensor:
+    """All tensors of every gradient in one row, float32 ``(M, P)``."""
+    return torch.cat([gradients[key].float().flatten(1) for key in keys], dim=-1)
+
+
+def _cut(held: Sequence[Tensor], directions: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvalues of the sum over all rows, and the eigenvectors times their roots, ``(k, P)``.
+
+    Products are of doubles, a block of columns at a time: in float32 the square of the largest gradient would drown the
+    small eigenvalues.
+    """
+    starts = range(0, held[0].shape[1], _COLUMNS)
+    gram: Tensor | float = 0.0
+    for start in starts:
+        block = _block(held, start)
+        gram = gram + block @ block.T
+    found, mixing = torch.linalg.eigh(gram)
+    found, mixing = found.flip(0)[:directions], mixing.flip(1)[:, :directions]
+    used = (found > _SMALLEST * found[:1]) & (found > 0)
+    mixing = mixing[:, used].T
+    rows = held[0].new_empty(len(mixing), held[0].shape[1])
+    for start in starts:
+        rows[:, start : start + _COLUMNS] = (mixing @ _block(held, start)).float()
+    return found[used], rows
+
+
+def _block(held: Sequence[Tensor], start: int) -> Tensor:
+    return torch.cat([rows[:, start : start + _COLUMNS] for rows in held]).double()

@@ -19,6 +19,7 @@ from vlora.posterior.draws import standard_normal
 from vlora.posterior.fit import check_fit
 from vlora.posterior.health import describe_health
 from vlora.posterior.keys import adapter_tensors
+from vlora.posterior.leading import Leading
 from vlora.posterior.meta import PosteriorMeta
 from vlora.posterior.site import Site
 
@@ -38,6 +39,7 @@ class Posterior:
         curvature: Optional Kronecker factors for merging, ``<module>.input_gram``, ``.output_gram``
             and ``.activation_gram``.
         calibration: Optional temperature and thresholds fitted by evaluation.
+        directions: Optional leading directions of the Fisher matrix over all stochastic tensors, at this mean.
     """
 
     mean: Mapping[str, Tensor]
@@ -46,6 +48,7 @@ class Posterior:
     adapter_config: Mapping[str, Any]
     curvature: Mapping[str, Tensor] | None = None
     calibration: Mapping[str, Any] | None = field(default=None)
+    directions: Leading | None = None
 
     @classmethod
     def from_optimizer(
@@ -213,7 +216,8 @@ class Posterior:
     def with_prior(self, precision: Mapping[str, float] | float) -> "Posterior":
         """The same posterior under a prior alpha: precision ``ess * h + alpha``, ``weight_decay = alpha / ess``.
 
-        Entries where a noisy h is negative count as no evidence, as in :meth:`site`.
+        Entries where a noisy h is negative count as no evidence, as in :meth:`site`. Leading directions take the
+        prior too; they are dropped where it differs between tensors.
 
         Args:
             precision: One for all stochastic tensors, or PEFT key -> precision.
@@ -229,7 +233,13 @@ class Posterior:
         decay = {key: given[key] / self.meta.of("ess", key) for key in hess}
         shared = set(decay.values())
         weight_decay = shared.pop() if len(shared) == 1 else decay
-        return replace(self, hess=hess, meta=replace(self.meta, weight_decay=weight_decay))
+        directions = self.directions
+        if directions is not None:
+            common = None if isinstance(weight_decay, dict) else self.meta.num_examples * weight_decay
+            directions = replace(directions, prior=common) if common else None
+        return replace(
+            self, hess=hess, meta=replace(self.meta, weight_decay=weight_decay), directions=directions
+        )
 
     def site(self) -> Site:
         """What the training data added to the prior, untempered: precision N h, natural mean N (h + delta) m.

@@ -72,7 +72,7 @@ class Pruned:
 
 
 def with_lineage(result: Posterior, before: Posterior, pruned: Pruned) -> Posterior:
-    """Source and note of the pruning. A calibration was fitted for the posterior before, so it is not kept."""
+    """Source and note of the pruning. Calibration and leading directions were those of the mean before: dropped."""
     what = "rank components" if pruned.what == "ranks" else "entries of A and B"
     note = (
         f"Pruned: {pruned.removed} of {pruned.total} {what} with the lowest signal-to-noise ratio were removed; "
@@ -85,7 +85,7 @@ def with_lineage(result: Posterior, before: Posterior, pruned: Pruned) -> Poster
         "sources": before.meta.sources,
     }
     meta = replace(result.meta, sources=[source], notes=[*before.meta.notes, note])
-    return replace(result, meta=meta, calibration=None)
+    return replace(result, meta=meta, calibration=None, directions=None)
 
 
 def stochastic_modules(posterior: Posterior) -> dict[str, LoraKeys]:

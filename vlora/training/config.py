@@ -157,6 +157,12 @@ class TrainConfig:
     curvature_rank: int | None = None
     """Leading directions that are kept of every factor, the rest as one isotropic value; None keeps all, which is large
     for wide layers."""
+    directions: int | None = None
+    """After IVON, measure so many leading directions of the Fisher matrix over all tensors, on training rows with
+    labels drawn from the model, for ``linearised: leading``; the file is so many times the adapter, and measuring takes
+    three times that in memory."""
+    directions_examples: int | None = 2048
+    """At most so many examples for that pass."""
     health_examples: int = 64
     """After IVON, rows (of validation if there is one) whose squared gradients h is compared with, but no more than
     2 % of the rows trained on, or 32; 0: none."""
@@ -169,9 +175,14 @@ class TrainConfig:
         if not self.output:
             raise ConfigError("output must name a folder")
         check_seed("seed", self.seed)
-        if self.curvature_examples is not None and self.curvature_examples < 1:
-            raise ConfigError(f"curvature_examples must be at least 1, got {self.curvature_examples}")
-        if self.curvature_rank is not None and self.curvature_rank < 1:
-            raise ConfigError(f"curvature_rank must be at least 1, got {self.curvature_rank}")
+        for name in ("curvature_examples", "curvature_rank", "directions", "directions_examples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.directions is not None and self.optimizer.name != "ivon":
+            raise ConfigError(
+                "directions belong to a posterior, which optimizer.name ivon trains; for an adapter of adamw, run "
+                "vlora posterior with directions afterwards"
+            )
         if self.health_examples < 0:
             raise ConfigError(f"health_examples must be 0 (off) or more, got {self.health_examples}")

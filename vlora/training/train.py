@@ -27,6 +27,7 @@ from vlora.posterior import Posterior, PosteriorMeta
 from vlora.posterior.export import describe_base, gauge_id, saved_by_peft
 from vlora.training.arguments import planned_steps, training_arguments
 from vlora.training.config import TrainConfig
+from vlora.training.directions import check_directions, with_directions
 from vlora.training.log import train_log
 from vlora.training.optimizers import build_optimizer
 from vlora.training.prepare import Prepared, prepare
@@ -93,6 +94,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
     run = prepare(config)
     if config.curvature:
         adapted_layers(run.model)  # refuses what the pass after training could not take
+    check_directions(run)
     checkpoint = on_first_process(lambda: open_work(config, work, data_sha256=run.train.sha256()))
     gauge = gauge_id(run.model)
     optimizer, settings = build_optimizer(
@@ -118,6 +120,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         posterior = with_reference_health(posterior, run, batch_size=size, rows_seen=seen)
     if config.curvature:
         posterior = replace(posterior, curvature=streamed or _curvature(run, args))
+    posterior = with_directions(posterior, run, _loader(run, args))
     log = train_log(run, trainer, settings, started=started, resumed_from=checkpoint)
     posterior.save_pretrained(
         output,

@@ -1,9 +1,11 @@
 """The leading directions of a Fisher matrix against the dense matrix."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vlora.errors import DataError
+from vlora.errors import DataError, PosteriorFormatError
 from vlora.posterior.leading import Leading
 
 
@@ -55,3 +57,95 @@ def test_a_direction_of_the_data_is_surer_than_any_other():
 def test_nothing_to_measure_is_refused(chunks):
     with pytest.raises(DataError, match="not all zero"):
         Leading.of(chunks, 4)
+
+
+@pytest.mark.parametrize("prior", [0.5, 30.0])
+def test_a_prior_gives_the_inverse_of_the_dense_matrix(prior):
+    """As many directions as F has: (F + delta I)^-1 written out, also for gradients far inside its span."""
+    rows = flat(gradients(4))
+    sigma = torch.linalg.inv(rows.T @ rows + prior * torch.eye(10, dtype=torch.float64))
+    found = replace(Leading.of([gradients(4)], 4), prior=prior)
+    asked = {key: value.unflatten(0, (2, 3)) for key, value in gradients(6, seed=1).items()}
+    want = flat(asked, 2) @ sigma @ flat(asked, 2).mT
+    torch.testing.assert_close(found.covariance(asked), want, rtol=1e-5, atol=1e-6)
+    known = {key: 100 * value[None] for key, value in gradients(4).items()}
+    want = flat(known, 2) @ sigma @ flat(known, 2).mT
+    torch.testing.assert_close(found.covariance(known), want, rtol=1e-5, atol=1e-5 * float(want.max()))
+
+
+def test_one_projection_serves_several_priors():
+    found, asked = Leading.of([gradients(7)], 4), {k: v[:, None] for k, v in gradients(5, seed=1).items()}
+    priors = (None, 0.5, 30.0)
+    one_by_one = [replace(found, prior=prior).covariance(asked) for prior in priors]
+    for one, other in zip(found.covariances(asked, priors), one_by_one, strict=True):
+        assert torch.equal(one, other)
+    last = float(found.values[-1])  # the rest is then as sure as without a prior, the directions are surer
+    assert (one_by_one[0] >= found.covariances(asked, [last])[0] - 1e-9).all()
+
+
+def test_covariances_are_never_negative_where_nearly_everything_is_known():
+    """Eigenvalues over nine decades: the small rest is not the difference of two large numbers."""
+    rows = torch.linalg.qr(torch.randn(10, 10, generator=torch.Generator().manual_seed(3)))[0][:6]
+    scaled = rows * torch.logspace(4, -0.5, 6)[:, None]
+    found = Leading.of([{"a": scaled}], 6)
+    torch.testing.assert_close(found.values.sqrt(), torch.logspace(4, -0.5, 6).double(), rtol=1e-4, atol=0)
+    variance = found.covariances({"a": 1e3 * rows[:, None]}, [1e-3])[0].flatten()
+    assert (variance > 0).all()
+    want = 1e6 / (torch.logspace(8, -1, 6).double() + 1e-3)
+    torch.testing.assert_close(variance, want, rtol=0, atol=1e-3 * float(want.max()))
+
+
+def test_many_small_chunks_keep_what_lies_in_few_directions():
+    """Forty rows of rank three through cuts at eight: nothing is lost."""
+    mixing = torch.randn(40, 3, generator=torch.Generator().manual_seed(4))
+    whole = {key: torch.tensordot(mixing, value, 1) for key, value in gradients(3).items()}
+    chunks = [{key: value[i : i + 3] for key, value in whole.items()} for i in range(0, 40, 3)]
+    found, dense = Leading.of(chunks, 4), flat(whole).T @ flat(whole)
+    assert found.vectors.shape == (10, 3)
+    matrix = found.vectors.double() @ torch.diag(found.values) @ found.vectors.double().T
+    torch.testing.assert_close(matrix, dense, rtol=1e-4, atol=1e-5 * float(dense.abs().max()))
+
+
+SHAPES = {"a": (4,), "b": (3, 2)}
+
+
+@pytest.mark.parametrize("prior", [None, 3.0])
+def test_what_is_stored_is_what_is_read(prior):
+    found = replace(Leading.of([gradients(5)], 3), prior=prior)
+    stored = found.tensors(SHAPES)
+    assert {key: tuple(value.shape) for key, value in stored.items() if key in SHAPES} == {
+        "a": (3, 4),
+        "b": (3, 3, 2),
+    }
+    again = Leading.from_tensors(stored, SHAPES, "here")
+    assert again.keys == found.keys and again.prior == prior
+    assert torch.equal(again.vectors, found.vectors) and torch.equal(again.values, found.values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eigenvalues": None}, "here needs eigenvalues, positive numbers in falling order"),
+        ({"eigenvalues": torch.tensor([1.0, 2.0, 3.0])}, "in falling order"),
+        ({"eigenvalues": torch.tensor([2.0, 1.0, 0.0])}, "in falling order"),
+        ({"eigenvalues": torch.tensor([float("nan"), 1.0, 1.0])}, "in falling order"),
+        ({"eigenvalues": torch.tensor([])}, "in falling order"),
+        ({"a": None}, "belongs to another adapter: it lacks a; delete it"),
+        ({"c": torch.zeros(3, 2)}, "belongs to another adapter: the posterior has no h for c"),
+        ({"a": torch.zeros(3, 5)}, r"a has shape \(3, 5\), expected \(3, 4\)"),
+        ({"a": torch.full((3, 4), float("inf"))}, "directions that are not of length 1"),
+        ({"a": torch.full((3, 4), float("nan"))}, "directions that are not of length 1"),
+        ({"a": torch.zeros(3, 4)}, "directions that are not of length 1"),
+        ({"prior_precision": torch.tensor([-1.0])}, "prior_precision -1.0, expected a positive number"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(changes, message):
+    stored = {**Leading.of([gradients(5)], 3).tensors(SHAPES), **changes}
+    with pytest.raises(PosteriorFormatError, match=message) as caught:
+        Leading.from_tensors({k: v for k, v in stored.items() if v is not None}, SHAPES, "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_shapes_cannot_be_stored():
+    with pytest.raises(PosteriorFormatError, match="directions are those of 2 tensors with 10 entries"):
+        Leading.of([gradients(5)], 3).tensors({"a": (5,), "b": (3, 2)})
