@@ -121,13 +121,14 @@ def _linearised(
     if not evaluation.config.linearised or posterior is None or subject.kind != "posterior":
         return None
     kind = evaluation.config.linearised_kind
+    wanted: dict[str, tuple[Posterior, Kind]] = {}
     if subject.prior is None:
-        wanted = {linearised_name(posterior, kind): (posterior, kind)}
+        wanted[linearised_name(posterior, kind)] = posterior, kind
     else:
-        wanted = {_prior_name(subject, kind): (subject.prior.posterior, kind)}
+        wanted[_prior_name(subject, kind)] = subject.prior.posterior, kind
     if evaluation.num_samples(subject):  # draws have no directions, so they are compared without
         own: Kind = "independent" if kind == "leading" else kind
-        wanted[linearised_name(posterior, own)] = (posterior, own)
+        wanted[linearised_name(posterior, own)] = posterior, own
     sink = Sink(evaluation.item_keys, list(wanted), file=file, who=f"model {subject.name!r}")
     items = range(len(evaluation.items))
     if sink.wants(items):
@@ -141,7 +142,7 @@ def _linearised(
 
 def _by_kind(wanted: Sequence[tuple[Posterior, Kind]]) -> list[Wanted]:
     """Posteriors of one kind together, in their order, so that gradients are rotated once for both."""
-    kinds = dict.fromkeys(kind for _, kind in wanted)
+    kinds: dict[Kind, None] = dict.fromkeys(kind for _, kind in wanted)
     return [Wanted([one for one, own in wanted if own == kind], kind) for kind in kinds]
 
 

@@ -237,3 +237,29 @@ def test_another_adapter_type_and_an_untrained_one_are_refused(make_posterior, t
     with pytest.raises(DataError, match="no prior precision maximises the evidence"):
         run_posterior(fresh)
     shutil.rmtree(tmp_path / "fresh")
+
+
+def test_leading_directions_are_measured_at_the_scale_of_h(make_posterior):
+    """With every row under both classes and all directions kept, the trace of F is N times the sum of h."""
+    folder = run_posterior(make_posterior(directions=64))
+    posterior = Posterior.from_pretrained(folder)
+    found = posterior.directions
+    assert found is not None and set(found.keys) == set(posterior.hess) and len(found.values) <= 24
+    total = 24 * sum(float(h.double().sum()) for h in posterior.hess.values())
+    assert float(found.values.sum()) == pytest.approx(total, rel=1e-3)
+    config = load_config(PosteriorConfig, folder / "laplace_config.yaml")
+    few = replace(config, adapter=str(folder), directions=3, directions_examples=8, fisher="sampled")
+    few = replace(few, deterministic=["lora_A"], output=str(folder.parent / "few"))
+    again = Posterior.from_pretrained(run_posterior(few)).directions
+    assert again is not None and len(again.values) == 3 and not any("lora_A" in key for key in again.keys)
+    bare = replace(few, directions=None, output=str(folder.parent / "bare"))
+    assert Posterior.from_pretrained(run_posterior(bare)).directions is None  # h and N were measured anew
+
+
+def test_directions_that_cannot_be_measured_are_refused_first(make_posterior, tmp_path):
+    with pytest.raises(ConfigError, match="directions need .* linear layers alone, .*lora_magnitude_vector"):
+        run_posterior(make_posterior("causal_lm", lora={"use_dora": True}, directions=4))
+    assert not (tmp_path / "out").exists()
+    for name in ("directions", "directions_examples"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
+            make_posterior(**{name: 0})
