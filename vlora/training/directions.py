@@ -28,7 +28,8 @@ def check_directions(run: Prepared) -> None:
     count = run.config.directions
     if count is None:
         return
-    trained = _parameters({k: v for k, v in saved_tensors(run.model).items() if v.requires_grad})
+    tensors = adapter_tensors(run.model, saved_tensors(run.model))
+    trained = _parameters({key: value for key, value in tensors.items() if value.requires_grad})
     check_linear(run.model, trained)
     entries = sum(parameter.numel() for parameter in trained.values())
     logger.info(
