@@ -125,7 +125,8 @@ class EvalConfig(ModelsConfig):
     directions.safetensors."""
     linearised_prior: float | Literal["auto", "stored"] | None = "auto"
     """Posterior of the linearised predictive: ``auto`` (temperature 1 under the prior that calibration fitted; where it
-    fitted none, that of the draws), ``stored`` (as fitted), a prior precision, or None, that of the draws."""
+    fitted none, that of the draws), ``stored`` (as fitted), a prior precision, or None, that of the draws. With leading
+    directions the number is the precision of what they leave out."""
     store: str | None = None
     """Folder of scores by content, to share between evaluations; None keeps them in the output, in ``scores``."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)

@@ -27,11 +27,15 @@ class LinearisedPrior:
     """Prior precision, in 1 / weight^2."""
     fitted: Mapping[str, Any] | None = None
     """What is known of its fit; None for a number of the user's."""
+    kind: Kind = "independent"
+    """Covariance of the weights that it is for."""
 
     def describe(self) -> str:
         """One line for people."""
         rows = ((self.fitted or {}).get("split") or {}).get("rows", "?")
         source = "as configured" if self.fitted is None else f"fitted on {rows} held-out rows"
+        if self.kind == "leading":
+            return f"precision {self.precision:g} of what the leading directions leave out, {source}"
         return f"prior precision {self.precision:g} at temperature 1, {source}"
 
 
@@ -59,11 +63,11 @@ def linearised_prior(
     if not isinstance(choice, str):
         if (reason := prior_obstacle(posterior)) is not None:
             raise ConfigError(f"linearised_prior is set but {path} {reason}; leave it out")
-        return LinearisedPrior(under_prior(posterior, choice), float(choice))
+        return LinearisedPrior(under_prior(posterior, choice), float(choice), kind=kind)
     fitted = fitted_prior(posterior, kind)
     if fitted is not None:
         precision = float(fitted["prior_precision"])
-        return LinearisedPrior(under_prior(posterior, precision), precision, fitted)
+        return LinearisedPrior(under_prior(posterior, precision), precision, fitted, kind)
     if choice == "stored":
         source = {"kronecker": " with Kronecker factors", "leading": " with leading directions"}.get(kind, "")
         raise ConfigError(

@@ -6,8 +6,9 @@ r"""The prior precision of a linearised posterior, fitted on held-out labels: on
 J is the Jacobian of the logits at the mean m (:mod:`vlora.eval.metrics.linearised`), N h what the data know of a
 weight, alpha the prior precision in units of 1 / weight^2. Small alpha is a wide posterior; as it grows the predictive
 becomes that of the mean, so an adapter whose uncertainty does not help its predictions gets a large one. The Jacobians
-do not depend on alpha: a grid costs one pass over the rows. The same grid serves independent entries, Kronecker
-factors and leading directions, where alpha is added to the precision along every direction.
+do not depend on alpha: a grid costs one pass over the rows. The same grid serves independent entries and Kronecker
+factors, where alpha is added to the precision along every direction, and leading directions, where it is the precision
+of what they leave out.
 
 A grid and no refinement: the NLL is flat around its minimum, and its rungs, a factor of three apart, change a standard
 deviation by 1.7 at most. Source of the predictive: Immer et al. 2021 (arXiv:2008.08400).

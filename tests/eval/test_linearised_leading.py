@@ -65,18 +65,19 @@ def string(model, tokenizer, prompt: str, answer: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", ["llama", "gpt2, biases"])
 def test_covariances_are_those_of_the_dense_matrix_one_by_one(case):
-    """J (F + delta I)^-1 J^T at temperature 1, and temperature times the form without a prior."""
+    """J (F + delta I)^-1 J^T at temperature 1, temperature times the form without a prior, and what is calibrated."""
     model, posterior = stack_cases.CASES[case]()
     posterior, fisher = directed(posterior)
-    bayes = under_prior(posterior, 4.0)
+    bayes = posterior.at_temperature(1.0).with_prior(4.0)
     identity = torch.eye(len(fisher), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(fisher)
     known = vectors[:, -ROWS:]
     tail = (identity - known @ known.T) / values[-ROWS] + known @ torch.diag(1 / values[-ROWS:]) @ known.T
     sigmas = [torch.linalg.inv(fisher + 4.0 * identity), posterior.temperature * tail]
+    sigmas += [tail * values[-ROWS] / 9.0]
     tokenizer, examples = eval_tiny.tokenizer(), _choices()
     scorer = build_scorer("multiple_choice", examples, tokenizer, FORMAT, model.config)
-    wanted = [Wanted([bayes, posterior], "leading"), Wanted([posterior])]
+    wanted = [Wanted([bayes, posterior, under_prior(posterior, 9.0)], "leading"), Wanted([posterior])]
     *found, plain = logit_covariances(scorer, model, wanted)
     np.testing.assert_array_equal(plain, logit_covariances(scorer, model, wanted[1:])[0])
     for row, example in enumerate(examples):
@@ -93,7 +94,7 @@ def test_covariances_are_those_of_the_dense_matrix_one_by_one(case):
 def test_texts_have_the_variance_of_their_log_probability():
     model, posterior = stack_cases.CASES["llama"]()
     posterior, fisher = directed(posterior)
-    bayes = under_prior(posterior, 4.0)
+    bayes = posterior.at_temperature(1.0).with_prior(4.0)
     sigma = torch.linalg.inv(fisher + 4.0 * torch.eye(len(fisher), dtype=torch.float64))
     tokenizer, examples = eval_tiny.tokenizer(), _texts()
     row_format = RowFormat(prompt="question", append_eos=False)
@@ -167,6 +168,8 @@ def test_the_fitted_prior_is_what_evaluations_say_and_is_applied(built, tmp_path
         held_out = [record for record in records if record.split == "validation"]
         assert linearised_nll(*arrays(held_out)) == pytest.approx(tried[precision], abs=1e-6)
         assert results["models"][0]["linearised_prior"] == precision
+        said = results["models"][0]["summary"]["linearised_prior"]
+        assert said.startswith(f"precision {precision:g} of what the leading directions leave out, ")
 
 
 def test_predictions_are_those_of_an_evaluation(built, tmp_path):

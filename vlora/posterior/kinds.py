@@ -2,15 +2,18 @@ r"""Covariances of the weights in the linearised model, by kind, and what each n
 
 *independent*: h alone. *kronecker*: ``curvature.safetensors`` gives the directions within every LoRA factor
 (:mod:`vlora.posterior.kronecker`). *leading*: ``directions.safetensors``, the leading eigenvectors of the Fisher matrix
-over all tensors at once, which needs no h (:mod:`vlora.posterior.leading`). For all three, with Jacobian J of the
-outputs, temperature T = N / ess and prior precision :math:`\alpha` at temperature 1,
+over all tensors at once, which needs no h (:mod:`vlora.posterior.leading`). With Jacobian J of the outputs their
+covariance is :math:`J \Sigma J^\top`; with temperature T = N / ess and prior precision :math:`\alpha` at temperature 1
 
-.. math:: J \Sigma J^\top, \qquad \Sigma^{-1} = (F + \alpha I) / T
+.. math:: \Sigma^{-1} = (N h + \alpha) / T
 
-with F = N h on the diagonal, its Kronecker factors, or the whole Fisher matrix.
+for the first, and for the second along Kronecker factors with the scale of h. For leading directions :math:`\alpha` is
+the precision of what they leave out, and their own follow in proportion
+(:meth:`vlora.posterior.leading.Leading.resting`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -78,8 +81,8 @@ def output_covariances(
         ConfigError: The posterior lacks what the kind needs.
     """
     if kind == "leading":
-        if priors:
-            posteriors = [posteriors[0].with_prior(precision) for precision in priors]
+        if priors and (leading := posteriors[0].directions) is not None:
+            posteriors = [replace(posteriors[0], directions=leading.resting(one)) for one in priors]
         return _joint(posteriors, device)
     kronecker = kind == "kronecker"
     if priors:
@@ -93,8 +96,8 @@ def _joint(
     posteriors: Sequence[Posterior], device: torch.device | str
 ) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
     """Covariances of leading directions, at every posterior's prior and temperature."""
-    found: list[tuple[float, float | None]] = []
-    leading: Leading | None = None
+    temperatures: list[float] = []
+    spectra: list[Leading] = []
     for posterior in posteriors:
         temperature, leading = posterior.temperature, posterior.directions
         if leading is None:
@@ -103,12 +106,12 @@ def _joint(
             raise ConfigError(
                 "linearised: leading cannot be had: ess differs between tensors; set temperature: 1"
             )
-        found.append((temperature, leading.prior))
-    assert leading is not None
-    shared = leading.to(device)
+        temperatures.append(temperature)
+        spectra.append(leading)
+    shared = spectra[0].to(device)
 
     def covariances_of(gradients: Mapping[str, Tensor]) -> list[Tensor]:
-        at_one = shared.covariances(gradients, [prior for _, prior in found])
-        return [temperature * one for (temperature, _), one in zip(found, at_one, strict=True)]
+        at_one = shared.covariances(gradients, spectra)
+        return [temperature * one for temperature, one in zip(temperatures, at_one, strict=True)]
 
     return covariances_of

@@ -13,7 +13,7 @@ each counted :math:`n_i` times, and a prior precision :math:`\delta` of all weig
 .. math:: \Sigma = V \,\mathrm{diag}(1 / l)\, V^\top + \tfrac{1}{l_k} (I - V V^\top) :
 
 what the eigenvectors leave out is as uncertain as the last of them, so there is nothing to choose. The scale of
-:math:`\Sigma` is that of the counted examples, which is temperature 1.
+:math:`\Sigma` is that of the counted examples, which is temperature 1; :meth:`Leading.resting` chooses another one.
 """
 
 import math
@@ -86,10 +86,10 @@ class Leading:
         Returns:
             float64, ``(N, K, K)``.
         """
-        return self.covariances(gradients, [self.prior])[0]
+        return self.covariances(gradients, [self])[0]
 
-    def covariances(self, gradients: Mapping[str, Tensor], priors: Sequence[float | None]) -> list[Tensor]:
-        """The same under several prior precisions; the gradients are projected once for all of them."""
+    def covariances(self, gradients: Mapping[str, Tensor], same: Sequence["Leading"]) -> list[Tensor]:
+        """The same for several with these eigenvectors; the gradients are projected once for all of them."""
         parts = [(gradients[key].float().flatten(2), own) for key, own in self._own(gradients).items()]
         known, rest = parts[0][0] @ parts[0][1], torch.zeros(())
         for flat, own in parts[1:]:
@@ -97,13 +97,28 @@ class Leading:
         for flat, own in parts:  # what is left over, and not a difference of two large squares
             left = flat - known @ own.mT
             rest = rest.to(left.device) + (left @ left.mT).double()
-        known, values = known.double(), self.values.to(known.device)
-        tails = [values[-1] if prior is None else prior for prior in priors]
-        added = [0.0 if prior is None else prior for prior in priors]
-        return [
-            (known / (values + more)) @ known.mT + rest / tail
-            for more, tail in zip(added, tails, strict=True)
-        ]
+        known, found = known.double(), []
+        for one in same:
+            values = one.values.to(known.device)
+            if one.prior is None:
+                found.append((known / values) @ known.mT + rest / values[-1])
+            else:
+                found.append((known / (values + one.prior)) @ known.mT + rest / one.prior)
+        return found
+
+    def resting(self, precision: float) -> "Leading":
+        r"""Every eigenvalue times one number, so that what the eigenvectors leave out has this precision.
+
+        .. math:: \Sigma = \frac{1}{\alpha} \left( V \,\mathrm{diag}(l_k / l)\, V^\top + I - V V^\top \right),
+
+        with the precision :math:`\alpha`, which is temperature :math:`l_k / \alpha`. It is what is fitted on held-out
+        rows: it keeps how much surer one direction is than another, where a prior precision :math:`\delta` at temperature
+        1 leaves little of F once it is above l.
+
+        Args:
+            precision: In 1 / weight^2.
+        """
+        return replace(self, values=self.values * (precision / float(self.values[-1])), prior=None)
 
     def to(self, device: torch.device | str) -> "Leading":
         """The same on a device."""

@@ -75,12 +75,24 @@ def test_a_prior_gives_the_inverse_of_the_dense_matrix(prior):
 
 def test_one_projection_serves_several_priors():
     found, asked = Leading.of([gradients(7)], 4), {k: v[:, None] for k, v in gradients(5, seed=1).items()}
-    priors = (None, 0.5, 30.0)
-    one_by_one = [replace(found, prior=prior).covariance(asked) for prior in priors]
-    for one, other in zip(found.covariances(asked, priors), one_by_one, strict=True):
-        assert torch.equal(one, other)
-    last = float(found.values[-1])  # the rest is then as sure as without a prior, the directions are surer
-    assert (one_by_one[0] >= found.covariances(asked, [last])[0] - 1e-9).all()
+    last = float(found.values[-1])
+    same = [found, *(replace(found, prior=prior) for prior in (last, 30.0)), found.resting(5.0)]
+    all_at_once = found.covariances(asked, same)
+    for one, other in zip(all_at_once, same, strict=True):
+        assert torch.equal(one, other.covariance(asked))
+    assert (all_at_once[0] >= all_at_once[1] - 1e-9).all()  # the same rest, directions that are surer
+    torch.testing.assert_close(all_at_once[3], all_at_once[0] * last / 5.0)
+
+
+def test_the_scale_can_be_that_of_what_is_left_out():
+    found = Leading.of([gradients(7)], 4).resting(5.0)
+    vectors, values = found.vectors.double(), Leading.of([gradients(7)], 4).values
+    ratios = vectors @ torch.diag(values[-1] / values) @ vectors.T
+    sigma = (ratios + torch.eye(10, dtype=torch.float64) - vectors @ vectors.T) / 5.0
+    asked = {key: value[:, None] for key, value in gradients(6, seed=1).items()}
+    want = flat(asked, 2) @ sigma @ flat(asked, 2).mT
+    torch.testing.assert_close(found.covariance(asked), want, rtol=1e-5, atol=1e-6)
+    assert found.values[-1] == pytest.approx(5.0) and found.prior is None
 
 
 def test_covariances_are_never_negative_where_nearly_everything_is_known():
@@ -89,7 +101,7 @@ def test_covariances_are_never_negative_where_nearly_everything_is_known():
     scaled = rows * torch.logspace(4, -0.5, 6)[:, None]
     found = Leading.of([{"a": scaled}], 6)
     torch.testing.assert_close(found.values.sqrt(), torch.logspace(4, -0.5, 6).double(), rtol=1e-4, atol=0)
-    variance = found.covariances({"a": 1e3 * rows[:, None]}, [1e-3])[0].flatten()
+    variance = replace(found, prior=1e-3).covariance({"a": 1e3 * rows[:, None]}).flatten()
     assert (variance > 0).all()
     want = 1e6 / (torch.logspace(8, -1, 6).double() + 1e-3)
     torch.testing.assert_close(variance, want, rtol=0, atol=1e-3 * float(want.max()))

@@ -49,7 +49,7 @@ def test_temperature_and_prior_are_those_of_the_posterior(directed, tmp_path):
     fisher, identity = flat.T @ flat, torch.eye(flat.shape[1], dtype=torch.float64)
     asked = {key: value.unflatten(0, (1, 3)) for key, value in gradients(directed, 3, seed=1).items()}
     jacobian = torch.cat([g.flatten(2) for _, g in sorted(asked.items())], 2).double()
-    bayes = under_prior(directed, 7.0)
+    bayes = directed.at_temperature(1.0).with_prior(7.0)
     cold = directed.with_prior(7.0)  # temperature N / ess = 200 / 1e4
     want = [torch.linalg.inv(fisher + 7.0 * identity), torch.linalg.inv(fisher / 0.02 + 7.0 * identity)]
     want += [want[0] * 4]
@@ -57,8 +57,14 @@ def test_temperature_and_prior_are_those_of_the_posterior(directed, tmp_path):
     for one, sigma in zip(found, want, strict=True):
         torch.testing.assert_close(one, jacobian @ sigma @ jacobian.mT, rtol=1e-4, atol=1e-6)
     grid = output_covariances([directed.at_temperature(1.0)], "leading", priors=[7.0, 90.0])(asked)
-    torch.testing.assert_close(grid[0], found[0], rtol=1e-9, atol=0)
-    assert (grid[1].diagonal(dim1=1, dim2=2) < grid[0].diagonal(dim1=1, dim2=2)).all()
+    chosen = output_covariances([under_prior(directed, 7.0), under_prior(directed, 90.0)], "leading")(asked)
+    values, vectors = torch.linalg.eigh(fisher)
+    known = vectors[:, -6:]
+    ratios = known @ torch.diag(values[-6] / values[-6:]) @ known.T
+    for precision, one, other in zip((7.0, 90.0), grid, chosen, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=0)
+        sigma = (ratios + identity - known @ known.T) / precision
+        torch.testing.assert_close(one, jacobian @ sigma @ jacobian.mT, rtol=1e-4, atol=1e-6)
     bayes.save_pretrained(tmp_path / "out")
     again = Posterior.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(output_covariances([again], "leading")(asked)[0], found[0], rtol=1e-9, atol=0)
