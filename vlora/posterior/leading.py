@@ -112,8 +112,8 @@ class Leading:
         .. math:: \Sigma = \frac{1}{\alpha} \left( V \,\mathrm{diag}(l_k / l)\, V^\top + I - V V^\top \right),
 
         with the precision :math:`\alpha`, which is temperature :math:`l_k / \alpha`. It is what is fitted on held-out
-        rows: it keeps how much surer one direction is than another, where a prior precision :math:`\delta` at temperature
-        1 leaves little of F once it is above l.
+        rows: it keeps how much surer one direction is than another, where a prior precision :math:`\delta` at
+        temperature 1 leaves little of F once it is above l.
 
         Args:
             precision: In 1 / weight^2.
