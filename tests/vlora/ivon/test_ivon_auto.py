@@ -105,7 +105,7 @@ def test_impossible_numbers_are_refused(settings, message):
 
 def test_the_line_for_the_log_says_what_was_chosen():
     assert auto_settings(500, grad_batch_size=16.0, width=384).describe() == (
-        "ivon: adam step with lr 0.001, noise may cost 0.01 nats (std from 0.001 to at most 0.1), h by gradsq of 16 "
-        "examples, beta2 0.999"
+        "ivon: adam step with lr 0.001, gradient norm at most 1, noise may cost 0.01 nats (std from 0.001 to at most "
+        "0.1), h by gradsq of 16 examples, beta2 0.999"
     )
     assert "ess 1e+06, first std 0.02" in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()
