@@ -30,8 +30,8 @@ DOMAINS = (
     *TRAINED, "MR", "camera_photo", "health_personal_care", "imdb", "music", "software", "sports_outdoors", "video",
 )  # fmt: skip
 METHODS = ("linear", "task_arithmetic", "gradient_matching")
-# Chosen on validation rows (books, seed 0): adamw 3e-3 over 1e-3; ivon is the default of this version.
-OPTIMIZERS: dict[str, dict[str, Any]] = {"ivon": {"name": "ivon"}, "adamw": {"name": "adamw", "lr": 3e-3}}
+# Chosen on validation rows (books, seed 0) for adamw: 3e-3 over 1e-3. IVON gets the same rate.
+OPTIMIZERS: dict[str, dict[str, Any]] = {name: {"name": name, "lr": 3e-3} for name in ("ivon", "adamw")}
 VALIDATION_ROWS = 200
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
 
