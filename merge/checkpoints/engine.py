@@ -9,10 +9,11 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,14 +50,14 @@ class Engine:
         self,
         jobs: Sequence[TensorJob],
         shards: Sequence[Shard],
-        finished: Callable[[TensorJob], None],
+        finished: Callable[[TensorJob, Mapping[str, Any]], None],
     ) -> None:
         """Make all tensors and flush them to disk.
 
         Args:
             jobs: Tensors to make.
             shards: The output files, with the place of every tensor.
-            finished: Called after a tensor is written, one call at a time.
+            finished: Called after a tensor is written, one call at a time, with the findings of its rule.
 
         Raises:
             CheckpointError: An input is damaged or holds NaN; which one.
@@ -75,9 +76,9 @@ class Engine:
                 local.buffers = Buffers()
             file, entry = places[job.name]
             stream = TensorStream(job, files, local.buffers, self.block_bytes)
-            _make(job, stream, local.buffers, outputs[file], entry, stop)
+            findings = _make(job, stream, local.buffers, outputs[file], entry, stop)
             with lock:
-                finished(job)
+                finished(job, findings)
 
         pool = ThreadPoolExecutor(self.threads)
         try:
@@ -136,7 +137,7 @@ def _make(
     descriptor: int,
     entry: TensorEntry,
     stop: threading.Event,
-) -> None:
+) -> Mapping[str, Any]:
     dtype = DTYPES[job.dtype]
     plain = isinstance(job.rule, Copy) and job.inputs[0].dtype == job.dtype
     try:
@@ -153,6 +154,7 @@ def _make(
                     _check(job, result, dtype)
                     merged[tile.start - block.start : tile.stop - block.start].copy_(result)
             _write(descriptor, merged, entry.start + block.start * dtype.itemsize)
+        return job.rule.findings(known)
     except NotFinite as error:
         raise _blame(job, stream) from error
 

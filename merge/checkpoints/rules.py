@@ -34,6 +34,10 @@ class Rule:
         """What the rule must know about the whole tensor."""
         return None
 
+    def findings(self, known: Any) -> dict[str, Any]:
+        """What a reader should know about the tensor, as plain data; numbers are those of models that take part."""
+        return {}
+
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """The merged tile.
 

@@ -3,7 +3,9 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,6 +14,7 @@ from vlora.files import atomic_write
 from vlora.merge.checkpoints.card import card, hash_files, merge_json
 from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.engine import Engine, create_shards
+from vlora.merge.checkpoints.findings import finding_notes
 from vlora.merge.checkpoints.headers import INDEX
 from vlora.merge.checkpoints.layout import index_json
 from vlora.merge.checkpoints.plan import MARKER, MergePlan, make_plan
@@ -52,7 +55,7 @@ def carry_out(plan: MergePlan) -> Path:
     start = time.perf_counter()
     with locked(plan.output):
         work = Workspace(plan.output, plan.signature())
-        done = set(work.finished())
+        done = work.finished()
         if done:
             print(f"going on: {len(done)} of {len(plan.draft.jobs)} tensors are written", file=sys.stderr)
         try:
@@ -61,6 +64,7 @@ def carry_out(plan: MergePlan) -> Path:
                 create_shards(work.folder, plan.shards)
                 work.begin()
             _merge(plan, work, done)
+            plan.draft.notes.extend(finding_notes(plan.draft.jobs, done))
             _write_small_files(plan, work.folder)
             work.finish()
         except (OutputError, CheckpointError):
@@ -76,15 +80,17 @@ def carry_out(plan: MergePlan) -> Path:
     return plan.output
 
 
-def _merge(plan: MergePlan, work: Workspace, done: set[str]) -> None:
+def _merge(plan: MergePlan, work: Workspace, done: dict[str, dict[str, Any]]) -> None:
+    """Make the tensors that are not done, and add them with their findings."""
     left = [job for job in plan.draft.jobs if job.name not in done]
     total = sum(job.tiling.numel for job in left)
     with tqdm(
         total=total, desc="merge", unit="entries", unit_scale=True, file=sys.stderr, disable=None
     ) as bar:
 
-        def finished(job: TensorJob) -> None:
-            work.note(job.name)
+        def finished(job: TensorJob, findings: Mapping[str, Any]) -> None:
+            work.note(job.name, findings)
+            done[job.name] = dict(findings)
             bar.update(job.tiling.numel)
 
         Engine(work.folder, plan.threads, plan.block_bytes).run(left, plan.shards, finished)

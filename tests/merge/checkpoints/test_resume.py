@@ -135,7 +135,7 @@ def test_a_journal_of_nonsense_is_no_journal(tmp_path):
     work.start()
     for text in ("", "{}\n", "[1]\n", '{"signature": "s"}\nnull\n', "\xff\n"):
         journal(tmp_path).write_text(text)
-        assert work.finished() == []
+        assert work.finished() == {}
 
 
 def test_two_runs_into_one_folder(tmp_path, folders):
