@@ -185,6 +185,14 @@ def test_other_bad_inputs(tmp_path, two):
         make_plan(settings(tmp_path / "out", method="fisher", models=models))
 
 
+def test_an_output_in_an_input_is_refused(tmp_path, two):
+    models = [{"path": path, "fisher": str(tmp_path / "fisher")} for path in two]
+    (tmp_path / "fisher").mkdir()
+    for place in ("a/m", "b/m/n", "fisher/m"):
+        with pytest.raises(ConfigError, match="lies inside the input .*; choose a folder beside it"):
+            make_plan(settings(tmp_path / place, method="fisher", models=models, overwrite=True))
+
+
 def test_buffers_are_copied_and_codes_refused(tmp_path):
     tensors = {**odd_tensors(0), "steps": torch.arange(5), "flag": torch.tensor([True, False])}
     folders = [raw_model(tmp_path / name, tensors) for name in "ab"]
