@@ -11,9 +11,9 @@ from vlora.errors import CheckpointError
 from vlora.merge.checkpoints.adapter_inputs import AdapterPart, read_adapters
 from vlora.merge.checkpoints.adapter_keys import base_key, is_transposed, plain_name
 from vlora.merge.checkpoints.config import ModelMergeConfig
-from vlora.merge.checkpoints.draft import Draft, describe_checkpoint, layer_count, output_dtype
+from vlora.merge.checkpoints.draft import Draft, layer_count, output_dtype
 from vlora.merge.checkpoints.embeddings import choose_tokenizer
-from vlora.merge.checkpoints.folders import is_tied, model_folder, read_config, tied_partner
+from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
 from vlora.merge.checkpoints.headers import FLOATS, TensorEntry, read_checkpoint
 from vlora.merge.checkpoints.lora_rules import AddLowRank, AddVector, Dora, LowRank, OnUpdates, Replace
 from vlora.merge.checkpoints.method_rules import rule_for
@@ -43,10 +43,10 @@ def draft_adapters(config: ModelMergeConfig, dry: bool = False) -> Draft:
     path = str(config.base_model)
     folder = model_folder(path, config.base_revision)
     base = read_checkpoint(folder, "base")
-    draft.sources.append(describe_checkpoint(base, "base", path, config.base_revision))
+    draft.add_checkpoint(base, "base", path, config.base_revision)
     draft.config = read_config(folder, "base")
     choose_tokenizer(draft, config.tokenizer, {"base": folder}, [draft.config])
-    parts = read_adapters(config, draft, fingerprint_weights(path, config.base_revision), dry)
+    parts = read_adapters(config, draft, fingerprint_weights(str(folder)), dry)
     options = OptionsByModule(
         config.options(), config.module_options, layer_count(config, draft, base.tensors)
     )
@@ -169,7 +169,7 @@ class _Changes:
             return self.special[key]
         if key in self.low_rank:
             return AddLowRank(self.low_rank[key], self.whole.get(key))
-        return Replace(self.whole[key]) if key in self.whole else Copy()
+        return Replace(self.whole[key]) if key in self.whole else Copy(not key.endswith(BUFFERS))
 
     def finish(self) -> None:
         """Tensors that the base does not have: heads, and output layers that are no longer tied."""

@@ -66,6 +66,7 @@ def read_adapters(
     parts = [_split(posterior, name) for posterior, name in zip(loaded, names, strict=True)]
     for source, part, whole in zip(config.adapters, parts, loaded, strict=True):
         check_adapter(part.posterior, part.name)
+        draft.source_files.append(())
         draft.sources.append(
             {"name": part.name, "role": "adapter", "path": source.path, "revision": source.revision,
              "weight": source.weight, "mean_sha256": whole.meta.mean_sha256 or tensors_sha256(whole.mean),

@@ -86,7 +86,8 @@ class ModelMergeConfig(MethodOptions):
     """Not given: the common tokenizer, refused if they differ. ``base`` (or the first model's), ``union``, or a
     folder."""
     hash_inputs: bool = False
-    """Whether ``merge.json`` names the SHA-256 of every input file; reads them once more. Headers are always hashed."""
+    """Whether ``merge.json`` names the SHA-256 of every weight file of the models; reads them once more. Fingerprints
+    are always there."""
     overwrite: bool = False
     """Whether a former merge at ``output`` may be replaced."""
 

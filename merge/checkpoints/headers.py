@@ -87,8 +87,13 @@ class Checkpoint:
     """Short name for messages."""
     folder: Path
     tensors: Mapping[str, TensorEntry]
-    header_sha256: Mapping[str, str]
-    """File name -> hash of its header: names, dtypes, shapes and places of all tensors."""
+    layout_sha256: Mapping[str, str]
+    """File name -> hash of its header: names, dtypes, shapes and places of all tensors, the same for all fine-tunes."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Its weight files."""
+        return [self.folder / file for file in self.layout_sha256]
 
     @property
     def nbytes(self) -> int:

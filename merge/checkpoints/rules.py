@@ -49,8 +49,12 @@ class Rule:
         raise TypeError(f"{type(self).__name__} has no rule for a tile")
 
 
+@dataclass
 class Copy(Rule):
     """The first input as it is."""
+
+    checked: bool = True
+    """Whether NaN and infinity are refused; masks among the buffers may hold them."""
 
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """The tile itself."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vlora.errors import CheckpointError, OutputError
 from vlora.files import atomic_write
-from vlora.merge.checkpoints.card import card, hash_files, merge_json
+from vlora.merge.checkpoints.card import card, merge_json
 from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.engine import Engine, create_shards
 from vlora.merge.checkpoints.findings import finding_notes
@@ -104,7 +104,7 @@ def _write_small_files(plan: MergePlan, folder: Path) -> None:
         "config.json": json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n",
         "README.md": card(plan),
         **draft.texts,
-        MARKER: merge_json(plan, hash_files(plan) if plan.settings.hash_inputs else {}),
+        MARKER: merge_json(plan),
     }
     if len(plan.shards) > 1:
         texts[INDEX] = json.dumps(index_json(plan.shards), indent=2) + "\n"
