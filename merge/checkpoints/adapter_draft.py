@@ -51,7 +51,7 @@ def draft_adapters(config: ModelMergeConfig, dry: bool = False) -> Draft:
         config.options(), config.module_options, layer_count(config, draft, base.tensors)
     )
     if len(parts) > 1:  # else the adapters were merged already, and the patterns looked at
-        options.check_patterns([f"{m}.weight" for part in parts for m in part.modules])
+        options.check_patterns(sorted({m for part in parts for m in part.modules}))
     changes = _Changes(draft, base.tensors, config, options)
     changes.add_all(parts)
     for key, entry in base.tensors.items():
@@ -104,7 +104,7 @@ class _Changes:
         shape = self.whole[key].shape if key in self.whole else self.tensors[key].shape
         updates = [self._update(part, module, tuple(shape)) for part in owners]
         if dense:
-            self._add_dense(key, updates, owners)
+            self._add_dense(key, module, updates, owners)
         elif module in owners[0].magnitudes:
             flag = _transposed(updates[0], owners[0], module)
             self.special[key] = Dora(
@@ -120,14 +120,16 @@ class _Changes:
         transposed = is_transposed(keys, shape, (b.shape[0], a.shape[1]), self.draft.config, flag)
         return LowRank.of(b, a, module_scaling(config, module), transposed)
 
-    def _add_dense(self, key: str, updates: Sequence[LowRank], owners: Sequence[AdapterPart]) -> None:
-        pairs = [(u, p, p.weight_of(key)) for u, p in zip(updates, owners, strict=True)]
+    def _add_dense(
+        self, key: str, module: str, updates: Sequence[LowRank], owners: Sequence[AdapterPart]
+    ) -> None:
+        pairs = [(u, p, p.weight_of(module)) for u, p in zip(updates, owners, strict=True)]
         pairs = [pair for pair in pairs if pair[2] != 0]
         if not pairs:
             return
         rule = rule_for(
             self.draft.method, [w for _, _, w in pairs], [p.name for _, p, _ in pairs], key,
-            updates[0].right.shape[1], self.options.of(key), True,
+            updates[0].right.shape[1], self.options.of(module), True,
         )  # fmt: skip
         self.special[key] = OnUpdates(rule, [u for u, _, _ in pairs])
 

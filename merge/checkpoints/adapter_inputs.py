@@ -80,9 +80,9 @@ def read_adapters(
         group_weights(config.adapters), len(parts), [s.module_weights for s in config.adapters]
     )
     if _goes_dense(config, parts):
-        keys = sorted({f"{m}.weight" for part in parts for m in part.modules})
-        weights.check_patterns(keys, names)
-        weights = weights.over(keys, layer_count(config, draft, keys))
+        modules = sorted({module for part in parts for module in part.modules})
+        weights.check_patterns(modules, names)
+        weights = weights.over(modules, layer_count(config, draft, modules))
         return [replace(part, weights=weights, index=i) for i, part in enumerate(parts)]
     return [_stand_in(parts) if dry else _merged(config, draft, parts, names)]
 

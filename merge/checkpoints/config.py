@@ -85,6 +85,9 @@ class ModelMergeConfig(MethodOptions):
     tokenizer: str | None = None
     """Not given: the common tokenizer, refused if they differ. ``base`` (or the first model's), ``union``, or a
     folder."""
+    allow_config_differences: tuple[str, ...] = ()
+    """Keys of ``config.json`` that change what the weights compute (heads, norms, positions) and may differ between
+    ``models`` all the same; the base's, or the first model's, are kept."""
     hash_inputs: bool = False
     """Whether ``merge.json`` names the SHA-256 of every weight file of the models; reads them once more. Fingerprints
     are always there."""

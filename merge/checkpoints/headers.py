@@ -109,6 +109,10 @@ def read_checkpoint(folder: Path, name: str) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{name!r}: no folder {folder}; give a model folder or a hub id")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{name!r}: {folder} is an adapter folder, not a model; list it under adapters: with into: model"
+        )
     tensors: dict[str, TensorEntry] = {}
     hashes = {}
     index = _read_index(folder, name)

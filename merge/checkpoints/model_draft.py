@@ -15,6 +15,7 @@ from vlora.merge.checkpoints.draft import (
 )
 from vlora.merge.checkpoints.embeddings import Embeddings, choose_tokenizer
 from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
+from vlora.merge.checkpoints.function_keys import WRITTEN_OUT, function_changes
 from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry, read_checkpoint, read_header
 from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy
@@ -58,13 +59,14 @@ def draft_models(config: ModelMergeConfig) -> Draft:
     everyone = [*([base] if base else []), *models]
     first = everyone[0]
     draft.config = dict(first.config)
-    _compare_configs(draft, everyone)
+    _compare_configs(draft, everyone, config.allow_config_differences)
     embeddings = choose_tokenizer(
         draft, config.tokenizer, {m.name: m.checkpoint.folder for m in everyone}, [m.config for m in everyone]
     )
     weights = check_weights(
-        [source.weight for source in config.models], len(models), [s.module_weights for s in config.models]
-    )
+        [source.weight for source in config.models], len(models), [s.module_weights for s in config.models],
+        "model",
+    )  # fmt: skip
     keys = list(first.checkpoint.tensors)
     weights.check_patterns(keys, names)
     layers = layer_count(config, draft, keys)
@@ -99,6 +101,8 @@ class _Builder:
             if entry is None and not key.endswith(BUFFERS):
                 self.draft.missing.setdefault(model.name, []).append(key)
         if reference.dtype not in FLOATS or not found:
+            if not found and self.base is None and not key.endswith(BUFFERS):
+                self.weights.counted(key, range(len(self.models)))  # refuses: nothing is left to make it of
             self._copy(key, reference)
             return
         if any(entry is None for _, entry, _ in found):
@@ -184,12 +188,26 @@ def _fisher(source: ModelSource, name: str, draft: Draft) -> Mapping[str, Tensor
     return found.tensors
 
 
-def _compare_configs(draft: Draft, everyone: Sequence[_Model]) -> None:
+def _compare_configs(draft: Draft, everyone: Sequence[_Model], allowed: Sequence[str]) -> None:
     kinds = {model.name: model.config.get("model_type") for model in everyone}
     if len(set(kinds.values())) > 1:
         shown = ", ".join(f"{name!r} is {kind}" for name, kind in kinds.items())
         draft.problems.append(f"the models have different architectures: {shown}")
-    draft.differences = config_differences({model.name: model.config for model in everyone})
+    configs = {model.name: model.config for model in everyone}
+    draft.differences = config_differences(configs)
+    first, changes = everyone[0].name, function_changes(configs)
+    kept = [key for key in changes if key in allowed or key.rpartition(".")[2] in allowed]
+    for key, values in changes.items():
+        if key in kept:
+            continue
+        shown = ", ".join(f"{value!r} in {name!r}" for name, value in values.items())
+        draft.problems.append(
+            f"the configurations differ in {key}, which changes what the weights compute: {shown}; leave a model out, "
+            f"or add {key} to allow_config_differences to keep that of {first!r}"
+        )
+    kept += [key for key in draft.differences if key not in changes and key not in WRITTEN_OUT]
+    if kept:
+        draft.notes.append(f"the configurations differ in {', '.join(kept)}: the output has that of {first}")
 
 
 def _find_extra(draft: Draft, first: _Model, others: Sequence[_Model]) -> None:
