@@ -102,6 +102,7 @@ def _merged(
         module_weights=[source.module_weights for source in config.adapters],
         rank=rank,
         names=names,
+        verify=config.verify,
         module_options=config.module_options,
         num_layers=layer_count(config, draft, ()) or None,
         **config.options(),

@@ -40,6 +40,7 @@ def merge_json(plan: MergePlan) -> str:
         "tensors": {"total": len(draft.jobs), **dict(sorted(rules.items()))},
         "tokenizer": draft.tokenizer,
         "config_differences": draft.differences,
+        "identities": draft.identities,
         "notes": draft.notes,
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -61,6 +62,7 @@ def card(plan: MergePlan) -> str:
         options=plan.settings.options(),
         tokenizer=plan.draft.tokenizer,
         dtypes=", ".join(sorted({job.dtype for job in plan.draft.jobs})),
+        identities=plan.draft.identities,
         notes=plan.draft.notes,
     )
 

@@ -56,6 +56,8 @@ class Draft:
     """Key of ``config.json`` -> model -> value, where models differ; the first one's is kept."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know, one sentence each."""
+    identities: dict[str, Any] = field(default_factory=dict)
+    """What :func:`vlora.merge.checkpoints.verify.check_output` found."""
     files: dict[str, Path] = field(default_factory=dict)
     """Name -> source of small files that are copied."""
     texts: dict[str, str] = field(default_factory=dict)

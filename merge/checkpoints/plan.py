@@ -86,7 +86,7 @@ class MergePlan:
     def signature(self) -> str:
         """Hash of everything that the output's bytes depend on; what a resumed run is recognised by."""
         settings = to_plain(self.settings)
-        for key in ("threads", "block_megabytes", "overwrite", "hash_inputs", "output"):
+        for key in ("threads", "block_megabytes", "overwrite", "hash_inputs", "verify", "output"):
             settings.pop(key)
         files = {entry.path for job in self.draft.jobs for entry in job.inputs}
         for source in self.settings.adapters:  # their curvature counts too

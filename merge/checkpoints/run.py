@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlora.errors import CheckpointError, OutputError
+from vlora.errors import CheckpointError, IdentityError, OutputError
 from vlora.files import atomic_write
 from vlora.merge.checkpoints.card import card, merge_json
 from vlora.merge.checkpoints.config import ModelMergeConfig
@@ -19,6 +19,7 @@ from vlora.merge.checkpoints.headers import INDEX
 from vlora.merge.checkpoints.layout import index_json
 from vlora.merge.checkpoints.plan import MARKER, MergePlan, make_plan
 from vlora.merge.checkpoints.stream import TensorJob
+from vlora.merge.checkpoints.verify import check_output
 from vlora.merge.checkpoints.workspace import Workspace, locked
 
 __all__ = ["carry_out", "run_model_merge"]
@@ -48,6 +49,7 @@ def carry_out(plan: MergePlan) -> Path:
     Raises:
         CheckpointError: The plan has problems, or an input is damaged or holds NaN.
         OutputError: The disk is full or cannot be written, or another run writes the same folder.
+        IdentityError: A golden identity does not hold on the tensors that were written; they are removed.
     """
     if plan.dry:
         raise ValueError("this plan is only to be looked at; make one without dry=True")
@@ -65,10 +67,12 @@ def carry_out(plan: MergePlan) -> Path:
                 work.begin()
             _merge(plan, work, done)
             plan.draft.notes.extend(finding_notes(plan.draft.jobs, done))
+            if plan.settings.verify:
+                plan.draft.identities.update(check_output(plan, work.folder))
             _write_small_files(plan, work.folder)
             work.finish()
-        except (OutputError, CheckpointError):
-            work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs
+        except (OutputError, CheckpointError, IdentityError):
+            work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs or wrong tensors
             raise
     seconds = time.perf_counter() - start
     for note in plan.draft.notes:
