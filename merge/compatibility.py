@@ -53,7 +53,7 @@ def check_adapter(posterior: Posterior, name: str) -> None:
             "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
     prior = posterior.meta.prior
-    if posterior.hess and prior.get("kind", "zero") != "zero":
+    if prior.get("kind", "zero") != "zero":
         raise IncompatibleAdaptersError(
             f"{name!r} was trained under a prior of kind {prior['kind']!r} ({prior.get('path', 'unknown')}), and a "
             "merge knows only a prior of mean zero; merge the plain adapter (its folder without posterior.json and "

@@ -55,7 +55,7 @@ def check_apart(output: Path, inputs: Sequence[str]) -> None:
         ConfigError: Which input.
     """
     target = output.resolve()
-    for given in inputs:
+    for given in filter(None, inputs):
         place = Path(given).expanduser().resolve()
         if place.exists() and (place == target or target in place.parents):
             raise ConfigError(f"output {output} is or holds the input {given}; choose another folder")

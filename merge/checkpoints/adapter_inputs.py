@@ -107,6 +107,7 @@ def _merged(
         num_layers=layer_count(config, draft, ()) or None,
         **config.options(),
     )
+    draft.adapter_report = report.to_json()
     draft.notes += [note for note in report.notes if not note.startswith("no posterior in")]
     return AdapterPart(merged, "merged", split_keys(merged.mean)[0])
 

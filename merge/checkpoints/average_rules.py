@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from vlora.merge.checkpoints.headers import TensorEntry
     from vlora.merge.checkpoints.stream import TensorStream
 
-__all__ = ["Fisher", "Slerp"]
+__all__ = ["FLOOR", "Fisher", "Slerp"]
 
-_FLOOR = 1e-6  # share of the mean Fisher that every entry has at least, as in vlora.merge.fisher
+FLOOR = 1e-6
+"""Share of the mean Fisher that every entry has at least, as in :mod:`vlora.merge.fisher`."""
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Fisher(Rule):
         for weight, tensor, fisher, mean in zip(
             self.weights, values[:count], values[count:], known, strict=True
         ):
-            certain = fisher.clamp_min_(_FLOOR * mean) if mean > 0 else fisher.fill_(flat)
+            certain = fisher.clamp_min_(FLOOR * mean) if mean > 0 else fisher.fill_(flat)
             share = weight / mean if self.normalise and mean > 0 else weight
             total.add_(certain, alpha=share)
             pulled.add_(certain.mul_(tensor), alpha=share)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader
 
 from vlora import __version__
 from vlora.config import to_plain
+from vlora.merge.checkpoints.agreement import MEASURES, by_kind
 from vlora.merge.checkpoints.draft import Draft
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.methods import get_method
@@ -41,8 +42,11 @@ def merge_json(plan: MergePlan) -> str:
         "tokenizer": draft.tokenizer,
         "config_differences": draft.differences,
         "identities": draft.identities,
+        "agreement": draft.agreement,
         "notes": draft.notes,
     }
+    if draft.adapter_report:
+        content["adapters"] = draft.adapter_report
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -63,8 +67,20 @@ def card(plan: MergePlan) -> str:
         tokenizer=plan.draft.tokenizer,
         dtypes=", ".join(sorted({job.dtype for job in plan.draft.jobs})),
         identities=plan.draft.identities,
+        agreement=_rows(plan.draft),
+        measures=MEASURES,
         notes=plan.draft.notes,
     )
+
+
+def _rows(draft: Draft) -> dict[str, dict[str, float]]:
+    """Agreement of models, or that of adapters by kind of module: mean lowest cosine and clamped share."""
+    modules = draft.adapter_report.get("modules", {})
+    renamed = {"lowest_cosine": "cosine", "clamped_fraction": "clamped"}
+    found = {
+        m: {new: v[old] for old, new in renamed.items() if v.get(old) is not None} for m, v in modules.items()
+    }
+    return draft.agreement or by_kind(found)
 
 
 def _hashed(draft: Draft) -> list[dict[str, Any]]:

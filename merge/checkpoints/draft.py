@@ -56,6 +56,10 @@ class Draft:
     """Key of ``config.json`` -> model -> value, where models differ; the first one's is kept."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know, one sentence each."""
+    agreement: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Kind of tensor -> how far the models agree, see :mod:`vlora.merge.checkpoints.agreement`."""
+    adapter_report: dict[str, Any] = field(default_factory=dict)
+    """Report of the merge of several adapters with each other, as :class:`vlora.merge.report.MergeReport` has it."""
     identities: dict[str, Any] = field(default_factory=dict)
     """What :func:`vlora.merge.checkpoints.verify.check_output` found."""
     files: dict[str, Path] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlora.errors import CheckpointError
 from vlora.files import output_error
+from vlora.merge.checkpoints.agreement import sampled_agreement
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
 from vlora.merge.checkpoints.layout import Shard
 from vlora.merge.checkpoints.rules import Copy, NotFinite
@@ -156,7 +157,7 @@ def _make(
                         _check(job, result, dtype)
                     merged[tile.start - block.start : tile.stop - block.start].copy_(result)
             _write(descriptor, merged, entry.start + block.start * dtype.itemsize)
-        return job.rule.findings(known)
+        return {**job.rule.findings(known), **sampled_agreement(job.rule, stream)}
     except NotFinite as error:
         raise _blame(job, stream) from error
 

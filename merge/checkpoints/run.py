@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vlora.errors import CheckpointError, IdentityError, OutputError
 from vlora.files import atomic_write
+from vlora.merge.checkpoints.agreement import by_kind
 from vlora.merge.checkpoints.card import card, merge_json
 from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.engine import Engine, create_shards
@@ -66,7 +67,7 @@ def carry_out(plan: MergePlan) -> Path:
                 create_shards(work.folder, plan.shards)
                 work.begin()
             _merge(plan, work, done)
-            plan.draft.notes.extend(finding_notes(plan.draft.jobs, done))
+            _summarise(plan, done)
             if plan.settings.verify:
                 plan.draft.identities.update(check_output(plan, work.folder))
             _write_small_files(plan, work.folder)
@@ -98,6 +99,14 @@ def _merge(plan: MergePlan, work: Workspace, done: dict[str, dict[str, Any]]) ->
             bar.update(job.tiling.numel)
 
         Engine(work.folder, plan.threads, plan.block_bytes).run(left, plan.shards, finished)
+
+
+def _summarise(plan: MergePlan, findings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Findings in the order of the tensors, whatever order they were made in."""
+    draft = plan.draft
+    ordered = {job.name: findings[job.name] for job in draft.jobs}
+    draft.notes.extend(finding_notes(draft.jobs, ordered))
+    draft.agreement.update(by_kind(ordered))
 
 
 def _write_small_files(plan: MergePlan, folder: Path) -> None:
