@@ -27,6 +27,8 @@ _VARIANTS = {
     "megatron_config": "Megatron layers are sharded",
 }
 
+_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+
 
 def check_adapter(posterior: Posterior, name: str) -> None:
     """Refuse, by name, an adapter whose update is not the plain s B A of two matrices.
@@ -49,6 +51,13 @@ def check_adapter(posterior: Posterior, name: str) -> None:
         raise IncompatibleAdaptersError(
             f"{name!r} was initialised with {start}, which also changes the base weights; convert it first with "
             "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
+    prior = posterior.meta.prior
+    if prior.get("kind", "zero") != "zero":
+        raise IncompatibleAdaptersError(
+            f"{name!r} was trained under a prior of kind {prior['kind']!r} ({prior.get('path', 'unknown')}), and a "
+            "merge knows only a prior of mean zero; merge the plain adapter (its folder without posterior.json and "
+            "posterior.safetensors)"
         )
     _check_tensors(posterior, name)
 
@@ -102,6 +111,12 @@ def _same_shapes(first: Posterior, first_name: str, other: Posterior, name: str)
 def _check_tensors(posterior: Posterior, name: str) -> None:
     modules, rest = split_keys(posterior.mean)
     for key in rest:
+        if key.endswith(_FACTORS):
+            other = next(_FACTORS[i ^ 1] for i, end in enumerate(_FACTORS) if key.endswith(end))
+            raise IncompatibleAdaptersError(
+                f"{name!r} holds {key}, but its {other[1:].removesuffix('.weight')} is missing; the file is "
+                "incomplete, save the adapter again"
+            )
         if ".lora_" in key:
             raise IncompatibleAdaptersError(
                 f"{name!r} holds {key}, which is not part of a plain pair of LoRA factors; it cannot be merged"

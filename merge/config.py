@@ -45,7 +45,7 @@ class AdapterSource:
 
 
 def check_apart(output: Path, inputs: Sequence[str]) -> None:
-    """Refuse an output that is, or holds, one of the inputs: writing it would replace them.
+    """Refuse an output that is, or holds, one of the inputs, since writing would replace them, or that lies inside one.
 
     Args:
         output: The folder to write.
@@ -55,10 +55,12 @@ def check_apart(output: Path, inputs: Sequence[str]) -> None:
         ConfigError: Which input.
     """
     target = output.resolve()
-    for given in inputs:
+    for given in filter(None, inputs):
         place = Path(given).expanduser().resolve()
         if place.exists() and (place == target or target in place.parents):
             raise ConfigError(f"output {output} is or holds the input {given}; choose another folder")
+        if place.is_dir() and place in target.parents:
+            raise ConfigError(f"output {output} lies inside the input {given}; choose a folder beside it")
 
 
 def group_weights(sources: Sequence[AdapterSource]) -> list[float]:

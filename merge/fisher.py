@@ -75,9 +75,12 @@ def _average_b(updates: Sequence[LoraUpdate], weights: Sequence[float], normalis
         h = update.curvature_b
         if h is None:
             raise ValueError(f"{update.adapter!r} has no h")
-        mean = h.mean().item()
-        h = h.clamp_min(_FLOOR * mean) if mean > 0 else torch.ones_like(h)
-        fishers.append(h / h.mean() if normalise else h)
+        fishers.append(h)
+    flat = 1.0 if normalise or not any(h.any() for h in fishers) else 0.0
+    fishers = [
+        h.clamp_min(_FLOOR * h.mean().item()) if h.any() else torch.full_like(h, flat) for h in fishers
+    ]
+    fishers = [h / h.mean() for h in fishers] if normalise else fishers
     b = fisher_merge([u.b for u in same], fishers, weights)
     # The posterior is pooled later; grams of one input say nothing about the average.
     return LoraUpdate(b, same[0].a, same[0].scale, adapter="merged", module=same[0].module)

@@ -34,16 +34,21 @@ def linear(
     return weighted_sum(updates, normalised(weights), rank)
 
 
-def normalised(weights: Sequence[float]) -> list[float]:
+def normalised(weights: Sequence[float], kind: str = "adapter") -> list[float]:
     """Weights divided by their sum.
+
+    Args:
+        weights: Of any sign.
+        kind: What is merged, for messages: ``adapter`` or ``model``.
 
     Raises:
         ConfigError: The sum is not positive.
     """
     total = sum(weights)
     if not total > 0:
+        cure = "on adapters without fully trained tensors" if kind == "adapter" else "with base_model"
         raise ConfigError(
             f"a mean divides by the sum of the weights, which is {total:g}; make it positive, or use "
-            "method: task_arithmetic on adapters without fully trained tensors"
+            f"method: task_arithmetic {cure}"
         )
     return [w / total for w in weights]

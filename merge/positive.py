@@ -13,18 +13,30 @@ CLAMP_LIMIT = 0.5
 """Largest clamped share of a module that a merge accepts; beyond it the clamp makes the result, not the data."""
 
 
-def cholesky(matrix: Tensor, where: str) -> Tensor:
+_ROUNDED = 0.05
+"""Share of the mean eigenvalue down to which a negative one passes for rounding of stored Grams (bfloat16 at worst)."""
+
+
+def cholesky(matrix: Tensor, where: str, cure: str = "raise tau") -> Tensor:
     """Cholesky factor of a total curvature.
 
+    Args:
+        matrix: Shape ``(..., n, n)``, symmetric.
+        where: The module, for messages.
+        cure: What adds to the diagonal, for messages.
+
     Raises:
-        IncompatibleAdaptersError: The matrix is indefinite, since one of the Grams is no Gram.
+        IncompatibleAdaptersError: The matrix is indefinite: by rounding, or since one of the Grams is no Gram.
     """
     root, failed = torch.linalg.cholesky_ex(matrix)
     if failed.any():
-        raise IncompatibleAdaptersError(
-            f"the total curvature in {where} is indefinite: a stored Gram has negative eigenvalues and is none; "
-            "gather the curvature again"
-        )
+        values = torch.linalg.eigvalsh(matrix)
+        low, mean = values.min().item(), values.mean().item()
+        if low > -_ROUNDED * mean:
+            reason = f"by rounding (an eigenvalue of {low:.1g} among a mean of {mean:.2g}), as stored Grams are; {cure}"
+        else:
+            reason = "a stored Gram has negative eigenvalues and is none; gather the curvature again"
+        raise IncompatibleAdaptersError(f"the total curvature in {where} is indefinite: {reason}")
     return root
 
 

@@ -85,7 +85,9 @@ def shrunk_gram(gram: Tensor, shrink: float) -> Tensor:
 
 def _root(grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Cholesky factor of sum w G."""
-    return cholesky(torch.stack([w * g for w, g in zip(weights, grams, strict=True)]).sum(0), "a module")
+    return cholesky(
+        torch.stack([w * g for w, g in zip(weights, grams, strict=True)]).sum(0), "a module", "lower shrink"
+    )
 
 
 def _gram(update: LoraUpdate) -> Tensor:

@@ -16,7 +16,7 @@ from vlora.config import suggest_key
 from vlora.errors import ConfigError, IncompatibleAdaptersError, PosteriorFormatError
 from vlora.files import check_output_folder
 from vlora.merge.adapters import merge_with_report
-from vlora.merge.config import MergeConfig
+from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.ledger import Ledger, read_ledger
 from vlora.merge.run import Page, write_merge
 from vlora.merge.subtract import subtract
@@ -79,7 +79,8 @@ def remove_contributors(
         What was done, and how far it may be off.
 
     Raises:
-        ConfigError: No such contributor, nobody would be left, or the folder was changed after the merge.
+        ConfigError: No such contributor, nobody would be left, the folder was changed after the merge, or the output
+            is the merged folder or one of its inputs.
         IncompatibleAdaptersError: An input is gone or was changed, and the method is no sum.
     """
     folder = Path(merged).expanduser()
@@ -89,6 +90,7 @@ def remove_contributors(
     )
     _check_names(job)
     ledger = read_ledger(folder)
+    check_apart(target, _places(job, ledger))
     if ledger is None:
         return _subtract(job)
     if tensors_sha256(job.merged.mean) != ledger.result:
@@ -103,6 +105,13 @@ def remove_contributors(
     if not set(contributors) <= job.inputs.keys():
         raise missing[gone[0]]
     return _subtract(job)
+
+
+def _places(job: _Job, ledger: Ledger | None) -> list[str]:
+    """Everything that is read, or is the only copy of what was merged: none of it is written to."""
+    recorded = [str(source["path"]) for source in job.merged.meta.sources if source.get("path")]
+    kept = [str(job.folder / entry.folder) for entry in ledger.contributors if entry.folder] if ledger else []
+    return [str(job.folder), *recorded, *kept, *job.sources.values()]
 
 
 def _load(job: _Job, ledger: Ledger) -> dict[str, IncompatibleAdaptersError]:

@@ -22,6 +22,8 @@ class Weights:
     layers (:mod:`vlora.merge.layers`); first match."""
     layers: int = 0
     """Number of layers that gradients run over."""
+    kind: str = "adapter"
+    """What is merged, for messages: ``adapter`` or ``model``."""
 
     def of(self, module: str) -> list[float]:
         """One weight per adapter for a module (or a fully trained tensor); 0 leaves the adapter out there."""
@@ -39,9 +41,13 @@ class Weights:
         """
         kept = [(index, weight) for index, weight in enumerate(self.of(module)) if weight != 0]
         if not any(index in adapters for index, _ in kept):
+            cure = (
+                "leave the module out of the adapters"
+                if self.kind == "adapter"
+                else "give base_model to take it from"
+            )
             raise ConfigError(
-                f"{module}: module_weights give 0 to every adapter that has it; leave one in, or leave the module out "
-                "of the adapters"
+                f"{module}: module_weights give 0 to every {self.kind} that has it; leave one in, or {cure}"
             )
         return kept
 
@@ -80,7 +86,10 @@ class Weights:
 
 
 def check_weights(
-    weights: Sequence[float], count: int, module_weights: Sequence[Mapping[str, Setting]] | None = None
+    weights: Sequence[float],
+    count: int,
+    module_weights: Sequence[Mapping[str, Setting]] | None = None,
+    kind: str = "adapter",
 ) -> Weights:
     """One finite weight per adapter, none of them 0, and patterns that are regular expressions.
 
@@ -88,24 +97,25 @@ def check_weights(
         weights: One per adapter.
         count: Number of adapters.
         module_weights: Per adapter: regular expression -> weight or gradient; 0 is allowed here.
+        kind: What is merged, for messages: ``adapter`` or ``model``.
 
     Raises:
         ConfigError: What is wrong with which weight.
     """
     if count == 0:
-        raise ConfigError("nothing to merge: give at least one adapter")
+        raise ConfigError(f"nothing to merge: give at least one {kind}")
     if len(weights) != count:
-        raise ConfigError(f"expected one weight per adapter, got {len(weights)} weights for {count} adapters")
+        raise ConfigError(f"expected one weight per {kind}, got {len(weights)} weights for {count} {kind}s")
     for number, weight in enumerate(weights):
         if not math.isfinite(weight):
             raise ConfigError(f"weight {number} is {weight}; give a finite number")
         if weight == 0:
-            raise ConfigError(f"weight {number} is 0; leave that adapter out instead")
+            raise ConfigError(f"weight {number} is 0; leave that {kind} out instead")
     patterns = [{}] * count if module_weights is None else list(module_weights)
     if len(patterns) != count:
-        raise ConfigError(f"expected module_weights for {count} adapters, got {len(patterns)}")
+        raise ConfigError(f"expected module_weights for {count} {kind}s, got {len(patterns)}")
     for mapping in patterns:
         for pattern, weight in mapping.items():
             check_pattern(pattern, "module_weights")
             check_setting(weight, f"module_weights: the weight of {pattern!r}")
-    return Weights([float(w) for w in weights], patterns)
+    return Weights([float(w) for w in weights], patterns, kind=kind)

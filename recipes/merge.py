@@ -43,7 +43,8 @@ merge_app = typer.Typer(
 
     Into a model: `into: model` adds the adapters to base_model, and `models: [{path, weight, module_weights}]` merges
     whole models (linear, slerp, task_arithmetic, ties, dare_linear, dare_ties, della, fisher), in bounded memory. Keys:
-    dtype, max_shard_size, threads, block_megabytes, tokenizer: base | union | a folder, hash_inputs.
+    dtype, max_shard_size, threads, block_megabytes, tokenizer: base | union | a folder, hash_inputs,
+    allow_config_differences: [key of config.json], verify.
 
     A mergekit file is read too: vlora merge mergekit.yaml output=FOLDER.
 

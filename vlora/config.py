@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,8 @@ def load_config(
         _apply_override(values, override)
     if expand is not None:
         values = expand(values)
+    for key, value in _flags([cls], values, ""):
+        raise ConfigError(f"{where}: {key}: expected a number, got {str(value).lower()}")
     try:
         return pydantic.TypeAdapter(cls).validate_python(values)
     except pydantic.ValidationError as error:
@@ -156,6 +158,30 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
     finally:
         loader.dispose()
+
+
+def _flags(annotations: Sequence[Any], value: Any, key: str) -> Iterator[tuple[str, bool]]:
+    """Keys with true or false where any of these types wants a number; pydantic would read them as 1 and 0."""
+    if isinstance(value, bool):
+        leaves = [leaf for annotation in annotations for leaf in _leaves(annotation)]
+        allowed = any(leaf in (bool, object, Any) or isinstance(leaf, bool) for leaf in leaves)
+        if not allowed and (int in leaves or float in leaves):
+            yield key, value
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flags(annotations, item, f"{key}.{index}")
+    elif isinstance(value, Mapping):
+        classes = [found for annotation in annotations for found in _dataclasses_in(annotation)]
+        for name, item in value.items():
+            inner = [hints[name] for hints in map(typing.get_type_hints, classes) if name in hints]
+            if inner or not classes:
+                yield from _flags(inner or annotations, item, f"{key}.{name}" if key else str(name))
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    """Types and literal values that an annotation is made of."""
+    parts = typing.get_args(annotation)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [annotation]
 
 
 def _telling(errors: Sequence[Any]) -> list[Any]:

@@ -11,9 +11,9 @@ from vlora.errors import CheckpointError
 from vlora.merge.checkpoints.adapter_inputs import AdapterPart, read_adapters
 from vlora.merge.checkpoints.adapter_keys import base_key, is_transposed, plain_name
 from vlora.merge.checkpoints.config import ModelMergeConfig
-from vlora.merge.checkpoints.draft import Draft, describe_checkpoint, layer_count, output_dtype
+from vlora.merge.checkpoints.draft import Draft, layer_count, output_dtype
 from vlora.merge.checkpoints.embeddings import choose_tokenizer
-from vlora.merge.checkpoints.folders import is_tied, model_folder, read_config, tied_partner
+from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
 from vlora.merge.checkpoints.headers import FLOATS, TensorEntry, read_checkpoint
 from vlora.merge.checkpoints.lora_rules import AddLowRank, AddVector, Dora, LowRank, OnUpdates, Replace
 from vlora.merge.checkpoints.method_rules import rule_for
@@ -43,15 +43,15 @@ def draft_adapters(config: ModelMergeConfig, dry: bool = False) -> Draft:
     path = str(config.base_model)
     folder = model_folder(path, config.base_revision)
     base = read_checkpoint(folder, "base")
-    draft.sources.append(describe_checkpoint(base, "base", path, config.base_revision))
+    draft.add_checkpoint(base, "base", path, config.base_revision)
     draft.config = read_config(folder, "base")
     choose_tokenizer(draft, config.tokenizer, {"base": folder}, [draft.config])
-    parts = read_adapters(config, draft, fingerprint_weights(path, config.base_revision), dry)
+    parts = read_adapters(config, draft, fingerprint_weights(str(folder)), dry)
     options = OptionsByModule(
         config.options(), config.module_options, layer_count(config, draft, base.tensors)
     )
     if len(parts) > 1:  # else the adapters were merged already, and the patterns looked at
-        options.check_patterns([f"{m}.weight" for part in parts for m in part.modules])
+        options.check_patterns(sorted({m for part in parts for m in part.modules}))
     changes = _Changes(draft, base.tensors, config, options)
     changes.add_all(parts)
     for key, entry in base.tensors.items():
@@ -104,7 +104,7 @@ class _Changes:
         shape = self.whole[key].shape if key in self.whole else self.tensors[key].shape
         updates = [self._update(part, module, tuple(shape)) for part in owners]
         if dense:
-            self._add_dense(key, updates, owners)
+            self._add_dense(key, module, updates, owners)
         elif module in owners[0].magnitudes:
             flag = _transposed(updates[0], owners[0], module)
             self.special[key] = Dora(
@@ -120,14 +120,16 @@ class _Changes:
         transposed = is_transposed(keys, shape, (b.shape[0], a.shape[1]), self.draft.config, flag)
         return LowRank.of(b, a, module_scaling(config, module), transposed)
 
-    def _add_dense(self, key: str, updates: Sequence[LowRank], owners: Sequence[AdapterPart]) -> None:
-        pairs = [(u, p, p.weight_of(key)) for u, p in zip(updates, owners, strict=True)]
+    def _add_dense(
+        self, key: str, module: str, updates: Sequence[LowRank], owners: Sequence[AdapterPart]
+    ) -> None:
+        pairs = [(u, p, p.weight_of(module)) for u, p in zip(updates, owners, strict=True)]
         pairs = [pair for pair in pairs if pair[2] != 0]
         if not pairs:
             return
         rule = rule_for(
             self.draft.method, [w for _, _, w in pairs], [p.name for _, p, _ in pairs], key,
-            updates[0].right.shape[1], self.options.of(key), True,
+            updates[0].right.shape[1], self.options.of(module), True,
         )  # fmt: skip
         self.special[key] = OnUpdates(rule, [u for u, _, _ in pairs])
 
@@ -169,7 +171,7 @@ class _Changes:
             return self.special[key]
         if key in self.low_rank:
             return AddLowRank(self.low_rank[key], self.whole.get(key))
-        return Replace(self.whole[key]) if key in self.whole else Copy()
+        return Replace(self.whole[key]) if key in self.whole else Copy(not key.endswith(BUFFERS))
 
     def finish(self) -> None:
         """Tensors that the base does not have: heads, and output layers that are no longer tied."""

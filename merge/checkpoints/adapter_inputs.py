@@ -66,6 +66,7 @@ def read_adapters(
     parts = [_split(posterior, name) for posterior, name in zip(loaded, names, strict=True)]
     for source, part, whole in zip(config.adapters, parts, loaded, strict=True):
         check_adapter(part.posterior, part.name)
+        draft.source_files.append(())
         draft.sources.append(
             {"name": part.name, "role": "adapter", "path": source.path, "revision": source.revision,
              "weight": source.weight, "mean_sha256": whole.meta.mean_sha256 or tensors_sha256(whole.mean),
@@ -79,9 +80,9 @@ def read_adapters(
         group_weights(config.adapters), len(parts), [s.module_weights for s in config.adapters]
     )
     if _goes_dense(config, parts):
-        keys = sorted({f"{m}.weight" for part in parts for m in part.modules})
-        weights.check_patterns(keys, names)
-        weights = weights.over(keys, layer_count(config, draft, keys))
+        modules = sorted({module for part in parts for module in part.modules})
+        weights.check_patterns(modules, names)
+        weights = weights.over(modules, layer_count(config, draft, modules))
         return [replace(part, weights=weights, index=i) for i, part in enumerate(parts)]
     return [_stand_in(parts) if dry else _merged(config, draft, parts, names)]
 
@@ -101,10 +102,12 @@ def _merged(
         module_weights=[source.module_weights for source in config.adapters],
         rank=rank,
         names=names,
+        verify=config.verify,
         module_options=config.module_options,
         num_layers=layer_count(config, draft, ()) or None,
         **config.options(),
     )
+    draft.adapter_report = report.to_json()
     draft.notes += [note for note in report.notes if not note.startswith("no posterior in")]
     return AdapterPart(merged, "merged", split_keys(merged.mean)[0])
 

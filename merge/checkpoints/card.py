@@ -9,14 +9,21 @@ from jinja2 import Environment, PackageLoader
 
 from vlora import __version__
 from vlora.config import to_plain
+from vlora.merge.checkpoints.agreement import MEASURES, by_kind
+from vlora.merge.checkpoints.draft import Draft
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.methods import get_method
 
-__all__ = ["card", "hash_files", "merge_json"]
+__all__ = ["card", "merge_json"]
 
 
-def merge_json(plan: MergePlan, hashes: dict[str, str]) -> str:
-    """Settings, lineage and outcome; without dates, so that equal merges give equal files."""
+def merge_json(plan: MergePlan) -> str:
+    """Settings, lineage and outcome; without dates, so that equal merges give equal files.
+
+    Models are told apart by ``weights_fingerprint`` (:func:`vlora.posterior.hashing.fingerprint_weights`: sizes and 64
+    blocks of every file) and, with ``hash_inputs``, by the SHA-256 of every file. ``layout_sha256`` hashes names and
+    shapes only.
+    """
     draft = plan.draft
     rules: dict[str, int] = {}
     for job in draft.jobs:
@@ -30,14 +37,16 @@ def merge_json(plan: MergePlan, hashes: dict[str, str]) -> str:
         "method": draft.method,
         "paper": get_method(draft.method).paper,
         "settings": settings,
-        "inputs": draft.sources,
+        "inputs": _hashed(draft) if plan.settings.hash_inputs else draft.sources,
         "tensors": {"total": len(draft.jobs), **dict(sorted(rules.items()))},
         "tokenizer": draft.tokenizer,
         "config_differences": draft.differences,
+        "identities": draft.identities,
+        "agreement": draft.agreement,
         "notes": draft.notes,
     }
-    if hashes:
-        content["file_sha256"] = hashes
+    if draft.adapter_report:
+        content["adapters"] = draft.adapter_report
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -57,22 +66,40 @@ def card(plan: MergePlan) -> str:
         options=plan.settings.options(),
         tokenizer=plan.draft.tokenizer,
         dtypes=", ".join(sorted({job.dtype for job in plan.draft.jobs})),
+        identities=plan.draft.identities,
+        agreement=_rows(plan.draft),
+        measures=MEASURES,
         notes=plan.draft.notes,
     )
 
 
-def hash_files(plan: MergePlan) -> dict[str, str]:
-    """SHA-256 of every input file of weights, by its name after the input's folder."""
-    found = {}
-    for path in sorted({entry.path for job in plan.draft.jobs for entry in job.inputs}):
-        with path.open("rb") as file:
-            found[f"{path.parent.name}/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+def _rows(draft: Draft) -> dict[str, dict[str, float]]:
+    """Agreement of models, or that of adapters by kind of module: mean lowest cosine and clamped share."""
+    modules = draft.adapter_report.get("modules", {})
+    renamed = {"lowest_cosine": "cosine", "clamped_fraction": "clamped"}
+    found = {
+        m: {new: v[old] for old, new in renamed.items() if v.get(old) is not None} for m, v in modules.items()
+    }
+    return draft.agreement or by_kind(found)
+
+
+def _hashed(draft: Draft) -> list[dict[str, Any]]:
+    """The lineage with the SHA-256 of every weight file of every input; one that serves twice is read once."""
+    known: dict[Path, str] = {}
+    found = []
+    for source, files in zip(draft.sources, draft.source_files, strict=True):
+        for path in files:
+            if path not in known:
+                with path.open("rb") as file:
+                    known[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append(
+            {**source, "file_sha256": {path.name: known[path] for path in files}} if files else source
+        )
     return found
 
 
 def _digest(source: dict[str, Any]) -> str:
-    hashes = source.get("header_sha256") or {"": source.get("mean_sha256") or ""}
-    return next(iter(hashes.values()))[:16]
+    return str(source.get("weights_fingerprint") or source.get("mean_sha256") or "")[:16]
 
 
 def _is_hub_id(path: str) -> bool:

@@ -85,8 +85,15 @@ class ModelMergeConfig(MethodOptions):
     tokenizer: str | None = None
     """Not given: the common tokenizer, refused if they differ. ``base`` (or the first model's), ``union``, or a
     folder."""
+    allow_config_differences: tuple[str, ...] = ()
+    """Keys of ``config.json`` that change what the weights compute (heads, norms, positions) and may differ between
+    ``models`` all the same; the base's, or the first model's, are kept."""
+    verify: bool = True
+    """Whether golden identities (:mod:`vlora.merge.checkpoints.verify`) are checked on a few tensors of the output
+    before it gets its name."""
     hash_inputs: bool = False
-    """Whether ``merge.json`` names the SHA-256 of every input file; reads them once more. Headers are always hashed."""
+    """Whether ``merge.json`` names the SHA-256 of every weight file of the models; reads them once more. Fingerprints
+    are always there."""
     overwrite: bool = False
     """Whether a former merge at ``output`` may be replaced."""
 

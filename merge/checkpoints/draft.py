@@ -1,6 +1,6 @@
 """What a plan is made of before sizes are counted: jobs, small files, what does not fit, and the lineage."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry
 from vlora.merge.checkpoints.stream import TensorJob
 from vlora.merge.layers import count_layers
+from vlora.posterior.hashing import fingerprint_files
 
 __all__ = [
     "DTYPE_NAMES",
     "Draft",
     "config_differences",
-    "describe_checkpoint",
     "layer_count",
     "output_dtype",
 ]
@@ -41,7 +41,9 @@ class Draft:
     config: dict[str, Any] = field(default_factory=dict)
     """``config.json`` of the output."""
     sources: list[dict[str, Any]] = field(default_factory=list)
-    """Per input: name, path, weight, hashes; for the lineage."""
+    """Per input: name, path, weight, identity of its content; for the lineage."""
+    source_files: list[Sequence[Path]] = field(default_factory=list)
+    """Per source: its files of weights; none for adapters, whose hashes are those of their content."""
     missing: dict[str, list[str]] = field(default_factory=dict)
     """Model -> tensors that it lacks."""
     extra: dict[str, list[str]] = field(default_factory=dict)
@@ -54,12 +56,38 @@ class Draft:
     """Key of ``config.json`` -> model -> value, where models differ; the first one's is kept."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know, one sentence each."""
+    agreement: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Kind of tensor -> how far the models agree, see :mod:`vlora.merge.checkpoints.agreement`."""
+    adapter_report: dict[str, Any] = field(default_factory=dict)
+    """Report of the merge of several adapters with each other, as :class:`vlora.merge.report.MergeReport` has it."""
+    identities: dict[str, Any] = field(default_factory=dict)
+    """What :func:`vlora.merge.checkpoints.verify.check_output` found."""
     files: dict[str, Path] = field(default_factory=dict)
     """Name -> source of small files that are copied."""
     texts: dict[str, str] = field(default_factory=dict)
     """Name -> content of small files that are written."""
     tokenizer: str = "none"
     """Where the output's tokenizer comes from, in words."""
+
+    def add_checkpoint(
+        self, checkpoint: Checkpoint, role: str, path: str, revision: str | None, **facts: Any
+    ) -> None:
+        """Lineage of one model, or of a folder of tensors that belong to one.
+
+        Args:
+            checkpoint: Its headers.
+            role: ``base``, ``model`` or ``fisher``.
+            path: As the configuration has it.
+            revision: Of a hub id.
+            **facts: What else is to be said, such as its weight.
+        """
+        identity = {
+            "weights_fingerprint": fingerprint_files(checkpoint.files),
+            "layout_sha256": dict(checkpoint.layout_sha256),
+        }
+        described = {"name": checkpoint.name, "role": role, "path": path, "revision": revision}
+        self.sources.append({**described, "bytes": checkpoint.nbytes, **identity, **facts})
+        self.source_files.append(checkpoint.files)
 
     def all_problems(self) -> list[str]:
         """Everything that stands in the way, one sentence each, most telling first."""
@@ -90,18 +118,6 @@ def config_differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, di
         if any(value != next(iter(values.values())) for value in values.values()):
             found[key] = values
     return found
-
-
-def describe_checkpoint(checkpoint: Checkpoint, role: str, path: str, revision: str | None) -> dict[str, Any]:
-    """Lineage of one model."""
-    return {
-        "name": checkpoint.name,
-        "role": role,
-        "path": path,
-        "revision": revision,
-        "bytes": checkpoint.nbytes,
-        "header_sha256": dict(checkpoint.header_sha256),
-    }
 
 
 def layer_count(config: ModelMergeConfig, draft: Draft, keys: Iterable[str]) -> int:

@@ -7,7 +7,18 @@ from typing import Any
 
 from vlora.errors import CheckpointError
 
-__all__ = ["TOKENIZER_FILES", "copied_files", "is_tied", "model_folder", "read_config", "tied_partner"]
+__all__ = [
+    "BUFFERS",
+    "TOKENIZER_FILES",
+    "copied_files",
+    "is_tied",
+    "model_folder",
+    "read_config",
+    "tied_partner",
+]
+
+BUFFERS = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".position_ids")
+"""Ends of the names of tensors that are computed, not trained."""
 
 _DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "tokenizer*"]
 

@@ -87,8 +87,13 @@ class Checkpoint:
     """Short name for messages."""
     folder: Path
     tensors: Mapping[str, TensorEntry]
-    header_sha256: Mapping[str, str]
-    """File name -> hash of its header: names, dtypes, shapes and places of all tensors."""
+    layout_sha256: Mapping[str, str]
+    """File name -> hash of its header: names, dtypes, shapes and places of all tensors, the same for all fine-tunes."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Its weight files."""
+        return [self.folder / file for file in self.layout_sha256]
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +109,10 @@ def read_checkpoint(folder: Path, name: str) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{name!r}: no folder {folder}; give a model folder or a hub id")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{name!r}: {folder} is an adapter folder, not a model; list it under adapters: with into: model"
+        )
     tensors: dict[str, TensorEntry] = {}
     hashes = {}
     index = _read_index(folder, name)

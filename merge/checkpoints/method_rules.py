@@ -37,7 +37,7 @@ def rule_for(
         ConfigError: The weights do not suit the method.
     """
     if method == "linear":
-        return WeightedMean(normalised(weights))
+        return WeightedMean(normalised(weights, "model"))
     if method == "task_arithmetic":
         return WeightedSum([options.get("scale", 1.0) * w for w in weights])
     if method == "slerp":

@@ -1,6 +1,5 @@
 """Draft of a merge of models: which tensors go together, and what does not fit."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from vlora.merge.checkpoints.config import NEEDS_BASE, ModelMergeConfig, ModelSo
 from vlora.merge.checkpoints.draft import (
     Draft,
     config_differences,
-    describe_checkpoint,
     layer_count,
     output_dtype,
 )
 from vlora.merge.checkpoints.embeddings import Embeddings, choose_tokenizer
-from vlora.merge.checkpoints.folders import is_tied, model_folder, read_config, tied_partner
+from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
+from vlora.merge.checkpoints.function_keys import WRITTEN_OUT, function_changes
 from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry, read_checkpoint, read_header
 from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy
@@ -26,8 +25,6 @@ from vlora.merge.layers import OptionsByModule
 from vlora.merge.weights import Weights, check_weights
 
 __all__ = ["draft_models"]
-
-_BUFFERS = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".position_ids")  # recomputed, not trained
 
 
 @dataclass(frozen=True)
@@ -62,13 +59,14 @@ def draft_models(config: ModelMergeConfig) -> Draft:
     everyone = [*([base] if base else []), *models]
     first = everyone[0]
     draft.config = dict(first.config)
-    _compare_configs(draft, everyone)
+    _compare_configs(draft, everyone, config.allow_config_differences)
     embeddings = choose_tokenizer(
         draft, config.tokenizer, {m.name: m.checkpoint.folder for m in everyone}, [m.config for m in everyone]
     )
     weights = check_weights(
-        [source.weight for source in config.models], len(models), [s.module_weights for s in config.models]
-    )
+        [source.weight for source in config.models], len(models), [s.module_weights for s in config.models],
+        "model",
+    )  # fmt: skip
     keys = list(first.checkpoint.tensors)
     weights.check_patterns(keys, names)
     layers = layer_count(config, draft, keys)
@@ -100,13 +98,15 @@ class _Builder:
         chosen = [(m, w) for m, w in zip(self.models, self.weights.of(key), strict=True) if w != 0]
         found = [(m, m.find(key), w) for m, w in chosen]
         for model, entry, _ in found:
-            if entry is None and not key.endswith(_BUFFERS):
+            if entry is None and not key.endswith(BUFFERS):
                 self.draft.missing.setdefault(model.name, []).append(key)
         if reference.dtype not in FLOATS or not found:
+            if not found and self.base is None and not key.endswith(BUFFERS):
+                self.weights.counted(key, range(len(self.models)))  # refuses: nothing is left to make it of
             self._copy(key, reference)
             return
         if any(entry is None for _, entry, _ in found):
-            if key.endswith(_BUFFERS):
+            if key.endswith(BUFFERS):
                 self._copy(key, reference)
             return
         self._merge(key, reference, [(m, e, w) for m, e, w in found if e is not None])
@@ -118,7 +118,9 @@ class _Builder:
             )
             return
         dtype = output_dtype(reference, self.config.dtype)
-        self.draft.jobs.append(TensorJob(key, dtype, reference.shape, (reference,), Copy()))
+        self.draft.jobs.append(
+            TensorJob(key, dtype, reference.shape, (reference,), Copy(not key.endswith(BUFFERS)))
+        )
 
     def _merge(
         self, key: str, reference: TensorEntry, found: Sequence[tuple[_Model, TensorEntry, float]]
@@ -162,7 +164,7 @@ def _load(
 ) -> _Model:
     folder = model_folder(path, revision)
     checkpoint = read_checkpoint(folder, name)
-    draft.sources.append({**describe_checkpoint(checkpoint, role, path, revision), **facts})
+    draft.add_checkpoint(checkpoint, role, path, revision, **facts)
     return _Model(checkpoint, read_config(folder, name))
 
 
@@ -174,35 +176,44 @@ def _load_source(source: ModelSource, name: str, draft: Draft) -> _Model:
 
 
 def _fisher(source: ModelSource, name: str, draft: Draft) -> Mapping[str, TensorEntry]:
-    path = Path(str(source.fisher)).expanduser()
+    path, label = Path(str(source.fisher)).expanduser(), f"Fisher of {name}"
     if path.is_dir():
-        found = read_checkpoint(path, f"Fisher of {name}")
-        tensors, hashes = found.tensors, dict(found.header_sha256)
+        found = read_checkpoint(path, label)
     elif path.is_file():
         entries, digest = read_header(path)
-        tensors, hashes = {entry.name: entry for entry in entries}, {path.name: digest}
+        found = Checkpoint(label, path.parent, {entry.name: entry for entry in entries}, {path.name: digest})
     else:
         raise CheckpointError(f"{name!r}: no Fisher file {path}; correct fisher")
-    size = sum(math.prod(entry.shape) for entry in tensors.values())
-    draft.sources.append(
-        {"name": f"Fisher of {name}", "role": "fisher", "path": str(source.fisher), "entries": size,
-         "header_sha256": hashes}
-    )  # fmt: skip
-    return tensors
+    draft.add_checkpoint(found, "fisher", str(source.fisher), None)
+    return found.tensors
 
 
-def _compare_configs(draft: Draft, everyone: Sequence[_Model]) -> None:
+def _compare_configs(draft: Draft, everyone: Sequence[_Model], allowed: Sequence[str]) -> None:
     kinds = {model.name: model.config.get("model_type") for model in everyone}
     if len(set(kinds.values())) > 1:
         shown = ", ".join(f"{name!r} is {kind}" for name, kind in kinds.items())
         draft.problems.append(f"the models have different architectures: {shown}")
-    draft.differences = config_differences({model.name: model.config for model in everyone})
+    configs = {model.name: model.config for model in everyone}
+    draft.differences = config_differences(configs)
+    first, changes = everyone[0].name, function_changes(configs)
+    kept = [key for key in changes if key in allowed or key.rpartition(".")[2] in allowed]
+    for key, values in changes.items():
+        if key in kept:
+            continue
+        shown = ", ".join(f"{value!r} in {name!r}" for name, value in values.items())
+        draft.problems.append(
+            f"the configurations differ in {key}, which changes what the weights compute: {shown}; leave a model out, "
+            f"or add {key} to allow_config_differences to keep that of {first!r}"
+        )
+    kept += [key for key in draft.differences if key not in changes and key not in WRITTEN_OUT]
+    if kept:
+        draft.notes.append(f"the configurations differ in {', '.join(kept)}: the output has that of {first}")
 
 
 def _find_extra(draft: Draft, first: _Model, others: Sequence[_Model]) -> None:
     for model in others:
         lone = [key for key in model.checkpoint.tensors if key not in first.checkpoint.tensors]
-        lone = [key for key in lone if not key.endswith(_BUFFERS)]
+        lone = [key for key in lone if not key.endswith(BUFFERS)]
         tied = [key for key in lone if tied_partner(key, model.checkpoint.tensors) and is_tied(model.config)]
         if tied and is_tied(first.config):
             draft.notes.append(f"{model.name} saved its tied output layer ({tied[0]}); the embedding counts")

@@ -1,6 +1,7 @@
 """The plan of a merge that writes a model, made from file headers alone: what it would do, need and refuse.
 
-Nothing is written and no tensor is loaded, except for a sample of one tensor to estimate the time.
+Nothing is written and no tensor is loaded, except for a sample of one tensor to estimate the time, and 64 blocks of
+every file for its fingerprint.
 """
 
 import hashlib
@@ -85,7 +86,7 @@ class MergePlan:
     def signature(self) -> str:
         """Hash of everything that the output's bytes depend on; what a resumed run is recognised by."""
         settings = to_plain(self.settings)
-        for key in ("threads", "block_megabytes", "overwrite", "hash_inputs", "output"):
+        for key in ("threads", "block_megabytes", "overwrite", "hash_inputs", "verify", "output"):
             settings.pop(key)
         files = {entry.path for job in self.draft.jobs for entry in job.inputs}
         for source in self.settings.adapters:  # their curvature counts too
@@ -141,6 +142,7 @@ def make_plan(config: ModelMergeConfig, dry: bool = False) -> MergePlan:
     """
     output = check_output_folder(config.output, MARKER, overwrite=config.overwrite)
     inputs = [config.base_model, *(source.path for source in (*config.models, *config.adapters))]
+    inputs += [model.fisher for model in config.models]
     check_apart(output, [path for path in inputs if path])
     draft = draft_models(config) if config.models else draft_adapters(config, dry)
     if config.dtype:

@@ -34,6 +34,10 @@ class Rule:
         """What the rule must know about the whole tensor."""
         return None
 
+    def findings(self, known: Any) -> dict[str, Any]:
+        """What a reader should know about the tensor, as plain data; numbers are those of models that take part."""
+        return {}
+
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """The merged tile.
 
@@ -45,8 +49,12 @@ class Rule:
         raise TypeError(f"{type(self).__name__} has no rule for a tile")
 
 
+@dataclass
 class Copy(Rule):
     """The first input as it is."""
+
+    checked: bool = True
+    """Whether NaN and infinity are refused; masks among the buffers may hold them."""
 
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """The tile itself."""

@@ -3,19 +3,24 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from vlora.errors import CheckpointError, OutputError
+from vlora.errors import CheckpointError, IdentityError, OutputError
 from vlora.files import atomic_write
-from vlora.merge.checkpoints.card import card, hash_files, merge_json
+from vlora.merge.checkpoints.agreement import by_kind
+from vlora.merge.checkpoints.card import card, merge_json
 from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.engine import Engine, create_shards
+from vlora.merge.checkpoints.findings import finding_notes
 from vlora.merge.checkpoints.headers import INDEX
 from vlora.merge.checkpoints.layout import index_json
 from vlora.merge.checkpoints.plan import MARKER, MergePlan, make_plan
 from vlora.merge.checkpoints.stream import TensorJob
+from vlora.merge.checkpoints.verify import check_output
 from vlora.merge.checkpoints.workspace import Workspace, locked
 
 __all__ = ["carry_out", "run_model_merge"]
@@ -45,6 +50,7 @@ def carry_out(plan: MergePlan) -> Path:
     Raises:
         CheckpointError: The plan has problems, or an input is damaged or holds NaN.
         OutputError: The disk is full or cannot be written, or another run writes the same folder.
+        IdentityError: A golden identity does not hold on the tensors that were written; they are removed.
     """
     if plan.dry:
         raise ValueError("this plan is only to be looked at; make one without dry=True")
@@ -52,7 +58,7 @@ def carry_out(plan: MergePlan) -> Path:
     start = time.perf_counter()
     with locked(plan.output):
         work = Workspace(plan.output, plan.signature())
-        done = set(work.finished())
+        done = work.finished()
         if done:
             print(f"going on: {len(done)} of {len(plan.draft.jobs)} tensors are written", file=sys.stderr)
         try:
@@ -61,10 +67,13 @@ def carry_out(plan: MergePlan) -> Path:
                 create_shards(work.folder, plan.shards)
                 work.begin()
             _merge(plan, work, done)
+            _summarise(plan, done)
+            if plan.settings.verify:
+                plan.draft.identities.update(check_output(plan, work.folder))
             _write_small_files(plan, work.folder)
             work.finish()
-        except (OutputError, CheckpointError):
-            work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs
+        except (OutputError, CheckpointError, IdentityError):
+            work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs or wrong tensors
             raise
     seconds = time.perf_counter() - start
     for note in plan.draft.notes:
@@ -76,18 +85,28 @@ def carry_out(plan: MergePlan) -> Path:
     return plan.output
 
 
-def _merge(plan: MergePlan, work: Workspace, done: set[str]) -> None:
+def _merge(plan: MergePlan, work: Workspace, done: dict[str, dict[str, Any]]) -> None:
+    """Make the tensors that are not done, and add them with their findings."""
     left = [job for job in plan.draft.jobs if job.name not in done]
     total = sum(job.tiling.numel for job in left)
     with tqdm(
         total=total, desc="merge", unit="entries", unit_scale=True, file=sys.stderr, disable=None
     ) as bar:
 
-        def finished(job: TensorJob) -> None:
-            work.note(job.name)
+        def finished(job: TensorJob, findings: Mapping[str, Any]) -> None:
+            work.note(job.name, findings)
+            done[job.name] = dict(findings)
             bar.update(job.tiling.numel)
 
         Engine(work.folder, plan.threads, plan.block_bytes).run(left, plan.shards, finished)
+
+
+def _summarise(plan: MergePlan, findings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Findings in the order of the tensors, whatever order they were made in."""
+    draft = plan.draft
+    ordered = {job.name: findings[job.name] for job in draft.jobs}
+    draft.notes.extend(finding_notes(draft.jobs, ordered))
+    draft.agreement.update(by_kind(ordered))
 
 
 def _write_small_files(plan: MergePlan, folder: Path) -> None:
@@ -98,7 +117,7 @@ def _write_small_files(plan: MergePlan, folder: Path) -> None:
         "config.json": json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n",
         "README.md": card(plan),
         **draft.texts,
-        MARKER: merge_json(plan, hash_files(plan) if plan.settings.hash_inputs else {}),
+        MARKER: merge_json(plan),
     }
     if len(plan.shards) > 1:
         texts[INDEX] = json.dumps(index_json(plan.shards), indent=2) + "\n"

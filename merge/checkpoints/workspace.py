@@ -4,8 +4,8 @@
     .NAME.merging.lock       held (flock) while a run works; the system releases it when the process dies
 
 The first line of the journal says which plan it belongs to and which start of the machine; every other line names a
-tensor that is written. A run with the same plan goes on from there. After a crash of the machine itself, when
-written data may not have reached the disk, it starts anew.
+tensor that is written, with the findings of its rule. A run with the same plan goes on from there. After a crash of the
+machine itself, when written data may not have reached the disk, it starts anew.
 """
 
 import contextlib
@@ -14,9 +14,10 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vlora.errors import OutputError
 from vlora.files import fsync, move_into_place, output_error
@@ -41,16 +42,16 @@ class Workspace:
         self._journal = self.folder / _JOURNAL
         self._lock = threading.Lock()
 
-    def finished(self) -> list[str]:
-        """Tensors that an earlier run with the same signature has written; none if there is no such run."""
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Tensors that an earlier run with the same signature has written, with findings; none without such a run."""
         try:
             lines = self._journal.read_text(encoding="utf-8").split("\n")[
                 :-1
             ]  # a torn last line does not count
             head, *rest = (json.loads(line) for line in lines)
-            return [line["tensor"] for line in rest] if head == self._head else []
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+            return {line["tensor"]: line.get("findings", {}) for line in rest} if head == self._head else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
 
     def start(self) -> None:
         """Make an empty folder and begin its journal after the shards are made, see :meth:`begin`."""
@@ -64,9 +65,9 @@ class Workspace:
         """Write the first line of the journal: from here on a killed run can be resumed."""
         self._append(self._head)
 
-    def note(self, tensor: str) -> None:
-        """Write down that a tensor is finished."""
-        self._append({"tensor": tensor})
+    def note(self, tensor: str, findings: Mapping[str, Any]) -> None:
+        """Write down that a tensor is finished, and what was found."""
+        self._append({"tensor": tensor, **({"findings": findings} if findings else {})})
 
     def finish(self) -> None:
         """Remove the journal, flush, and give the folder its final name."""
@@ -85,7 +86,7 @@ class Workspace:
         """Remove the unfinished folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _append(self, line: dict[str, str]) -> None:
+    def _append(self, line: Mapping[str, Any]) -> None:
         data = (json.dumps(line) + "\n").encode()
         try:
             with self._lock, self._journal.open("ab", buffering=0) as file:

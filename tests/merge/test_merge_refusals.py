@@ -51,6 +51,20 @@ def test_adapters_that_are_not_plain_lora_are_refused_by_name(pair, changes, mes
         merge_adapters([pair[0], reconfigured(pair[1], **changes)], method="linear")
 
 
+@pytest.mark.parametrize("method", ["linear", "gradient_matching"])
+def test_a_posterior_under_another_prior_is_refused(pair, method):
+    posterior = add_posterior(pair[0], 1)
+    prior = {"kind": "posterior", "path": "out/first", "sha256": "0" * 64}
+    later = replace(posterior, meta=replace(posterior.meta, prior=prior))
+    message = (
+        r"'adapter 1' was trained under a prior of kind 'posterior' \(out/first\), .* merge the plain adapter"
+    )
+    with pytest.raises(IncompatibleAdaptersError, match=message):
+        merge_adapters([posterior, later], method=method)
+    with pytest.raises(IncompatibleAdaptersError, match=message):
+        merge_adapters([posterior, replace(later, hess={})], method=method)
+
+
 def test_another_base_model_is_refused(pair):
     with pytest.raises(IncompatibleAdaptersError, match="on 'tiny/base' and 'adapter 1' on 'tiny/other'"):
         merge_adapters([pair[0], retold(pair[1], id="tiny/other")])
@@ -156,12 +170,12 @@ def test_another_architecture_under_the_same_name_is_refused(pair):
         merge_adapters([pair[0], taller], method="linear")
 
 
-def test_a_missing_factor_is_named(pair):
-    key = next(k for k in pair[1].mean if "q_proj.lora_B" in k)
+@pytest.mark.parametrize(("lost", "held"), ["AB", "BA"])
+def test_a_missing_factor_is_named(pair, lost, held):
+    key = next(k for k in pair[1].mean if f"q_proj.lora_{lost}" in k)
     mean = {k: v for k, v in pair[1].mean.items() if k != key}
-    with pytest.raises(
-        IncompatibleAdaptersError, match="'adapter 1' holds .*lora_A.weight, which is not part of a"
-    ):
+    message = rf"'adapter 1' holds .*q_proj\.lora_{held}\.weight, but its lora_{lost} is missing; the file is"
+    with pytest.raises(IncompatibleAdaptersError, match=message):
         merge_adapters([pair[0], replace(pair[1], mean=mean)], method="linear")
 
 

@@ -91,11 +91,18 @@ def test_a_former_merge_is_replaced_only_when_asked(tmp_path, folders):
     assert json.loads((tmp_path / "out" / "merge_report.json").read_text())["method"] == "linear"
 
 
-@pytest.mark.parametrize("place", ["math", "."])
-def test_an_output_that_is_or_holds_an_input_is_refused(tmp_path, folders, place):
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("math", "is or holds the input .*math; choose another folder"),
+        (".", "is or holds the input .*math; choose another folder"),
+        ("math/merged", "lies inside the input .*math; choose a folder beside it"),
+    ],
+)
+def test_an_output_that_is_or_holds_or_is_in_an_input_is_refused(tmp_path, folders, place, message):
     (tmp_path / "adapter_config.json").write_text("{}")  # a folder that overwrite would replace
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with pytest.raises(ConfigError, match=r"is or holds the input .*math; choose another folder"):
+    with pytest.raises(ConfigError, match=message):
         run_merge(config(tmp_path, folders, output=str(tmp_path / place), overwrite=True))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 

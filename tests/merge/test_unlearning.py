@@ -119,5 +119,17 @@ def test_a_gram_that_is_none_is_named():
         IncompatibleAdaptersError, match=r"total curvature in layers\.0\.q_proj is indefinite"
     ):
         gradient_matching([indefinite, indefinite], [1.0, 1.0], **settings)
-    with pytest.raises(IncompatibleAdaptersError, match="in here is indefinite"):
+    with pytest.raises(IncompatibleAdaptersError, match="in here is indefinite: a stored Gram has negative"):
         cholesky(-torch.eye(2), "here")
+
+
+def test_rounding_of_good_grams_asks_for_a_larger_tau():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(4, 64, generator=generator)  # rank 4 of 64
+    stored = (tokens.mT @ tokens).bfloat16().double()
+    values = torch.linalg.eigvalsh(stored)
+    assert -5e-2 * values.mean() < values.min() < -1e-4 * values.mean()
+    message = r"is indefinite: by rounding \(an eigenvalue of -.* among a mean of .*; raise tau"
+    with pytest.raises(IncompatibleAdaptersError, match=message):
+        cholesky(stored + 1e-7 * torch.eye(64), "here")
+    assert cholesky(stored + 0.3 * torch.eye(64), "here").isfinite().all()

@@ -183,6 +183,22 @@ def test_what_is_no_merge_or_was_changed_is_refused(folder):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize("ledger", ["reference", "full", "none"])
+def test_no_input_is_written_to(folder, ledger):
+    merged = merge(folder, "free", ledger=ledger)
+    places = [folder / "free" / name for name in NAMES] + [merged]
+    for place in places:
+        before = (place / "adapter_model.safetensors").read_bytes()
+        for output, message in ((place, "is or holds the input"), (place / "new", "lies inside the input")):
+            with pytest.raises(ConfigError, match=message):
+                remove_contributors(merged, ["code"], output, overwrite=True)
+        assert (place / "adapter_model.safetensors").read_bytes() == before
+        assert not (place / "new").exists()
+    moved = (folder / "free/law").rename(folder / "moved")
+    with pytest.raises(ConfigError, match="output .*moved is or holds the input"):
+        remove_contributors(merged, ["code"], moved, sources={"law": str(moved)}, overwrite=True)
+
+
 def test_the_command(folder, capsys):
     merged = merge(folder, "frozen", NAMES[:2])
     words = ["merge", "remove", str(merged), "--contributor", "code", "--output", str(folder / "out")]

@@ -1,6 +1,7 @@
 """Configuration files: mistakes are named with their key, values arrive typed, the resolved file reads back."""
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pytest
 from pydantic import ConfigDict
@@ -55,6 +56,37 @@ def test_mistakes_are_named(values, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(Config, values)
     assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    rank: Literal["keep"] | int | float = "keep"
+    weights: dict[str, float | list[float]] = field(default_factory=dict)
+    parts: tuple[Optimizer, ...] = ()
+    tokens: bool | int = 0
+    auto: Literal[True] | float = 0.0
+    free: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"rank": True}, "rank"),
+        ({"weights": {"mlp": False}}, "weights.mlp"),
+        ({"weights": {"mlp": [0.5, True]}}, "weights.mlp.1"),
+        ({"parts": [{"lr": 2}, {"lr": True}]}, "parts.1.lr"),
+    ],
+)
+def test_true_is_no_number(values, key):
+    with pytest.raises(ConfigError, match=f"config: {key}: expected a number, got (true|false)$"):
+        load_config(Flags, values)
+
+
+def test_true_stays_where_it_belongs():
+    config = load_config(Flags, {"tokens": True, "auto": True, "free": {"x": True}})
+    assert config.tokens is True and config.auto is True and config.free == {"x": True}
 
 
 def test_overrides_and_scientific_numbers(tmp_path):

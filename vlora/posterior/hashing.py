@@ -1,13 +1,13 @@
 """Content hashes: of tensors (independent of file layout) and of the weights of a base model."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint_weights", "tensors_sha256"]
+__all__ = ["fingerprint_files", "fingerprint_weights", "tensors_sha256"]
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
@@ -38,8 +38,11 @@ def fingerprint_weights(model: str, revision: str | None = None) -> str | None:
     """
     folder = _local_folder(model, revision)
     files = sorted(folder.glob("*.safetensors")) if folder else []
-    if not files:
-        return None
+    return fingerprint_files(files) if files else None
+
+
+def fingerprint_files(files: Sequence[Path]) -> str:
+    """As :func:`fingerprint_weights`, of these files in this order."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size

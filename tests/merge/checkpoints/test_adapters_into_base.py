@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from checkpoint_cases import gpt2, llama, loaded, lora, merge, peft_merged, save_model, tensors_of
+from safetensors.torch import save_file
 
-from vlora.errors import IncompatibleAdaptersError
+from vlora.errors import CheckpointError, IncompatibleAdaptersError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(tie_word_embeddings|tied|save_embedding_layers|fan_in_fan_out|invalid shape)"
@@ -52,6 +53,32 @@ def test_equal_to_merge_and_unload(tmp_path, case):
         )
     before = make().state_dict()
     assert sum(not torch.equal(before[n], v) for n, v in found.items()) >= 3  # the merge did something
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_nan_in_a_tensor_that_is_only_copied_is_named(tmp_path, dtype, value):
+    base = save_model(tmp_path / "base", llama(), dtype)
+    tensors = tensors_of(base)
+    tensors["model.norm.weight"][3] = value
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    settings = {"into": "model", "base_model": str(base)}
+    adapters = [{"path": str(lora(tmp_path / "adapter", llama()))}]
+    message = r"base/model\.safetensors holds NaN or infinity in model\.norm\.weight; leave this model out"
+    for changes in ({}, {"dtype": "float16"}):
+        with pytest.raises(CheckpointError, match=message):
+            merge(tmp_path / "out", adapters=adapters, **settings, **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mask_among_the_buffers_may_be_infinite(tmp_path):
+    base = save_model(tmp_path / "base", gpt2())
+    mask = torch.full((16, 16), float("-inf")).triu(1)
+    tensors = {**tensors_of(base), "transformer.h.0.attn.bias": mask}
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    adapter = lora(tmp_path / "adapter", gpt2(), target_modules=["c_attn"])
+    out = merge(tmp_path / "out", into="model", base_model=str(base), adapters=[{"path": str(adapter)}])
+    assert torch.equal(tensors_of(out)["transformer.h.0.attn.bias"], mask)
 
 
 def make_embedding(tensors):

@@ -165,6 +165,18 @@ def test_weights_per_tensor_and_leaving_out(world):
         merge(folder / "other", models=models)
 
 
+def test_weight_0_for_all_needs_a_base(world):
+    folder, tensors = world
+    models = [{"path": str(folder / name), "module_weights": {"^odd": 0}} for name in "ab"]
+    message = (
+        r"odd\.weight: module_weights give 0 to every model that has it; leave one in, or give base_model"
+    )
+    with pytest.raises(ConfigError, match=message):
+        merge(folder / "out", models=models)
+    out = merge(folder / "out", models=models, method="task_arithmetic", base_model=str(folder / "base"))
+    assert torch.equal(tensors_of(out)["odd.weight"], tensors["base"]["odd.weight"])
+
+
 def test_equal_models_come_back(world):
     folder, tensors = world
     for method in ("linear", "task_arithmetic", "ties", "slerp"):
@@ -233,6 +245,9 @@ def test_tiles_depend_on_the_shape_alone():
         ({"models": []}, "either models: or adapters:"),
         ({"models": [], "adapters": [{"path": "x"}]}, "into: model needs base_model"),
         ({"dtype": "int8"}, "dtype"),
+        ({"threads": True}, "threads: expected a number, got true"),
+        ({"max_shard_size": True}, "max_shard_size: expected a number, got true"),
+        ({"models": [{"path": "x", "weight": False}]}, r"models\.0\.weight: expected a number, got false"),
     ],
 )
 def test_a_bad_configuration_is_one_line(tmp_path, values, message):

@@ -94,6 +94,29 @@ def test_patterns_of_options_are_checked_on_models(world):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "della", "task_arithmetic", "linear"])
+def test_patterns_match_module_names_for_every_method(tmp_path, method):
+    base = tensors_of(save_model(tmp_path / "base", llama()))
+    adapters = [{"path": str(lora(tmp_path / n, llama(), seed=i))} for i, n in enumerate("ab", 1)]
+    common = {"method": method, "base_model": str(tmp_path / "base"), "into": "model"}
+
+    def run(out, pattern):
+        weights = {"module_weights": {pattern: 1e-9}}
+        return tensors_of(merge(tmp_path / out, adapters=[{**a, **weights} for a in adapters], **common))
+
+    wanted = r"\.1\..*q_proj$"
+    found = run("out", wanted)
+    changed = {k for k in base if (found[k] - base[k]).norm() > 1e-3 * base[k].norm()}
+    names = {f"model.layers.{i}.{m}.weight" for i in (0, 1) for m in ("self_attn.q_proj", "mlp.down_proj")}
+    if method not in ("linear", "ties", "della"):  # there equal weights are a mean, however small
+        names -= {"model.layers.1.self_attn.q_proj.weight"}
+    assert changed == names
+    with pytest.raises(
+        ConfigError, match=r"of module_weights matches none of 4 modules \(first model\.layers\.0"
+    ):
+        run("other", r"q_proj\.weight$")
+
+
 @pytest.mark.parametrize("method", ["ties", "task_arithmetic"])
 def test_adapters_go_into_a_base_with_the_weights_written_out(tmp_path, method):
     save_model(tmp_path / "base", llama())

@@ -1,4 +1,4 @@
-"""Resident memory while a checkpoint of many times that size is merged; hashes of inputs on demand."""
+"""Resident memory while a checkpoint of many times that size is merged; what the lineage says of the inputs."""
 
 import hashlib
 import json
@@ -8,8 +8,10 @@ import sys
 
 import pytest
 from checkpoint_cases import merge, odd_tensors, raw_model
+from safetensors.torch import save_file
 
 from vlora.merge.checkpoints.layout import lay_out
+from vlora.posterior.hashing import fingerprint_weights
 
 PROGRAM = """
 import sys
@@ -63,16 +65,37 @@ def test_memory_stays_within_the_plan(tmp_path):
     assert used < 1.5 * planned + 16 * 2**20
 
 
-def test_input_files_are_hashed_on_demand(tmp_path):
-    folders = [raw_model(tmp_path / name, odd_tensors(i)) for i, name in enumerate("ab")]
-    models = [{"path": str(folder)} for folder in folders]
-    found = json.loads((merge(tmp_path / "out", models=models, hash_inputs=True) / "merge.json").read_text())
+def lineage(out):
+    return {source["name"]: source for source in json.loads((out / "merge.json").read_text())["inputs"]}
+
+
+def test_lineage_tells_models_of_one_layout_apart(tmp_path):
+    folders = {name: raw_model(tmp_path / name, odd_tensors(i)) for i, name in enumerate("ab")}
+    models = [{"path": str(folder)} for folder in folders.values()]
+    out = merge(tmp_path / "out", models=models)
+    found = lineage(out)
+    for name, folder in folders.items():
+        assert found[name]["weights_fingerprint"] == fingerprint_weights(str(folder))
+        assert found[name]["weights_fingerprint"][:16] in (out / "README.md").read_text()
+    assert found["a"]["weights_fingerprint"] != found["b"]["weights_fingerprint"]
+    assert found["a"]["layout_sha256"] == found["b"]["layout_sha256"]
+    assert set(found["a"]["layout_sha256"]) == {"model.safetensors"}
+    assert found["a"]["weight"] == 1.0 and not any("file_sha256" in source for source in found.values())
+
+
+def test_input_files_are_hashed_on_demand_under_any_name(tmp_path):
+    folders = [raw_model(tmp_path / run / "final", odd_tensors(i)) for i, run in enumerate("xy")]
+    fishers = [tmp_path / run / "final.safetensors" for run in "xy"]
+    for i, path in enumerate(fishers):
+        save_file({k: v.square() for k, v in odd_tensors(5 + i).items()}, path)
+    models = [{"path": str(f), "fisher": str(h)} for f, h in zip(folders, fishers, strict=True)]
+    found = lineage(merge(tmp_path / "out", method="fisher", models=models, hash_inputs=True))
     expected = {
-        f"{f.name}/model.safetensors": hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest()
-        for f in folders
+        **{f"final #{i + 1}": f / "model.safetensors" for i, f in enumerate(folders)},
+        **{f"Fisher of final #{i + 1}": f for i, f in enumerate(fishers)},
     }
-    assert found["file_sha256"] == expected
-    plain = json.loads((merge(tmp_path / "plain", models=models) / "merge.json").read_text())
-    assert "file_sha256" not in plain
-    assert [set(source["header_sha256"]) for source in plain["inputs"]] == [{"model.safetensors"}] * 2
-    assert plain["inputs"][0]["name"] == "a" and plain["inputs"][0]["weight"] == 1.0
+    assert set(found) == set(expected)
+    for name, path in expected.items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert found[name]["file_sha256"] == {path.name: digest}, name
+    assert len({str(source["file_sha256"]) for source in found.values()}) == 4

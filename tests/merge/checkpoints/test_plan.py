@@ -178,11 +178,30 @@ def test_other_bad_inputs(tmp_path, two):
         CheckpointError, match="'nowhere': no folder .*nowhere; give a model folder or a hub id"
     ):
         plan(tmp_path, [*two, str(tmp_path / "nowhere")])
-    with pytest.raises(ConfigError, match="a mean divides by the sum of the weights, which is 0"):
+    with pytest.raises(
+        ConfigError, match="which is 0; make it positive, or use method: task_arithmetic with"
+    ):
         make_plan(settings(tmp_path / "out", models=[{"path": two[0]}, {"path": two[1], "weight": -1}]))
     with pytest.raises(CheckpointError, match="'a': no Fisher file"):
         models = [{"path": path, "fisher": str(tmp_path / "none")} for path in two]
         make_plan(settings(tmp_path / "out", method="fisher", models=models))
+
+
+def test_an_adapter_among_the_models_is_told_apart(tmp_path, two):
+    adapter = lora(tmp_path / "adapter", llama())
+    message = (
+        "'adapter': .*adapter is an adapter folder, not a model; list it under adapters: with into: model"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        plan(tmp_path, [*two, str(adapter)])
+
+
+def test_an_output_in_an_input_is_refused(tmp_path, two):
+    models = [{"path": path, "fisher": str(tmp_path / "fisher")} for path in two]
+    (tmp_path / "fisher").mkdir()
+    for place in ("a/m", "b/m/n", "fisher/m"):
+        with pytest.raises(ConfigError, match="lies inside the input .*; choose a folder beside it"):
+            make_plan(settings(tmp_path / place, method="fisher", models=models, overwrite=True))
 
 
 def test_buffers_are_copied_and_codes_refused(tmp_path):

@@ -23,8 +23,9 @@ from checkpoint_cases import settings
 from vlora.merge.checkpoints import engine, run_model_merge
 made = engine._make
 def slowly(*args):
-    made(*args)
+    findings = made(*args)
     time.sleep(0.01)
+    return findings
 engine._make = slowly
 print("ready", flush=True)
 run_model_merge(settings(sys.argv[1], method="ties", base_model=sys.argv[2], models=[{"path": p} for p in sys.argv[3:]],
@@ -103,7 +104,7 @@ def unfinished(tmp_path, folders, monkeypatch, **options):
         count[0] += 1
         if count[0] > 5:
             raise KeyboardInterrupt
-        made(*args)
+        return made(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(engine, "_make", fails)
@@ -135,7 +136,7 @@ def test_a_journal_of_nonsense_is_no_journal(tmp_path):
     work.start()
     for text in ("", "{}\n", "[1]\n", '{"signature": "s"}\nnull\n', "\xff\n"):
         journal(tmp_path).write_text(text)
-        assert work.finished() == []
+        assert work.finished() == {}
 
 
 def test_two_runs_into_one_folder(tmp_path, folders):
@@ -200,3 +201,12 @@ def test_what_float16_cannot_hold_is_said(tmp_path, folders):
         merged(tmp_path, folders, method="task_arithmetic", scale=1e6, dtype="float16")
     with pytest.raises(CheckpointError, match="the merge of finite inputs overflows; lower scale"):
         merged(tmp_path, folders, method="task_arithmetic", scale=1e38)
+
+
+def test_findings_outlive_a_kill(tmp_path):
+    work = Workspace(tmp_path / "out", "s")
+    work.start()
+    work.begin()
+    work.note("a", {"zero_fisher": [1]})
+    work.note("b", {})
+    assert Workspace(tmp_path / "out", "s").finished() == {"a": {"zero_fisher": [1]}, "b": {}}

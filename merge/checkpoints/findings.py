@@ -1,0 +1,34 @@
+"""What the rules found while they ran, per tensor, in sentences for the card.
+
+The journal keeps findings with the tensors, so a run that was resumed says the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlora.merge.checkpoints.average_rules import Fisher
+from vlora.merge.checkpoints.stream import TensorJob
+
+__all__ = ["finding_notes"]
+
+
+def finding_notes(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One sentence per thing that a reader should know.
+
+    Args:
+        jobs: All tensors, in the order of the model.
+        findings: Tensor -> findings of its rule.
+    """
+    zero: dict[Path, list[str]] = {}
+    flat = True
+    for job in jobs:
+        if isinstance(job.rule, Fisher):
+            flat = job.rule.normalise
+            for index in findings.get(job.name, {}).get("zero_fisher", ()):
+                zero.setdefault(job.inputs[len(job.rule.weights) + index].path, []).append(job.name)
+    effect = "all entries count alike there" if flat else "the model does not count there unless all are zero"
+    return [
+        f"the Fisher information in {path} is all zero in {len(keys)} of {len(jobs)} tensors, first {keys[0]}: {effect}"
+        for path, keys in zero.items()
+    ]

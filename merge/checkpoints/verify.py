@@ -1,0 +1,182 @@
+"""Golden identities of a merge into a model, on a few tensors of the actual output, before it has its final name.
+
+    single    the method on one model of weight 1, nothing dropped and scale 1, gives that model back
+    linear    the sum that the output is, sum_t c_t W_t or W + s B A, in double precision on what safetensors reads; for
+              methods that are no sum, the mean of all inputs as they are read tile by tile
+    written   the output as safetensors reads it is, to the last bit, what the method gives again in other blocks
+
+Differences are |X - Y| / sum_t |c_t W_t| in the Frobenius norm, so that weights may cancel; 0 is best. The tensors are
+chosen by a fixed rule (:func:`chosen_jobs`). Reading by safetensors shares nothing with the readers of a merge.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vlora.errors import IdentityError
+from vlora.merge.checkpoints.config import MODEL_METHODS, NEEDS_BASE
+from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
+from vlora.merge.checkpoints.lora_rules import AddLowRank
+from vlora.merge.checkpoints.method_rules import rule_for
+from vlora.merge.checkpoints.plan import MergePlan
+from vlora.merge.checkpoints.rules import Copy, WeightedMean, WeightedSum
+from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
+
+__all__ = ["TENSORS", "check_output", "chosen_jobs"]
+
+TENSORS = 3
+"""How many tensors are looked at."""
+_LARGEST = 2**25  # entries; a larger tensor is only taken if there is no other
+_STEPS = 8.0  # of the precision of float32, or of the output where that has less
+_ALONE = {"scale": 1.0, "density": 1.0, "epsilon": 0.0}  # options that leave a single model as it is
+_BLOCK = 2**20  # bytes; not the default of a merge
+
+Tiles = Iterable[tuple[range, Tensor]]
+
+
+def chosen_jobs(jobs: Sequence[TensorJob]) -> list[TensorJob]:
+    """First, middle and last, in name order, of the tensors that are merged by place and not very large."""
+    merged = [j for j in jobs if not isinstance(j.rule, Copy) and j.inputs and j.row_maps is None]
+    merged = sorted((j for j in merged if j.tiling.numel), key=lambda j: j.name)
+    known = [j for j in merged if j.tiling.numel <= _LARGEST]
+    known = known or sorted(merged, key=lambda j: j.tiling.numel)[:1]
+    picks = {round(k * (len(known) - 1) / (TENSORS - 1)) for k in range(TENSORS)} if known else ()
+    return [known[i] for i in sorted(picks)]
+
+
+def check_output(plan: MergePlan, folder: Path) -> dict[str, Any]:
+    """Run the identities on the shards in a folder.
+
+    Args:
+        plan: The merge.
+        folder: Where its shards lie, whole.
+
+    Returns:
+        Plain data: tensors, and per identity the largest difference, or why it was left out; empty if there is nothing
+        to look at.
+
+    Raises:
+        IdentityError: An identity does not hold; which one, where, and by how much.
+    """
+    places = {name: folder / shard.file for shard in plan.shards for name in shard.tensors}
+    jobs, files, before = chosen_jobs(plan.draft.jobs), Files(), torch.get_num_threads()
+    if not jobs:
+        return {}
+    torch.set_num_threads(1)  # as in the merge, for the same order of summation
+    try:
+        single = {job.name: _single(plan, job, files) for job in jobs} if plan.settings.models else None
+        linear = {job.name: _linear(job, places[job.name], files) for job in jobs}
+        written = {job.name: _written(job, places[job.name], files) for job in jobs}
+    finally:
+        files.close()
+        torch.set_num_threads(before)
+    least = torch.finfo(torch.float32).eps
+    stored = max(least, *(torch.finfo(DTYPES[job.dtype]).eps for job in jobs))
+    return {
+        "tensors": [job.name for job in jobs],
+        "single": "holds for adapters" if single is None else _worst("single", single, _STEPS * least),
+        "linear": _worst("linear", linear, _STEPS * stored),
+        "written": _worst("written", written, 0.0),
+    }
+
+
+def _single(plan: MergePlan, job: TensorJob, files: Files) -> float:
+    """Every model alone, by the method."""
+    method = plan.settings.chosen_method
+    from_base = method in NEEDS_BASE or (method == "slerp" and plan.settings.base_model is not None)
+    base, rest = job.inputs[:from_base], job.inputs[from_base:]
+    models = rest[: len(rest) // 2] if method == "fisher" else rest
+    options = {name: value for name, value in _ALONE.items() if name in MODEL_METHODS[method]}
+    columns, worst = job.shape[-1] if job.shape else 1, 0.0
+    for index, model in enumerate(models):
+        rule = rule_for(method, [1.0], ["single"], job.name, columns, options, from_base)
+        inputs = (*base, model, *rest[len(models) :][index : index + 1])
+        tiles = _tiles(replace(job, inputs=inputs, rule=rule), files)
+        worst = max(worst, _difference(tiles, lambda place, model=model: [_read(model, place)]))
+    return worst
+
+
+def _linear(job: TensorJob, place: Path, files: Files) -> float:
+    """The output, or the mean of the inputs, against the sum written out."""
+    rule, output = job.rule, _stored(job, place)
+    if isinstance(rule, WeightedMean):
+        shares = list(rule.coefficients)
+    elif isinstance(rule, WeightedSum):
+        shares = [1 - sum(rule.coefficients), *rule.coefficients]
+    elif isinstance(rule, AddLowRank):
+        shares = [1.0]
+    else:
+        shares = [1 / len(job.inputs)] * len(job.inputs)
+        output = _tiles(replace(job, rule=WeightedMean(shares)), files)
+
+    def terms(where: range) -> list[Tensor]:
+        found = [c * _read(entry, where) for c, entry in zip(shares, job.inputs, strict=True)]
+        return found + _low_rank(rule, where) if isinstance(rule, AddLowRank) else found
+
+    return _difference(output, terms)
+
+
+def _low_rank(rule: AddLowRank, where: range) -> list[Tensor]:
+    """Updates in the rows of a tile, in double precision."""
+    columns = rule.updates[0].right.shape[1]
+    rows = slice(where.start // columns, where.stop // columns)
+    return [(update.left[rows].double() @ update.right.double()).flatten() for update in rule.updates]
+
+
+def _written(job: TensorJob, place: Path, files: Files) -> float:
+    """The tensor made again, against the file."""
+    again = ((where, tile.to(DTYPES[job.dtype])) for where, tile in _tiles(job, files))
+    entry = TensorEntry(job.name, job.dtype, job.shape, place, 0)
+    return _difference(again, lambda where: [_read(entry, where)])
+
+
+def _tiles(job: TensorJob, files: Files) -> Iterator[tuple[range, Tensor]]:
+    """The merged tensor, tile by tile in float32."""
+    stream = TensorStream(job, files, Buffers(), _BLOCK)
+    known = job.rule.prepare(stream)
+    for where, values in stream.passes():
+        yield where, job.rule.tile(where, values, known)
+
+
+def _stored(job: TensorJob, place: Path) -> Iterator[tuple[range, Tensor]]:
+    """The tensor in the output, tile by tile."""
+    entry = TensorEntry(job.name, job.dtype, job.shape, place, 0)
+    for where in job.tiling.tiles(range(job.tiling.numel)):
+        yield where, _read(entry, where)
+
+
+def _read(entry: TensorEntry, where: range) -> Tensor:
+    """A range of the entries of a tensor in double precision, by safetensors."""
+    with safe_open(entry.path, "pt") as file:
+        if not entry.shape:
+            return file.get_tensor(entry.name).flatten().double()
+        inner = entry.numel // entry.shape[0]
+        first, last = where.start // inner, -(-where.stop // inner)
+        rows = file.get_slice(entry.name)[first:last].flatten()
+    return rows[where.start - first * inner : where.stop - first * inner].double()
+
+
+def _difference(ours: Tiles, terms: Callable[[range], list[Tensor]]) -> float:
+    """|X - sum of terms| / sum of |terms|."""
+    error, sizes = 0.0, torch.zeros(1, dtype=torch.float64)
+    for where, tile in ours:
+        found = terms(where)
+        error += (tile.double() - torch.stack(found).sum(0)).square().sum().item()
+        sizes = sizes + torch.stack([term.square().sum() for term in found])
+    size = sizes.sqrt().sum().item()
+    return error**0.5 / size if size > 0 else error**0.5
+
+
+def _worst(identity: str, errors: Mapping[str, float], tolerance: float) -> float:
+    place = max(errors, key=lambda key: errors[key])
+    if not errors[place] <= tolerance:  # not a number counts as a failure
+        raise IdentityError(
+            f"golden identity {identity!r} fails in {place}: relative difference {errors[place]:.2g}, expected at most "
+            f"{tolerance:.2g}; nothing was written. Please report it; verify: false merges without the check"
+        )
+    return errors[place]
