@@ -22,6 +22,7 @@ from vlora.ivon.defaults import AUTO_KEYS, auto_settings, median_width
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.gradients import Entry
 from vlora.ivon.groups import prepare_groups, warn_if_overridden
+from vlora.ivon.loading import require_fitting
 from vlora.ivon.low_precision import restore_storage, storage_settings
 from vlora.ivon.noise import NoiseTally, controlled, update_noise
 from vlora.ivon.prior import update_priors
@@ -203,10 +204,22 @@ class IVON(DrawingOptimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint; state keeps its precision, and a draw that the parameters held then becomes the mean."""
+        """Load a checkpoint; state keeps its precision, and a draw that the parameters held then becomes the mean.
+
+        Raises:
+            TrainingError: The checkpoint is not IVON's, is of other parameters, or of a run that had failed; the
+                optimizer is then as before.
+        """
         final: dict[str, Any] = {}
         storage = storage_settings(self.param_groups)
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
+
+        def look(
+            _: Any, loaded: dict[str, Any]
+        ) -> None:  # after the hooks of others, before anything is replaced
+            require_fitting(self.param_groups, loaded)
+            final.update(loaded)
+
+        handle = self.register_load_state_dict_pre_hook(look)
         try:
             super().load_state_dict(state_dict)
         finally:
