@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError
+from vlora.ivon.ranges import check_range
 from vlora.ivon.shards import sum_of_ranks
 
 __all__ = [
@@ -79,11 +80,9 @@ def prepare_noise(group: dict[str, Any], values: dict[str, Any]) -> None:
         )
     if values["noise"] != "shared":
         raise ConfigError('noise_cost needs noise="shared": products of one rank\'s noise are not its cost')
-    for key in ("noise_cost", "noise_rate", "init_std", "max_std"):
-        if not 0 < values[key] < math.inf:
-            raise ConfigError(f"IVON's {key} must be > 0 and finite, got {values[key]}")
-    if not values["max_std_ratio"] > 1:
-        raise ConfigError(f"IVON's max_std_ratio must be > 1, got {values['max_std_ratio']}")
+    for key in ("noise_cost", "noise_rate", "noise_warmup", "init_std", "max_std", "max_std_ratio"):
+        check_range(key, values[key])
+    check_range("hess_init", values["hess_init"])
     group["std"] = min(values["init_std"], values["max_std"])
     group["cost_average"], group["cost_weight"], group["noise_steps"], group["path"] = 0.0, 0.0, 0, 0.0
     group["ess"], group["weight_decay"] = derive_ess(

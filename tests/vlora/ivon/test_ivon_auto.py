@@ -92,7 +92,14 @@ def test_the_width_is_that_of_the_layers():
     ("settings", "message"),
     [
         ({"num_steps": 0}, "num_steps must be >= 1"),
-        ({"init_std": 0.0}, "init_std and max_std must be > 0"),
+        ({"init_std": 0.0}, "init_std must be > 0"),
+        ({"max_std": float("nan")}, "max_std must be > 0 and finite, got nan"),
+        ({"ess": 0}, "IVON's ess must be > 0 and finite, got 0"),
+        ({"ess": "1e4"}, "got '1e4', which is no number but str"),
+        ({"lr": "a"}, "lr must be >= 0 and finite, got 'a'"),
+        ({"num_steps": None}, "num_steps must be >= 1 and finite, got None, which is no number"),
+        ({"num_steps": float("inf")}, "num_steps must be >= 1 and finite, got inf"),
+        ({"grad_batch_size": "8"}, "grad_batch_size must be > 0 and finite, got '8'"),
         ({"max_std_ratio": 1.0}, "max_std_ratio must be > 1"),
         ({"weight_decay": 0.1}, "weight_decay is given, so ess must be given too"),
         ({"noise_cost": None}, "give ess, or noise_cost to set it during the run"),
@@ -105,7 +112,7 @@ def test_impossible_numbers_are_refused(settings, message):
 
 def test_the_line_for_the_log_says_what_was_chosen():
     assert auto_settings(500, grad_batch_size=16.0, width=384).describe() == (
-        "ivon: adam step with lr 0.001, noise may cost 0.01 nats (std from 0.001 to at most 0.1), h by gradsq of 16 "
-        "examples, beta2 0.999"
+        "ivon: adam step with lr 0.001, gradient norm at most 1, noise may cost 0.01 nats (std from 0.001 to at most "
+        "0.1), h by gradsq of 16 examples, beta2 0.999"
     )
     assert "ess 1e+06, first std 0.02" in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()
