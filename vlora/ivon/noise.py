@@ -22,7 +22,7 @@ draws within a share of the way that the mean can have gone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ PATH_SHARE = 0.25
 """Typical standard deviation over the longest way that an entry of the mean can have gone; see ``std_limit``."""
 
 
-def controlled(group: dict[str, Any]) -> bool:
+def controlled(group: Mapping[str, Any]) -> bool:
     """Whether the controller sets the ``ess`` and ``weight_decay`` of this group."""
     return group.get("noise_cost") is not None
 
