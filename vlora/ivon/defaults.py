@@ -20,7 +20,14 @@ from typing import Any
 from vlora.errors import ConfigError
 from vlora.ivon.ranges import check_range
 
-__all__ = ["AUTO_KEYS", "IvonSettings", "auto_settings", "median_width", "short_run_defaults"]
+__all__ = [
+    "AUTO_KEYS",
+    "IvonSettings",
+    "auto_settings",
+    "describe_groups",
+    "median_width",
+    "short_run_defaults",
+]
 
 
 NOISE_RATE = 12.0
@@ -81,6 +88,23 @@ class IvonSettings:
             f"ivon: {self.mean_step} step with lr {self.lr:.3g}{cut}, {width}, h by {self.hess_approx}{scale}, "
             f"beta2 {self.beta2:.6g}"
         )
+
+
+def describe_groups(groups: Iterable[dict[str, Any]]) -> str:
+    """The settings of an optimizer's groups as they are now, one line for each kind of group.
+
+    Args:
+        groups: Parameter groups of ``vlora.IVON``; those without parameters are left out.
+    """
+    lines: dict[str, None] = {}
+    for group in groups:
+        if group["params"]:
+            values = {field.name: group[field.name] for field in dataclasses.fields(IvonSettings)}
+            if values["noise_cost"] is not None:  # then ess and prior are what the run found
+                values |= {"ess": None, "weight_decay": None}
+            now = f", std {group['std']:.3g} now" if values["noise_cost"] is not None else ""
+            lines[IvonSettings(**values).describe() + now] = None
+    return "\n".join(lines)
 
 
 def short_run_defaults(
