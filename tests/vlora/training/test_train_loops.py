@@ -1,6 +1,7 @@
 """IVON where other code owns the loop or the model: closures, compiled models, checkpointing, groups of LoRA+."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from trainer_cases import AUTO, QUIET, SETTINGS, auto, check_controlled, check_f
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from vlora import IVON, Posterior
-from vlora.ivon.defaults import auto_settings
 
 TARGETS = ["q_proj", "v_proj"]
 TOKENS = torch.randint(3, 40, (6, 8), generator=torch.Generator().manual_seed(1))
@@ -154,10 +154,12 @@ def test_loraplus_groups_move_b_further_and_export_one_posterior(tiny_llama, tmp
 
 
 def test_loraplus_groups_share_one_cost_of_noise(tiny_llama, tmp_path):
-    """The settings of ``IVON.auto`` through PEFT's own factory; a step of Adam moves B by its own learning rate."""
+    """``IVON.auto`` through PEFT's own factory; a step of Adam moves B by its own learning rate."""
     model = adapted(tiny_llama)
-    settings = auto_settings(3, grad_batch_size=4, width=16).optimizer_kwargs()
-    optimizer = create_loraplus_optimizer(model, IVON, loraplus_lr_ratio=8.0, **{**settings, "lr": 1e-3})
+    made: Any = IVON.auto
+    optimizer = create_loraplus_optimizer(
+        model, made, lr=1e-3, loraplus_lr_ratio=8.0, num_steps=3, grad_batch_size=4
+    )
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     loop(model, optimizer)
     costs = {group["cost_average"] for group in optimizer.param_groups if group["params"]}
