@@ -34,7 +34,7 @@ def check_clipping(values: dict[str, Any]) -> None:
     check_range("max_grad_norm", limit)
     if limit and values["mean_step"] != "adam":
         raise ConfigError(
-            'max_grad_norm needs mean_step="adam": clip the gradients before step(), or bound entries by clip_radius'
+            'max_grad_norm needs mean_step="adam": give max_grad_norm=None, and bound entries by clip_radius'
         )
 
 

@@ -42,6 +42,9 @@ _RANGES: dict[str, _Range] = {
     "max_step": _ABOVE_ZERO,
 }
 
+_ROUNDING = 1e-12
+"""A schedule that ends at a learning rate of 0 may miss it by so much."""
+
 
 def check_range(key: str, value: Any) -> None:
     """Refuse a hyper-parameter that is out of range or no number.
@@ -74,7 +77,8 @@ def require_usable(groups: Sequence[Mapping[str, Any]]) -> None:
     for number, group in enumerate(groups):
         for key in ("ess", "weight_decay", "lr"):
             value, (in_range, words) = group[key], _RANGES[key]
-            if not isinstance(value, Tensor) and not in_range(value):
+            slack = _ROUNDING if key == "lr" else 0.0
+            if not isinstance(value, Tensor) and not in_range(value + slack):
                 raise TrainingError(
                     f"{key} of parameter group {number} is {value}, it must be {words}: a scheduler, a callback or a "
                     "checkpoint has set it after IVON was made"

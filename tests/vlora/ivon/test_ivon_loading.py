@@ -180,6 +180,10 @@ class TestAfterConstruction:
             optimizer.train()
         assert same(before, weights(model)) and not optimizer.holds_sample
 
+    def test_a_schedule_may_miss_zero_by_rounding(self, running):
+        running[1].param_groups[0]["lr"] = -1e-19
+        trained(*running)
+
     def test_h_at_or_below_zero_is_named_as_the_cause(self, running):
         model, optimizer = running
         optimizer.state[model[0].bias]["hess"].fill_(-0.01)

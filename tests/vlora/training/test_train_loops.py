@@ -108,7 +108,7 @@ def test_trainer_builds_the_optimizer_with_settings_of_the_run(tiny_llama, tmp_p
     """``IVON.auto`` is no class: Trainer calls it as a factory, with the model."""
     model = adapted(tiny_llama)
     args = TrainingArguments(output_dir=str(tmp_path / "run"), **QUIET)
-    trainer = Trainer(model, args, train_dataset=ROWS, optimizer_cls_and_kwargs=(IVON.auto, dict(AUTO)))  # pyright: ignore[reportArgumentType]
+    trainer = Trainer(model, args, train_dataset=ROWS, optimizer_cls_and_kwargs=(IVON.auto, dict(AUTO)))
     trainer.train()
     check_controlled(trainer.optimizer)
     assert trainer.optimizer.param_groups[0]["params"] == trainable(model)
