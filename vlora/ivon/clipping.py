@@ -14,6 +14,7 @@ import warnings
 from typing import Any
 
 from vlora.errors import ConfigError
+from vlora.ivon.ranges import check_range
 from vlora.ivon.step import corrected_decay
 
 __all__ = ["NormWatch", "check_clipping", "clip_settings", "set_clip"]
@@ -25,16 +26,15 @@ def check_clipping(values: dict[str, Any]) -> None:
     """Check ``max_grad_norm`` of a new group; 0 and None are no clipping.
 
     Raises:
-        ConfigError: The norm is negative, or the step is not Adam's.
+        ConfigError: The norm is out of range, or the step is not Adam's.
     """
     limit = values["max_grad_norm"]
     if limit is None:
         return
-    if not 0 <= limit < float("inf"):
-        raise ConfigError(f"IVON's max_grad_norm must be > 0 and finite, or None, got {limit}")
+    check_range("max_grad_norm", limit)
     if limit and values["mean_step"] != "adam":
         raise ConfigError(
-            'max_grad_norm needs mean_step="adam": clip the gradients before step(), or bound entries by clip_radius'
+            'max_grad_norm needs mean_step="adam": give max_grad_norm=None, and bound entries by clip_radius'
         )
 
 

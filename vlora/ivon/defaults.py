@@ -18,8 +18,16 @@ from statistics import median
 from typing import Any
 
 from vlora.errors import ConfigError
+from vlora.ivon.ranges import check_range
 
-__all__ = ["AUTO_KEYS", "IvonSettings", "auto_settings", "median_width", "short_run_defaults"]
+__all__ = [
+    "AUTO_KEYS",
+    "IvonSettings",
+    "auto_settings",
+    "describe_groups",
+    "median_width",
+    "short_run_defaults",
+]
 
 
 NOISE_RATE = 12.0
@@ -82,6 +90,23 @@ class IvonSettings:
         )
 
 
+def describe_groups(groups: Iterable[dict[str, Any]]) -> str:
+    """The settings of an optimizer's groups as they are now, one line for each kind of group.
+
+    Args:
+        groups: Parameter groups of ``vlora.IVON``; those without parameters are left out.
+    """
+    lines: dict[str, None] = {}
+    for group in groups:
+        if group["params"]:
+            values = {field.name: group[field.name] for field in dataclasses.fields(IvonSettings)}
+            if values["noise_cost"] is not None:  # then ess and prior are what the run found
+                values |= {"ess": None, "weight_decay": None}
+            now = f", std {group['std']:.3g} now" if values["noise_cost"] is not None else ""
+            lines[IvonSettings(**values).describe() + now] = None
+    return "\n".join(lines)
+
+
 def short_run_defaults(
     num_examples: int, num_steps: int, *, init_std: float = 0.02, max_std_ratio: float = 5.0, max_step: float = 5e-3,
     lr: float = 5.0, ess: float | None = None, hess_init: float | None = None, beta1: float = 0.9,
@@ -118,14 +143,13 @@ def short_run_defaults(
     Raises:
         ConfigError: If a number is out of range, or the prior is narrower than the first draw.
     """
-    _require(num_examples >= 1, f"num_examples must be >= 1, got {num_examples}")
-    _require(num_steps >= 1, f"num_steps must be >= 1, got {num_steps}")
-    _require(
-        init_std > 0 and max_step > 0, f"init_std and max_step must be > 0, got {init_std} and {max_step}"
-    )
-    _require(max_std_ratio > 1, f"max_std_ratio must be > 1, got {max_std_ratio}")
+    _check_given(
+        num_examples=num_examples, num_steps=num_steps, init_std=init_std, max_std_ratio=max_std_ratio,
+        max_step=max_step, lr=lr,
+    )  # fmt: skip
+    _require(lr > 0, "lr must be > 0, got 0")
     ess = max(100.0 * num_examples, 1e4) if ess is None else ess
-    _require(ess > 0 and lr > 0, f"ess and lr must be > 0, got {ess} and {lr}")
+    _check_given(ess=ess, **_not_none(hess_init=hess_init, beta2=beta2, weight_decay=weight_decay))
     if weight_decay is None:
         weight_decay = 1 / (ess * (max_std_ratio * init_std) ** 2)
     if hess_init is None:
@@ -187,13 +211,16 @@ def auto_settings(
     Raises:
         ConfigError: If a number is out of range.
     """
-    _require(num_steps >= 1, f"num_steps must be >= 1, got {num_steps}")
+    _check_given(
+        num_steps=num_steps, grad_batch_size=grad_batch_size, max_std=max_std, max_std_ratio=max_std_ratio
+    )
+    _check_given(
+        **_not_none(noise_cost=noise_cost, init_std=init_std, lr=lr, ess=ess, weight_decay=weight_decay)
+    )
     _require(ess is not None or weight_decay is None, "weight_decay is given, so ess must be given too")
     _require(ess is not None or noise_cost is not None, "give ess, or noise_cost to set it during the run")
     if init_std is None:
         init_std = 1e-3 if ess is None else 0.02
-    _require(init_std > 0 and max_std > 0, f"init_std and max_std must be > 0, got {init_std} and {max_std}")
-    _require(max_std_ratio > 1, f"max_std_ratio must be > 1, got {max_std_ratio}")
     if ess is not None and weight_decay is None:
         weight_decay = 1 / (ess * init_std**2)
     return IvonSettings(
@@ -221,6 +248,16 @@ def median_width(params: Iterable[Any]) -> int:
         flat.extend(item["params"] if isinstance(item, dict) else [item])
     tensors = [item[1] if isinstance(item, tuple) else item for item in flat]
     return int(median([max(tensor.shape, default=1) for tensor in tensors if tensor.requires_grad] or [1]))
+
+
+def _check_given(**values: Any) -> None:
+    for key, value in values.items():
+        check_range(key, value)
+
+
+def _not_none(**values: Any) -> dict[str, Any]:
+    """What was given instead of being left to a rule."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _require(condition: bool, message: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlora.errors import TrainingError
 from vlora.ivon.draws import DrawAverages
+from vlora.ivon.faults import nonfinite_cause
 from vlora.ivon.kernels import gradient_norms, product_of_draw
 from vlora.ivon.noise import NoiseTally, controlled
 from vlora.ivon.rounding import is_coarse, realised_product
@@ -19,6 +20,7 @@ from vlora.ivon.state import by_device
 
 __all__ = [
     "Entry",
+    "drawn_from",
     "drawn_products",
     "finite_norm",
     "gather_entries",
@@ -143,7 +145,7 @@ def finite_norm(entries: Sequence[Entry], groups: Groups) -> float | None:
     bad, square = _norm_of_part(entries)
     bad = lowest_of_ranks(bad, owners)
     if bad < len(entries):
-        _refuse_nonfinite(entries[bad], groups)
+        _refuse_nonfinite(entries, bad, groups)
         return None
     size = float(sum(entry.grad.numel() for entry in entries))
     square, held = sum_of_ranks([square, size], owners)
@@ -168,7 +170,8 @@ def _norm_of_part(entries: Sequence[Entry]) -> tuple[int, float]:
     return len(entries), square
 
 
-def _refuse_nonfinite(entry: Entry, groups: Groups) -> None:
+def _refuse_nonfinite(entries: Sequence[Entry], bad: int, groups: Groups) -> None:
+    entry = entries[bad]
     if entry.group["skip_nonfinite"]:
         for group in groups:
             group["skipped_steps"] += 1
@@ -176,9 +179,13 @@ def _refuse_nonfinite(entry: Entry, groups: Groups) -> None:
     number = next(i for i, group in enumerate(groups) if group is entry.group)
     raise TrainingError(
         f"expected finite gradients, got NaN or infinity in parameter group {number}, shape "
-        f"{tuple(entry.owner.shape)}; mean and Hessian are unchanged. Check the data and the loss, lower lr, or pass "
-        "skip_nonfinite=True"
+        f"{tuple(entry.owner.shape)}; mean and Hessian are unchanged. {nonfinite_cause(drawn_from(entries))}"
     )
+
+
+def drawn_from(entries: Sequence[Entry]) -> Iterator[tuple[dict[str, Any], dict[str, Any], Tensor]]:
+    """State, group and owner of each entry, to look for the cause of gradients that are not finite."""
+    return ((entry.state, entry.group, entry.owner) for entry in entries)
 
 
 def unscaled(grad: Tensor, dtype: torch.dtype, grad_scale: Tensor | None) -> Tensor:

@@ -1,6 +1,5 @@
 """Hyper-parameters of one IVON parameter group: defaults, checks, and the prior given as a precision."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,22 +10,15 @@ from vlora.errors import ConfigError
 from vlora.ivon.clipping import check_clipping, clip_settings
 from vlora.ivon.noise import prepare_noise
 from vlora.ivon.prior import PRIORS, split_group
+from vlora.ivon.ranges import check_range
 from vlora.ivon.step import effective_lr
 
 __all__ = ["prepare_group", "prepare_groups", "step_settings", "warn_if_overridden"]
 
-_RANGES = {
-    "lr": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
-    "ess": (lambda v: 0 < v < math.inf, "> 0 and finite"),
-    "hess_init": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
-    "beta1": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "beta2": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
-    "clip_radius": (lambda v: v > 0, "> 0"),
-    "mc_samples": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
-    "min_8bit_size": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
-    "prior_update_every": (lambda v: v >= 1 and v == int(v), "a whole number >= 1"),
-}
+_CHECKED = (
+    "lr", "ess", "hess_init", "beta1", "beta2", "weight_decay", "clip_radius", "mc_samples", "min_8bit_size",
+    "prior_update_every",
+)  # fmt: skip
 
 
 def prepare_groups(group: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, Any]]:
@@ -61,10 +53,11 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
     values |= {key: group[key] for key in ("ess", "weight_decay") if key in group}
     prior_precision = values.get("prior_precision")
     if prior_precision is not None:
-        _check("ess", values["ess"])
+        check_range("ess", values["ess"])
+        check_range("prior_precision", prior_precision)
         group["weight_decay"] = values["weight_decay"] = prior_precision / values["ess"]
-    for key in _RANGES:
-        _check(key, values[key])
+    for key in _CHECKED:
+        check_range(key, values[key])
     if not values["hess_init"] + values["weight_decay"] > 0:
         raise ConfigError(
             "hess_init + weight_decay must be > 0, got 0: the first draw would be infinitely wide"
@@ -86,20 +79,14 @@ def prepare_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
     group.setdefault("prior_start", values["weight_decay"])
 
 
-def _check(key: str, value: Any) -> None:
-    in_range, words = _RANGES[key]
-    if not in_range(float(value)):
-        raise ConfigError(f"IVON's {key} must be {words}, got {value}")
-
-
 def _check_grad_batch_size(values: dict[str, Any]) -> None:
     size = values["grad_batch_size"]
     if size is not None and values["hess_approx"] != "gradsq":
         raise ConfigError(
             "grad_batch_size is the scale of hess_approx='gradsq'; it has no meaning for 'price'"
         )
-    if size is not None and not 0 < size < math.inf:
-        raise ConfigError(f"IVON's grad_batch_size must be > 0 and finite, got {size}")
+    if size is not None:
+        check_range("grad_batch_size", size)
 
 
 def _check_mean_step(values: dict[str, Any]) -> None:

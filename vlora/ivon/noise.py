@@ -22,7 +22,7 @@ draws within a share of the way that the mean can have gone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError
+from vlora.ivon.ranges import check_range
 from vlora.ivon.shards import sum_of_ranks
 
 __all__ = [
@@ -52,7 +53,7 @@ PATH_SHARE = 0.25
 """Typical standard deviation over the longest way that an entry of the mean can have gone; see ``std_limit``."""
 
 
-def controlled(group: dict[str, Any]) -> bool:
+def controlled(group: Mapping[str, Any]) -> bool:
     """Whether the controller sets the ``ess`` and ``weight_decay`` of this group."""
     return group.get("noise_cost") is not None
 
@@ -79,11 +80,9 @@ def prepare_noise(group: dict[str, Any], values: dict[str, Any]) -> None:
         )
     if values["noise"] != "shared":
         raise ConfigError('noise_cost needs noise="shared": products of one rank\'s noise are not its cost')
-    for key in ("noise_cost", "noise_rate", "init_std", "max_std"):
-        if not 0 < values[key] < math.inf:
-            raise ConfigError(f"IVON's {key} must be > 0 and finite, got {values[key]}")
-    if not values["max_std_ratio"] > 1:
-        raise ConfigError(f"IVON's max_std_ratio must be > 1, got {values['max_std_ratio']}")
+    for key in ("noise_cost", "noise_rate", "noise_warmup", "init_std", "max_std", "max_std_ratio"):
+        check_range(key, values[key])
+    check_range("hess_init", values["hess_init"])
     group["std"] = min(values["init_std"], values["max_std"])
     group["cost_average"], group["cost_weight"], group["noise_steps"], group["path"] = 0.0, 0.0, 0, 0.0
     group["ess"], group["weight_decay"] = derive_ess(

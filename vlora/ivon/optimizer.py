@@ -18,10 +18,11 @@ from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.clipping import NormWatch, set_clip
-from vlora.ivon.defaults import AUTO_KEYS, auto_settings, median_width
+from vlora.ivon.defaults import AUTO_KEYS, auto_settings, describe_groups, median_width
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.gradients import Entry
 from vlora.ivon.groups import prepare_groups, warn_if_overridden
+from vlora.ivon.loading import require_fitting
 from vlora.ivon.low_precision import restore_storage, storage_settings
 from vlora.ivon.noise import NoiseTally, controlled, update_noise
 from vlora.ivon.prior import update_priors
@@ -147,12 +148,21 @@ class IVON(DrawingOptimizer):
 
     @classmethod
     def auto(
-        cls, params: Any, *, num_steps: int, grad_batch_size: float, seed: int = 0, **given: Any
+        cls,
+        params: Any = None,
+        *,
+        num_steps: Any = None,
+        grad_batch_size: Any = None,
+        seed: int = 0,
+        **given: Any,
     ) -> "IVON":
         """IVON with every setting that is not given derived from the shape of the run; see ``docs/concepts.md``.
 
+        A Trainer that builds the optimizer itself takes ``optimizer_cls_and_kwargs=(IVON.auto, {...})``.
+
         Args:
-            params: Parameters, or group dicts.
+            params: Parameters, group dicts, or a model, whose trainable parameters are taken. Left out, this method
+                itself is returned: so transformers calls what is no class, ``auto()(model, **kwargs)``.
             num_steps: T, optimizer steps of the run.
             grad_batch_size: Examples averaged in one final gradient, over micro-batches and processes.
             seed: Seed of the noise.
@@ -161,6 +171,10 @@ class IVON(DrawingOptimizer):
         Raises:
             ConfigError: A setting is out of range.
         """
+        if params is None:
+            return cls.auto  # pyright: ignore[reportReturnType]
+        if isinstance(params, torch.nn.Module):
+            params = [param for param in params.parameters() if param.requires_grad]
         groups = list(params)
         known = {key: value for key, value in given.items() if key in AUTO_KEYS}
         settings = auto_settings(
@@ -168,6 +182,10 @@ class IVON(DrawingOptimizer):
         )
         rest = {key: value for key, value in given.items() if key not in AUTO_KEYS}
         return cls(groups, seed=seed, **{**settings.optimizer_kwargs(), **rest})
+
+    def describe(self) -> str:
+        """The settings as they are now in one line, or one for each kind of group; ``IVON.auto`` does not log them."""
+        return describe_groups(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group at any time; its parameters join the posterior with the next draw.
@@ -203,10 +221,22 @@ class IVON(DrawingOptimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint; state keeps its precision, and a draw that the parameters held then becomes the mean."""
+        """Load a checkpoint; state keeps its precision, and a draw that the parameters held then becomes the mean.
+
+        Raises:
+            TrainingError: The checkpoint is not IVON's, is of other parameters, or of a run that had failed; the
+                optimizer is then as before.
+        """
         final: dict[str, Any] = {}
         storage = storage_settings(self.param_groups)
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
+
+        def look(
+            _: Any, loaded: dict[str, Any]
+        ) -> None:  # after the hooks of others, before anything is replaced
+            require_fitting(self.param_groups, loaded)
+            final.update(loaded)
+
+        handle = self.register_load_state_dict_pre_hook(look)
         try:
             super().load_state_dict(state_dict)
         finally:

@@ -15,7 +15,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.gradients import Entry, drawn_products, finite_norm, gather_entries, overflowed
+from vlora.ivon.faults import SkipWatch
+from vlora.ivon.gradients import Entry, drawn_from, drawn_products, finite_norm, gather_entries, overflowed
+from vlora.ivon.ranges import require_usable
 from vlora.ivon.rounding import NoiseCheck
 from vlora.ivon.sampling import advance, starts_step, take_grads, write_draw, write_mean
 from vlora.ivon.shards import refuse_replaced
@@ -59,7 +61,8 @@ class DrawingOptimizer(torch.optim.Optimizer):
         All micro-batches of one optimizer step see the same draw, and so do those after an ``eval()`` in between.
 
         Raises:
-            TrainingError: If draws of ``sampled_params`` wait for ``step()``, or ``mc_samples`` asks for several.
+            TrainingError: If draws of ``sampled_params`` wait for ``step()``, ``mc_samples`` asks for several, or a
+                setting that makes draws or steps NaN was written into a group.
         """
         if self._in_context:
             return
@@ -131,6 +134,7 @@ class DrawingOptimizer(torch.optim.Optimizer):
                 scale = getattr(self, "grad_scale", None)
                 entries = gather_entries(self.param_groups, self.state, averages, scale)
                 norm = finite_norm(entries, self.param_groups)
+                self._skip_watch.look(norm is None, drawn_from(entries))
                 if norm is not None:
                     self._update(entries, norm, scale, averages)
         finally:
@@ -144,7 +148,7 @@ class DrawingOptimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         """What copies and checkpoints do not carry."""
         self._averages, self._in_context = DrawAverages(), False
-        self._noise_check, self.noise_ranks = NoiseCheck(), NoiseRanks()
+        self._noise_check, self.noise_ranks, self._skip_watch = NoiseCheck(), NoiseRanks(), SkipWatch()
         if not hasattr(self, "_given"):  # loading a checkpoint changes no parameters
             self._given = WeakIdKeyDictionary()
             for group in getattr(self, "param_groups", []):
@@ -157,6 +161,7 @@ class DrawingOptimizer(torch.optim.Optimizer):
     def _draw(self, stream: str) -> None:
         """Put a draw into the parameters, and look whether they can hold it."""
         refuse_replaced(self.param_groups, self._given)
+        require_usable(self.param_groups)
         ahead = self.noise_ranks.rank if stream == "train" else 0
         write_draw(self.param_groups, self.state, stream, ahead=ahead)
         if stream == "train":

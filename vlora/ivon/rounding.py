@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vlora.ivon.low_precision import read_state
+from vlora.ivon.noise import controlled
 from vlora.ivon.shards import local, local_state
 from vlora.ivon.step import posterior_std
 
@@ -143,8 +144,11 @@ class NoiseCheck:
     """Warns once when the parameters' number format swallows the posterior's noise.
 
     Looks at draws number 0, 1, 2, 4, 8, …, since a posterior narrows as it learns, and not at all at parameters that
-    are as precise as their state.
+    are as precise as their state. Where ``noise_cost`` sets the width, draws start next to the mean and widen: those of
+    the first half of ``noise_warmup`` are let pass, or the first ``GROWTH`` if there is none.
     """
+
+    GROWTH = 32
 
     LARGEST_SHARE = 0.5
     """Share of entries whose draw may equal the rounded mean."""
@@ -166,7 +170,9 @@ class NoiseCheck:
         if self._warned or draw == self._seen or draw & (draw - 1):
             return
         self._seen = draw
-        held = [(group, group["params"][i]) for group in groups for i in group["sampled"]]
+        held = [
+            (group, group["params"][i]) for group in groups if _has_grown(group) for i in group["sampled"]
+        ]
         coarse = [
             (group, param) for group, param in held if is_coarse(param, state[param]) and local(param).numel()
         ]
@@ -183,20 +189,27 @@ class NoiseCheck:
         group, param = example
         name = str(param.dtype).removeprefix("torch.")
         narrow = f"std is below {self.SMALLEST_RATIO} of the format's spacing for {small:.0%}"
+        wider = "raise init_std and max_std" if controlled(group) else "lower ess"
         if group["stochastic_rounding"] and small > 0.5:
             message = (
                 f"stochastic rounding to {name} makes draws wider than the posterior: {narrow} of the entries; keep "
-                "the adapter in float32, or lower ess"
+                f"the adapter in float32, or {wider}"
             )
         elif not group["stochastic_rounding"] and share > self.LARGEST_SHARE:
             message = (
                 f"{name} swallows the posterior's noise: {share:.0%} of the entries of this draw round back to the "
-                f"mean ({narrow}); keep the adapter in float32, lower ess, or pass stochastic_rounding=True"
+                f"mean ({narrow}); keep the adapter in float32, {wider}, or pass stochastic_rounding=True"
             )
         else:
             return
         self._warned = True
         warnings.warn(message, stacklevel=5)
+
+
+def _has_grown(group: Mapping[str, Any]) -> bool:
+    """Whether the width of a group's draws tells what that of the posterior will be."""
+    growth = group["noise_warmup"] / 2 if group["noise_warmup"] else NoiseCheck.GROWTH
+    return not controlled(group) or group["noise_steps"] >= growth
 
 
 def _lost(group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

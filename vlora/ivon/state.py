@@ -178,10 +178,7 @@ def restore_loaded_state(
     Args:
         states: ``optimizer.state`` after loading, corrected in place.
         params: All parameters in order of their groups.
-        saved: The state dict that was loaded.
-
-    Raises:
-        TrainingError: If a saved tensor has another shape than its parameter.
+        saved: The state dict that was loaded, which fits (``vlora.ivon.loading``).
     """
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     numbered = zip(numbers, params, strict=True)
@@ -189,7 +186,6 @@ def restore_loaded_state(
     found = []
     for number, param in numbered:
         state, loaded = states[param], saved["state"][number]
-        _require_shapes(loaded, param, number)
         found.append((state, param, loaded))
         if "format" in loaded:
             state["format"] = loaded["format"].detach().cpu()
@@ -200,15 +196,6 @@ def restore_loaded_state(
     for key in STATE_KEYS:
         kept = [(state, param, loaded[key].detach()) for state, param, loaded in found if key in loaded]
         store([(state, param) for state, param, _ in kept], key, [value for *_, value in kept])
-
-
-def _require_shapes(loaded: Mapping[str, Any], param: Tensor, number: int) -> None:
-    for key in loaded.keys() & set(STATE_KEYS):
-        if loaded[key].shape != param.shape:
-            raise TrainingError(
-                f"expected IVON state of shape {tuple(param.shape)} for parameter {number}, the checkpoint has "
-                f"{tuple(loaded[key].shape)}: it belongs to another model or adapter rank"
-            )
 
 
 def describe_posterior(

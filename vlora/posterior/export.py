@@ -9,6 +9,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,18 @@ def collect(
     Args:
         model: PEFT model; ``module`` and ``_orig_mod`` wrappers are looked through.
         optimizer: IVON or a wrapper holding it as ``.optimizer``; is switched to hold the mean.
-        num_examples: N, training examples behind the mean loss.
+        num_examples: N, a whole number: the rows that one pass over the training data sees; for a stream without end,
+            those that the run saw.
         adapter_name: Which adapter to save.
         base_model: ``id``, ``revision``, ``fingerprint``; found from the model when not given.
         seed: Seed of the numbered draws.
         **known: Further fields of :class:`PosteriorMeta`, e.g. ``gauge``, ``loss_reduction``.
 
     Raises:
-        TrainingError: No optimizer step was taken, or the trained values are not finite.
+        TrainingError: No optimizer step was taken, the trained values are not finite, the model is no PEFT model, or
+            ``num_examples`` is no number of rows.
     """
-    if num_examples < 1:
-        raise ValueError(f"num_examples must be the number of training examples (>= 1), got {num_examples}")
+    num_examples = _rows(num_examples)
     model, optimizer = unwrap(model), _unwrap_optimizer(optimizer)
     optimizer.eval()
     mean, adapter_config = saved_by_peft(model, adapter_name)
@@ -76,6 +78,15 @@ def collect(
         **{**_run_facts(states, hess), **known},
     )
     return mean, hess, meta, adapter_config
+
+
+def _rows(number: Any) -> int:
+    if isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1:
+        return int(number)
+    raise TrainingError(
+        f"num_examples must be a whole number >= 1, got {number!r}: the rows that one pass over the training data "
+        "sees; for a stream, max_steps x examples per step"
+    )
 
 
 def gauge_id(model: nn.Module, adapter_name: str = "default") -> str:
@@ -108,8 +119,17 @@ def saved_by_peft(
     Sharded parameters are gathered, so every process of a sharded run must call this.
 
     Raises:
+        TrainingError: The model is no PEFT model, or carries no adapter of that name.
         OutputError: The temporary folder that PEFT writes to is full or cannot be written.
     """
+    adapters = getattr(model, "peft_config", None) or {}
+    if adapter_name not in adapters:
+        known = f"adapters {', '.join(adapters)}" if adapters else "no adapter"
+        raise TrainingError(
+            f"expected a PEFT model with the adapter {adapter_name!r}, got {type(model).__name__} with {known}: a "
+            "posterior folder is a PEFT adapter; call get_peft_model before the optimizer is built, or name "
+            "adapter_name"
+        )
     try:
         with tempfile.TemporaryDirectory() as temporary:
             gathered = whole_adapter(model, adapter_name)

@@ -59,12 +59,13 @@ class Posterior:
         Args:
             model: The PEFT model; wrappers of DDP and ``torch.compile`` are looked through.
             optimizer: The IVON optimizer, or accelerate's wrapper around it. Left holding the mean.
-            num_examples: N, the number of training examples behind the mean loss.
+            num_examples: N, the rows that one pass over the training data sees; for a stream, those of the run.
             **settings: See :func:`vlora.posterior.export.collect`: ``adapter_name``, ``gauge``,
                 ``loss_reduction``, ``tokens_per_example``, ``base_model``, ``config_sha256``, ``seed``.
 
         Raises:
-            TrainingError: No step was taken, or a trained value is not finite.
+            TrainingError: No step was taken, a trained value is not finite, the model is no PEFT model, or
+                ``num_examples`` is no whole number >= 1.
         """
         mean, hess, meta, adapter_config = export.collect(
             model, optimizer, num_examples=num_examples, **settings

@@ -1,5 +1,7 @@
 """``IVON.auto`` and the step of Adam: torch's Adam where there is no noise, and settings from the shape of a run."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -92,7 +94,14 @@ def test_the_width_is_that_of_the_layers():
     ("settings", "message"),
     [
         ({"num_steps": 0}, "num_steps must be >= 1"),
-        ({"init_std": 0.0}, "init_std and max_std must be > 0"),
+        ({"init_std": 0.0}, "init_std must be > 0"),
+        ({"max_std": float("nan")}, "max_std must be > 0 and finite, got nan"),
+        ({"ess": 0}, "IVON's ess must be > 0 and finite, got 0"),
+        ({"ess": "1e4"}, "got '1e4', which is no number but str"),
+        ({"lr": "a"}, "lr must be >= 0 and finite, got 'a'"),
+        ({"num_steps": None}, "num_steps must be >= 1 and finite, got None, which is no number"),
+        ({"num_steps": float("inf")}, "num_steps must be >= 1 and finite, got inf"),
+        ({"grad_batch_size": "8"}, "grad_batch_size must be > 0 and finite, got '8'"),
         ({"max_std_ratio": 1.0}, "max_std_ratio must be > 1"),
         ({"weight_decay": 0.1}, "weight_decay is given, so ess must be given too"),
         ({"noise_cost": None}, "give ess, or noise_cost to set it during the run"),
@@ -109,3 +118,38 @@ def test_the_line_for_the_log_says_what_was_chosen():
         "0.1), h by gradsq of 16 examples, beta2 0.999"
     )
     assert "ess 1e+06, first std 0.02" in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()
+
+
+def test_the_optimizer_tells_its_settings():
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    groups = [
+        {"params": params[:1]},
+        {"params": params[1:2], "lr": 0.5},
+        {"params": params[2:]},
+        {"params": []},
+    ]
+    optimizer = IVON.auto(groups, num_steps=500, grad_batch_size=16)
+    first, second = optimizer.describe().splitlines()
+    expected = auto_settings(500, grad_batch_size=16.0, width=4).describe()
+    assert (first, second) == tuple(
+        expected.replace("lr 0.001", lr) + ", std 0.001 now" for lr in ("lr 0.001", "lr 0.5")
+    )
+    fixed = IVON([params[0]], lr=1.0, ess=1e4, hess_init=0.24, weight_decay=0.01)
+    assert (
+        fixed.describe()
+        == "ivon: newton step with lr 1, ess 1e+04, first std 0.02, h by price, beta2 0.99999"
+    )
+
+
+def test_a_model_or_nothing_is_taken_too():
+    """Nothing: transformers calls ``IVON.auto()(model, **kwargs)`` where it builds the optimizer."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    factory: Any = IVON.auto
+    for optimizer in (
+        IVON.auto(model, num_steps=5, grad_batch_size=4),
+        factory()(model, num_steps=5, grad_batch_size=4),
+    ):
+        assert optimizer.param_groups[0]["params"] == list(model[1].parameters())
+    with pytest.raises(ConfigError, match="num_steps must be >= 1 and finite, got None"):
+        IVON.auto(model)

@@ -49,9 +49,11 @@ def test_given_values_win_and_the_rest_follows(given):
     [
         ({"num_examples": 0}, "num_examples must be >= 1"),
         ({"num_steps": 0}, "num_steps must be >= 1"),
-        ({"init_std": 0.0}, "init_std and max_step must be > 0"),
+        ({"init_std": 0.0}, "init_std must be > 0"),
         ({"max_std_ratio": 1.0}, "max_std_ratio must be > 1"),
-        ({"lr": 0.0}, "ess and lr must be > 0"),
+        ({"lr": 0.0}, "lr must be > 0"),
+        ({"ess": 0}, "ess must be > 0"),
+        ({"num_steps": "10"}, "got '10', which is no number but str"),
         ({"weight_decay": 1.0}, "prior narrower than init_std=0.02"),
     ],
 )

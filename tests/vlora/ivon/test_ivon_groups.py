@@ -107,6 +107,12 @@ class TestGroups:
             ({"grad_batch_size": 4}, "no meaning for 'price'"),
             ({"grad_batch_size": 0, "hess_approx": "gradsq"}, "grad_batch_size must be > 0"),
             ({"mc_samples": 0}, "whole number"),
+            ({"mc_samples": float("inf")}, "whole number"),
+            ({"ess": "1e4"}, "ess must be > 0 and finite, got '1e4', which is no number but str"),
+            ({"ess": True}, "got True, which is no number but bool"),
+            ({"lr": None}, "lr must be >= 0 and finite, got None"),
+            ({"hess_init": "a"}, "hess_init must be >= 0 and finite, got 'a'"),
+            ({"prior_precision": -1.0}, "prior_precision must be >= 0"),
         ],
     )
     def test_impossible_values_are_refused(self, kwargs, message):

@@ -160,6 +160,8 @@ def test_groups_without_a_cost_keep_their_own_ess():
         ({"noise_cost": 0.1, "ess": 10.0}, "noise_cost sets ess and the prior during training"),
         ({"noise_cost": 0.0, **SQUARES}, "noise_cost must be > 0 and finite, got 0"),
         ({"noise_cost": 0.1, "max_std_ratio": 1.0, **SQUARES}, "max_std_ratio must be > 1"),
+        ({"noise_cost": 0.1, "noise_warmup": -1, **SQUARES}, "noise_warmup must be >= 0 and finite, got -1"),
+        ({"noise_cost": "a", **SQUARES}, "noise_cost must be > 0 and finite, got 'a'"),
         ({"noise_cost": 0.1}, "noise_cost=0.1 needs an h that is never negative"),
         ({"noise_cost": 0.1, "noise": "per_rank", **SQUARES}, 'noise_cost needs noise="shared"'),
         ({"ess": 1.0, "mean_step": "adam"}, "mean_step=adam needs an h that is never negative"),

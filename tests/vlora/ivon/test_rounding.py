@@ -129,5 +129,48 @@ class TestSwallowedNoise:
                 optimizer.step()
 
 
+class TestControlledWidth:
+    """Under ``noise_cost`` draws start next to the mean: nothing is said before they had time to widen."""
+
+    def run(self, steps, **settings):
+        param = torch.nn.Parameter(torch.ones(2000, dtype=torch.bfloat16))
+        optimizer = IVON.auto([param], num_steps=16, grad_batch_size=8, lr=1e-3, **settings)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            optimizer.train()
+            param.grad = 1e-3 * torch.randn(2000, generator=generator).bfloat16()
+            optimizer.step()
+        return optimizer.param_groups[0]["std"]
+
+    def test_the_first_draws_may_be_swallowed(self):
+        assert self.run(8) < 0.4 * 2.0**-7
+
+    @pytest.mark.parametrize(
+        ("stochastic", "message"),
+        [
+            (
+                False,
+                r"9\d% of the entries of this draw .* float32, raise init_std and max_std, or pass stochastic",
+            ),
+            (
+                True,
+                r"wider than the posterior: .* keep the adapter in float32, or raise init_std and max_std",
+            ),
+        ],
+    )
+    def test_a_width_that_stays_too_small_is_named_with_its_limits(self, stochastic, message):
+        with pytest.warns(UserWarning, match=message) as caught:
+            self.run(16, max_std=5e-4, stochastic_rounding=stochastic)
+        assert len(caught) == 1
+
+    def test_the_cure_that_is_named_cures(self):
+        assert self.run(16, init_std=0.02, noise_cost=10.0) > 2.0**-7
+
+    def test_without_warm_up_the_first_32_draws_are_let_pass(self):
+        self.run(32, noise_warmup=0, max_std=5e-4)
+        with pytest.warns(UserWarning, match="swallows"):
+            self.run(33, noise_warmup=0, max_std=5e-4)
+
+
 def test_stochastic_rounding_leaves_float32_parameters_alone():
     assert torch.equal(first_draws(torch.float32, 1e3, True), first_draws(torch.float32, 1e3, False))

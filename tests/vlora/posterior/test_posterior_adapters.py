@@ -3,15 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vlora import IVON, Posterior, PosteriorMeta
-from vlora.errors import OutputError, PosteriorFormatError
+from vlora.errors import OutputError, PosteriorFormatError, TrainingError
 from vlora.models import load_adapter
 
 
@@ -178,3 +180,38 @@ def test_the_mean_can_be_put_into_a_model_that_carries_another_adapter(posterior
         assert torch.equal(peft_model(tokens).logits, wanted)
     with pytest.raises(PosteriorFormatError, match="is the adapter loaded under the name 'other'"):
         posterior.load_into(peft_model, adapter_name="other")
+
+
+@pytest.fixture
+def trained(qwen, tokens):
+    """A PEFT model and its optimizer after one step."""
+    model = get_peft_model(base(qwen), LoraConfig(r=2, target_modules=["q_proj"]))
+    optimizer = IVON([p for p in model.parameters() if p.requires_grad], lr=0.1, ess=1e4)
+    optimizer.train()
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("number", [None, "64", 0, -3, 2.5, float("nan"), True])
+def test_the_number_of_examples_is_a_number_of_rows(trained, number):
+    with pytest.raises(
+        TrainingError, match=r"a whole number >= 1, got .*: the rows .* for a stream, max_steps x"
+    ):
+        Posterior.from_optimizer(*trained, num_examples=number)
+
+
+def test_any_kind_of_whole_number_is_saved_and_read(trained, tmp_path):
+    rows: Any = np.int64(7)
+    Posterior.from_optimizer(*trained, num_examples=rows).save_pretrained(tmp_path / "out")
+    assert Posterior.from_pretrained(tmp_path / "out").meta.num_examples == 7
+
+
+def test_a_model_without_that_adapter_is_refused(trained, qwen):
+    model, optimizer = trained
+    with pytest.raises(
+        TrainingError, match="PEFT model with the adapter 'default', got Qwen2ForCausalLM with no ada"
+    ):
+        Posterior.from_optimizer(base(qwen), optimizer, num_examples=4)
+    with pytest.raises(TrainingError, match="the adapter 'other', got PeftModel with adapters default"):
+        Posterior.from_optimizer(model, optimizer, num_examples=4, adapter_name="other")

@@ -1,12 +1,13 @@
 """IVON where other code owns the loop or the model: closures, compiled models, checkpointing, groups of LoRA+."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
-from trainer_cases import QUIET, SETTINGS, check_folder, ivon, trainable
+from trainer_cases import AUTO, QUIET, SETTINGS, auto, check_controlled, check_folder, ivon, trainable
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from vlora import IVON, Posterior
@@ -103,6 +104,17 @@ def test_gradient_checkpointing_recomputes_at_the_same_draw(tiny_llama, tmp_path
     check_folder(model, optimizer, lambda: base(tiny_llama), logits, tmp_path / "out")
 
 
+def test_trainer_builds_the_optimizer_with_settings_of_the_run(tiny_llama, tmp_path):
+    """``IVON.auto`` is no class: Trainer calls it as a factory, with the model."""
+    model = adapted(tiny_llama)
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), **QUIET)
+    trainer = Trainer(model, args, train_dataset=ROWS, optimizer_cls_and_kwargs=(IVON.auto, dict(AUTO)))
+    trainer.train()
+    check_controlled(trainer.optimizer)
+    assert trainer.optimizer.param_groups[0]["params"] == trainable(model)
+    check_folder(model, trainer.optimizer, lambda: base(tiny_llama), logits, tmp_path / "out")
+
+
 def test_trainer_builds_the_optimizer_from_its_class(tiny_llama, tmp_path):
     model = adapted(tiny_llama)
     args = TrainingArguments(output_dir=str(tmp_path / "run"), **QUIET)
@@ -141,6 +153,28 @@ def test_loraplus_groups_move_b_further_and_export_one_posterior(tiny_llama, tmp
     assert len(posterior.hess) == len(posterior.mean)
 
 
+def test_loraplus_groups_share_one_cost_of_noise(tiny_llama, tmp_path):
+    """``IVON.auto`` through PEFT's own factory; a step of Adam moves B by its own learning rate."""
+    model = adapted(tiny_llama)
+    made: Any = IVON.auto
+    optimizer = create_loraplus_optimizer(
+        model, made, lr=1e-3, loraplus_lr_ratio=8.0, num_steps=3, grad_batch_size=4
+    )
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    loop(model, optimizer)
+    costs = {group["cost_average"] for group in optimizer.param_groups if group["params"]}
+    assert len(costs) == 1 and costs != {0.0}
+    moved = {
+        name: (p.detach() - start[name]).abs().max() for name, p in model.named_parameters() if name in start
+    }
+    for name in moved:
+        if "lora_B" in name:
+            assert 8e-3 <= moved[name] <= 1.2 * 3 * 8e-3
+            assert 1e-3 <= moved[name.replace("lora_B", "lora_A")] <= 1.2 * 3 * 1e-3
+    posterior = check_folder(model, optimizer, lambda: base(tiny_llama), logits, tmp_path / "out")
+    assert len(posterior.hess) == len(posterior.mean)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -155,9 +189,12 @@ def test_loraplus_groups_move_b_further_and_export_one_posterior(tiny_llama, tmp
 )
 def test_variants_in_an_unmodified_trainer(tiny_llama, tmp_path, config):
     model = adapted(tiny_llama, config)
-    optimizer = ivon(model)
+    derived = getattr(config, "use_dora", False)
+    optimizer = auto(model, grad_batch_size=8) if derived else ivon(model)
     args = TrainingArguments(output_dir=str(tmp_path / "run"), gradient_accumulation_steps=2, **QUIET)
     Trainer(model, args, train_dataset=ROWS, optimizers=(optimizer, None)).train()
+    if derived:
+        check_controlled(optimizer)
     posterior = check_folder(model, optimizer, lambda: base(tiny_llama), logits, tmp_path / "out")
     assert len(posterior.hess) == len(trainable(model))
 

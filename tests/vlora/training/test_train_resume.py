@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -147,6 +148,9 @@ def test_a_killed_process_goes_on_to_the_same_bits(make_config, tmp_path):
     deadline = time.monotonic() + 100
     while work.last_checkpoint(folder) is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    time.sleep(
+        random.Random(6).uniform(0, 1.5)
+    )  # anywhere up to step 40: between checkpoints, or writing one
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from trainer_cases import QUIET, SETTINGS, check_folder, ivon
+from trainer_cases import AUTO, QUIET, auto, check_controlled, check_folder, ivon
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -65,9 +65,10 @@ def dpo(rows: list, folder: Path, model, **keys) -> DPOTrainer:
 @pytest.mark.parametrize(("make", "rows"), [(sft, ROWS), (dpo, PAIRS)], ids=["sft", "dpo"])
 def test_trl_trainers_with_a_peft_model_and_our_optimizer(tmp_path, make, rows):
     model = adapted()
-    optimizer = ivon(model)
+    optimizer = auto(model)
     trainer = make(rows, tmp_path / "run", model, optimizers=(optimizer, None))
     trainer.train()
+    check_controlled(optimizer)
     assert {int(state["step"]) for state in optimizer.state.values()} == {3}
     posterior = check_folder(trainer.model, optimizer, base, logits, tmp_path / "out")
     assert len(posterior.hess) == len(posterior.mean) == len(optimizer.state)
@@ -76,7 +77,7 @@ def test_trl_trainers_with_a_peft_model_and_our_optimizer(tmp_path, make, rows):
 @pytest.mark.parametrize(("make", "rows"), [(sft, ROWS), (dpo, PAIRS)], ids=["sft", "dpo"])
 def test_trl_builds_adapter_and_optimizer(tmp_path, make, rows):
     """``peft_config`` and ``optimizer_cls_and_kwargs``: nothing exists before the trainer makes it."""
-    keys = {} if make is dpo else {"optimizer_cls_and_kwargs": (IVON, dict(SETTINGS))}
+    keys = {} if make is dpo else {"optimizer_cls_and_kwargs": (IVON.auto, dict(AUTO))}
     trainer = make(rows, tmp_path / "run", base(), peft_config=LORA, **keys)
     if make is dpo:  # has no such argument; the optimizer is made from the trainer's own model
         trainer.optimizer = ivon(trainer.model)
@@ -126,7 +127,7 @@ def test_seq2seq_trainer_with_generation_during_evaluation(t5, tmp_path):
     ]
     lora = LoraConfig(r=2, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
     model = get_peft_model(T5ForConditionalGeneration.from_pretrained(t5), lora)
-    optimizer = ivon(model)
+    optimizer = auto(model)
     args = Seq2SeqTrainingArguments(
         output_dir=str(tmp_path / "run"), predict_with_generate=True, generation_max_length=5, eval_strategy="steps",
         eval_steps=1, **QUIET,
@@ -135,6 +136,7 @@ def test_seq2seq_trainer_with_generation_during_evaluation(t5, tmp_path):
         model, args, train_dataset=rows, eval_dataset=rows[:4], optimizers=(optimizer, None)
     )
     trainer.train()
+    check_controlled(optimizer)
 
     def forward(adapted):
         return adapted(input_ids=torch.arange(3, 9)[None], decoder_input_ids=torch.tensor([[0, 4, 5]])).logits

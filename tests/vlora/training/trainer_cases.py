@@ -19,6 +19,9 @@ SETTINGS = {
     "clip_radius": 0.02,
 }
 
+AUTO = {"num_steps": 3, "grad_batch_size": 4, "lr": 0.01}
+"""What ``IVON.auto`` is told of a run with the arguments ``QUIET``."""
+
 QUIET = {
     "max_steps": 3,
     "per_device_train_batch_size": 4,
@@ -31,6 +34,7 @@ QUIET = {
     "weight_decay": 0.01,
     "bf16": False,
     "learning_rate": 1.0,
+    "max_grad_norm": 0.0,
 }
 """Arguments of a short run that writes nothing but its output folder."""
 
@@ -41,6 +45,21 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def ivon(model: torch.nn.Module, **settings: Any) -> IVON:
     return IVON(trainable(model), **{**SETTINGS, **settings})
+
+
+def auto(model: torch.nn.Module, **settings: Any) -> IVON:
+    return IVON.auto(model, **{**AUTO, **settings})
+
+
+def check_controlled(optimizer: Any, steps: int = 3) -> None:
+    """That squared gradients of every step made h, and the cost of every draw was measured and moved the width."""
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    for group in groups:
+        assert (group["hess_approx"], group["mean_step"], group["noise_steps"]) == ("gradsq", "adam", steps)
+        assert group["cost_average"] != 0 and 0 < group["std"] != group["init_std"]
+        assert group["clip_steps"] == steps
+    hess = [optimizer.state[param]["hess"] for group in groups for param in group["params"]]
+    assert all((h >= 0).all() and (h > 0).any() for h in hess)
 
 
 def check_folder(
