@@ -145,6 +145,30 @@ def merge_table(records: Records) -> str:
     return markdown([*header, *areas], lines)
 
 
+def merge_differences(records: Records) -> str:
+    """Gradient matching minus every other merge, paired by world: recall of A and B, NLL of all known people."""
+
+    def of(source: str, method: str, *keys: str) -> np.ndarray:
+        return np.array(
+            [dig(records.get(f"merge/{source}_{method}_{w}", {}), *keys) for w in worlds(records)]
+        )
+
+    lines = []
+    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
+        for method, name in METHODS.items():
+            if method != "gradient_matching":
+                gains = [
+                    of(source, one, "recall", "mean", "a") + of(source, one, "recall", "mean", "b")
+                    for one in ("gradient_matching", method)
+                ]
+                nll = [
+                    of(source, one, "scores", "mean", "seen", "nll") for one in ("gradient_matching", method)
+                ]
+                cells = [interval(50 * (gains[0] - gains[1]), 1), interval(nll[0] - nll[1])]
+                lines.append([shown, name, *cells])
+    return markdown(["adapters", "gradient matching minus", "recall of A and B, points", "NLL seen"], lines)
+
+
 def _merged(found: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[str]:
     """Cells of one merge: at its mean, and of its posterior where that was looked at."""
 
@@ -192,6 +216,8 @@ def block(folder: Path) -> str:
         abstention_table(records),
         "**After merging A and B**; AUROC columns: unknown vs seen, but where they say otherwise.",
         merge_table(records),
+        "Paired by world:",
+        merge_differences(records),
         "**Settings tried** (mean NLL of the tuning worlds' known people).",
         tune_table(records),
     ]

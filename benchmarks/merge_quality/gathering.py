@@ -45,9 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("measure", nargs="*", choices=[*measures, []], default=list(measures))
+    parser.add_argument("measure", nargs="*", choices=[*measures, []], help="both without one")
     torch.set_num_threads(1)
-    for measure in parser.parse_args().measure:
+    for measure in parser.parse_args().measure or measures:
         for name, (kind, rows, tokens) in CASES.items():
             make = measures[measure]
             keep_and_tell(
