@@ -66,22 +66,19 @@ def bootstrap_test(
     }
 
 
-def mcnemar_fields(right_a: Array, right_b: Array, difference: float) -> dict[str, Any]:
-    """What McNemar's exact test puts in place of the bootstrap's p-value.
+def mcnemar_fields(right_a: Array, right_b: Array) -> dict[str, Any]:
+    """What McNemar's exact test puts in place of the bootstrap's p-value; the difference is that of the counts.
 
     Args:
         right_a: 1 where a is right, else 0. Shape ``(N,)``.
         right_b: The same of b.
-        difference: Accuracy of a minus that of b.
     """
-    found = mcnemar(right_a, right_b)
-    discordant = (found.only_a + found.only_b) / len(right_a)
-    needed = (
-        items_for_accuracy(discordant, abs(difference), power=_POWER, level=LEVEL) if difference else None
-    )
+    found, size = mcnemar(right_a, right_b), len(right_a)
+    discordant, effect = (found.only_a + found.only_b) / size, (found.only_a - found.only_b) / size
+    needed = items_for_accuracy(discordant, effect, power=_POWER, level=LEVEL) if effect else None
     return {
         **{"test": "McNemar exact", "p": found.p_value, "mid_p": found.mid_p, "items_needed": needed},
-        **{"only_a": found.only_a, "only_b": found.only_b},
+        **{"difference": effect, "only_a": found.only_a, "only_b": found.only_b},
     }
 
 

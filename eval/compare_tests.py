@@ -171,14 +171,14 @@ class _ChoicePair:
             "items_needed": items_needed(value, item_error, size),
             "draws_needed": _draws_needed(value, item_error, draw_error, units),
         }
-        return test | self._mcnemar(value) if name == "accuracy" else test
+        return test | self._mcnemar() if name == "accuracy" else test
 
-    def _mcnemar(self, difference: float) -> dict[str, Any]:
+    def _mcnemar(self) -> dict[str, Any]:
         """The exact test of two accuracies; ties between choices leave the bootstrap in place."""
         right = [self._correct(probs) for probs in self._probs]
         if not all(np.isin(values, [0.0, 1.0]).all() for values in right):
             return {}
-        return mcnemar_fields(right[0], right[1], difference)
+        return mcnemar_fields(right[0], right[1])
 
     def _correct(self, probs: Array) -> Array:
         top = probs == probs.max(axis=1, keepdims=True)

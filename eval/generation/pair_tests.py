@@ -70,7 +70,7 @@ class AnswerPair:
         said = [table.attempted[own] for table, own in sides]
         found = self._bootstrap("correct", [ratio_of(values, one) for values in correct], len(rows), True)
         if all(np.isin(values, [0.0, 1.0]).all() for values in correct):
-            found |= mcnemar_fields(correct[0], correct[1], found["difference"])
+            found |= mcnemar_fields(correct[0], correct[1])
         tests = [found]
         if min(values.min() for values in said) == 0:  # else every one of them is the test above again
             parts = {

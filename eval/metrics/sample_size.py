@@ -17,6 +17,8 @@ from vlora.eval.metrics.arrays import vector
 
 __all__ = ["draws_for_width", "items_for_accuracy", "items_for_mean", "items_for_width"]
 
+_RESIDUE = 1e-9  # what a difference of two floating-point means may be off by
+
 
 def items_for_mean(
     differences: Any, effect: float | None = None, *, power: float = 0.8, level: float = 0.95
@@ -59,6 +61,10 @@ def items_for_accuracy(discordant: float, effect: float, *, power: float = 0.8, 
         DataError: An effect of zero or above the discordant share, or shares outside (0, 1).
     """
     size = _effect(effect)
+    if discordant < size <= discordant + _RESIDUE:
+        size = (
+            discordant  # all discordant items favour one model, and the difference of two means has a residue
+        )
     if not size <= discordant <= 1:
         raise DataError(
             f"the accuracies differ by {size:.3g} at most where {discordant:.3g} of the items are discordant"

@@ -6,6 +6,7 @@ from test_results import make_model
 
 from vlora.errors import DataError
 from vlora.eval.compare import compare_runs
+from vlora.eval.compare_parts import mcnemar_fields
 from vlora.eval.metrics.delong import compare_auroc
 from vlora.eval.metrics.paired_tests import holm, mcnemar
 from vlora.eval.metrics.proper_scores import correctness, negative_log_likelihood
@@ -163,3 +164,17 @@ def test_language_modelling_is_compared_by_documents(tmp_path):
     found = compare_runs([save(tmp_path / "one", one), save(tmp_path / "two", two)], num_bootstrap=50)
     assert {test["metric"] for test in found["pairs"][0]["tests"]} >= {"nll", "accuracy"}
     assert all(test["difference"] == 0 for test in found["pairs"][0]["tests"])
+
+
+@pytest.mark.parametrize("size", [7, 35, 110])
+def test_one_model_may_win_every_discordant_item_by_a_residue(size):
+    """The means of a and b are floats, whose difference may lie above the share of discordant items."""
+    for wins in range(1, size // 2):
+        b = (np.arange(size) < size // 2).astype(float)
+        a = b + (np.arange(size) >= size - wins)
+        for one, other, sign in ((a, b, 1), (b, a, -1)):
+            found = mcnemar_fields(one, other)
+            assert found["difference"] == sign * wins / size
+            assert found["items_needed"] == items_for_accuracy(wins / size, wins / size)
+    even = mcnemar_fields(np.array([1.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))
+    assert (even["difference"], even["items_needed"], even["p"]) == (0.0, None, 1.0)

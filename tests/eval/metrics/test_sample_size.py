@@ -52,3 +52,16 @@ def test_bad_input_is_named():
         items_for_mean([1.0, 2.0], 0.5, power=1)
     with pytest.raises(DataError, match="expected half_width > 0"):
         draws_for_width(0, 0.1, 8)
+
+
+def test_one_model_may_win_every_discordant_item():
+    """All one-sided tables below 400 items: the difference of two means may exceed the discordant share by a residue."""
+    above = 0
+    for size in range(2, 400):
+        for wins in range(1, size + 1):
+            both = (size - wins) // 2
+            share, difference = wins / size, (both + wins) / size - both / size
+            above += difference > share
+            assert abs(items_for_accuracy(share, difference) - items_for_accuracy(share, share)) <= 1
+    assert above > 1000
+    assert items_for_accuracy(1.0, 1.0) == 4  # z^2
