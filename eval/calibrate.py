@@ -78,6 +78,7 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
         )
     folders = {subject.name: _local_folder(subject) for subject in subjects}
     parts = Parts.of(evaluation, decides)
+    parts.say_truncated()
     done = []
     with tqdm(total=parts.rows(subjects), unit="row", desc="calibrate", disable=None) as bar:
         for subject in subjects:

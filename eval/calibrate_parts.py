@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.item_warnings import say_truncated, set_of
 from vlora.eval.items import Item
 from vlora.eval.prepare import Evaluation
 from vlora.eval.splits import check_apart, describe_split
@@ -62,6 +63,14 @@ class Parts:
         others = [item for item in evaluation.items if item.split != "validation"]
         fit = [item for row, item in enumerate(items) if row not in kept]
         return cls(items, evaluation.restricted(fit), threshold, evaluation.restricted([*threshold, *others]))
+
+    def say_truncated(self) -> None:
+        """Say how many rows lose tokens, once for all parts."""
+        parts = [part for part in (self.fit, self.others) if part is not None]
+        sets = [set_of(item) for part in parts for item in part.items]
+        config = self.fit.config
+        truncated = [cut for part in parts for cut in part.scorer.truncated]
+        say_truncated(sets, truncated, config.task, config.data.max_length)
 
     def rows(self, subjects: Sequence[Subject]) -> int:
         """Rows times parameter vectors that will be scored at most, for the progress bar."""

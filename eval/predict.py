@@ -24,6 +24,7 @@ from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig, EvalDataConfig
 from vlora.eval.decide import Decided, decide
 from vlora.eval.host import Host, check_same_base
+from vlora.eval.item_warnings import say_truncated
 from vlora.eval.predict_settings import chosen_decisions, reader_for
 from vlora.eval.predictive import Predictive, posterior_of, predictive
 from vlora.eval.score import build_scorer
@@ -223,6 +224,9 @@ class Predictor:
             max_tokens=self._config.batch_tokens or host.batch_tokens,
             max_rows=self._config.batch_size,
         )
+        cure = "give shorter rows, or run vlora calibrate with a larger data.max_length"
+        max_length = self._config.data.max_length
+        say_truncated(["data"] * len(examples), scorer.truncated, self._config.task, max_length, cure)
         draws = {"num_samples": decisions.num_samples, "antithetic": decisions.antithetic}
         with host.wearing(self.posterior) as model:
             return predictive(scorer, model, self.posterior, decisions.predictor, **draws, tick=tick)

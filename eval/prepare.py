@@ -10,10 +10,11 @@ from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig
 from vlora.eval.ensemble import ensemble_members
 from vlora.eval.host import Host, check_same_base
+from vlora.eval.item_warnings import say_repeated, set_of
 from vlora.eval.items import Item, load_items, read_class_names
 from vlora.eval.linearised_prior import linearised_prior
 from vlora.eval.score import Scorer, build_scorer
-from vlora.eval.splits import check_apart
+from vlora.eval.splits import check_apart, row_hashes
 from vlora.eval.store import content_key
 from vlora.eval.subjects import Subject, base_model_of, load_subjects
 from vlora.eval.tables import ALL
@@ -134,6 +135,8 @@ def prepare(config: EvalConfig) -> Evaluation:
         classes = read_class_names(data, next(iter(sizes.values()), None))
     items = load_items(config.task, config.data, classes)
     _check_groups(config, items)
+    names, sets = [item.example.item for item in items], [set_of(item) for item in items]
+    say_repeated(names, sets, row_hashes(items), [item.example.extra.get("id") for item in items])
     test = [item for item in items if item.split == "test"]
     for subject in subjects:
         if subject.fitted is not None:

@@ -230,6 +230,9 @@ class Results(Strict):
     settings: dict[str, Any] | None = None
     versions: dict[str, Any] | None = None
     hardware: dict[str, Any] | None = None
+    truncated: dict[str, int] | None = Field(
+        None, description="items that lost tokens to data.max_length, by set"
+    )
 
 
 def results_schema() -> dict[str, Any]:

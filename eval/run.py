@@ -22,7 +22,7 @@ from vlora.eval.prepare import Evaluation, prepare
 from vlora.eval.records import Record, write_records
 from vlora.eval.results import compute_results, write_results
 from vlora.eval.store import ScoreFile, ScoreStore
-from vlora.eval.subject_scores import missing_vectors, open_scores, score_subject
+from vlora.eval.subject_scores import count_truncated, missing_vectors, open_scores, score_subject
 from vlora.eval.subjects import Subject
 from vlora.eval.tables import ALL
 from vlora.files import atomic_folder, check_output_folder
@@ -68,6 +68,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         shutil.copytree(output / SCORES, work)
     store.foreign()
     files = [open_scores(evaluation, subject, store) for subject in evaluation.subjects]
+    truncated = count_truncated(evaluation, files[0])
     finished = _score_all(evaluation, files)
     described = [
         _describe(subject, facts) for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
@@ -85,6 +86,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         settings=to_plain(config),
         versions=versions(),
         hardware=hardware(),
+        truncated=truncated,
         cost=_cost(evaluation, [facts for _, facts in finished], time.perf_counter() - start),
     )
     _say_one_class(results)

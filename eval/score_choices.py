@@ -80,6 +80,7 @@ class ChoiceScorer:
         num_choices: Number of choices of every item, int64 [N]; K is the largest.
         prompt_tokens: Length of every prompt in tokens, list of N.
         lengths: Scored tokens of every choice of every item.
+        truncated: Of every item whether tokens of its prompt or a choice were dropped.
     """
 
     whole = False  # whether scores belong to all parameter vectors together
@@ -97,6 +98,7 @@ class ChoiceScorer:
         self.num_choices = torch.tensor([len(choices) for choices in encoded])
         self.prompt_tokens = [choices[0].prompt_length for choices in encoded]
         self.lengths = [[len(c.input_ids) - max(c.prompt_length, 1) for c in choices] for choices in encoded]
+        self.truncated = [any(choice.truncated for choice in choices) for choices in encoded]
         self._encoded, self._pad_id, self._vocabulary = encoded, pad_id, vocabulary
         self._max_tokens, self._max_rows = max_tokens, max_rows
         self._groups: list[Group] | None = None

@@ -27,6 +27,7 @@ class LabelScorer:
         num_items: Number of items, N.
         num_choices: Number of classes of every item, int64 [N].
         prompt_tokens: Length of every item in tokens, list of N.
+        truncated: Of every item whether tokens were dropped, list of N.
     """
 
     whole = False  # whether scores belong to all parameter vectors together
@@ -41,12 +42,10 @@ class LabelScorer:
         max_tokens: int,
         max_rows: int,
     ) -> None:
-        pairs: Any = (
-            [example.text_pair for example in examples] if examples[0].text_pair is not None else None
-        )
-        encoded: Any = tokenizer(
-            [example.text for example in examples], pairs, truncation=True, max_length=max_length
-        )
+        texts = [example.text for example in examples]
+        pairs = [example.text_pair for example in examples] if examples[0].text_pair is not None else None
+        encoded: Any = tokenizer(texts, pairs, truncation=True, max_length=max_length)  # type: ignore[arg-type]
+        self.truncated = _truncated(tokenizer, texts, pairs, encoded["input_ids"], max_length)
         self._pad_id: Any = tokenizer.pad_token_id
         self._max_tokens, self._max_rows, self._num_labels = max_tokens, max_rows, num_labels
         self._take({name: encoded[name] for name in encoded if name != "attention_mask"})
@@ -93,6 +92,7 @@ class LabelScorer:
         """A scorer of two short items, to try things out on."""
         chosen = two_short(self.prompt_tokens)
         scorer = copy(self)
+        scorer.truncated = [self.truncated[item] for item in chosen]
         scorer._take({name: [values[item] for item in chosen] for name, values in self._features.items()})
         return scorer
 
@@ -125,3 +125,21 @@ class LabelScorer:
             run_halving(batch, work)
         tokens = batch.num_tokens * variants.cost(count)
         sink.take(list(found), part, list(found.values()), tokens=tokens)
+
+
+def _truncated(
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    pairs: Sequence[Any] | None,
+    ids: Sequence[Sequence[int]],
+    max_length: int,
+) -> list[bool]:
+    """Whether each text lost tokens; only those that fill the limit are tokenised again, whole."""
+    found = [False] * len(texts)
+    full = [row for row, own in enumerate(ids) if len(own) >= max_length]
+    if full:
+        second: Any = None if pairs is None else [pairs[row] for row in full]
+        whole: Any = tokenizer([texts[row] for row in full], second, verbose=False)
+        for row, own in zip(full, whole["input_ids"], strict=True):
+            found[row] = len(own) > len(ids[row])
+    return found

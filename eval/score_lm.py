@@ -76,6 +76,7 @@ class TextScorer:
     Attributes:
         num_items: Number of texts, N.
         prompt_tokens: Length of every prompt in tokens, of a text without prompt its own, list of N.
+        truncated: Of every text whether tokens were dropped.
         temperatures: Logit temperatures to score under as well, see :mod:`vlora.eval.token_stream`.
     """
 
@@ -90,6 +91,7 @@ class TextScorer:
         self.prompt_tokens = [
             made.prompt_length if made.prompt_length > 1 else len(made.input_ids) for made in encoded
         ]
+        self.truncated = [made.truncated for made in encoded]
         self._encoded, self._pad_id, self._vocabulary = encoded, pad_id, vocabulary
         self._max_tokens, self._max_rows = max_tokens, max_rows
         self._first = torch.tensor([max(made.prompt_length, 1) for made in encoded])

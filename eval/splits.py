@@ -12,7 +12,7 @@ from vlora.errors import ConfigError
 from vlora.eval.items import Item
 from vlora.eval.store import content_key
 
-__all__ = ["check_apart", "describe_split"]
+__all__ = ["check_apart", "describe_split", "row_hashes"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,14 @@ _FIELDS = ("text", "text_pair", "prompt", "response", "choices", "label")
 _ROW_DIGITS = 12
 
 
+def row_hashes(items: Sequence[Item]) -> list[str]:
+    """Of every item the hash of its content: its texts, choices and right answer."""
+    return [content_key([getattr(item.example, name) for name in _FIELDS]) for item in items]
+
+
 def describe_split(items: Sequence[Item]) -> dict[str, Any]:
     """``rows``, their number, ``row_sha256``, the beginnings of their hashes, and ``sha256`` of all of them."""
-    hashes = sorted(content_key([getattr(item.example, name) for name in _FIELDS]) for item in items)
+    hashes = sorted(row_hashes(items))
     return {
         "rows": len(hashes),
         "sha256": content_key(hashes),

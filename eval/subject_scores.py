@@ -6,6 +6,7 @@ from typing import Any
 
 from vlora.eval.environment import peak_memory_bytes
 from vlora.eval.forward import Draws
+from vlora.eval.item_warnings import say_truncated, set_of
 from vlora.eval.linearised import Wanted, linearised_name
 from vlora.eval.linearised_gate import linearised_agreement
 from vlora.eval.prepare import Evaluation
@@ -18,7 +19,7 @@ from vlora.eval.subjects import Subject
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Kind
 
-__all__ = ["missing_vectors", "open_scores", "score_subject"]
+__all__ = ["count_truncated", "missing_vectors", "open_scores", "score_subject"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,14 @@ def open_scores(evaluation: Evaluation, subject: Subject, store: ScoreStore) -> 
     """The file of a model's scores in a store."""
     names = {key: item.example.item for key, item in zip(evaluation.item_keys, evaluation.items, strict=True)}
     return store.open(evaluation.content(subject), names=names)
+
+
+def count_truncated(evaluation: Evaluation, file: ScoreFile) -> dict[str, int]:
+    """Items that lose tokens, by set, said in one line; from the store where it knows, else from the tokenizer."""
+    known = [file.layouts.get(key, {}).get("truncated") for key in evaluation.item_keys]
+    sets, config = [set_of(item) for item in evaluation.items], evaluation.config
+    truncated = evaluation.scorer.truncated if None in known else known
+    return say_truncated(sets, truncated, config.task, config.data.max_length)
 
 
 def missing_vectors(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> list[int | None]:
@@ -154,10 +163,11 @@ def _prior_name(subject: Subject, kind: Kind) -> str:
 
 
 def _layouts(scorer: Scorer) -> list[dict[str, Any]]:
-    """Of every item its length in tokens, and those of its choices."""
+    """Of every item its length in tokens, those of its choices, and whether it was cut."""
     lengths = getattr(scorer, "lengths", [None] * scorer.num_items)
     return [
-        {"prompt": prompt, "lengths": own} for prompt, own in zip(scorer.prompt_tokens, lengths, strict=True)
+        {"prompt": prompt, "lengths": own, "truncated": cut}
+        for prompt, own, cut in zip(scorer.prompt_tokens, lengths, scorer.truncated, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlora.data import RowFormat, Source, encode_continuation, fitting_length
 from vlora.errors import ConfigError, DataError
 from vlora.eval.generation.config import GenerationConfig
+from vlora.eval.item_warnings import say_repeated
 from vlora.eval.task_config import task_sources
 from vlora.eval.task_files import TaskFile
 from vlora.eval.task_rows import TaskRows, read_task
@@ -41,6 +42,11 @@ class Question:
     correct: bool | None = None
     """Whether the given answer is right."""
 
+    @property
+    def set(self) -> str:
+        """Name of the set that it belongs to: ``test``, ``validation``, or that of an out-of-distribution set."""
+        return self.group if self.split == "ood" else self.split
+
 
 def load_questions(config: GenerationConfig, task: TaskFile) -> tuple[list[Question], str, list[str]]:
     """Read all sets: test, validation, out-of-distribution.
@@ -70,6 +76,8 @@ def load_questions(config: GenerationConfig, task: TaskFile) -> tuple[list[Quest
         questions += [_question(row, split, name) for row in found.rows]
         if split == "test":
             sha256, shots = found.sha256, found.shots
+    contents = [(q.prompt, q.references, q.response, q.correct) for q in questions]
+    say_repeated([q.item for q in questions], [q.set for q in questions], contents)
     if task.kind == "open_qa":
         _count_unanswerable(questions)
     return questions, sha256, shots
@@ -158,6 +166,23 @@ class Encoder:
         made = encode_continuation(self.tokenizer, prompt, text, self.row_format, max_length=self.limit)
         first = max(made.prompt_length, 1)
         return made.input_ids[:first], made.input_ids[first:]
+
+    def truncated(self, question: Question, *, samples: bool) -> bool:
+        """Whether a prompt loses tokens so that an answer fits behind it.
+
+        Args:
+            question: One question, with or without a given answer.
+            samples: Whether answers are also drawn.
+        """
+        room = self.limit - self.max_new_tokens
+        if question.response is None:
+            return encode_continuation(
+                self.tokenizer, question.prompt, "", self.row_format, max_length=room
+            ).truncated
+        made = encode_continuation(
+            self.tokenizer, question.prompt, question.response, self.row_format, max_length=self.limit
+        )
+        return made.truncated or (samples and made.prompt_length > room)
 
     def text(self, ids: Sequence[int]) -> str:
         """Answer in words: special tokens dropped, cut at the first stop text, without outer spaces."""

@@ -32,6 +32,7 @@ from vlora.eval.generation.results import compute_answer_results
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.generation.voices import Speaker, ensemble_of, speakers
 from vlora.eval.host import Host, check_same_base
+from vlora.eval.item_warnings import say_truncated
 from vlora.eval.store import content_key
 from vlora.eval.subjects import base_model_of, load_subjects
 from vlora.eval.task_files import TaskFile, load_task
@@ -63,6 +64,7 @@ def run_generation(config: GenerationConfig) -> Path:
     """
     output = check_output_folder(config.output, RESULTS, overwrite=config.overwrite)
     start, run, store = time.perf_counter(), _prepare(config), AnswerStore(output)
+    truncated = _truncated(run)
     found = _answer_all(run, store)
     records = [record for answers, _ in found.values() for record in answers]
     measured = compute_answer_results(
@@ -75,6 +77,7 @@ def run_generation(config: GenerationConfig) -> Path:
     results = {
         **_head(run),
         **measured,
+        "truncated": truncated,
         "cost": {
             "seconds": time.perf_counter() - start,
             "seconds_by_model": {name: seconds for name, (_, seconds) in found.items()},
@@ -184,6 +187,14 @@ def _check_questions(config: GenerationConfig, questions: Sequence[Question]) ->
         for group in (*question.positive, *question.negative):
             if group not in (*groups, ALL):
                 raise ConfigError(f"detect.{name}: no group {group!r}; the data hold {', '.join(groups)}")
+
+
+def _truncated(run: _Run) -> dict[str, int]:
+    """Questions whose prompts lose tokens, by set, said in one line before anything is generated."""
+    samples = run.config.sampling.num_answers > 0
+    sets = [question.set for question in run.questions]
+    cut = [run.encoder.truncated(question, samples=samples) for question in run.questions]
+    return say_truncated(sets, cut, "generation", run.config.data.max_length)
 
 
 def _answer_all(run: _Run, store: AnswerStore) -> dict[str, tuple[list[AnswerRecord], float]]:

@@ -98,6 +98,7 @@ class AnswerResults(Strict):
     confidences: list[ConfidenceRow]
     detection: list[DetectionRow]
     mistakes: list[Mistake]
+    truncated: dict[str, int] | None = Field(None, description="questions whose prompts lost tokens, by set")
     cost: dict[str, Any]
     settings: dict[str, Any]
     versions: dict[str, Any]

@@ -55,7 +55,7 @@ def test_bad_input_is_named():
 
 
 def test_one_model_may_win_every_discordant_item():
-    """All one-sided tables below 400 items: the difference of two means may exceed the discordant share by a residue."""
+    """All one-sided tables below 400 items: the difference of two means may exceed their share by a residue."""
     above = 0
     for size in range(2, 400):
         for wins in range(1, size + 1):
