@@ -12,17 +12,17 @@ A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of
 from it and tested is a :class:`RunKind`: choices and texts here, answers in :mod:`vlora.eval.generation.compare`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vlora.errors import DataError
+from vlora.eval.compare_sides import Answered, RunKind, Side, check_same_items, check_same_kind
 from vlora.eval.compare_tests import compare_tables
 from vlora.eval.metrics.paired_tests import holm
-from vlora.eval.records import read_records
+from vlora.eval.records import Record, read_records
 from vlora.eval.results import build_tables
 from vlora.eval.tables import Resampler
 
@@ -32,68 +32,21 @@ COMPARISON_FORMAT = 1
 """Version of what ``vlora compare --json`` prints."""
 
 
-class Answered(Protocol):
-    """What one model said about all items of a run."""
-
-    @property
-    def model(self) -> str:
-        """Name of the model."""
-        ...
-
-    @property
-    def records(self) -> Sequence[Any]:
-        """Its records, each with ``item`` and ``split``."""
-        ...
-
-    @property
-    def row_of(self) -> Mapping[str, int]:
-        """Row of every item."""
-        ...
-
-
-@dataclass(frozen=True)
-class RunKind:
-    """One kind of evaluation that a run may be."""
-
-    name: str
-    """In words."""
-    file: str
-    """File of its records, by which it is known."""
-    read: Callable[[Path], Sequence[Answered]]
-    """Every model of such a file."""
-    test: Callable[[Any, Any], Mapping[str, Any]]
-    """Tests of the later against the earlier model: at least ``predictor_a``, ``predictor_b``, ``n``, ``draws`` and
-    ``tests``."""
-    identity: Callable[[Any], Mapping[str, Any]]
-    """What two records of one item must agree in, by name."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One model of one run on one task."""
-
-    run: str
-    task: str
-    kind: RunKind
-    table: Answered
-
-    @property
-    def label(self) -> str:
-        """``run:model``, or the model alone where the run is called like it."""
-        name = Path(self.run).name or self.run
-        return name if name == self.table.model else f"{name}:{self.table.model}"
-
-
 def choice_kind(predictor: str | None, resampler: Resampler) -> RunKind:
     """Evaluations of choices and of texts; arguments as for :func:`compare_runs`."""
-    names = ("text", "label", "choices", "group", "split")
     return RunKind(
         name="choices",
         file="records.jsonl",
         read=lambda path: build_tables(read_records(path), None, None, resampler),
         test=lambda a, b: compare_tables(a, b, predictor, resampler),
-        identity=lambda record: {name: getattr(record, name) for name in names},
+        identity=_identity,
     )
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    """What two records of one item must agree in; files of earlier versions hold the beginning of the text alone."""
+    text = {"text": record.text_sha256} if record.text_sha256 else {"text (its beginning)": record.text}
+    return text | {name: getattr(record, name) for name in ("label", "choices", "group", "split")}
 
 
 def compare_runs(
@@ -154,8 +107,8 @@ def compare_kinds(
     pairs: list[dict[str, Any]] = []
     for task in tasks:
         for a, b in _pairs(by_task[task], folders):
-            _check_same_kind(a, b)
-            _check_same_items(a, b)
+            check_same_kind(a, b)
+            check_same_items(a, b)
             pairs.append({"task": task, "a": a.label, "b": b.label, **a.kind.test(a.table, b.table)})
     if not pairs:
         raise DataError("there is nothing to compare: give two runs, or one run with several models")
@@ -172,11 +125,11 @@ def compare_kinds(
     }
 
 
-def _task(side: _Side) -> str:
+def _task(side: Side) -> str:
     return side.task
 
 
-def _read(run: str, kinds: Sequence[RunKind]) -> list[_Side]:
+def _read(run: str, kinds: Sequence[RunKind]) -> list[Side]:
     """Models of a run, task by task."""
     folder, model = Path(run), None
     if not folder.is_dir() and ":" in run:
@@ -193,7 +146,7 @@ def _read(run: str, kinds: Sequence[RunKind]) -> list[_Side]:
             f"{folder} holds no {names}, nor does a folder in it; is it the output of vlora eval?"
         )
     sides = [
-        _Side(str(folder), task, kind, table)
+        Side(str(folder), task, kind, table)
         for task, (kind, path) in found.items()
         for table in kind.read(path)
         if model in (None, table.model)
@@ -208,9 +161,9 @@ def _records_in(folder: Path, kinds: Sequence[RunKind]) -> tuple[RunKind, Path] 
     return next(((kind, folder / kind.file) for kind in kinds if (folder / kind.file).is_file()), None)
 
 
-def _pairs(sides: Sequence[_Side], folders: Sequence[str]) -> list[tuple[_Side, _Side]]:
+def _pairs(sides: Sequence[Side], folders: Sequence[str]) -> list[tuple[Side, Side]]:
     """Which model is set against which, later minus earlier."""
-    by_run: dict[str, dict[str, _Side]] = {}
+    by_run: dict[str, dict[str, Side]] = {}
     for side in sides:
         if side.table.model in by_run.setdefault(side.run, {}):
             raise DataError(f"{side.label} is given twice; a model cannot be compared with itself")
@@ -224,43 +177,6 @@ def _pairs(sides: Sequence[_Side], folders: Sequence[str]) -> list[tuple[_Side, 
         return [(other[model], first[model]) for model in names[0] for other in others]
     reference, *rest = sides
     return [(side, reference) for side in rest]
-
-
-def _check_same_kind(a: _Side, b: _Side) -> None:
-    if a.kind is not b.kind:
-        parts = [f"{side.label} holds {side.kind.name} ({side.kind.file})" for side in (b, a)]
-        raise DataError(f"{' and '.join(parts)}; compare evaluations of one kind")
-
-
-def _check_same_items(a: _Side, b: _Side) -> None:
-    """Both sides must have answered the same questions, with the same right answers."""
-    only = [
-        [item for item in one.table.row_of if item not in other.table.row_of and _counts(one, item)]
-        for one, other in ((a, b), (b, a))
-    ]
-    if any(only):
-        parts = [
-            f"{len(items)} only in {side.label} (first {items[0]})"
-            for items, side in zip(only, (a, b), strict=True)
-            if items
-        ]
-        raise DataError(f"the items differ: {', '.join(parts)}; evaluate both models on the same rows")
-    for item, row in a.table.row_of.items():
-        if not _counts(a, item):
-            continue
-        ours = a.kind.identity(a.table.records[row])
-        theirs = b.kind.identity(b.table.records[b.table.row_of[item]])
-        for name, value in ours.items():
-            if value != theirs[name]:
-                raise DataError(
-                    f"the items differ: {item} has another {name} in {a.label} than in {b.label}; evaluate both "
-                    "models on the same rows"
-                )
-
-
-def _counts(side: _Side, item: str) -> bool:
-    """Whether an item is reported on; validation rows only fit temperatures."""
-    return side.table.records[side.table.row_of[item]].split != "validation"
 
 
 def _adjust(pairs: Sequence[Mapping[str, Any]], level: float) -> None:

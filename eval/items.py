@@ -30,6 +30,8 @@ class Item:
     """``test``, ``validation`` or ``ood``."""
     label_probs: list[float] | None = None
     """Known distribution of the right answer."""
+    question: str | None = None
+    """The prompt without the solved examples in front of it, where a task file tells."""
 
 
 def load_items(task: Task, data: EvalDataConfig, labels: Sequence[str] | None = None) -> list[Item]:
@@ -116,7 +118,15 @@ def _read(
         # labels of another task: some might fit by accident, so the whole set counts as unlabelled
         examples = examples_from_rows(task, rows, replace(row_format, label=""), **arguments)
         logger.warning("data.ood.%s is used without right answers: %s", name, error)
-    return [Item(example, split, _label_probs(example, data.label_probs, split)) for example in examples]
+    return [
+        Item(
+            example,
+            split,
+            label_probs=_label_probs(example, data.label_probs, split, len(labels or ())),
+            question=example.extra["question"] if data.task_file is not None else None,
+        )
+        for example in examples
+    ]
 
 
 def _rows(data: EvalDataConfig, source: Source, split: str) -> "Dataset":
@@ -129,8 +139,8 @@ def _rows(data: EvalDataConfig, source: Source, split: str) -> "Dataset":
     return load_rows(source, split=split, max_rows=data.max_rows, seed=data.seed)
 
 
-def _label_probs(example: Example, column: str | None, split: str) -> list[float] | None:
-    """The row's distribution of the right answer, checked."""
+def _label_probs(example: Example, column: str | None, split: str, num_classes: int) -> list[float] | None:
+    """The row's distribution of the right answer over its choices or the classes, checked."""
     values: Any = example.extra.get(column) if column else None
     if values is None:
         if column and split == "test" and column not in example.extra:
@@ -138,10 +148,19 @@ def _label_probs(example: Example, column: str | None, split: str) -> list[float
                 f"{example.item}: no column {column!r}; the columns are {', '.join(example.extra)}"
             )
         return None
-    probs = np.asarray(values, dtype=np.float64)
-    wrong_size = example.choices is not None and probs.shape != (len(example.choices),)
-    if probs.ndim != 1 or wrong_size or probs.min() < 0 or abs(probs.sum() - 1) > 1e-6:
+    size = len(example.choices) if example.choices is not None else num_classes
+    try:
+        probs = np.asarray(values, dtype=np.float64)
+    except (ValueError, TypeError):  # texts, lists of several lengths
+        probs = np.full(1, np.nan)
+    if (
+        probs.shape != (size,)
+        or not np.isfinite(probs).all()
+        or probs.min() < 0
+        or abs(probs.sum() - 1) > 1e-6
+    ):
         raise DataError(
-            f"{example.item}: {column!r} must hold one probability per choice, summing to 1, got {values!r:.60}"
+            f"{example.item}: {column!r} must hold {size} finite probabilities, one a choice, that sum to 1, got "
+            f"{values!r:.60}"
         )
     return probs.tolist()

@@ -75,6 +75,7 @@ FIELDS: dict[str, Field] = {
     "label_probs": (_numbers, None),
     "num_tokens": (_whole, ...),
     "text": (_text, ""),
+    "text_sha256": (_text, None),
     "choices": (_strings, None),
     "log_probs": (_numbers, None),
     "sample_log_probs": (_numbers, None),

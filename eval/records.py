@@ -74,7 +74,9 @@ class Record:
     num_tokens: int
     """Length of the prompt in tokens: the length-only baseline."""
     text: str = ""
-    """Beginning of the prompt, for people."""
+    """The question, else the end of the prompt (of a text its beginning), for people."""
+    text_sha256: str | None = None
+    """Hash of the whole text; None in files of earlier versions, whose ``text`` is its beginning."""
     choices: tuple[str, ...] | None = None
     """What could be answered, for people."""
     label: int | None = None
@@ -122,6 +124,7 @@ class Record:
             row["lm"] = {key: plain(value) for key, value in asdict(self.lm).items()}
             return {key: value for key, value in row.items() if value is not None}
         optional = (
+            "text_sha256",
             "label_probs",
             "expectation_of_products",
             "product_of_expectations",

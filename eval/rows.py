@@ -9,11 +9,13 @@ import numpy as np
 from vlora.eval.items import Item
 from vlora.eval.records import Record, TokenScores
 from vlora.eval.score import Scores
+from vlora.eval.store import content_key
 
 __all__ = ["make_records"]
 
 _DECIMALS = 8  # float32 log-probabilities carry seven digits; more would only make the file longer
 _SHOWN_CHARACTERS = 200
+_HASH_DIGITS = 32
 
 
 def make_records(
@@ -51,7 +53,8 @@ def make_records(
             split=item.split,
             group=item.example.group,
             num_tokens=layout["prompt"],
-            text=item.example.text[:_SHOWN_CHARACTERS],
+            text=_shown(item),
+            text_sha256=_text_sha256(item),
             choices=item.example.choices or (tuple(classes) if classes else None),
             label=item.example.label,
             label_probs=None if item.label_probs is None else np.asarray(item.label_probs),
@@ -60,6 +63,22 @@ def make_records(
         )
         for item, layout, column in zip(items, layouts, columns, strict=True)
     ]
+
+
+def _shown(item: Item) -> str:
+    """What people are to see of an item: its question, the end of a long prompt, the beginning of a long text."""
+    example = item.example
+    text, end = item.question or example.text, bool(item.question or example.prompt)
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    return "…" + text[-_SHOWN_CHARACTERS:] if end else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def _text_sha256(item: Item) -> str:
+    """Hash of the whole text of an item, of a text to be modelled with its response."""
+    example = item.example
+    response = example.response if example.choices is None else None
+    return content_key([example.text, example.text_pair, response])[:_HASH_DIGITS]
 
 
 def _choice_columns(layouts: Sequence[Mapping[str, Any]], scores: Scores) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def open_scores(evaluation: Evaluation, subject: Subject, store: ScoreStore) -> 
 
 def count_truncated(evaluation: Evaluation, file: ScoreFile) -> dict[str, int]:
     """Items that lose tokens, by set, said in one line; from the store where it knows, else from the tokenizer."""
-    known = [file.layouts.get(key, {}).get("truncated") for key in evaluation.item_keys]
+    known: list[Any] = [file.layouts.get(key, {}).get("truncated") for key in evaluation.item_keys]
     sets, config = [set_of(item) for item in evaluation.items], evaluation.config
     truncated = evaluation.scorer.truncated if None in known else known
     return say_truncated(sets, truncated, config.task, config.data.max_length)

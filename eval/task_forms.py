@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vlora.data import RowFormat, examples_from_rows
-from vlora.data.examples import render
+from vlora.data import RowFormat
+from vlora.data.examples import read_fields, render
 from vlora.errors import DataError
 from vlora.eval.task_files import TaskFile
 
@@ -58,9 +58,8 @@ def _multiple_choice(row: Row, task: TaskFile, where: str) -> Row:
         if not false:
             raise DataError(f"{where}: no false answer in {task.false_answers!r} that is not also a true one")
         marks = [True] * len(true) + [False] * len(false)
-        return {
-            "prompt": render(row, task.prompt, where), "choices": true + false, "answer": 0, "true": marks
-        }  # fmt: skip
+        prompt = render(row, task.prompt, where)
+        return {"prompt": prompt, "question": prompt, "choices": true + false, "answer": 0, "true": marks}
     if task.fixed_choices is not None:
         row = {**row, "choices": task.fixed_choices}
         answer = row.get(task.answer)
@@ -71,19 +70,17 @@ def _multiple_choice(row: Row, task: TaskFile, where: str) -> Row:
         answer=task.answer,
         answer_offset=task.answer_offset,
     )
-    (example,) = examples_from_rows(
-        "multiple_choice", [row], form, split=where, require_label=task.answer not in row
-    )
-    choices = list(example.choices or ())
+    read = read_fields("multiple_choice", row, form, where, require_label=task.answer not in row)
+    choices = list(read["choices"])
     if task.num_choices is not None and len(choices) != task.num_choices:
         raise DataError(f"{where}: expected {task.num_choices} choices, got {len(choices)}")
-    prompt = example.prompt
+    prompt = read["prompt"]
     if task.blank is not None:
         before, mark, after = prompt.partition(task.blank)
         if not mark:
             raise DataError(f"{where}: no {task.blank!r} in the sentence for the choice to go to")
         prompt, choices = before.rstrip(), [choice + after for choice in choices]
-    return {"prompt": prompt, "choices": choices, "answer": example.label, "true": None}
+    return {"prompt": prompt, "question": prompt, "choices": choices, "answer": read["label"], "true": None}
 
 
 def _texts(row: Mapping[str, Any], column: str, where: str, *, empty: bool = False) -> list[str]:
@@ -99,13 +96,13 @@ def _texts(row: Mapping[str, Any], column: str, where: str, *, empty: bool = Fal
     return list(values)
 
 
-_YES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_YES = dict.fromkeys(("1", "1.0", "true", "yes"), True) | dict.fromkeys(("0", "0.0", "false", "no"), False)
 
 
 def _label(row: Mapping[str, Any], task: TaskFile, where: str) -> bool:
     """Whether a given answer is right."""
     value = row.get(task.label)
-    said = _YES.get(str(int(value)) if isinstance(value, bool | float) else str(value).strip().lower())
+    said = _YES.get(str(value).strip().lower())
     if said is None:
         raise DataError(
             f"{where}: {task.label!r} must say yes or no (1 or 0), got {value!r}; every given answer needs a label"

@@ -1,6 +1,7 @@
 """Rows of a task in one common form, whatever the columns of the data.
 
-``multiple_choice``: prompt, choices, answer (index or None), group, true (marks of TruthfulQA, else None).
+``multiple_choice``: prompt, question (the prompt without examples), choices, answer (index or None), group, true (marks
+of TruthfulQA, else None).
 ``open_qa``: prompt, question, references, group.  ``given_answers``: prompt, question, response, correct, group.
 Every row has an ``item``, its number in the data or its own identity.
 """

@@ -131,7 +131,9 @@ def test_other_items_are_refused_by_name(runs, tmp_path):
     with pytest.raises(DataError, match=r"the items differ: 1 only in before:adamw \(first ood/219\)"):
         compare_runs([runs[0], fewer])
     other = [{**row, "text": "another"} if row["item"] == "test/70" else row for row in rows]
-    with pytest.raises(DataError, match="test/70 has another text in other:m than in before:adamw"):
+    with pytest.raises(
+        DataError, match=r"test/70 has another text \(its beginning\) in other:m than in before:adamw"
+    ):
         compare_runs([runs[0], save(tmp_path / "other", other)])
     relabelled = [
         {**row, "label": (row["label"] + 1) % 3} if row["item"] == "test/70" else row for row in rows
@@ -178,3 +180,20 @@ def test_one_model_may_win_every_discordant_item_by_a_residue(size):
             assert found["items_needed"] == items_for_accuracy(wins / size, wins / size)
     even = mcnemar_fields(np.array([1.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))
     assert (even["difference"], even["items_needed"], even["p"]) == (0.0, None, 1.0)
+
+
+def test_texts_are_told_apart_by_their_hash_where_both_runs_have_it(runs, tmp_path, caplog):
+    """Prompts that end alike are shown alike; runs of earlier versions hold a beginning and no hash."""
+    hashed = [{**row, "text_sha256": row["item"]} for row in make_model("m", 1.0, draws=0)]
+    new = save(tmp_path / "new", hashed)
+    shown = save(tmp_path / "shown", [{**row, "text": "…" + row["text"]} for row in hashed])
+    assert compare_runs([new, shown], num_bootstrap=30)["pairs"][0]["n"] == 110
+    assert not caplog.records
+    other = [{**row, "text_sha256": "x"} if row["item"] == "test/70" else row for row in hashed]
+    with pytest.raises(DataError, match="test/70 has another text in other:m than in new:m"):
+        compare_runs([new, save(tmp_path / "other", other)])
+    compare_runs([runs[0], shown], num_bootstrap=30)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(
+        "shown:m and before:adamw: one was written by an earlier vlora, so the texts of 160 "
+    )

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from vlora.config import load_config
+from vlora.data import Example
 from vlora.errors import DataError
 from vlora.eval.config import EvalConfig, EvalDataConfig
-from vlora.eval.items import load_items, read_class_names
+from vlora.eval.items import _label_probs, load_items, read_class_names
 
 
 def _file(path, rows) -> str:
@@ -72,3 +73,21 @@ def test_models_get_distinct_names(tmp_path):
     )
     assert [entry.name for entry in config.models] == ["ivon", "ivon-2", "x", "base"]
     assert [entry.path for entry in config.models] == ["runs/a/ivon", "runs/b/ivon/", "c", "base"]
+
+
+@pytest.mark.parametrize(
+    "probs", [[float("nan")] * 3, ["a", 0.5, 0.5], [0.5, 0.5], [2.0, -1.0, 0.0], [[1.0], [0], 0], "b"]
+)
+def test_bad_known_answer_distributions_name_the_item(probs):
+    """Parsed JSON may hold NaN, and lists of anything."""
+    choices = ("a", "b", "c")
+    for example in (
+        Example(item="test/2", choices=choices, extra={"p": probs}),
+        Example(item="test/2", extra={"p": probs}),
+    ):
+        with pytest.raises(
+            DataError, match="^test/2: 'p' must hold 3 finite probabilities, one a choice, that sum to 1"
+        ):
+            _label_probs(example, "p", "test", 3)
+    good = Example(item="test/2", choices=choices, extra={"p": [0.5, 0.25, 0.25]})
+    assert _label_probs(good, "p", "test", 0) == [0.5, 0.25, 0.25]

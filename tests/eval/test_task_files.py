@@ -7,6 +7,7 @@ import pytest
 from vlora.data import SourceConfig
 from vlora.errors import ConfigError, DataError
 from vlora.eval.task_files import TaskFile, load_task, task_names, task_sha256
+from vlora.eval.task_forms import common_rows
 from vlora.eval.task_rows import read_task
 
 
@@ -126,6 +127,28 @@ def test_labels_of_given_answers_point_where_the_task_says(tmp_path):
         DataError, match="test row 2: 'label' must say yes or no .* got None; every given answer"
     ):
         read_task(load_task("halueval_general"), path)
+
+
+@pytest.mark.parametrize(
+    ("label", "right"),
+    [(1.0, True), ("1.0", True), ("0.0", False), (0.0, False), ("Yes", True), (False, False)],
+)
+def test_every_way_of_saying_yes_or_no(tmp_path, label, right):
+    path = write(tmp_path / "g.jsonl", [{"question": "q", "response": "a", "model": "m", "label": label}])
+    assert [row["correct"] for row in read_task(load_task("evouna_nq"), path).rows] == [right]
+
+
+@pytest.mark.parametrize("label", [0.5, float("nan"), float("inf"), 2, -1, "maybe", ""])
+def test_labels_between_yes_and_no_are_refused(label):
+    row = {"question": "q", "response": "a", "model": "m", "label": label}
+    with pytest.raises(DataError, match=r"test row 0: 'label' must say yes or no \(1 or 0\), got"):
+        list(common_rows(row, load_task("evouna_nq"), "test row 0", 0))
+
+
+def test_a_bad_row_is_named_once():
+    task = load_task("arc_easy")
+    with pytest.raises(DataError, match="^test row 7: no column 'question'; the columns are body$"):
+        list(common_rows({"body": "b"}, task, "test row 7", 7))
 
 
 def test_mmlu_csv_with_examples_of_the_subject(tmp_path):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from vlora.data.config import RowFormat, Source, Task
-from vlora.data.labels import class_index, class_names
+from vlora.data.labels import class_index, class_names, whole
 from vlora.data.sources import load_rows, take_rows
 from vlora.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Example", "examples_from_rows", "load_examples", "render"]
+__all__ = ["Example", "examples_from_rows", "load_examples", "read_fields", "render"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +103,34 @@ def examples_from_rows(
     examples = []
     for number, row in enumerate(cast("Iterable[Mapping[str, Any]]", rows)):
         where = f"{split} row {number}"
-        fields = _read_row(task, row, row_format, names, require_label, where)
+        fields = read_fields(task, row, row_format, where, labels=names, require_label=require_label)
         shown_group = str(_column(row, row_format.group, where)) if row_format.group else group
         examples.append(Example(item=f"{split}/{number}", group=shown_group, extra=dict(row), **fields))
     return examples
 
 
-def _read_row(
+def read_fields(
     task: Task,
     row: Mapping[str, Any],
     fmt: RowFormat,
-    names: Sequence[str] | None,
-    require_label: bool,
     where: str,
+    *,
+    labels: Sequence[str] | None = None,
+    require_label: bool = True,
 ) -> dict[str, Any]:
-    """Task-specific fields of one example."""
+    """The fields of an :class:`Example` that one row fills, by name.
+
+    Args:
+        task: What the row is for.
+        row: Values by column.
+        fmt: Columns and templates.
+        where: Name of the row, for messages.
+        labels: Class names in index order.
+        require_label: False lets a row without a label or answer through.
+
+    Raises:
+        DataError: A missing column or a bad value.
+    """
     if task == "multiple_choice":
         return _multiple_choice(row, fmt, require_label, where)
     if task == "causal_lm" and fmt.prompt is not None:
@@ -131,7 +144,7 @@ def _read_row(
     parts = [render(row, part, where) for part in ([fmt.text] if isinstance(fmt.text, str) else fmt.text)]
     fields: dict[str, Any] = {"text": parts[0], "text_pair": parts[1] if len(parts) > 1 else None}
     if task == "sequence_classification" and (require_label or row.get(fmt.label) is not None):
-        fields["label"] = class_index(_column(row, fmt.label, where), names, f"{where}: {fmt.label!r}")
+        fields["label"] = class_index(_column(row, fmt.label, where), labels, f"{where}: {fmt.label!r}")
     return fields
 
 
@@ -174,7 +187,12 @@ def _answer_index(
             if table.count(answer) == 1:
                 return table.index(answer)
         answer = int(answer) if answer.strip().lstrip("+-").isdigit() else answer
-    if isinstance(answer, int) and 0 <= int(answer) - fmt.answer_offset < len(choices):
+    answer = whole(answer)
+    if (
+        isinstance(answer, int)
+        and not isinstance(answer, bool)
+        and 0 <= int(answer) - fmt.answer_offset < len(choices)
+    ):
         return int(answer) - fmt.answer_offset
     raise DataError(
         f"{where}: answer {answer!r} is not one of the {len(choices)} choices "

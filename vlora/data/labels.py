@@ -8,15 +8,24 @@ from vlora.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["class_index", "class_names"]
+__all__ = ["class_index", "class_names", "whole"]
 
 _MAX_CLASSES = 100_000  # beyond this an integer column is an id or a price, not a class
+
+
+def whole(value: Any) -> Any:
+    """A float without a fraction as the integer that it was before a gap in its column; all else as it is.
+
+    CSV readers make a column of integers with gaps one of floats.
+    """
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def class_names(rows: "Dataset | Sequence[Mapping[str, Any]]", column: str) -> list[str]:
     """Class names in index order, from the rows that define them.
 
-    A hub ``ClassLabel`` column keeps its names. Integers give ``"0" .. "max"``; strings are sorted.
+    A hub ``ClassLabel`` column keeps its names. Integers (as floats too, in a column that had gaps) give
+    ``"0" .. "max"``; strings are sorted.
 
     Raises:
         DataError: column missing, mixed types, negative integers, or a single class.
@@ -24,7 +33,7 @@ def class_names(rows: "Dataset | Sequence[Mapping[str, Any]]", column: str) -> l
     feature = getattr(rows, "features", {}).get(column)
     if feature is not None and hasattr(feature, "names"):
         return list(feature.names)
-    values = _values(rows, column)
+    values = {value if isinstance(value, bool) else whole(value) for value in _values(rows, column)}
     if all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         if min(values) < 0 or max(values) >= _MAX_CLASSES:
             raise DataError(
@@ -34,7 +43,7 @@ def class_names(rows: "Dataset | Sequence[Mapping[str, Any]]", column: str) -> l
         names = [str(index) for index in range(max(values) + 1)]
     elif all(isinstance(value, str) for value in values):
         names = sorted(values)
-    elif values == {False, True}:
+    elif all(isinstance(value, bool) for value in values) and len(values) == 2:
         names = ["False", "True"]
     else:
         kinds = sorted({type(value).__name__ for value in values})
@@ -54,6 +63,7 @@ def class_index(value: Any, names: Sequence[str] | None, where: str) -> int:
     """
     if isinstance(value, bool):
         value = str(value) if names is not None and str(value) in names else int(value)
+    value = whole(value)
     if isinstance(value, int) and (names is None or 0 <= value < len(names)) and value >= 0:
         return value
     if isinstance(value, str) and names is not None and value in names:

@@ -1,7 +1,7 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from vlora.data import RowFormat, class_names, examples_from_rows, load_examples
+from vlora.data import RowFormat, class_names, examples_from_rows, load_examples, load_rows
 from vlora.errors import DataError
 
 FMT = RowFormat()
@@ -25,6 +25,22 @@ def test_integer_string_bool_and_hub_labels_map_to_indices(write_rows):
     assert [e.label for e in given] == [0, 1]
 
 
+def test_integers_survive_a_gap_in_their_column(tmp_path):
+    """A CSV column with gaps is read as floats; 0.0 and 1.0 are the classes 0 and 1, not False and True."""
+    assert class_names([{"label": 1.0}, {"label": 0.0}], "label") == ["0", "1"]
+    path = tmp_path / "gap.csv"
+    path.write_text("text,label,a,b,c\nx,0,A,B,C\ny,,A,B,C\nz,2,A,B,C\n", encoding="utf-8")
+    rows = load_rows(str(path))
+    assert [row["label"] for row in rows] == [0.0, None, 2.0]
+    found = examples_from_rows(
+        "sequence_classification", rows, FMT, labels=["0", "1", "2"], require_label=False
+    )
+    assert [example.label for example in found] == [0, None, 2]
+    choices = RowFormat(prompt="text", choices=["a", "b", "c"], answer="label")
+    found = examples_from_rows("multiple_choice", rows, choices, require_label=False)
+    assert [(example.label, example.response) for example in found] == [(0, "A"), (None, None), (2, "C")]
+
+
 def test_classes_come_from_all_rows_even_when_few_are_drawn(write_rows):
     path = write_rows([{"text": "x", "label": name} for name in "abcdefgh"])
     examples = load_examples("sequence_classification", path, FMT, max_rows=1)
@@ -38,6 +54,8 @@ def test_classes_come_from_all_rows_even_when_few_are_drawn(write_rows):
         (["a", 1], "all be integers or all strings, got int, str"),
         ([-1, 1], r"class indices 0\.\.99999, got -1\.\.1"),
         ([1.5, 2.5], "got float"),
+        ([0.0, float("nan")], "got float, int"),
+        ([True, 0.0], "got bool, int"),
     ],
 )
 def test_columns_that_are_no_classes_are_refused(labels, message):
@@ -124,6 +142,9 @@ def test_every_way_of_naming_the_answer(row, fmt):
         ({"answer": 3}, r"answer 3 is not one of the 3 choices \(indices 0\.\.2"),
         ({"answer": "D"}, "answer 'D' is not one of the 3 choices"),
         ({"answer": -1}, "answer -1 is not one"),
+        ({"answer": 1.5}, "answer 1.5 is not one"),
+        ({"answer": float("nan")}, "answer nan is not one"),
+        ({"answer": True}, "answer True is not one"),
         ({"choices": "xyz"}, "must be a list of strings, got 'xyz'"),
         ({"choices": ["x"]}, "at least two choices, got 1"),
         ({"choices": ["x", 2]}, "must be a list of strings"),
