@@ -211,7 +211,15 @@ class Predictor:
         hidden = {self._config.data.label, self._config.data.answer}
         plain = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
         form = replace(self._config.data, group=None)
-        return examples_from_rows(self._config.task, plain, form, split="data", require_label=False)
+        try:
+            return examples_from_rows(self._config.task, plain, form, split="data", require_label=False)
+        except DataError as error:
+            if self.calibrated or self.reader is not None:
+                raise
+            raise DataError(
+                f"{error}; rename the columns, or name a task file that says how rows are read (--task mine.yaml, "
+                "docs/hallucination.md)"
+            ) from None
 
     def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Predictive:
         host, decisions = self.host, self.decisions

@@ -213,6 +213,17 @@ def test_a_row_without_its_column_is_named(built):
         predictor.predict([], alpha=0.05, method="aps")
 
 
+def test_other_columns_without_a_calibration_have_a_cure(built):
+    folder, _ = built
+    predictor = Predictor.from_pretrained(
+        folder / "second", base_model=str(folder / "base"), task="multiple_choice"
+    )
+    with pytest.raises(
+        DataError, match=r"row 0: no column 'question'; the columns are q; rename .* \(--task mine\.yaml"
+    ):
+        predictor.predict([{"q": "Q"}])
+
+
 def test_classification_answers_with_class_names(tmp_path):
     base = eval_tiny.save_base(tmp_path / "base", eval_tiny.bert(3))
     model = AutoModelForSequenceClassification.from_pretrained(base)

@@ -1,5 +1,6 @@
 """Rows from files, folders and the hub, read by the ``datasets`` library."""
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,9 @@ def _guarded(config: SourceConfig, load: Any, *args: Any, **kwargs: Any) -> Any:
 
     quiet = are_progress_bars_disabled()
     disable_progress_bars()  # one bar a file is noise beside the training bar
+    readers = logging.getLogger("datasets.packaged_modules")
+    level = readers.level
+    readers.setLevel(logging.CRITICAL)  # they log what they raise, and the reason is in our one line
     try:
         return load(*args, **kwargs)
     except (MemoryError, KeyboardInterrupt):
@@ -133,6 +137,7 @@ def _guarded(config: SourceConfig, load: Any, *args: Any, **kwargs: Any) -> Any:
         reason = (str(cause) or type(cause).__name__).strip().splitlines()[0]
         raise DataError(f"data source {_shown(config)} cannot be read: {reason}") from error
     finally:
+        readers.setLevel(level)
         if not quiet:
             enable_progress_bars()
 

@@ -102,3 +102,12 @@ def test_an_unknown_hub_data_set_offline_is_one_line():
     with pytest.raises(DataError, match="'no-such-owner/no-such-set' cannot be read: ") as caught:
         load_rows("no-such-owner/no-such-set")
     assert "\n" not in str(caught.value)
+
+
+def test_a_bad_line_is_told_once(tmp_path, capfd):
+    """The readers of datasets log what they raise; only our line is for people."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "a"}\n{"text": ', encoding="utf-8")
+    with pytest.raises(DataError, match="bad.jsonl' cannot be read: "):
+        load_rows(str(path))
+    assert capfd.readouterr().err == ""
