@@ -20,6 +20,7 @@ from vlora.eval.metrics.temperature import TemperatureFit, fit_temperature, temp
 from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.prepare import Evaluation
 from vlora.eval.score import Scores, score_draws
+from vlora.eval.tables import finite_or_none
 from vlora.posterior import Posterior
 
 __all__ = ["Trials", "fit_width", "logit_temperatures", "scored_on", "token_temperatures"]
@@ -145,7 +146,9 @@ def token_temperatures(trials: Trials, std_scale: float) -> dict[str, Any]:
 
 
 def _entry(fit: TemperatureFit) -> dict[str, Any]:
-    return {"temperature": fit.temperature, "nll": fit.nll, "at_bound": fit.at_bound}
+    """The fit as ``calibration.json`` holds it; the NLL is null where no right answer has a probability above zero."""
+    found = {"temperature": fit.temperature, "nll": finite_or_none(fit.nll), "at_bound": fit.at_bound}
+    return {**found, "num_infinite": fit.num_infinite}
 
 
 def _per_token(texts: list[dict[str, Any]], name: str) -> float:

@@ -90,4 +90,9 @@ def _percent(value: float, low: float, high: float) -> str:
 def _scaled(logit: dict[str, Any], name: str) -> str:
     """What a logit temperature makes of a predictor."""
     found = logit.get(name)
-    return f"  with logit T {found['temperature']:.3g}: {found['nll']:.4f}" if found else ""
+    if not found:
+        return ""
+    nll = "not defined" if found["nll"] is None else f"{found['nll']:.4f}"
+    infinite = found.get("num_infinite", 0)
+    left = f", {infinite} right answers of probability 0 left out" if infinite else ""
+    return f"  with logit T {found['temperature']:.3g}{_end(found, 'range')}: {nll}{left}"

@@ -39,9 +39,11 @@ class TemperatureFit:
     temperature: float
     """T*; above 1 the model was over-confident."""
     nll: float
-    """NLL at T*, nats per item, over items whose label is possible."""
+    """NLL at T*, nats per item, over items whose label is possible; infinite where there is none."""
     at_bound: bool
-    """The minimum lies outside the bounds, as when every held-out answer is right."""
+    """The minimum lies outside the bounds, as when every held-out answer is right, or there is none."""
+    num_infinite: int = 0
+    """Items whose label has probability zero, which no temperature changes; they are not in ``nll``."""
 
 
 def temperature_from_grid(temperatures: Any, nll: Any) -> TemperatureFit:
@@ -97,10 +99,6 @@ def _possible(log_probs: Any, label: Any) -> tuple[Array, IntArray]:
     log_probs = log_prob_array("log_probs", log_probs, 2)
     label = labels(label, log_probs)
     keep = np.isfinite(log_probs[np.arange(len(label)), label])
-    if not keep.any():
-        raise DataError(
-            "a temperature needs at least one held-out item whose label has probability above zero"
-        )
     return log_probs[keep], label[keep]
 
 
@@ -120,12 +118,15 @@ def fit_temperature(log_probs: Any, label: Any) -> TemperatureFit:
         label: Index of the right choice, shape ``(N,)``.
 
     Returns:
-        The fit; ``at_bound`` says when the data does not determine it.
+        The fit; ``at_bound`` says when the data does not determine it, T is 1 where no label is possible.
 
     Raises:
-        DataError: Shapes differ, NaN, a label out of range, or no possible label.
+        DataError: Shapes differ, NaN, or a label out of range.
     """
+    size = len(log_prob_array("log_probs", log_probs, 2))
     log_probs, label = _possible(log_probs, label)
+    if not len(label):
+        return TemperatureFit(1.0, float("inf"), True, size)
     low, high = np.log(TEMPERATURE_BOUNDS)
     if _slope(log_probs, label, low).mean() >= 0:
         best, at_bound = low, True
@@ -138,9 +139,8 @@ def fit_temperature(log_probs: Any, label: Any) -> TemperatureFit:
             low, high = (best, high) if _slope(log_probs, label, best).mean() < 0 else (low, best)
         best = (low + high) / 2
     temperature = float(np.exp(best))
-    return TemperatureFit(
-        temperature, negative_log_likelihood(temper(log_probs, temperature), label).mean, at_bound
-    )
+    nll = negative_log_likelihood(temper(log_probs, temperature), label).mean
+    return TemperatureFit(temperature, nll, at_bound, size - len(label))
 
 
 def temperature_interval(log_probs: Any, label: Any, counts: Counts) -> Interval:
@@ -155,14 +155,17 @@ def temperature_interval(log_probs: Any, label: Any, counts: Counts) -> Interval
         counts: Resamples of the N items, shape ``(B, N)``.
 
     Returns:
-        T* with its interval; bounds of the search where a resample does not determine T.
+        T* with its interval; bounds of the search where a resample does not determine T; without an interval where no
+        label is possible.
 
     Raises:
-        DataError: Shapes differ, NaN, a label out of range, or no possible label.
+        DataError: Shapes differ, NaN, or a label out of range.
     """
     value = fit_temperature(log_probs, label).temperature
     full = log_prob_array("log_probs", log_probs, 2)
     keep = np.isfinite(full[np.arange(len(full)), label])
+    if not keep.any():
+        return Interval(value, float("nan"), float("nan"), len(full))
     log_probs, label = _possible(log_probs, label)
     low, high = np.log(TEMPERATURE_BOUNDS)
     grid = np.linspace(low, high, _GRID_POINTS)

@@ -92,8 +92,12 @@ def test_interval_equals_refits_on_the_resamples():
     assert [found.low, found.high] == pytest.approx(np.quantile(refits, [0.025, 0.975]), rel=2e-3)
 
 
-def test_impossible_labels_are_left_out_or_refused():
+def test_impossible_labels_are_left_out_and_counted():
     rows = np.array([[0.0, -np.inf], [-0.5, np.log1p(-np.exp(-0.5))], [-0.2, np.log1p(-np.exp(-0.2))]])
-    assert fit_temperature(rows, [1, 0, 1]).nll < np.inf
-    with pytest.raises(DataError, match="label has probability above zero"):
-        fit_temperature(rows[:1], [1])
+    fit, without = fit_temperature(rows, [1, 0, 1]), fit_temperature(rows[1:], [0, 1])
+    assert fit.nll < np.inf and (fit.num_infinite, without.num_infinite) == (1, 0)
+    assert (fit.temperature, fit.nll, fit.at_bound) == (without.temperature, without.nll, without.at_bound)
+    none = fit_temperature(rows[:1], [1])
+    assert (none.temperature, none.nll, none.at_bound, none.num_infinite) == (1.0, np.inf, True, 1)
+    found = temperature_interval(rows[:1], [1], resample_counts(1, 10))
+    assert (found.value, found.n) == (1.0, 1) and np.isnan([found.low, found.high]).all()
