@@ -21,7 +21,7 @@ from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.prepare import Evaluation, prepare
 from vlora.eval.records import Record, write_records
 from vlora.eval.results import compute_results, write_results
-from vlora.eval.store import ScoreFile, ScoreStore
+from vlora.eval.store import ASIDE, ScoreFile, ScoreStore
 from vlora.eval.subject_scores import count_truncated, missing_vectors, open_scores, score_subject
 from vlora.eval.subjects import Subject
 from vlora.eval.tables import ALL
@@ -96,7 +96,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         save_config(config, folder / CONFIG)
         if work is not None:
             (folder / SCORES).mkdir()
-            for path in {file.path for file in files}:
+            for path in {*(file.path for file in files), *work.glob(f"*{ASIDE}")}:
                 shutil.copy2(path, folder / SCORES)
         if finish is not None:
             finish(folder)
@@ -154,7 +154,7 @@ def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _remove(work: Path) -> None:
     """Delete the scores that the output now holds, and the folder unless something else lies in it."""
-    for path in work.glob("*.jsonl"):
+    for path in (*work.glob("*.jsonl"), *work.glob(f"*{ASIDE}")):
         path.unlink()
     if not any(work.iterdir()):
         work.rmdir()

@@ -27,12 +27,14 @@ from typing import Any
 
 from vlora.errors import OutputError
 
-__all__ = ["FORMAT", "ScoreFile", "ScoreStore", "content_key"]
+__all__ = ["ASIDE", "FORMAT", "ScoreFile", "ScoreStore", "content_key"]
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the files that this vlora writes, and the only one it reads."""
+ASIDE = ".aside"
+"""Ending of a file that could not be read and was renamed before another took its place."""
 
 
 def content_key(content: Any) -> str:
@@ -127,6 +129,7 @@ class ScoreFile:
         """Add a line; the first time, a file is begun or what was cut off is removed."""
         if not self._end:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._set_aside()
         text = json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
         if not self._end:
             text = json.dumps(self._header, ensure_ascii=False, default=str) + "\n" + text
@@ -140,10 +143,23 @@ class ScoreFile:
                 self._synced = time.monotonic()
         self._end += len(text.encode())
 
+    def _set_aside(self) -> None:
+        """Rename a file that is there and could not be read; a header that was cut off holds nothing to keep."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        if b"\n" not in content:
+            return
+        number = 1
+        while (kept := self.path.with_name(f"{self.path.name}.{number}{ASIDE}")).exists():
+            number += 1
+        self.path.rename(kept)
+        logger.warning(
+            "%s is of another version or its first line is damaged; kept as %s", self.path, kept.name
+        )
+
     def _read(self) -> None:
         lines = self.path.read_bytes().splitlines(keepends=True)
         if not lines or _format_of(self.path) != FORMAT:
-            return  # nothing or a header cut off: begun anew
+            return  # nothing, a header cut off, or not ours: begun anew
         self._end = len(lines[0])
         for number, line in enumerate(lines[1:]):
             if _readable(line):

@@ -70,6 +70,22 @@ def test_a_header_that_was_cut_off_begins_anew(tmp_path):
     assert ScoreStore(tmp_path).open({"base": "x"}).scores["mean"] == {"a": [0.0]}
 
 
+@pytest.mark.parametrize("header", ['{"format": 7, "content": {}}', "{damaged"])
+def test_a_file_that_cannot_be_read_is_kept_aside(tmp_path, caplog, header):
+    path = _filled(tmp_path).path
+    batches = path.read_text().split("\n", 1)[1]
+    path.write_text(f"{header}\n{batches}")
+    for number in (1, 2):
+        file = ScoreStore(tmp_path).open({"base": "x"})
+        assert file.scores == {} and path.read_text() == f"{header}\n{batches}"  # reading changes nothing
+        _append(file, "a", 0.0)
+        kept = path.with_name(f"{path.name}.{number}.aside")
+        assert kept.read_text() == f"{header}\n{batches}" and f"kept as {kept.name}" in caplog.text
+        assert ScoreStore(tmp_path).open({"base": "x"}).scores["mean"] == {"a": [0.0]}
+        assert ScoreStore(tmp_path).foreign() == 0
+        path.write_text(f"{header}\n{batches}")
+
+
 def test_files_of_another_version_are_counted_and_left_alone(tmp_path, caplog):
     other = tmp_path / "0123.jsonl"
     other.write_text(json.dumps({"format": 7}) + "\n")
