@@ -26,7 +26,15 @@ from vlora.eval.records import Record, read_records
 from vlora.eval.results import build_tables
 from vlora.eval.tables import Resampler
 
-__all__ = ["COMPARISON_FORMAT", "Answered", "RunKind", "choice_kind", "compare_kinds", "compare_runs"]
+__all__ = [
+    "COMPARISON_FORMAT",
+    "Answered",
+    "RunKind",
+    "check_predictor",
+    "choice_kind",
+    "compare_kinds",
+    "compare_runs",
+]
 
 COMPARISON_FORMAT = 1
 """Version of what ``vlora compare --json`` prints."""
@@ -61,8 +69,8 @@ def compare_runs(
 
     Args:
         runs: Folders, or ``FOLDER:MODEL``; one folder with several models will do.
-        predictor: ``mean``, ``samples``, ``mean+temperature`` or ``samples+temperature``; None takes the draws where a
-            model has them, else its mean.
+        predictor: ``mean``, ``samples``, ``linearised``, each with ``+temperature`` too; None takes the draws where a
+            model has them. A model without these probabilities stands with its mean.
         level: Chance of any false claim in the whole comparison.
         num_bootstrap: Resamples of the items.
         seed: Seed of all resampling.
@@ -74,7 +82,22 @@ def compare_runs(
         DataError: A run cannot be read, items differ, or there is nothing to compare.
     """
     resampler = Resampler(num_bootstrap, seed)
-    return compare_kinds(runs, [choice_kind(predictor, resampler)], resampler, level=level)
+    found = compare_kinds(runs, [choice_kind(predictor, resampler)], resampler, level=level)
+    check_predictor(found, predictor)
+    return found
+
+
+def check_predictor(comparison: Mapping[str, Any], predictor: str | None) -> None:
+    """Refuse a comparison by the linearised predictor in which every model stands with its mean.
+
+    Raises:
+        DataError: No model has it.
+    """
+    used = {pair.get(f"predictor_{side}") for pair in comparison["pairs"] for side in "ab"}
+    if predictor is not None and predictor.startswith("linearised") and predictor not in used:
+        raise DataError(
+            f"no model has the predictor {predictor!r}; evaluate a posterior with linearised: true (not for texts)"
+        )
 
 
 def compare_kinds(

@@ -87,6 +87,12 @@ def verdict(test: Mapping[str, Any]) -> str:
     return f"{test['better']} is better" if test["better"] else "no difference shown"
 
 
+def predictor_of(pair: Mapping[str, Any], side: str) -> str:
+    """The predictor of one side, in words; where it stands in for the one that was asked for, that too."""
+    used, wanted = pair[f"predictor_{side}"], pair.get("wanted")
+    return predictor_label(used) + (f" (no {predictor_label(wanted)})" if wanted and used != wanted else "")
+
+
 def items_of(pair: Mapping[str, Any]) -> str:
     """How many items a pair is compared on, and how many answers among them could not be graded."""
     if "ungraded" not in pair:
@@ -97,7 +103,7 @@ def items_of(pair: Mapping[str, Any]) -> str:
 
 def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
     """Return one pair as the template shows it."""
-    sides = {f"predictor_{side}": predictor_label(pair[f"predictor_{side}"]) for side in "ab"}
+    sides = {f"predictor_{side}": predictor_of(pair, side) for side in "ab"}
     draws = pair["draws"]
     words = "" if not (draws.get("a") or draws.get("b")) else f"{draws['a']} and {draws['b']} draws"
     words += ", paired" if draws["paired"] else ""

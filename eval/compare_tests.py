@@ -40,12 +40,12 @@ def compare_tables(
     Args:
         a: The later model.
         b: The earlier model, on the same items.
-        predictor: Which probabilities; None takes the draws where a model has them. A model without draws stands with
+        predictor: Which probabilities; None takes the draws where a model has them. A model without them stands with
             its mean.
         resampler: Source of the bootstrap resamples.
 
     Returns:
-        ``predictor_a``, ``predictor_b``, ``n``, ``draws`` and ``tests``.
+        ``predictor_a``, ``predictor_b``, ``wanted`` (``predictor``), ``n``, ``draws`` and ``tests``.
 
     Raises:
         DataError: The models did different tasks, have no predictor of that name, or share no labelled test row.
@@ -57,7 +57,8 @@ def compare_tables(
     if not len(rows):
         raise DataError(f"{a.model} and {b.model} share no test row with a right answer")
     rows_b = np.array([b.row_of[a.records[row].item] for row in rows], dtype=np.int64)
-    facts: dict[str, Any] = {"predictor_a": names[0], "predictor_b": names[1], "n": len(rows)}
+    facts: dict[str, Any] = {"predictor_a": names[0], "predictor_b": names[1], "wanted": predictor}
+    facts["n"] = len(rows)
     if isinstance(a, ChoiceTable) and isinstance(b, ChoiceTable):
         pair = _ChoicePair((a, b), (names[0], names[1]), (rows, rows_b), resampler)
         tests = [*pair.tests(), *_detection(a, b, names)]
@@ -75,7 +76,8 @@ def _predictor(table: ModelTable, wanted: str | None) -> str:
         return "samples" if "samples" in table.predictors else "mean"
     if wanted not in PREDICTORS:
         raise DataError(f"predictor must be one of {', '.join(PREDICTORS)}, got {wanted!r}")
-    for name in (wanted, wanted.replace("samples", "mean")):
+    of, plus, temperature = wanted.partition("+")
+    for name in (of + plus + temperature, "mean" + plus + temperature):
         if name in table.predictors:
             return name
     raise DataError(

@@ -73,7 +73,9 @@ def compare(
             help="Output folders of `vlora eval`, FOLDER:MODEL for one model of it.", metavar="RUN..."
         ),
     ],
-    predictor: Annotated[str | None, typer.Option(help="mean, samples, mean+temperature, ...")] = None,
+    predictor: Annotated[
+        str | None, typer.Option(help="mean, samples, linearised; each +temperature.")
+    ] = None,
     score: Annotated[
         list[str] | None, typer.Option(help="Of answers: an uncertainty to compare, or all; may be repeated.")
     ] = None,

@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlora.errors import DataError
-from vlora.eval.compare import choice_kind, compare_kinds
+from vlora.eval.compare import check_predictor, choice_kind, compare_kinds
 from vlora.eval.compare_report import (
     items_of,
     metric_of,
+    predictor_of,
     resamples_remark,
     verdict,
     write_comparison,
 )
 from vlora.eval.generation.compare import answer_kind, chosen_scores
-from vlora.eval.report_format import number, predictor_label, value_of
+from vlora.eval.report_format import number, value_of
 from vlora.eval.tables import Resampler
 from vlora.recipes.tables import aligned
 
@@ -61,6 +62,7 @@ def compare_runs(
     resampler = Resampler(num_bootstrap, seed)
     kinds = [choice_kind(predictor, resampler), answer_kind(resampler, chosen_scores(scores))]
     found = compare_kinds(runs, kinds, resampler, level=level)
+    check_predictor(found, predictor)
     answers = ["ungraded" in pair for pair in found["pairs"]]
     if predictor is not None and all(answers):
         raise DataError("--predictor is for choices and texts; answers are compared by --score")
@@ -74,7 +76,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     blocks = []
     for pair in comparison["pairs"]:
         task = f"{pair['task']}: " if pair["task"] else ""
-        names = " against ".join(predictor_label(pair[f"predictor_{side}"]) for side in "ab")
+        names = " against ".join(predictor_of(pair, side) for side in "ab")
         paired = ", paired draws" if pair["draws"]["paired"] else ""
         head = f"{task}{pair['a']} - {pair['b']}: {names}, {items_of(pair)}{paired}"
         blocks.append(head + "\n" + aligned([list(_HEAD), *(_line(test) for test in pair["tests"])]))

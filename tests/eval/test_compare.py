@@ -13,6 +13,7 @@ from vlora.eval.metrics.proper_scores import correctness, negative_log_likelihoo
 from vlora.eval.metrics.sample_size import items_for_accuracy
 from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs
 from vlora.eval.records import write_records
+from vlora.recipes.compare import comparison_table
 
 
 def save(folder, *models):
@@ -197,3 +198,22 @@ def test_texts_are_told_apart_by_their_hash_where_both_runs_have_it(runs, tmp_pa
     assert message.startswith(
         "shown:m and before:adamw: one was written by an earlier vlora, so the texts of 160 "
     )
+
+
+@pytest.mark.parametrize("predictor", ["linearised", "linearised+temperature"])
+def test_a_model_without_the_linearised_predictor_stands_with_its_mean(runs, tmp_path, predictor):
+    rows = make_model("ivon", 0.3, seed=2)
+    wide = [{**row, "linearised_covariance": (0.5 * np.eye(3)).tolist()} for row in rows]
+    found = compare_runs([runs[0], save(tmp_path / "wide", wide)], predictor=predictor, num_bootstrap=30)
+    (pair,) = found["pairs"]
+    at_mean = predictor.replace("linearised", "mean")
+    assert (pair["predictor_a"], pair["predictor_b"], pair["wanted"]) == (predictor, at_mean, predictor)
+    (mean,) = compare_runs([runs[0], runs[1]], predictor=at_mean, num_bootstrap=30)["pairs"]
+    ours, theirs = ({test["metric"]: test for test in one["tests"]} for one in (pair, mean))
+    assert ours["nll"]["b"] == theirs["nll"]["b"] and ours["nll"]["a"] != theirs["nll"]["a"]
+    assert f"wide:ivon - before:adamw: {predictor} against mean" in comparison_table(found)
+    assert f" (no {predictor})" in comparison_table(found)
+    with pytest.raises(
+        DataError, match="no model has the predictor 'linearised.*; evaluate a posterior with lin"
+    ):
+        compare_runs(runs, predictor=predictor, num_bootstrap=30)
