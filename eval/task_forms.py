@@ -96,7 +96,9 @@ def _texts(row: Mapping[str, Any], column: str, where: str, *, empty: bool = Fal
     return list(values)
 
 
-_YES = dict.fromkeys(("1", "1.0", "true", "yes"), True) | dict.fromkeys(("0", "0.0", "false", "no"), False)
+_YES: dict[str, bool] = dict.fromkeys(("1", "1.0", "true", "yes"), True) | dict.fromkeys(
+    ("0", "0.0", "false", "no"), False
+)
 
 
 def _label(row: Mapping[str, Any], task: TaskFile, where: str) -> bool:

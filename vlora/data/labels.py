@@ -42,7 +42,7 @@ def class_names(rows: "Dataset | Sequence[Mapping[str, Any]]", column: str) -> l
             )
         names = [str(index) for index in range(max(values) + 1)]
     elif all(isinstance(value, str) for value in values):
-        names = sorted(values)
+        names = sorted(str(value) for value in values)
     elif all(isinstance(value, bool) for value in values) and len(values) == 2:
         names = ["False", "True"]
     else:
