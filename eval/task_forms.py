@@ -96,9 +96,10 @@ def _texts(row: Mapping[str, Any], column: str, where: str, *, empty: bool = Fal
     return list(values)
 
 
-_YES: dict[str, bool] = dict.fromkeys(("1", "1.0", "true", "yes"), True) | dict.fromkeys(
-    ("0", "0.0", "false", "no"), False
-)
+_YES = {
+    **{"1": True, "1.0": True, "true": True, "yes": True},
+    **{"0": False, "0.0": False, "false": False, "no": False},
+}
 
 
 def _label(row: Mapping[str, Any], task: TaskFile, where: str) -> bool:
