@@ -223,3 +223,15 @@ def test_output_that_holds_something_is_kept(world, tmp_path):
     run_eval(replace(config, overwrite=True))
     assert (output / "records.jsonl").read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_scores_that_cannot_be_read_stay_beside_the_new_ones(world, tmp_path):
+    config = eval_world.config(world, tmp_path / "out", model="base", num_samples=0, num_bootstrap=10)
+    (path,) = (run_eval(config) / "scores").glob("*.jsonl")
+    whole = path.read_bytes()
+    damaged = b"{" + whole
+    path.write_bytes(damaged)
+    run_eval(replace(config, overwrite=True))
+    assert path.with_name(f"{path.name}.1.aside").read_bytes() == damaged
+    assert path.read_bytes().splitlines()[0] == whole.splitlines()[0]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["out"]  # no work folder stays behind

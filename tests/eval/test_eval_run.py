@@ -182,7 +182,9 @@ def test_known_answer_distributions_reach_the_records(world, tmp_path):
     assert all(record.label_probs.tolist() == [0.7, 0.3] for record in records)
     rows[2]["truth"] = [0.7, 0.7]
     eval_world.write(tmp_path / "t.jsonl", rows)
-    with pytest.raises(DataError, match="test/2: 'truth' must hold 2 finite probabilities, one a choice, that sum to 1"):
+    with pytest.raises(
+        DataError, match="test/2: 'truth' must hold 2 finite probabilities, one a choice, that sum to 1"
+    ):
         run_eval(replace(config, output=str(tmp_path / "out2")))
 
 
