@@ -8,16 +8,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlora.eval.metric_names import FAMILIES, Metric, metric
-from vlora.eval.report_format import Cell, cell, number, predictor_label, score_label, value_of
+from vlora.eval.report_format import (
+    Cell,
+    cell,
+    difference_cell,
+    number,
+    predictor_label,
+    score_label,
+    value_of,
+)
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
-__all__ = ["all_detection", "all_metrics", "promises"]
+__all__ = ["all_detection", "all_metrics", "promises", "wrong_answers"]
 
 _SHARE = Metric("share", "share", 0, 1, True)
 _AREA = {
     "auroc": Metric("auroc", "AUROC", 1),
     "aupr": Metric("aupr", "AUPR", 1),
     "fpr95": Metric("fpr95", "FPR95", -1),
+}
+_WRONG = {
+    "auroc": Metric("auroc", "AUROC", 1),
+    "auroc_gain": Metric("auroc_gain", "over max probability"),
+    "aurc": Metric("aurc", "AURC", -1),
+    "prr": Metric("prr", "PRR", 1),
 }
 
 
@@ -51,6 +65,21 @@ def all_detection(results: Results) -> list[dict[str, Any]]:
             "cells": [_with_notes(entry.get(key), of) for key, of in _AREA.items()],
         }
         for entry in results.get("detection") or []
+    ]
+
+
+def wrong_answers(results: Results) -> list[dict[str, Any]]:
+    """Return a row per model, predictor and score: how well it finds that predictor's wrong answers."""
+    return [
+        {
+            **{"model": entry["model"], "score": score_label(entry["score"])},
+            "predictor": predictor_label(entry["predictor"]),
+            "cells": [
+                difference_cell(entry.get(key), of) if key == "auroc_gain" else cell(entry.get(key), of)
+                for key, of in _WRONG.items()
+            ],
+        }
+        for entry in results.get("wrong_answers") or []
     ]
 
 

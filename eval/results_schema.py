@@ -67,6 +67,18 @@ class Detection(Strict):
     aupr: Measured
 
 
+class WrongAnswers(Strict):
+    """How well a score finds the wrong answers of one predictor among all labelled test rows."""
+
+    model: str
+    predictor: str
+    score: str
+    auroc: Measured
+    aurc: Measured
+    prr: Measured = Field(description="prediction-rejection ratio")
+    auroc_gain: Measured | None = Field(description="auroc minus that of max_probability, paired")
+
+
 class Comparison(Strict):
     """A paired difference, metric(a) - metric(b)."""
 
@@ -222,6 +234,7 @@ class Results(Strict):
     seed: int
     models: list[Model]
     rows: list[Row]
+    wrong_answers: list[WrongAnswers] | None = None
     detection: list[Detection]
     comparisons: list[Comparison]
     promises: list[Promise] | None = None
