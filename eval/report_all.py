@@ -10,6 +10,7 @@ from typing import Any
 from vlora.eval.metric_names import FAMILIES, Metric, metric
 from vlora.eval.report_format import (
     Cell,
+    amount,
     cell,
     difference_cell,
     number,
@@ -19,7 +20,7 @@ from vlora.eval.report_format import (
 )
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
-__all__ = ["all_detection", "all_metrics", "promises", "wrong_answers"]
+__all__ = ["all_detection", "all_metrics", "cost_table", "promises", "wrong_answers"]
 
 _SHARE = Metric("share", "share", 0, 1, True)
 _AREA = {
@@ -81,6 +82,16 @@ def wrong_answers(results: Results) -> list[dict[str, Any]]:
         }
         for entry in results.get("wrong_answers") or []
     ]
+
+
+def cost_table(results: Results) -> list[dict[str, Any]]:
+    """Return a row per model and estimator: passes and forward-equivalents per item, tokens, seconds."""
+    rows = []
+    for entry in (results.get("cost") or {}).get("by_estimator") or []:
+        cells = [number(value_of(entry.get("passes")), 1), number(value_of(entry.get("forwards")), 2)]
+        cells += [amount(key, entry.get(key)) for key in ("tokens", "seconds")]
+        rows.append({"model": entry["model"], "name": entry["estimator"].replace("_", " "), "cells": cells})
+    return rows
 
 
 def promises(results: Results) -> list[dict[str, Any]]:
