@@ -191,7 +191,9 @@ def debiased_gaps(count: Array, gap: Array, accuracy: Array) -> Array:
     """
     gap, sd = np.abs(gap), np.sqrt(np.maximum(accuracy * (1 - accuracy), 0.0) / np.maximum(count, 1.0))
     z = np.divide(gap, sd, out=np.zeros_like(gap), where=sd > 0)
-    folded = sd * (2 / np.pi) ** 0.5 * np.exp(-(z**2) / 2) + gap * np.asarray(_ERF(z / 2**0.5), dtype=np.float64)
+    folded = sd * (2 / np.pi) ** 0.5 * np.exp(-(z**2) / 2) + gap * np.asarray(
+        _ERF(z / 2**0.5), dtype=np.float64
+    )
     expected = np.where(sd > 0, folded, gap)
     weight = np.where(count > 1, count, 0.0) / count.sum(axis=1, keepdims=True)
     return np.maximum((weight * (2 * gap - expected)).sum(axis=1), 0.0)

@@ -1,5 +1,7 @@
 """Cost per estimator: shares of batches by hand, and whole evaluations, continued ones included."""
 
+import time
+
 import eval_world
 import pytest
 
@@ -8,6 +10,8 @@ from vlora.eval.report import render_report
 from vlora.eval.report_all import cost_table
 from vlora.eval.results import read_results
 from vlora.eval.run import run_eval
+from vlora.eval.sink import Sink
+from vlora.eval.store import ScoreFile
 
 
 def test_vectors_and_items_share_a_pass_equally():
@@ -61,6 +65,7 @@ def test_the_plain_loop_costs_what_its_passes_say(world, tmp_path):
     assert draws["tokens"] == 4 * mean["tokens"]
     # every choice of this task is its own row at worst, so a pass reads each prompt one to three times
     assert 1 <= mean["forwards"] <= 3.5 and draws["forwards"] == pytest.approx(4 * mean["forwards"], abs=1e-3)
+    assert min(r["seconds"] for r in found.values()) > 0
     assert 4 <= linear["forwards"] <= 6  # one forward and three backward passes, with padding
     assert sum(r["tokens"] for r in found.values()) == pytest.approx(results["cost"]["forward_tokens"], abs=2)
     assert sum(r["seconds"] for r in found.values()) == pytest.approx(
@@ -96,3 +101,15 @@ def test_texts_share_their_pass_with_the_mean(world, tmp_path):
     mean, draws = found["first", "mean"], found["first", "draws"]
     assert (mean["passes"], draws["passes"]) == (1, 4)
     assert mean["forwards"] == 1 and draws["forwards"] == 4  # equal lengths, nothing padded or shared
+
+
+def test_scores_taken_inside_a_timed_block_carry_its_time(tmp_path):
+    file = ScoreFile(tmp_path / "a.jsonl", {}, {})
+    sink = Sink(["a", "b"], ["mean"], file=file, layouts=[{}, {}])
+    with sink.timed():
+        time.sleep(0.01)
+        sink.take([0], slice(None), [[[-1.0]]], tokens=4)
+        sink.take([1], slice(None), [[[-2.0]]], tokens=5)
+    first, second = (seconds for _, _, seconds, _ in file.batches)
+    assert first >= 0.01 > second and sink.seconds == pytest.approx(first + second, abs=5e-3)
+    assert ScoreFile(tmp_path / "a.jsonl", {}, {}).batches == file.batches
