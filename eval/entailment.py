@@ -119,6 +119,8 @@ class EntailmentModel:
 
     Attributes:
         failures: Pairs without a verdict so far.
+        judged: Pairs that went through the model so far; those of the cache did not.
+        tokens: Tokens that went through it, padding included.
         contradicts: Whether it tells contradiction from mere absence of entailment.
     """
 
@@ -145,6 +147,7 @@ class EntailmentModel:
         self.contradicts = self._columns[2] is not None
         self._model = model.eval().requires_grad_(False).to(device)
         self._batch_size, self.failures, self._warned = batch_size, 0, False
+        self.judged = self.tokens = 0
         weights = fingerprint_weights(place, revision) or f"{place}@{revision}"
         self._cache = VerdictCache(cache, hashlib.sha256(weights.encode()).hexdigest()) if cache else None
 
@@ -194,6 +197,7 @@ class EntailmentModel:
             max_length=limit,
             return_tensors="pt",
         ).to(self._model.device)
+        self.judged, self.tokens = self.judged + len(pairs), self.tokens + encoded["input_ids"].numel()
         probs = self._model(**encoded).logits.float().softmax(-1).double().cpu().numpy()
         columns = [np.zeros(len(probs)) if column is None else probs[:, column] for column in self._columns]
         return np.stack(columns, axis=1)

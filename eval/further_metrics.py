@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.calibration import bin_index, width_gaps
+from vlora.eval.metrics.calibration import bin_index, debiased_gaps, width_gaps
 from vlora.eval.metrics.classwise import classwise_ece
 from vlora.eval.metrics.crossed import crossed_interval, draw_weights
 from vlora.eval.metrics.decomposition import isotonic_decomposition
@@ -53,6 +53,7 @@ def further_metrics(columns: Mapping[str, Array], resampler: Resampler) -> Metri
     names = (
         f"l2_{NUM_BINS}_equal_width",
         f"debiased_l2_{NUM_BINS}_equal_width",
+        f"debiased_l1_{NUM_BINS}_equal_width",
         f"mce_{NUM_BINS}_equal_width",
     )
     metrics |= _intervals(names, _binned(ranked), resampler, len(order))
@@ -156,7 +157,10 @@ def _selective(columns: Mapping[str, Array]) -> Callable[[Array], Array]:
 
 
 def _binned(columns: Mapping[str, Array]) -> Callable[[Array], Array]:
-    """Root mean square, debiased root mean square and maximum over equal-width bins, ``(b, N)`` to ``(b, 3)``."""
+    """Root mean square, the same debiased, mean debiased, and maximum over equal-width bins.
+
+    Counts ``(b, N)`` to ``(b, 4)``, in the order of their names in :func:`further_metrics`.
+    """
     confidence, correct = columns["confidence"], columns["correct"]
     member = np.eye(NUM_BINS)[bin_index(confidence, NUM_BINS)]
     sums = np.concatenate([member, member * confidence[:, None], member * correct[:, None]], axis=1)
@@ -170,9 +174,11 @@ def _binned(columns: Mapping[str, Array]) -> Callable[[Array], Array]:
         square = (share * np.where(count > 1, gap**2 - noise, 0.0)).sum(axis=1)
         largest = np.where(count >= MIN_BIN, gap, -1.0).max(axis=1)
         plain = (share * gap**2).sum(axis=1)
-        return np.stack(
-            [np.sqrt(plain), np.sqrt(np.maximum(square, 0.0)), np.where(largest < 0, np.nan, largest)], axis=1
+        values = (
+            *(np.sqrt(plain), np.sqrt(np.maximum(square, 0.0)), debiased_gaps(count, gap, accuracy)),
+            np.where(largest < 0, np.nan, largest),
         )
+        return np.stack(values, axis=1)
 
     return statistic
 

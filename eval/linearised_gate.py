@@ -1,8 +1,14 @@
-"""Does the linearised predictive agree with the draws? Measured on the items of an evaluation, with a verdict.
+r"""Does the linearised predictive agree with the draws? Measured on the items of an evaluation, with a verdict.
 
 First order in the weights is exact for a classifier head alone and good for a narrow posterior; it misses curvature,
 among it the product of the two LoRA factors' deviations. Where draws are at hand, both are compared item by item, at
 the width of the draws, also where the predictive itself is made under a prior of its own.
+
+Choices: mutual information and predictive probabilities. Texts: the variance of the log-probability, per token squared
+so that a text's length does not do the ranking, :math:`g^\top \Sigma g / T^2` against :math:`\mathrm{sd}_s^2 / T^2`. A
+variance from few draws is noisy itself: with d degrees of freedom it is :math:`\chi^2_d / d` times the true one. So the
+rank correlation is asked for only as far as an exact variance would reach it, simulated with noise of its own for every
+text.
 """
 
 from collections.abc import Sequence
@@ -12,16 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.uncertainty import mixture_log_probs, mutual_information
 from vlora.eval.records import Record
 from vlora.posterior.ranks import spearman
 
-__all__ = ["Agreement", "linearised_agreement"]
+__all__ = ["Agreement", "TextAgreement", "linearised_agreement", "text_agreement"]
 
 _ITEMS = 1000
 _LEAST_CORRELATION = 0.7
 _MOST_DISTANCE = 0.05
+_MOST_RATIO = 2.0
+_SIMULATIONS = 200
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,75 @@ class Agreement:
         return {**asdict(self), "passed": self.passed}
 
 
+@dataclass(frozen=True)
+class TextAgreement:
+    """Linearised variance of a text's log-probability per token against that of the draws.
+
+    Attributes:
+        items: Texts compared.
+        correlation: Spearman's rank correlation of the two; higher is better, NaN for constants.
+        attainable: What an exact variance would reach against draws as few as these, 5 % quantile.
+        ratio: Mean linearised variance over that of the draws; 1 is best.
+    """
+
+    items: int
+    correlation: float
+    attainable: float
+    ratio: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the ranking and the size of the variances are those of the draws, as far as these can tell."""
+        ordered = self.correlation >= min(_LEAST_CORRELATION, self.attainable)
+        return ordered and 1 / _MOST_RATIO <= self.ratio <= _MOST_RATIO
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"rank correlation of the variance of log p {self.correlation:.2f} (exact ones would reach at least "
+            f"{self.attainable:.2f} with so few draws), variance x {self.ratio:.2f} of the draws', "
+            f"on {self.items} texts"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def text_agreement(
+    records: Sequence[Record], variances: Sequence[float] | Array, num_samples: int
+) -> TextAgreement | None:
+    """Compare both variances on the first texts that have both; None where there are fewer than three.
+
+    Mirrored draws average to the mean to first order, so their variance divides by S and has S / 2 degrees of freedom.
+
+    Args:
+        records: Records of one model, with ``lm``.
+        variances: Of every text the variance of its log-probability to first order, at the width of the draws.
+        num_samples: Posterior draws S.
+    """
+    both = [
+        (variance / record.lm.num_tokens**2, record.lm.nll_std**2 / record.lm.num_tokens**2)
+        for record, variance in zip(records, variances, strict=True)
+        if record.lm is not None and record.lm.nll_std is not None
+    ][:_ITEMS]
+    if len(both) < 3 or num_samples < 2:
+        return None
+    ours, drawn = (np.array(column) for column in zip(*both, strict=True))
+    freedom = num_samples - 1.0
+    if records[0].antithetic:
+        freedom, drawn = num_samples / 2, drawn * (num_samples - 1) / num_samples
+    noise = np.random.default_rng(0).chisquare(freedom, (_SIMULATIONS, len(ours))) / freedom
+    attainable = float(np.quantile([_correlation(ours, ours * row) for row in noise], 0.05))
+    ratio = float(ours.mean() / drawn.mean()) if drawn.mean() > 0 else float("nan")
+    return TextAgreement(len(both), _correlation(ours, drawn), attainable, ratio)
+
+
+def _correlation(left: Array, right: Array) -> float:
+    found = spearman(torch.from_numpy(left), torch.from_numpy(right))
+    return float("nan") if found is None else found
+
+
 def linearised_agreement(
     records: Sequence[Record], covariances: Sequence[Any] | None = None
 ) -> Agreement | None:
@@ -78,10 +156,7 @@ def linearised_agreement(
     found = [_compare(record, covariance) for record, covariance in both]
     ours, drawn, distance = (np.array(column) for column in zip(*found, strict=True))
     ratio = float(ours.mean() / drawn.mean()) if drawn.mean() > 0 else float("nan")
-    correlation = spearman(torch.from_numpy(ours), torch.from_numpy(drawn))
-    return Agreement(
-        len(both), float("nan") if correlation is None else correlation, float(distance.mean()), ratio
-    )
+    return Agreement(len(both), _correlation(ours, drawn), float(distance.mean()), ratio)
 
 
 def _compare(record: Record, covariance: Any) -> tuple[float, float, float]:

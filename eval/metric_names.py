@@ -72,6 +72,10 @@ _CALIBRATION = (
         "the same with the variance of the bins' accuracies taken off",
     ),
     Metric(
+        "debiased_l1_15_equal_width", "ECE, debiased", -1, 3, False,
+        "the ECE with what noise in the bins' accuracies adds taken off",
+    ),
+    Metric(
         "mce_15_equal_width", "Maximum error", -1, 3, False,
         "largest gap of a bin with at least 10 items, 15 bins of equal width",
     ),
@@ -112,6 +116,17 @@ _UNCERTAINTY = (
     Metric("mutual_information", "Mutual information", 0, 3, False, "epistemic part of the entropy, in nats"),
     Metric("variation_ratio", "Variation ratio", 0, 3, False, "share of draws off the majority's answer"),
     Metric("disagreement", "Disagreement", 0, 3, False, "chance that two draws answer differently"),
+    Metric(
+        "chosen_std", "SD of the confidence", 0, 3, False, "over draws, of the chosen answer's probability"
+    ),
+    Metric(
+        "kl_from_mean",
+        "KL from the mean",
+        0,
+        4,
+        False,
+        "divergence of the draws' mixture from the prediction at the mean, in nats: near 0, sampling does nothing",
+    ),
 )
 
 FAMILIES = {

@@ -20,9 +20,11 @@ from vlora.eval.metrics.linearised import logit_variance, softmax_moments
 from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
 from vlora.eval.metrics.temperature import temper, temperature_interval
 from vlora.eval.metrics.uncertainty import (
+    chosen_std,
     disagreement,
     entropy,
     expected_entropy,
+    kl_from_mean,
     mixture_log_probs,
     mutual_information,
     variation_ratio,
@@ -67,7 +69,7 @@ class ChoiceTable(ModelTable):
         self._base_entropy: Array | None = None
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
-            self._predictives["samples"] = self._from_samples(samples, records[0].antithetic)
+            self._predictives["samples"] = self._from_samples(samples, at_mean, records[0].antithetic)
         covariances = _covariances(records, width)
         if covariances is not None:
             moments = softmax_moments(at_mean, covariances)
@@ -192,13 +194,17 @@ class ChoiceTable(ModelTable):
             columns["kl_to_truth"][known] = kl_to_truth(self._truth[known], log_probs[known])
         return Predictive(log_probs, columns, temperature)
 
-    def _from_samples(self, samples: Array, antithetic: bool) -> Predictive:
-        """The mixture of the draws with the split of its entropy."""
-        split = {"expected_entropy": expected_entropy(samples)}
+    def _from_samples(self, samples: Array, at_mean: Array, antithetic: bool) -> Predictive:
+        """The mixture of the draws with the split of its entropy, and how far the draws are from the mean."""
+        split = {
+            "expected_entropy": expected_entropy(samples),
+            "kl_from_mean": kl_from_mean(samples, at_mean),
+        }
         if len(samples) > 1:
             split["mutual_information"] = mutual_information(samples, antithetic=antithetic)
             split["variation_ratio"] = variation_ratio(samples)
             split["disagreement"] = disagreement(samples)
+            split["chosen_std"] = chosen_std(samples)
         return self._predictive(mixture_log_probs(samples), None, **split)
 
     def _tempered(self, predictive: Predictive, held_out: IntArray, resampler: Resampler) -> Predictive:

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlora.errors import DataError, OutputError
-from vlora.eval.report_all import all_detection, all_metrics, promises
+from vlora.eval.report_all import all_detection, all_metrics, cost_table, promises, wrong_answers
 from vlora.eval.report_figures import figure_blocks, mistake_blocks
 from vlora.eval.report_format import amount, number, value_of
 from vlora.eval.report_headline import findings, headline
@@ -151,6 +151,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "main": main_table(results, best),
         "everything": all_metrics(results),
         "all_detection": all_detection(results),
+        "wrong_answers": wrong_answers(results),
         "promises": promises(results),
         "groups": group_tables(results),
         "has_unscored": bool(unscored),
@@ -158,7 +159,8 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "comparisons": comparison_tables(results),
         "figures": figures,
         "mistakes": mistake_blocks(results),
-        "cost": [(_plain_key(k), amount(k, v)) for k, v in _flat(results.get("cost"))],
+        "cost": [(_plain_key(k), amount(k, v)) for k, v in _flat(results.get("cost")) if k != "by_estimator"],
+        "cost_table": cost_table(results),
         "versions": [(k, str(v)) for k, v in _flat(results.get("versions"))],
         "hardware": [(_plain_key(k), amount(k, v)) for k, v in _flat(results.get("hardware"))],
         "settings": _yaml(results.get("settings")),

@@ -8,16 +8,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlora.eval.metric_names import FAMILIES, Metric, metric
-from vlora.eval.report_format import Cell, cell, number, predictor_label, score_label, value_of
+from vlora.eval.report_format import (
+    Cell,
+    amount,
+    cell,
+    difference_cell,
+    number,
+    predictor_label,
+    score_label,
+    value_of,
+)
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
-__all__ = ["all_detection", "all_metrics", "promises"]
+__all__ = ["all_detection", "all_metrics", "cost_table", "promises", "wrong_answers"]
 
 _SHARE = Metric("share", "share", 0, 1, True)
 _AREA = {
     "auroc": Metric("auroc", "AUROC", 1),
     "aupr": Metric("aupr", "AUPR", 1),
     "fpr95": Metric("fpr95", "FPR95", -1),
+}
+_WRONG = {
+    "auroc": Metric("auroc", "AUROC", 1),
+    "auroc_gain": Metric("auroc_gain", "over max probability"),
+    "aurc": Metric("aurc", "AURC", -1),
+    "prr": Metric("prr", "PRR", 1),
 }
 
 
@@ -52,6 +67,31 @@ def all_detection(results: Results) -> list[dict[str, Any]]:
         }
         for entry in results.get("detection") or []
     ]
+
+
+def wrong_answers(results: Results) -> list[dict[str, Any]]:
+    """Return a row per model, predictor and score: how well it finds that predictor's wrong answers."""
+    return [
+        {
+            **{"model": entry["model"], "score": score_label(entry["score"])},
+            "predictor": predictor_label(entry["predictor"]),
+            "cells": [
+                difference_cell(entry.get(key), of) if key == "auroc_gain" else cell(entry.get(key), of)
+                for key, of in _WRONG.items()
+            ],
+        }
+        for entry in results.get("wrong_answers") or []
+    ]
+
+
+def cost_table(results: Results) -> list[dict[str, Any]]:
+    """Return a row per model and estimator: passes and forward-equivalents per item, tokens, seconds."""
+    rows = []
+    for entry in (results.get("cost") or {}).get("by_estimator") or []:
+        cells = [number(value_of(entry.get("passes")), 1), number(value_of(entry.get("forwards")), 2)]
+        cells += [amount(key, entry.get(key)) for key in ("tokens", "seconds")]
+        rows.append({"model": entry["model"], "name": entry["estimator"].replace("_", " "), "cells": cells})
+    return rows
 
 
 def promises(results: Results) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from vlora.eval.promises import check_promises
 from vlora.eval.records import Record
 from vlora.eval.tables import ALL, ModelTable, Resampler
 from vlora.eval.token_predictions import TokenTable
+from vlora.eval.wrong_answers import find_wrong_answers
 from vlora.files import atomic_write
 
 __all__ = ["RESULTS_FORMAT", "build_tables", "compute_results", "read_results", "write_results"]
@@ -73,6 +74,7 @@ def compute_results(
         "seed": seed,
         "models": [dict(model) for model in models or [{"name": table.model} for table in tables]],
         "rows": [row for table in tables for row in _rows(table, resampler)],
+        "wrong_answers": find_wrong_answers(tables, resampler),
         "detection": detect_groups(tables, detect or default_detection(tables), resampler),
         "comparisons": compare_models(tables, resampler),
         "promises": check_promises(tables),

@@ -10,38 +10,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-__all__ = ["SCHEMA_FILE", "Measured", "Model", "Results", "Strict", "open_schema", "results_schema"]
+from vlora.eval.schema_parts import Cost, Measured, Model, Strict, open_schema
+
+__all__ = ["SCHEMA_FILE", "Results", "results_schema"]
 
 SCHEMA_FILE = Path(__file__).parent / "results.schema.json"
 """The published schema."""
-
-
-class Strict(BaseModel):
-    """A part that holds what is described and nothing else."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Measured(Strict):
-    """A number with its 95 % interval; null stands for what is not defined."""
-
-    value: float | None
-    low: float | None = Field(description="2.5 % quantile of the bootstrap over items")
-    high: float | None = Field(description="97.5 % quantile")
-    n: int = Field(description="items (documents for language modelling) that were resampled")
-    tokens: int | None = None
-    infinite: int | None = Field(None, description="infinite items; value is null then")
-    finite_mean: float | None = Field(None, description="mean of the other items")
-    floor: float | None = Field(None, description="mean of the error for a perfectly calibrated model")
-    floor_high: float | None = Field(None, description="95 % quantile of the same")
-    chance: float | None = Field(None, description="value of a score that knows nothing")
-    resamples: int | None = Field(None, description="resamples behind the interval where not num_bootstrap")
-    item_error: float | None = Field(None, description="standard error from the items")
-    draw_error: float | None = Field(None, description="standard error from the posterior draws")
-    crossed_low: float | None = Field(None, description="interval over new items and new draws")
-    crossed_high: float | None = None
 
 
 class Row(Strict):
@@ -65,6 +41,18 @@ class Detection(Strict):
     auroc: Measured
     fpr95: Measured
     aupr: Measured
+
+
+class WrongAnswers(Strict):
+    """How well a score finds the wrong answers of one predictor among all labelled test rows."""
+
+    model: str
+    predictor: str
+    score: str
+    auroc: Measured
+    aurc: Measured
+    prr: Measured = Field(description="prediction-rejection ratio")
+    auroc_gain: Measured | None = Field(description="auroc minus that of max_probability, paired")
 
 
 class Comparison(Strict):
@@ -203,13 +191,6 @@ class Figures(Strict):
     unanswerable: list[Answer]
 
 
-class Model(BaseModel):
-    """One evaluated model; what is known of it may be more."""
-
-    model_config = ConfigDict(extra="allow")
-    name: str
-
-
 class Results(Strict):
     """``results.json`` of ``vlora eval``, format 1."""
 
@@ -222,11 +203,12 @@ class Results(Strict):
     seed: int
     models: list[Model]
     rows: list[Row]
+    wrong_answers: list[WrongAnswers] | None = None
     detection: list[Detection]
     comparisons: list[Comparison]
     promises: list[Promise] | None = None
     figures: Figures
-    cost: dict[str, Any] | None = None
+    cost: Cost | None = None
     settings: dict[str, Any] | None = None
     versions: dict[str, Any] | None = None
     hardware: dict[str, Any] | None = None
@@ -238,27 +220,6 @@ class Results(Strict):
 def results_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of ``results.json``, open to keys that it does not know."""
     return open_schema(Results)
-
-
-def open_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a type, open to keys that it does not know."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_opened(model.model_json_schema())}
-
-
-def _opened(part: Any) -> Any:
-    """The schema without the ban on other keys and without titles made from names."""
-    if isinstance(part, dict):
-        dropped = (
-            ("title", "additionalProperties") if part.get("additionalProperties") is False else ("title",)
-        )
-        kept = {key: value for key, value in part.items() if key not in dropped or not _is_annotation(value)}
-        return {key: _opened(value) for key, value in kept.items()}
-    return [_opened(value) for value in part] if isinstance(part, list) else part
-
-
-def _is_annotation(value: Any) -> bool:
-    """Whether a key is the schema's own and not a property of that name."""
-    return isinstance(value, (str, bool))
 
 
 if __name__ == "__main__":

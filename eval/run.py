@@ -170,4 +170,5 @@ def _cost(evaluation: Evaluation, facts: Sequence[dict[str, Any]], seconds: floa
         "items": len(evaluation.items),
         "peak_memory_bytes": max([peak_memory_bytes(), *(fact["peak_memory_bytes"] for fact in facts)]),
         "seconds_by_model": {name: fact["seconds"] for name, fact in zip(names, facts, strict=True)},
+        "by_estimator": [row for fact in facts for row in fact["estimators"]],
     }

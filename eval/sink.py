@@ -71,6 +71,7 @@ class Sink:
             if draw in self._known:
                 self._known[draw] = dict(scores)
         self._unwritten = [0.0, 0.0]
+        self._since: float | None = None
 
     def wants(self, items: Sequence[int], part: slice = slice(None)) -> bool:
         """Whether any of these items lacks a score under any of these vectors."""
@@ -84,6 +85,7 @@ class Sink:
             OutputError: The file cannot be written.
         """
         self.spent(tokens=tokens)
+        self._lap()
         draws = self._part(part)
         rows = [
             [value] if self.whole else _plain(value) if isinstance(value, Tensor) else value
@@ -112,10 +114,20 @@ class Sink:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the time inside the block."""
-        start = time.perf_counter()
-        yield
-        self.spent(seconds=time.perf_counter() - start)
+        """Count the time inside the block; what is taken inside it is kept with the time until then."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._lap()
+            self._since = None
+
+    def _lap(self) -> None:
+        """Count the time since the timed block began, or since the last lap in it."""
+        if self._since is not None:
+            now = time.perf_counter()
+            self.spent(seconds=now - self._since)
+            self._since = now
 
     def result(self, item: int) -> list[Any]:
         """Scores of one item under every vector, in their order."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora.errors import OutputError
+from vlora.eval.costs import Batch
 
 __all__ = ["ASIDE", "FORMAT", "ScoreFile", "ScoreStore", "content_key"]
 
@@ -81,6 +82,7 @@ class ScoreFile:
         damaged: Lines that could not be read.
         seconds: Time that went into what is there.
         tokens: Tokens that went into it.
+        batches: Draws, items, seconds and tokens of every finished batch.
         names: Item hash -> name for people.
     """
 
@@ -89,6 +91,7 @@ class ScoreFile:
         self.scores: dict[str, dict[str, Any]] = {}
         self.layouts: dict[str, dict[str, Any]] = {}
         self.damaged, self.seconds, self.tokens = 0, 0.0, 0.0
+        self.batches: list[Batch] = []
         self._header = {"format": FORMAT, "content": content}
         self._synced = -math.inf
         self._end = 0  # bytes up to the last whole line
@@ -181,6 +184,7 @@ class ScoreFile:
                 self.scores.setdefault(draw, {})[item] = value
         self.seconds += line["seconds"]
         self.tokens += line["tokens"]
+        self.batches.append((line["draws"], line["items"], line["seconds"], line["tokens"]))
 
 
 def _readable(line: bytes) -> bool:

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vlora.eval.costs import cost_rows, item_tokens, spent_on_scores
 from vlora.eval.environment import peak_memory_bytes
 from vlora.eval.forward import Draws
 from vlora.eval.item_warnings import say_truncated, set_of
 from vlora.eval.linearised import Wanted, linearised_name
-from vlora.eval.linearised_gate import linearised_agreement
+from vlora.eval.linearised_gate import linearised_agreement, text_agreement
 from vlora.eval.prepare import Evaluation
 from vlora.eval.records import Record
 from vlora.eval.rows import make_records
@@ -89,9 +90,15 @@ def score_subject(
         "seconds": file.seconds,
         "forward_tokens": round(file.tokens),
         "peak_memory_bytes": peak_memory_bytes(),
+        "estimators": _costs(evaluation, subject, file, sink.draws, records),
     }
     drawn = None if linearised is None else linearised[1]
-    agreement = linearised_agreement(records, drawn) if drawn is not None else None
+    agreement = None
+    if drawn is not None and records[0].lm is not None:
+        variances = [covariance[0][0] for covariance in drawn]
+        agreement = text_agreement(records, variances, evaluation.num_samples(subject))
+    elif drawn is not None:
+        agreement = linearised_agreement(records, drawn)
     if agreement is not None:
         facts["linearised"] = agreement.describe()
         if not agreement.passed:
@@ -126,9 +133,25 @@ def _linearised(
 
     Measured where the file lacks it; None if not asked for.
     """
+    wanted = _wanted_covariances(evaluation, subject)
+    if not wanted:
+        return None
+    sink = Sink(evaluation.item_keys, list(wanted), file=file, who=f"model {subject.name!r}")
+    items = range(len(evaluation.items))
+    if sink.wants(items):
+        sink.layouts = _layouts(evaluation.scorer)
+        with evaluation.host.wearing(subject.posterior) as model:
+            evaluation.scorer.linearise(model, _by_kind(list(wanted.values())), sink)
+    found = [sink.result(item) for item in items]
+    drawn = [own[-1] for own in found] if evaluation.num_samples(subject) else None
+    return [own[0] for own in found], drawn
+
+
+def _wanted_covariances(evaluation: Evaluation, subject: Subject) -> dict[str, tuple[Posterior, Kind]]:
+    """Name in the store -> posterior and kind of every covariance that is used; none where none is asked for."""
     posterior = subject.posterior
     if not evaluation.config.linearised or posterior is None or subject.kind != "posterior":
-        return None
+        return {}
     kind = evaluation.config.linearised_kind
     wanted: dict[str, tuple[Posterior, Kind]] = {}
     if subject.prior is None:
@@ -138,21 +161,28 @@ def _linearised(
     if evaluation.num_samples(subject):  # draws have no directions, so they are compared without
         own: Kind = "independent" if kind == "leading" else kind
         wanted[linearised_name(posterior, own)] = posterior, own
-    sink = Sink(evaluation.item_keys, list(wanted), file=file, who=f"model {subject.name!r}")
-    items = range(len(evaluation.items))
-    if sink.wants(items):
-        sink.layouts = _layouts(evaluation.scorer)
-        with evaluation.host.wearing(posterior) as model:
-            evaluation.scorer.linearise(model, _by_kind(list(wanted.values())), sink)
-    found = [sink.result(item) for item in items]
-    drawn = [own[-1] for own in found] if evaluation.num_samples(subject) else None
-    return [own[0] for own in found], drawn
+    return wanted
 
 
 def _by_kind(wanted: Sequence[tuple[Posterior, Kind]]) -> list[Wanted]:
     """Posteriors of one kind together, in their order, so that gradients are rotated once for both."""
     kinds: dict[Kind, None] = dict.fromkeys(kind for _, kind in wanted)
     return [Wanted([one for one, own in wanted if own == kind], kind) for kind in kinds]
+
+
+def _costs(
+    evaluation: Evaluation, subject: Subject, file: ScoreFile, draws: Sequence[str], records: Sequence[Record]
+) -> list[dict[str, Any]]:
+    """Rows of ``cost.by_estimator``: what the scores behind these records took, whichever run paid for them."""
+    prompted = evaluation.config.data.prompt is not None
+    whole = 0
+    for key, record in zip(evaluation.item_keys, records, strict=True):
+        layout = file.layouts[key]
+        texts = [record.lm.num_tokens] if record.lm is not None and prompted else []
+        whole += item_tokens(layout["prompt"], layout["lengths"] or texts)
+    names = [*draws, *_wanted_covariances(evaluation, subject)]
+    spent = spent_on_scores(file.batches, names, evaluation.item_keys)
+    return cost_rows(subject.name, spent, len(records), whole)
 
 
 def _prior_name(subject: Subject, kind: Kind) -> str:

@@ -26,6 +26,7 @@ _CERTAINTY = {
     **{"mean_confidence": "confidence", "confident_share": "confident_share", "entropy": "entropy"},
     **{"expected_entropy": "expected_entropy", "mutual_information": "mutual_information"},
     **{"variation_ratio": "variation_ratio", "disagreement": "disagreement"},
+    **{"chosen_std": "chosen_std", "kl_from_mean": "kl_from_mean"},
 }
 _RANKED = (
     *("ece_15_equal_width", "ece_15_equal_mass", "auroc_correctness", "aurc", "excess_aurc"),

@@ -17,6 +17,7 @@ from vlora.errors import DataError
 from vlora.eval.entailment import Judge
 from vlora.eval.generate import Answer, Decoding, answer_noise, generate_answers
 from vlora.eval.generation.config import GenerationConfig
+from vlora.eval.generation.costs import Meter
 from vlora.eval.generation.drafts import Draft, Scored, chances, judged_answer, pooled
 from vlora.eval.generation.grading import grade, is_attempt
 from vlora.eval.generation.meaning import find_meaning
@@ -30,7 +31,11 @@ __all__ = ["Collector"]
 
 
 class Collector:
-    """Everything that is needed to turn questions into records of one model."""
+    """Everything that is needed to turn questions into records of one model.
+
+    Attributes:
+        meter: Counts what the steps cost.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class Collector:
     ) -> None:
         self._config, self._encoder, self._voices = config, encoder, voices
         self._decline, self._judge = decline, judge
+        self.meter = Meter()
         self._pad = int(voices.host.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         self._tokens = config.batch_tokens or voices.host.batch_tokens
         self._vocabulary = int(voices.host.model.config.get_text_config().vocab_size)
@@ -79,10 +85,12 @@ class Collector:
         if not asked:
             return
         for number in range(1 if self._voices.has_mean else self._voices.num_draws):
-            with self._voices.mean() if self._voices.has_mean else self._voices.draw(number) as model:
+            voice = self._voices.mean() if self._voices.has_mean else self._voices.draw(number)
+            with voice as model, self.meter.running("answer", model) as spent:
                 found = generate_answers(
                     model, [draft.prompt for draft in asked], self._decoding, pad_id=self._pad
                 )
+                spent.add(len(asked))
             for draft, (answer,) in zip(asked, found, strict=True):
                 draft.candidates.append(answer)
 
@@ -99,15 +107,18 @@ class Collector:
             ]
             room = self._encoder.limit - count  # a prompt that came with a long answer may leave none
             prompts = [draft.prompt[-room:] for draft in drafts]
-            with self._voices.draw(draw) as model:
+            with self._voices.draw(draw) as model, self.meter.running("samples", model) as spent:
                 found = generate_answers(model, prompts, self._decoding, noise=noise, pad_id=self._pad)
+                spent.add(len(drafts) * self._per_draw)
             for draft, answers in zip(drafts, found, strict=True):
                 draft.sampled += [(draw, answer) for answer in answers]
 
-    def _score(self, model: nn.Module, rows: Sequence[Row]) -> list[TokenScore]:
-        found = score_rows(
-            model, rows, pad_id=self._pad, max_tokens=self._tokens, vocabulary=self._vocabulary
-        )
+    def _score(self, model: nn.Module, rows: Sequence[Row], step: str) -> list[TokenScore]:
+        with self.meter.running(step, model) as spent:
+            found = score_rows(
+                model, rows, pad_id=self._pad, max_tokens=self._tokens, vocabulary=self._vocabulary
+            )
+            spent.add(len(rows))
         if any(np.isnan(score.log_probs).any() for score in found):
             raise DataError(
                 f"model {self._voices.speaker.name!r} gives NaN instead of probabilities; check its weights and those "
@@ -121,9 +132,9 @@ class Collector:
         under: list[list[TokenScore]] = []
         for draw in range(self._voices.num_draws):
             with self._voices.draw(draw) as model:
-                under.append(self._score(model, rows))
+                under.append(self._score(model, rows, "rescoring"))
         with self._voices.mean() as model:
-            at_mean = self._score(model, rows) if self._voices.has_mean else None
+            at_mean = self._score(model, rows, "rescoring") if self._voices.has_mean else None
             states = self._states(model, drafts)
         start, records = 0, []
         for draft, own in zip(drafts, states, strict=True):
@@ -146,7 +157,9 @@ class Collector:
         rows = [
             Row(d.prompt, ids) for d in drafts for ids in dict.fromkeys(tuple(a.ids) for _, a in d.sampled)
         ]
-        states = last_states(model, rows, pad_id=self._pad, max_tokens=self._tokens)
+        with self.meter.running("eigenscore", model) as spent:
+            states = last_states(model, rows, pad_id=self._pad, max_tokens=self._tokens)
+            spent.add(len(rows))
         place = {(row.prompt, row.answer): number for number, row in enumerate(rows)}
         return [
             eigenscore(states[[place[d.prompt, tuple(answer.ids)] for _, answer in d.sampled]])
@@ -172,10 +185,10 @@ class Collector:
         columns = []
         for draw in range(self._voices.num_draws):
             with self._voices.draw(draw) as model:
-                columns.append(chances(self._score(model, rows)))
+                columns.append(chances(self._score(model, rows, "p_true")))
         if self._voices.has_mean:
             with self._voices.mean() as model:
-                mean = chances(self._score(model, rows))
+                mean = chances(self._score(model, rows, "p_true"))
         else:
             mean = np.mean(columns, axis=0).tolist()
         return [(mean[i], [column[i] for column in columns]) for i in range(len(drafts))]
@@ -193,9 +206,10 @@ class Collector:
         texts = [self._encoder.text(scored.pool[number]) for number in order]
         place = {scored.pool[number]: index for index, number in enumerate(order)}
         sampled = [place[tuple(answer.ids)] for _, answer in draft.sampled]
-        meaning = find_meaning(question.question, texts, sampled, self._config.judge, self._judge)
         said = question.response if question.response is not None else texts[0]
-        attempted, correct, failures = self._graded(question, said)
+        with self.meter.judging(self._judge):
+            meaning = find_meaning(question.question, texts, sampled, self._config.judge, self._judge)
+            attempted, correct, failures = self._graded(question, said)
         samples = [
             Sample(draw=draw, pool=index, log_probs=answer.log_probs)
             for (draw, answer), index in zip(draft.sampled, sampled, strict=True)

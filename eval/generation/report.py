@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlora.eval.generation.columns import ALL
+from vlora.eval.generation.costs import NEEDED_BY
 from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.files import atomic_write
 
@@ -77,6 +78,7 @@ def render_answer_report(results: Results) -> str:
         confidences=_confidences(results, models),
         mistakes=[_mistake(row) for row in results.get("mistakes", [])],
         facts=_facts(results),
+        costs=_costs(results, models),
         settings=yaml.safe_dump(results["settings"], sort_keys=False, allow_unicode=True, width=100),
     )
 
@@ -190,7 +192,7 @@ def _confidences(results: Results, models: Sequence[str]) -> dict[str, Any]:
         for row in (row for row in rows if row["model"] == model):
             floor = row["metrics"].get("ece_floor", {}).get("value")
             cells = [_cell(row["metrics"].get(name)) for name in _CONFIDENCE]
-            cells[1]["interval"] = "" if floor is None else f"floor {floor:.3f}"
+            cells[1]["interval"] += "" if floor is None else f" floor {floor:.3f}"
             lines.append(_row(row["confidence"], cells, f"T = {row['temperature']:.3g}"))
         if lines:
             blocks.append({"title": model, "rows": lines})
@@ -208,6 +210,24 @@ def _mistake(row: Mapping[str, Any]) -> dict[str, str]:
         "disagreement": "–" if spread is None else f"{spread:.2f}",
         "group": row["group"],
     }
+
+
+def _costs(results: Results, models: Sequence[str]) -> dict[str, Any]:
+    """What every step took, of every model."""
+    rows, blocks = results.get("cost", {}).get("by_estimator") or [], []
+    for model in models:
+        lines = []
+        for row in (row for row in rows if row["model"] == model):
+            forwards = "–" if row["forwards"] is None else f"{row['forwards']:.2f}"
+            tokens = f"{row['tokens']:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+            texts = (f"{row['passes']:.1f}", forwards, tokens, f"{row['seconds']:.1f} s")
+            cells = [{"text": text, "interval": "", "shade": None} for text in texts]
+            needed = NEEDED_BY.get(row["estimator"], "")
+            lines.append(_row(row["estimator"].replace("_", " "), cells, f"for {needed}" if needed else ""))
+        if lines:
+            blocks.append({"title": model, "rows": lines})
+    heads = ["passes per question", "forward-equivalents per question", "tokens", "time"]
+    return {"first": "step", "columns": heads, "blocks": blocks, "caption": ""}
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

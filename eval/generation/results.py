@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.compare_parts import ratio_of
 from vlora.eval.generation.columns import AnswerTable, Resampler, default_detection, number, plain_number
 from vlora.eval.generation.confidence import sharpen
 from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.eval.generation.records import AnswerRecord
-from vlora.eval.metrics.abstention import abstention_scores, penalties
+from vlora.eval.metrics.abstention import penalties
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.calibration import calibration, calibration_floor
+from vlora.eval.metrics.calibration import calibration, calibration_floor, width_gaps
 from vlora.eval.metrics.intervals import (
     Counts,
+    Interval,
     bootstrap,
     bootstrap_mean,
     percentile_interval,
@@ -106,17 +108,35 @@ def _answer_rows(table: AnswerTable, threshold: float, resample: Resampler) -> l
         row: dict[str, Any] = {"model": table.model, "group": group, **counts, "metrics": {}}
         if len(graded):
             attempted, correct = table.attempted[graded], table.correct[graded]
-            scores, drawn = abstention_scores(attempted, correct), resample(len(graded))
+            drawn, right = resample(len(graded)), attempted * correct
             penalised = bootstrap_mean(penalties(attempted, correct, threshold), drawn)
             row["metrics"] = {
                 "correct": number(bootstrap_mean(correct, drawn)),
                 "not_attempted": number(bootstrap_mean(1 - attempted, drawn)),
-                "accuracy_given_attempted": plain_number(scores.accuracy_given_attempted, len(graded)),
-                "f_score": plain_number(scores.f_score, len(graded)),
+                "accuracy_given_attempted": number(_share(right, attempted, drawn)),
+                "f_score": number(_share(2 * right, attempted + 1, drawn)),
                 "penalised_score": number(penalised),
             }
         rows.append(row)
     return rows
+
+
+def _share(numerator: Array, denominator: Array, counts: Counts) -> Interval:
+    """A sum over a sum with its interval, NaN where there is nothing to divide by.
+
+    Right answers over attempts are SimpleQA's accuracy given attempted, and twice the right answers over attempts plus
+    questions their F (:mod:`vlora.eval.metrics.abstention`): the harmonic mean of two shares of one numerator.
+    """
+    statistic = ratio_of(numerator, denominator)
+    value = float(statistic(np.ones((1, len(numerator))))[0])
+    return percentile_interval(value, bootstrap(statistic, counts), len(numerator))
+
+
+def _calibration_error(sure: Array, right: Array, counts: Counts) -> Interval:
+    """Expected calibration error in 15 bins of equal width with its interval."""
+    gaps = width_gaps(sure, right)
+    replicates = bootstrap(lambda weights: np.abs(weights @ gaps).sum(axis=1) / len(sure), counts)
+    return percentile_interval(calibration(sure, right).ece, replicates, len(sure))
 
 
 def _estimator_rows(table: AnswerTable, resample: Resampler) -> list[dict[str, Any]]:
@@ -201,7 +221,7 @@ def _calibration_metrics(
     sure, right, size = confidence[spoken], correct[spoken], len(spoken)
     return found | {
         "brier": number(bootstrap_mean(np.square(sure - right), resample(size))),
-        "ece_15_equal_width": plain_number(calibration(sure, right).ece, size),
+        "ece_15_equal_width": number(_calibration_error(sure, right, resample(size))),
         "ece_floor": plain_number(calibration_floor(sure).mean, size),
     }
 

@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from vlora.config import save_config, to_plain
 from vlora.errors import ConfigError, DataError
+from vlora.eval.costs import Spent
 from vlora.eval.entailment import EntailmentModel
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.generation.collect import Collector
 from vlora.eval.generation.columns import ALL
 from vlora.eval.generation.config import GenerationConfig
+from vlora.eval.generation.costs import answer_costs, merged
 from vlora.eval.generation.files import ANSWER_FORMAT, write_answer_results
 from vlora.eval.generation.meaning import make_judge
 from vlora.eval.generation.questions import Encoder, Question, load_questions
@@ -80,7 +82,10 @@ def run_generation(config: GenerationConfig) -> Path:
         "truncated": truncated,
         "cost": {
             "seconds": time.perf_counter() - start,
-            "seconds_by_model": {name: seconds for name, (_, seconds) in found.items()},
+            "seconds_by_model": {
+                name: sum(s.seconds for s in spent.values()) for name, (_, spent) in found.items()
+            },
+            "by_estimator": [row for own, spent in found.values() for row in answer_costs(own, spent)],
             "questions": len(run.questions),
             "peak_memory_bytes": peak_memory_bytes(),
         },
@@ -197,8 +202,8 @@ def _truncated(run: _Run) -> dict[str, int]:
     return say_truncated(sets, cut, "generation", run.config.data.max_length)
 
 
-def _answer_all(run: _Run, store: AnswerStore) -> dict[str, tuple[list[AnswerRecord], float]]:
-    """Records and seconds of every model."""
+def _answer_all(run: _Run, store: AnswerStore) -> dict[str, tuple[list[AnswerRecord], dict[str, Spent]]]:
+    """Records of every model and what their steps took, in an earlier, killed run too."""
     kept = {s.name: store.load(s.name, run.key(s)) for s in run.speakers}
     if any(kept.values()):
         told = ", ".join(f"{name} {len(found)}" for name, found in kept.items() if found)
@@ -207,17 +212,15 @@ def _answer_all(run: _Run, store: AnswerStore) -> dict[str, tuple[list[AnswerRec
     with tqdm(total=total, unit="question", desc="answer", disable=None) as bar:
         for speaker in run.speakers:
             bar.set_postfix_str(speaker.name)
-            start, records = time.perf_counter(), kept[speaker.name]
+            records = kept[speaker.name]
             bar.update(len(records))
             known = {record.item for record in records}
             missing = [q for q in run.questions if q.item not in known]
             if missing:
                 records = records + _answer(run, speaker, missing, store, bar)
             by_item = {record.item: record for record in records}
-            found[speaker.name] = (
-                [by_item[q.item] for q in run.questions],
-                time.perf_counter() - start,
-            )
+            costs = merged(store.costs(speaker.name, run.key(speaker)), list(by_item))
+            found[speaker.name] = ([by_item[q.item] for q in run.questions], costs)
     return found
 
 
@@ -232,7 +235,7 @@ def _answer(
         for start in range(0, len(questions), config.batch_size):
             chunk = questions[start : start + config.batch_size]
             made = _halving(collector, chunk)
-            store.append(speaker.name, key, made)
+            store.append(speaker.name, key, made, collector.meter.take())
             records += made
             bar.update(len(chunk))
     return records

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlora.eval.results_schema import Measured, Model, Strict, open_schema
+from vlora.eval.schema_parts import Cost, Measured, Model, Strict, open_schema
 
 __all__ = ["SCHEMA_FILE", "AnswerResults", "answers_schema"]
 
@@ -99,7 +99,7 @@ class AnswerResults(Strict):
     detection: list[DetectionRow]
     mistakes: list[Mistake]
     truncated: dict[str, int] | None = Field(None, description="questions whose prompts lost tokens, by set")
-    cost: dict[str, Any]
+    cost: Cost
     settings: dict[str, Any]
     versions: dict[str, Any]
     hardware: dict[str, Any]

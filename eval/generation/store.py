@@ -2,12 +2,14 @@
 
 Beside the output folder ``NAME`` lies ``NAME.work`` with one file a model, one line a question, appended and flushed to
 disk a few questions at a time. Its name holds a hash of everything the answers depend on; a line that a kill cut off is
-dropped. Verdicts of a judge lie in the same folder unless the settings name another.
+dropped. A second file a model says what each few questions cost, written first, so that no answer lacks its cost.
+Verdicts of a judge lie in the same folder unless the settings name another.
 """
 
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from vlora.files import atomic_write
 __all__ = ["AnswerStore"]
 
 _SUFFIX = ".answers.jsonl"
+_COSTS = ".costs.jsonl"
 
 
 class AnswerStore:
@@ -47,15 +50,33 @@ class AnswerStore:
             atomic_write(file, text)
         return found
 
-    def append(self, name: str, key: str, records: Sequence[AnswerRecord]) -> None:
-        """Keep some more answers of a model.
+    def costs(self, name: str, key: str) -> list[tuple[list[str], dict[str, list[float]]]]:
+        """What the answers of a model cost so far: questions and cost of every chunk; a line cut off is left out."""
+        found, file = [], self._costs(name, key)
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                row = json.loads(line)
+                found.append((list(row["items"]), {step: list(cost) for step, cost in row["cost"].items()}))
+        return found
+
+    def _costs(self, name: str, key: str) -> Path:
+        return self.file(name, key).with_name(self.file(name, key).name.removesuffix(_SUFFIX) + _COSTS)
+
+    def append(
+        self, name: str, key: str, records: Sequence[AnswerRecord], cost: Mapping[str, Sequence[float]]
+    ) -> None:
+        """Keep some more answers of a model, and what they cost together.
 
         Raises:
             OutputError: The place cannot be written.
         """
         file = self.file(name, key)
+        spent = json.dumps({"items": [record.item for record in records], "cost": cost})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._costs(name, key), "a", encoding="utf-8") as target:
+                target.write(f"\n{spent}\n")  # a line that was cut off before ends here
             with open(file, "a", encoding="utf-8") as target:
                 target.write("".join(to_line(record) for record in records))
                 target.flush()
@@ -70,7 +91,7 @@ class AnswerStore:
         if not self.path.is_dir():
             return
         for file in self.path.iterdir():
-            if file.name.endswith(_SUFFIX) or file.name.startswith("verdicts-"):
+            if file.name.endswith((_SUFFIX, _COSTS)) or file.name.startswith("verdicts-"):
                 file.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()

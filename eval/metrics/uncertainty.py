@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, normalised
 
 __all__ = [
+    "chosen_std",
     "disagreement",
     "entropy",
     "expected_entropy",
     "expected_pairwise_kl",
+    "kl_from_mean",
     "mixture_log_probs",
     "mutual_information",
     "variation_ratio",
@@ -139,6 +142,51 @@ def expected_pairwise_kl(sample_log_probs: Any) -> Array:
     total = num_samples * (probs * logs).sum(axis=(0, 2)) - (probs.sum(axis=0) * logs.sum(axis=0)).sum(axis=1)
     mean = np.maximum(total / (num_samples * (num_samples - 1)), 0.0)
     return np.where(mixed, np.inf, mean)
+
+
+def chosen_std(sample_log_probs: Any) -> Array:
+    """Standard deviation over draws of the probability of the chosen class, sd_s p_s(k*) with S - 1.
+
+    The chosen class k* is the most probable one of the mixture, the first of several.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+
+    Returns:
+        Values in [0, sqrt(S / (S - 1)) / 2], shape ``(N,)``; higher is less certain; NaN for a single draw.
+
+    Raises:
+        DataError: Wrong shape, NaN, or rows that do not sum to one.
+    """
+    samples = normalised("sample_log_probs", sample_log_probs, 3)
+    if len(samples) == 1:
+        return np.full(samples.shape[1], np.nan)
+    chosen = mixture_log_probs(samples).argmax(axis=1)
+    return np.exp(samples[:, np.arange(samples.shape[1]), chosen]).std(axis=0, ddof=1)
+
+
+def kl_from_mean(sample_log_probs: Any, mean_log_probs: Any) -> Array:
+    """Divergence of the mixture of draws from the prediction at the posterior mean, KL(p_bar || p_mean).
+
+    Whether sampling does anything: where it is near 0 everywhere, the draws predict what the mean does.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+        mean_log_probs: Log-probabilities at the mean, shape ``(N, K)``.
+
+    Returns:
+        Nats >= 0, shape ``(N,)``; infinite where the mean rules a choice out that a draw allows.
+
+    Raises:
+        DataError: Shapes differ, NaN, or rows that do not sum to one.
+    """
+    mixture = mixture_log_probs(sample_log_probs)
+    at_mean = normalised("mean_log_probs", mean_log_probs, 2)
+    if at_mean.shape != mixture.shape:
+        raise DataError(f"mean_log_probs must have shape {mixture.shape} as the draws, got {at_mean.shape}")
+    with np.errstate(invalid="ignore"):  # -inf - -inf, masked
+        log_ratio = np.where(np.isneginf(mixture), 0.0, mixture - at_mean)
+    return np.maximum((np.exp(mixture) * log_ratio).sum(axis=1), 0.0)
 
 
 def variation_ratio(sample_log_probs: Any) -> Array:

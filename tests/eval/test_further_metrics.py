@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_results import arrays, make_model, metrics_of
 
-from vlora.eval.metrics.calibration import calibration, debiased_l2
+from vlora.eval.metrics.calibration import calibration, debiased_l1, debiased_l2
 from vlora.eval.metrics.classwise import classwise_ece
 from vlora.eval.metrics.conformal import conformal_threshold, lac_scores, prediction_sets
 from vlora.eval.metrics.crossed import crossed_bootstrap
@@ -49,6 +49,7 @@ def test_values_are_those_of_the_pure_metrics(records, results, model, predictor
         "smooth_ece": smooth_ece(confidence, correct),
         "l2_15_equal_width": bins.error(2),
         "debiased_l2_15_equal_width": debiased_l2(bins),
+        "debiased_l1_15_equal_width": debiased_l1(bins),
         "mce_15_equal_width": bins.maximum_error(),
         "classwise_ece_15_equal_width": classwise_ece(log_probs, label).mean(),
         "reliability_isotonic": parts.reliability,
@@ -84,7 +85,8 @@ def test_intervals_of_resampled_forms_are_those_of_laid_out_resamples(records):
             *(average_precision(-u, y), fpr_at_tpr(u, 1 - y)),
         ]
         assert selective[row] == pytest.approx(laid_out)
-        assert binned[row] == pytest.approx([bins.error(2), debiased_l2(bins), bins.maximum_error()])
+        expected = [bins.error(2), debiased_l2(bins), debiased_l1(bins), bins.maximum_error()]
+        assert binned[row] == pytest.approx(expected)
 
 
 def test_draws_widen_the_interval_of_the_sampled_predictor_alone(records, results):

@@ -134,6 +134,24 @@ def test_results_hold_every_family_and_the_baselines(done):
     }
 
 
+def test_every_step_has_its_cost(done):
+    rows = {(r["model"], r["estimator"]): r for r in done[1]["cost"]["by_estimator"]}
+    names = ("answer", "samples", "rescoring", "eigenscore", "p_true", "judge")
+    assert set(rows) == {(model, name) for model in ("first", "adamw") for name in names}
+    assert rows["first", "answer"]["passes"] == 1 and rows["first", "samples"]["passes"] == 8
+    assert rows["first", "p_true"]["passes"] == 2 * 5 and rows["adamw", "p_true"]["passes"] == 2 * 2
+    pooled = np.mean([len(r.pool) for r in done[0] if r.model == "first"])
+    assert rows["first", "rescoring"]["passes"] == pytest.approx(5 * pooled, abs=1e-3)
+    assert rows["first", "answer"]["forwards"] >= 1 and rows["first", "judge"]["forwards"] is None
+    assert rows["first", "judge"]["tokens"] == 0  # token F1 reads no model
+    assert rows["first", "rescoring"]["forwards"] > 5
+    seconds = done[1]["cost"]["seconds_by_model"]["first"]
+    assert sum(r["seconds"] for r in rows.values() if r["model"] == "first") == pytest.approx(
+        seconds, abs=0.01
+    )
+    assert "Cost per estimator" in (done[2] / "report.html").read_text()
+
+
 def test_p_true_is_the_share_of_the_first_word(world, done):
     record = next(r for r in done[0] if r.model == "adamw" and r.answer.p_true is not None)
     config = settings(world, "unused")
@@ -185,6 +203,13 @@ def test_a_killed_run_goes_on(world, done, tmp_path, monkeypatch):
     )
     output = run_generation(config)
     assert sum(answered) == 34 - 17 - 4 and not (tmp_path / "o.work").exists()
+    again, whole = (
+        {(r["model"], r["estimator"]): r for r in results["cost"]["by_estimator"]}
+        for results in (json.loads((output / "results.json").read_text()), done[1])
+    )
+    assert {key: row["passes"] for key, row in again.items()} == {
+        k: row["passes"] for k, row in whole.items()
+    }
     text = (output / ANSWERS).read_text().splitlines()
     for line, record in zip(text, done[0], strict=True):
         assert json.loads(line)["item"] == record.item
@@ -263,6 +288,9 @@ def test_an_entailment_judge_clusters_and_its_failures_are_counted(world, tmp_pa
     )
     records = list(read_answers(run_generation(config) / ANSWERS))
     assert {record.clusters_by for record in records} == {"entailment"}
+    costs = json.loads((tmp_path / "o" / "results.json").read_text())["cost"]["by_estimator"]
+    [judged] = [row for row in costs if row["estimator"] == "judge"]
+    assert judged["passes"] > 1 and judged["tokens"] > 34 * judged["passes"] and judged["forwards"] is None
     assert all(record.measured["contradiction"] is not None for record in records)
     assert not (
         tmp_path / "o.work"

@@ -13,8 +13,8 @@ from test_scoring_batched import FORMAT, _choices, _texts
 from vlora.data import Example, RowFormat
 from vlora.errors import ConfigError
 from vlora.eval.linearised import Wanted, linearised_name
-from vlora.eval.linearised_gate import linearised_agreement
-from vlora.eval.records import Record, read_records
+from vlora.eval.linearised_gate import linearised_agreement, text_agreement
+from vlora.eval.records import Record, TokenScores, read_records
 from vlora.eval.results import read_results
 from vlora.eval.run import run_eval
 from vlora.eval.score import build_scorer
@@ -144,6 +144,10 @@ def test_a_whole_evaluation_has_it_beside_the_draws(tmp_path, task):
         spread = np.array([r.lm.nll_std for r in records])
         expected = np.sqrt([r.lm.nll_variance for r in records])
         assert np.corrcoef(spread, expected)[0, 1] > 0.9 and 0.8 < (spread / expected).mean() < 1.2
+        agreement = text_agreement(records, expected**2, 64)
+        assert agreement is not None and agreement.passed and agreement.correlation > 0.8
+        said = read_results(output / "results.json")["models"][0]["summary"]["linearised"]
+        assert said == agreement.describe() and "rank correlation of the variance of log p" in said
         return
     rows = read_results(output / "results.json")["rows"]
     found = {r["predictor"]: r["metrics"] for r in rows if r["model"] == "first" and r["group"] == "all"}
@@ -181,3 +185,41 @@ def test_the_gate_passes_gaussian_logits_and_fails_others():
     assert other is not None and not other.passed and other.correlation < 0
     assert "on 12 items" in other.describe() and other.to_dict()["passed"] is False
     assert linearised_agreement(close[:2]) is None
+
+
+def _measured(tokens, spread, antithetic):
+    zeros = [np.zeros(count) for count in tokens]
+    return [
+        Record(
+            model="m", item=str(number), split="test", group="all", num_tokens=1, antithetic=antithetic,
+            lm=TokenScores(num_tokens=count, nll=1.0, correct=zero, confidence=zero, entropy=zero, nll_std=float(sd)),
+        )
+        for number, (count, sd, zero) in enumerate(zip(tokens, spread, zeros, strict=True))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_the_gate_of_texts_allows_for_the_noise_of_few_draws(antithetic):
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(3, 40, 300)
+    truth = (0.1 * tokens * np.exp(0.5 * rng.normal(size=300))) ** 2
+    noise = rng.normal(size=(300, 4))
+    draws = np.concatenate([noise, -noise], axis=1) if antithetic else rng.normal(size=(300, 8))
+    records = _measured(tokens, np.sqrt(truth) * draws.std(axis=1, ddof=1), antithetic)
+    exact = text_agreement(records, truth, 8)
+    assert exact is not None and exact.passed and exact.items == 300
+    assert exact.ratio == pytest.approx(1, abs=0.15) and abs(exact.correlation - exact.attainable) < 0.05
+    wide, shuffled = text_agreement(records, 3 * truth, 8), text_agreement(records, rng.permutation(truth), 8)
+    assert wide is not None and not wide.passed and wide.ratio == pytest.approx(3 * exact.ratio)
+    assert shuffled is not None and not shuffled.passed and shuffled.correlation < shuffled.attainable
+    assert "on 300 texts" in wide.describe() and wide.to_dict()["passed"] is False
+
+
+def test_the_gate_of_texts_ranks_by_token_and_not_by_length():
+    tokens = np.arange(2, 42)
+    rows = _measured(
+        tokens, tokens * np.linspace(2, 1, 40), False
+    )  # longer texts vary more, and less per token
+    same = text_agreement(rows, (tokens * np.linspace(1, 2, 40)) ** 2, 64)
+    assert same is not None and same.correlation == pytest.approx(-1) and not same.passed
+    assert text_agreement(rows[:2], [1.0, 1.0], 64) is None and text_agreement(rows, [1.0] * 40, 1) is None

@@ -12,9 +12,11 @@ from vlora.eval.metrics.ranking import auroc, average_precision, fpr_at_tpr
 from vlora.eval.metrics.selective import accuracy_at_coverage, aurc, excess_aurc
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import (
+    chosen_std,
     disagreement,
     entropy,
     expected_entropy,
+    kl_from_mean,
     mixture_log_probs,
     mutual_information,
     variation_ratio,
@@ -29,6 +31,7 @@ FURTHER = {
     *(
         "l2_15_equal_width",
         "debiased_l2_15_equal_width",
+        "debiased_l1_15_equal_width",
         "mce_15_equal_width",
         "classwise_ece_15_equal_width",
     ),
@@ -134,7 +137,7 @@ def test_rows_cover_models_predictors_and_groups(results):
     unknown = metrics_of(results, "ivon", "samples", "unknown")
     assert set(unknown) == {
         *("mean_confidence", "confident_share", "entropy", "expected_entropy", "mutual_information"),
-        *("variation_ratio", "disagreement"),
+        *("variation_ratio", "disagreement", "chosen_std", "kl_from_mean"),
     }
     assert "mutual_information" not in metrics_of(results, "plain", "mean", "all")
     assert "expected_entropy" not in metrics_of(results, "ivon", "samples+temperature", "all")
@@ -180,6 +183,9 @@ def test_values_are_those_of_the_metrics(records, results, model, predictor, gro
         expected["mutual_information"] = mutual_information(samples).mean()
         expected["variation_ratio"] = variation_ratio(samples).mean()
         expected["disagreement"] = disagreement(samples).mean()
+        at_mean = arrays(records, model, ("test",), groups)[0]
+        expected["chosen_std"] = chosen_std(samples).mean()
+        expected["kl_from_mean"] = kl_from_mean(samples, at_mean).mean()
     found = metrics_of(results, model, predictor, group)
     further = FURTHER if group == "all" else set()
     assert set(found) - {"temperature"} == set(expected) | further

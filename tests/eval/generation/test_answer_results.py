@@ -9,6 +9,9 @@ from test_answer_estimators import record
 from vlora.errors import DataError
 from vlora.eval.generation.results import compute_answer_results
 from vlora.eval.generation.table import answer_table
+from vlora.eval.metrics.abstention import abstention_scores
+from vlora.eval.metrics.calibration import calibration
+from vlora.eval.metrics.intervals import resample_counts
 from vlora.eval.metrics.rejection import prediction_rejection_ratio
 
 
@@ -64,6 +67,41 @@ def test_declined_answers_and_the_penalty():
     assert answers["metrics"]["not_attempted"]["value"] == pytest.approx(1 / 3)
     assert answers["metrics"]["accuracy_given_attempted"]["value"] == 0.5
     assert answers["metrics"]["penalised_score"]["value"] == pytest.approx((1 - 3) / 3)
+
+
+def test_shares_and_calibration_errors_have_intervals():
+    rng = np.random.default_rng(3)
+    correct = (rng.random(80) < 0.6).astype(float)
+    nlls = rng.uniform(0.05, 2.0, 80)
+    said = rng.random(80) < 0.7
+    rows = [replace(r, attempted=bool(a)) for r, a in zip(made(nlls, correct), said, strict=True)]
+    results = compute_answer_results(rows, num_bootstrap=400, seed=5)
+    metrics = row(results, "answers", group="all")["metrics"]
+    scores = abstention_scores(said.astype(float), correct)
+    counts = resample_counts(80, 400, 5)
+    drawn = [np.repeat(np.arange(80), own) for own in counts]
+    for name in ("accuracy_given_attempted", "f_score"):
+        replicates = [getattr(abstention_scores(said[i].astype(float), correct[i]), name) for i in drawn]
+        low, high = np.quantile(replicates, [0.025, 0.975])
+        found = metrics[name]
+        assert found["value"] == pytest.approx(getattr(scores, name))
+        assert (found["low"], found["high"]) == pytest.approx((low, high)) and low < found["value"] < high
+    sure, right = np.exp(-nlls)[said], correct[said]
+    found = row(results, "confidences", confidence="max_probability")["metrics"]["ece_15_equal_width"]
+    errors = [
+        calibration(sure[i], right[i]).ece
+        for i in (np.repeat(np.arange(len(sure)), own) for own in resample_counts(len(sure), 400, 5))
+    ]
+    assert found["value"] == pytest.approx(calibration(sure, right).ece)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(errors, [0.025, 0.975])))
+
+
+def test_nothing_attempted_has_no_accuracy_and_an_f_of_zero():
+    rows = [replace(r, attempted=False) for r in made([0.1, 0.2], [0.0, 0.0])]
+    metrics = row(compute_answer_results(rows, num_bootstrap=20), "answers", group="all")["metrics"]
+    given = metrics["accuracy_given_attempted"]
+    assert (given["value"], given["low"], given["high"], given["n"]) == (None, None, None, 2)
+    assert (metrics["f_score"]["value"], metrics["f_score"]["high"]) == (0, 0)
 
 
 def test_declined_answers_are_not_ranked():

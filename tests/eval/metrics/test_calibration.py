@@ -1,5 +1,7 @@
 """Calibration errors against published anchors, hand-computed bins, and the simulated floor."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from vlora.eval.metrics.calibration import (
     calibration,
     calibration_floor,
     calibration_gap,
+    debiased_l1,
     debiased_l2,
     mass_ece,
     width_gaps,
@@ -92,6 +95,30 @@ def test_debiased_error_is_smaller_and_clamped():
     calibrated = calibration(confidence, rng.random(300) < confidence)
     assert debiased_l2(calibrated) < calibrated.error(2)
     assert debiased_l2(calibration([0.5] * 10, [0, 1] * 5)) == 0.0
+
+
+def test_debiased_l1_by_hand():
+    # one bin of 4: accuracy 1/2 and confidence 1/2, so sd 1/4 and E|sd Z| = sqrt(2 / pi) / 4 is taken off: below 0
+    assert debiased_l1(calibration([0.5] * 4, [0, 1] * 2)) == 0.0
+    # accuracy 1/2, confidence .9, sd 1/4: E|-.4 + sd Z| of a folded normal
+    z = 0.4 / 0.25
+    folded = 0.25 * math.sqrt(2 / math.pi) * math.exp(-(z**2) / 2) + 0.4 * math.erf(z / math.sqrt(2))
+    assert debiased_l1(calibration([0.9] * 4, [0, 1] * 2)) == pytest.approx(0.8 - folded)
+    # without noise (all right) it is the ECE, and a bin of one counts zero
+    assert debiased_l1(calibration([0.9] * 4, [1] * 4)) == pytest.approx(0.1)
+    assert debiased_l1(calibration([0.9] * 4 + [0.1], [1] * 5)) == pytest.approx(0.4 / 5)
+
+
+def test_debiased_l1_is_the_mean_over_gaussian_accuracies():
+    rng = np.random.default_rng(4)
+    confidence = rng.uniform(0.3, 1.0, 400)
+    bins = calibration(confidence, rng.random(400) < confidence**2)
+    used = bins.count > 1
+    count, accuracy, level = bins.count[used], bins.accuracy[used], bins.confidence[used]
+    sd = np.sqrt(accuracy * (1 - accuracy) / count)
+    drawn = np.abs(accuracy + sd * rng.normal(size=(200_000, len(sd))) - level) @ count / 400
+    assert debiased_l1(bins) == pytest.approx(2 * bins.ece - drawn.mean(), abs=2e-4)
+    assert debiased_l1(bins) < bins.ece
 
 
 def test_floor_has_the_published_size():

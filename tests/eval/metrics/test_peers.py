@@ -9,6 +9,7 @@ import pytest
 
 from vlora.eval.metrics.calibration import calibration, debiased_l2
 from vlora.eval.metrics.classwise import marginal_debiased_l2
+from vlora.eval.metrics.compat import smooth_ece_as
 from vlora.eval.metrics.ranking import auroc, average_precision
 from vlora.eval.metrics.rejection import rejection_area
 from vlora.eval.metrics.selective import aurc
@@ -86,40 +87,15 @@ def test_agreement(ours, case, ours_name, peer, theirs_name, tolerance):
     assert ours[case][ours_name] == pytest.approx(theirs, abs=tolerance)
 
 
-def relplot_rule(f, y):
-    """What relplot 1.0.3 computes: its mesh, its cut kernel, its ends counted once, its ten halvings."""
-
-    def error(sigma):
-        nodes = max(2000, round(20 / sigma)) // 2 + 1
-        grid, shared = np.linspace(0, 1, nodes), np.minimum((f * (nodes - 1)).astype(int), nodes - 2)
-        part = f * (nodes - 1) - shared
-        kernel = np.exp(-((grid - 0.5) ** 2) / (2 * sigma**2))
-        half = nodes // 2
-        seen = np.linspace(0, 1, max(round(10 / sigma), 200))
-        smooth = []
-        for values in (f - y, np.ones(len(f))):
-            mesh = np.bincount(shared, values * (1 - part), nodes)
-            mesh += np.bincount(shared + 1, values * part, nodes)
-            wide = np.convolve(np.concatenate([mesh[::-1][:-1], mesh, mesh[::-1][1:]]), kernel, "valid")
-            smooth.append(np.interp(seen, grid, wide[half : half + nodes]))
-        return np.abs(smooth[0]).sum() / smooth[1].sum()
-
-    low, high = 0.0, 1.0
-    for _ in range(10):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle < error(middle) else (low, middle)
-    return error(high)
-
-
 def test_the_gap_to_relplot_is_its_discretisation():
     for case in ("medium", "small"):
         probs, label = generated_cases()[case]
         theirs, right = FROZEN["relplot"]["cases"][case], (probs.argmax(1) == label).astype(float)
-        assert relplot_rule(probs.max(1), right) == pytest.approx(theirs["smooth_ece"], abs=1e-6)
-        of_class = relplot_rule(probs[:, 0], label == 0)
+        assert smooth_ece_as("relplot", probs.max(1), right) == pytest.approx(theirs["smooth_ece"], abs=1e-6)
+        of_class = smooth_ece_as("relplot", probs[:, 0], label == 0)
         assert of_class == pytest.approx(theirs["smooth_ece_class_0"], abs=1e-6)
     probs, label = generated_cases()["medium"]
     confidence, right = probs.max(1), (probs.argmax(1) == label).astype(float)
-    assert relplot_rule(confidence, right) == pytest.approx(0.160351, abs=6e-7)
+    assert smooth_ece_as("relplot", confidence, right) == pytest.approx(0.160351, abs=6e-7)
     # Every region is over-confident here, so the integral is the plain gap, at any bandwidth.
     assert smooth_ece(confidence, right) == pytest.approx(float((confidence - right).mean()), abs=1e-5)

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from vlora.errors import DataError
 from vlora.eval.metrics.uncertainty import (
+    chosen_std,
     disagreement,
     entropy,
     expected_entropy,
     expected_pairwise_kl,
+    kl_from_mean,
     mixture_log_probs,
     mutual_information,
     variation_ratio,
@@ -122,3 +124,27 @@ def test_bad_input_is_named():
         entropy([[2.0, 1.0]])
     with pytest.raises(DataError, match="holds NaN"):
         entropy([[float("nan"), 0.0]])
+
+
+def test_spread_of_the_chosen_probability_by_hand():
+    draws = np.log([[[0.7, 0.3], [0.2, 0.8]], [[0.5, 0.5], [0.2, 0.8]], [[0.9, 0.1], [0.2, 0.8]]])
+    assert chosen_std(draws) == pytest.approx([0.2, 0.0])  # of .7 .5 .9 with S - 1
+    split = np.log([[[0.6, 0.4]], [[0.1, 0.9]]])  # the mixture chooses the second class: .4 and .9
+    assert chosen_std(split) == pytest.approx([0.5 / 2**0.5])
+    assert np.isnan(chosen_std(draws[:1])).all()
+
+
+def test_divergence_from_the_mean_by_hand():
+    with np.errstate(divide="ignore"):
+        draws, sure = np.log([[[1.0, 0.0]], [[0.5, 0.5]]]), np.log([[1.0, 0.0]])
+    at_mean = np.log([[0.5, 0.5]])
+    expected = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    assert kl_from_mean(draws, at_mean) == pytest.approx([expected])
+    assert np.isinf(kl_from_mean(draws, sure)).all()  # the mean rules out what a draw allows
+    assert kl_from_mean(draws[:1], sure) == pytest.approx([0.0])
+    same = log_softmax(np.random.default_rng(3).normal(size=(1, 6, 4)))
+    assert kl_from_mean(np.repeat(same, 3, axis=0), same[0]) == pytest.approx(np.zeros(6), abs=1e-12)
+    with pytest.raises(
+        DataError, match=r"mean_log_probs must have shape \(6, 4\) as the draws, got \(5, 4\)"
+    ):
+        kl_from_mean(same, same[0, :5])

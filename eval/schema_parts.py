@@ -1,0 +1,81 @@
+"""What the published schemas of results have in common: numbers with intervals, models, costs, and openness."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Cost", "EstimatorCost", "Measured", "Model", "Strict", "open_schema"]
+
+
+class Strict(BaseModel):
+    """A part that holds what is described and nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Measured(Strict):
+    """A number with its 95 % interval; null stands for what is not defined."""
+
+    value: float | None
+    low: float | None = Field(description="2.5 % quantile of the bootstrap over items")
+    high: float | None = Field(description="97.5 % quantile")
+    n: int = Field(description="items (documents for language modelling) that were resampled")
+    tokens: int | None = None
+    infinite: int | None = Field(None, description="infinite items; value is null then")
+    finite_mean: float | None = Field(None, description="mean of the other items")
+    floor: float | None = Field(None, description="mean of the error for a perfectly calibrated model")
+    floor_high: float | None = Field(None, description="95 % quantile of the same")
+    chance: float | None = Field(None, description="value of a score that knows nothing")
+    resamples: int | None = Field(None, description="resamples behind the interval where not num_bootstrap")
+    item_error: float | None = Field(None, description="standard error from the items")
+    draw_error: float | None = Field(None, description="standard error from the posterior draws")
+    crossed_low: float | None = Field(None, description="interval over new items and new draws")
+    crossed_high: float | None = None
+
+
+class Model(BaseModel):
+    """One evaluated model; what is known of it may be more."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+
+class EstimatorCost(Strict):
+    """What one estimator of one model took, per item where it says so."""
+
+    model: str
+    estimator: str
+    passes: float = Field(description="parameter vectors, decodes, scored strings or judged pairs per item")
+    forwards: float | None = Field(
+        description="forward-equivalents per item; null for another model's tokens"
+    )
+    tokens: int = Field(description="tokens through the model, padding included")
+    seconds: float
+
+
+class Cost(BaseModel):
+    """Time, memory and tokens; there may be more."""
+
+    model_config = ConfigDict(extra="allow")
+    by_estimator: list[EstimatorCost] | None = None
+
+
+def open_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a type, open to keys that it does not know."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_opened(model.model_json_schema())}
+
+
+def _opened(part: Any) -> Any:
+    """The schema without the ban on other keys and without titles made from names."""
+    if isinstance(part, dict):
+        dropped = (
+            ("title", "additionalProperties") if part.get("additionalProperties") is False else ("title",)
+        )
+        kept = {key: value for key, value in part.items() if key not in dropped or not _is_annotation(value)}
+        return {key: _opened(value) for key, value in kept.items()}
+    return [_opened(value) for value in part] if isinstance(part, list) else part
+
+
+def _is_annotation(value: Any) -> bool:
+    """Whether a key is the schema's own and not a property of that name."""
+    return isinstance(value, (str, bool))
