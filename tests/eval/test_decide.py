@@ -101,7 +101,10 @@ def test_temperature_is_part_of_the_decision():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"predictor": "both"}, "predictor must be one of samples, mean, linearised, kronecker, got 'both'"),
+        (
+            {"predictor": "both"},
+            "predictor must be one of samples, mean, linearised, kronecker, leading, got 'both'",
+        ),
         ({"temperature": 0}, "temperature must be a number between 0 and inf, got 0"),
         ({"num_samples": -1}, "num_samples must be a whole number, got -1"),
         ({"task": ...}, "no 'task'"),
