@@ -28,7 +28,7 @@ from vlora.merge.update import LoraUpdate, present
 from vlora.merge.weights import Weights
 from vlora.posterior import Posterior
 
-__all__ = ["MODULES", "TOLERANCE", "check_before", "check_written", "chosen_modules"]
+__all__ = ["MODULES", "TOLERANCE", "check_before", "check_written", "chosen_modules", "worst_difference"]
 
 MODULES = 3
 """How many modules are looked at."""
@@ -70,7 +70,9 @@ def check_before(
     modules = chosen_modules(inputs)
     result: Result = {"modules": modules, "tolerance": TOLERANCE}
     result["single"] = _single(inputs, modules, method, options)
-    result["linear"] = _worst("linear", {m: _linear_error(*_counted(inputs, weights, m)) for m in modules})
+    result["linear"] = worst_difference(
+        "linear", {m: _linear_error(*_counted(inputs, weights, m)) for m in modules}
+    )
     if len(inputs.posteriors) < 2:
         return result | {"permutation": "one adapter only"}
 
@@ -78,7 +80,7 @@ def check_before(
         return method.function(updates, shares, rank=rank, **options.of(updates[0].module)).update
 
     errors = {m: _permutation_error(merge, *_counted(inputs, weights, m)) for m in modules}
-    return result | {"permutation": _worst("permutation", errors)}
+    return result | {"permutation": worst_difference("permutation", errors)}
 
 
 def check_written(merged: Posterior, computed: Mapping[str, LoraUpdate]) -> float:
@@ -97,7 +99,7 @@ def check_written(merged: Posterior, computed: Mapping[str, LoraUpdate]) -> floa
     stored = read_inputs([merged], ["the merge"])
     errors = {m: relative_difference(stored.update(0, m), update) for m, update in computed.items()}
     rounding = max(torch.finfo(v.dtype).eps for v in merged.mean.values())
-    return _worst("written", errors, max(TOLERANCE, _STORED_STEPS * rounding))
+    return worst_difference("written", errors, max(TOLERANCE, _STORED_STEPS * rounding))
 
 
 def _single(inputs: Inputs, modules: Sequence[str], method: Method, settings: OptionsByModule) -> float | str:
@@ -111,7 +113,7 @@ def _single(inputs: Inputs, modules: Sequence[str], method: Method, settings: Op
             done = method.function([update], [1.0], rank="keep", **options).update
             own = task_arithmetic([update], [1.0], rank="lossless", scale=factor).update
             errors[f"{update.adapter}, {module}"] = relative_difference(done, own)
-    return _worst("single", errors)
+    return worst_difference("single", errors)
 
 
 def _linear_error(updates: Sequence[LoraUpdate], shares: Sequence[float]) -> float:
@@ -140,7 +142,17 @@ def _counted(inputs: Inputs, weights: Weights, module: str) -> tuple[list[LoraUp
     return [inputs.update(i, module) for i, _ in counted], [w for _, w in counted]
 
 
-def _worst(identity: str, errors: Mapping[str, float], tolerance: float = TOLERANCE) -> float:
+def worst_difference(identity: str, errors: Mapping[str, float], tolerance: float = TOLERANCE) -> float:
+    """The largest difference of an identity.
+
+    Args:
+        identity: Its name.
+        errors: Module or tensor -> relative difference, 0 is best.
+        tolerance: Largest one that passes.
+
+    Raises:
+        IdentityError: It is larger, or not a number.
+    """
     place = max(errors, key=lambda key: errors[key])
     if not errors[place] <= tolerance:  # not a number counts as a failure
         raise IdentityError(

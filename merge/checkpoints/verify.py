@@ -9,7 +9,7 @@ Differences are |X - Y| / sum_t |c_t W_t| in the Frobenius norm, so that weights
 chosen by a fixed rule (:func:`chosen_jobs`). Reading by safetensors shares nothing with the readers of a merge.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vlora.errors import IdentityError
 from vlora.merge.checkpoints.config import MODEL_METHODS, NEEDS_BASE
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
 from vlora.merge.checkpoints.lora_rules import AddLowRank
@@ -26,6 +25,7 @@ from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.checkpoints.rules import Copy, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
+from vlora.merge.identities import worst_difference
 
 __all__ = ["TENSORS", "check_output", "chosen_jobs"]
 
@@ -79,9 +79,11 @@ def check_output(plan: MergePlan, folder: Path) -> dict[str, Any]:
     stored = max(least, *(torch.finfo(DTYPES[job.dtype]).eps for job in jobs))
     return {
         "tensors": [job.name for job in jobs],
-        "single": "holds for adapters" if single is None else _worst("single", single, _STEPS * least),
-        "linear": _worst("linear", linear, _STEPS * stored),
-        "written": _worst("written", written, 0.0),
+        "single": "holds for adapters"
+        if single is None
+        else worst_difference("single", single, _STEPS * least),
+        "linear": worst_difference("linear", linear, _STEPS * stored),
+        "written": worst_difference("written", written, 0.0),
     }
 
 
@@ -170,13 +172,3 @@ def _difference(ours: Tiles, terms: Callable[[range], list[Tensor]]) -> float:
         sizes = sizes + torch.stack([term.square().sum() for term in found])
     size = sizes.sqrt().sum().item()
     return error**0.5 / size if size > 0 else error**0.5
-
-
-def _worst(identity: str, errors: Mapping[str, float], tolerance: float) -> float:
-    place = max(errors, key=lambda key: errors[key])
-    if not errors[place] <= tolerance:  # not a number counts as a failure
-        raise IdentityError(
-            f"golden identity {identity!r} fails in {place}: relative difference {errors[place]:.2g}, expected at most "
-            f"{tolerance:.2g}; nothing was written. Please report it; verify: false merges without the check"
-        )
-    return errors[place]

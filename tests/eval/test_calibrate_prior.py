@@ -3,22 +3,22 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import eval_world
+import linearised_world
 import numpy as np
 import pytest
 import torch
+from linearised_world import GRID, NAME, arrays
 
 from vlora.errors import ConfigError, PosteriorFormatError
-from vlora.eval.calibrate import run_calibration
 from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.prior_precision import linearised_nll
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.predict import Predictor
-from vlora.eval.records import read_records
 from vlora.eval.report import render_report
 from vlora.eval.results import read_results
-from vlora.eval.run import run_eval
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import fitted_prior, under_prior
 from vlora.posterior.lora_layout import split_keys
@@ -26,21 +26,13 @@ from vlora.recipes.calibrate import calibration_table
 from vlora.recipes.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-GRID = [0.5, 5.0, 50.0, 500.0]
-RULES = {"prior_grid": GRID, "alpha": [0.3], "risk": 0.9, "delta": 0.5, "predictor": "linearised"}
-NAME = "first"
+calibrate = partial(linearised_world.calibrate, predictor="linearised")
+evaluated = partial(linearised_world.evaluated, linearised=True)
 
 
 def gram(size, seed):
     half = torch.randn(size, size + 1, generator=torch.Generator().manual_seed(seed))
     return half @ half.T
-
-
-def calibrate(folder, **changes):
-    """Calibrate without draws: the prior and its decisions alone."""
-    rules = {**RULES, **changes.pop("calibration", {})}
-    changes = {"model": str(folder / NAME), "num_samples": 0, "calibration": rules, **changes}
-    return run_calibration(eval_world.config(folder, folder / "c", **changes))
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +48,6 @@ def built(tmp_path_factory):
     replace(posterior, curvature=curvature).save_pretrained(folder / NAME)
     (done,) = calibrate(folder)
     return folder, done
-
-
-def evaluated(folder, output, **changes):
-    changes = {"model": str(folder / NAME), "num_samples": 0, "linearised": True, **changes}
-    run_eval(eval_world.config(folder, output, overwrite=True, **changes))
-    return read_records(output / "records.jsonl"), read_results(output / "results.json")
-
-
-def arrays(records, width=3):
-    """Log-probabilities at the mean, covariances and labels, padded."""
-    log_probs = np.full((len(records), width), -np.inf)
-    covariance = np.zeros((len(records), width, width))
-    for row, record in enumerate(records):
-        size = len(record.log_probs)
-        log_probs[row, :size], covariance[row, :size, :size] = record.log_probs, record.linearised_covariance
-    return log_probs, covariance, [record.label for record in records]
 
 
 @pytest.mark.parametrize(("linearised", "kind"), [(True, "independent"), ("kronecker", "kronecker")])

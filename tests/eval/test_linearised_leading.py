@@ -3,26 +3,25 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import eval_tiny
 import eval_world
+import linearised_world
 import numpy as np
 import pytest
 import stack_cases
 import torch
+from linearised_world import GRID, NAME, arrays
 from test_scoring_batched import FORMAT, _choices, _texts
 
 from vlora.data import RowFormat
 from vlora.errors import ConfigError, PosteriorFormatError
-from vlora.eval.calibrate import run_calibration
 from vlora.eval.linearised import Wanted, linearised_name
 from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.prior_precision import linearised_nll
 from vlora.eval.predict import Predictor
 from vlora.eval.predictive import logit_covariances
-from vlora.eval.records import read_records
-from vlora.eval.results import read_results
-from vlora.eval.run import run_eval
 from vlora.eval.score import build_scorer
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import fitted_prior, under_prior
@@ -32,9 +31,9 @@ from vlora.recipes.calibrate import calibration_table
 from vlora.recipes.inspect import describe
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-GRID = [0.5, 5.0, 50.0, 500.0]
-RULES = {"prior_grid": GRID, "alpha": [0.3], "risk": 0.9, "delta": 0.5, "predictor": "leading"}
-NAME, ROWS = "first", 5
+calibrate = partial(linearised_world.calibrate, predictor="leading")
+evaluated = partial(linearised_world.evaluated, linearised="leading")
+ROWS = 5
 
 
 def directed(posterior: Posterior, seed: int = 0) -> tuple[Posterior, torch.Tensor]:
@@ -43,6 +42,14 @@ def directed(posterior: Posterior, seed: int = 0) -> tuple[Posterior, torch.Tens
     rows = {key: 3 * torch.randn(ROWS, *h.shape, generator=generator) for key, h in posterior.hess.items()}
     flat = torch.cat([rows[key].flatten(1) for key in sorted(rows)], 1).double()
     return replace(posterior, directions=Leading.of([rows], ROWS)), flat.T @ flat
+
+
+def shape_of(fisher: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Covariance with all of F's ROWS directions where everything else has variance 1, and F's last eigenvalue."""
+    values, vectors = torch.linalg.eigh(fisher)
+    last, known = values[-ROWS], vectors[:, -ROWS:]
+    rest = torch.eye(len(fisher), dtype=torch.float64) - known @ known.T
+    return known @ torch.diag(last / values[-ROWS:]) @ known.T + rest, float(last)
 
 
 def jacobian(model, posterior, outputs) -> torch.Tensor:
@@ -65,19 +72,17 @@ def string(model, tokenizer, prompt: str, answer: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", ["llama", "gpt2, biases"])
 def test_covariances_are_those_of_the_dense_matrix_one_by_one(case):
-    """J (F + delta I)^-1 J^T at temperature 1, temperature times the form without a prior, and what is calibrated."""
+    """J Sigma J^T under a prior, at the temperature of training, and what is calibrated."""
     model, posterior = stack_cases.CASES[case]()
     posterior, fisher = directed(posterior)
-    bayes = posterior.at_temperature(1.0).with_prior(4.0)
-    identity = torch.eye(len(fisher), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(fisher)
-    known = vectors[:, -ROWS:]
-    tail = (identity - known @ known.T) / values[-ROWS] + known @ torch.diag(1 / values[-ROWS:]) @ known.T
-    sigmas = [torch.linalg.inv(fisher + 4.0 * identity), posterior.temperature * tail]
-    sigmas += [tail * values[-ROWS] / 9.0]
+    ratios, last = shape_of(fisher)
+    sigmas = [ratios / 4.0, posterior.temperature * ratios / last, ratios / 9.0]
     tokenizer, examples = eval_tiny.tokenizer(), _choices()
     scorer = build_scorer("multiple_choice", examples, tokenizer, FORMAT, model.config)
-    wanted = [Wanted([bayes, posterior, under_prior(posterior, 9.0)], "leading"), Wanted([posterior])]
+    wanted = [
+        Wanted([posterior.with_prior(4.0), posterior, under_prior(posterior, 9.0)], "leading"),
+        Wanted([posterior]),
+    ]
     *found, plain = logit_covariances(scorer, model, wanted)
     np.testing.assert_array_equal(plain, logit_covariances(scorer, model, wanted[1:])[0])
     for row, example in enumerate(examples):
@@ -94,12 +99,11 @@ def test_covariances_are_those_of_the_dense_matrix_one_by_one(case):
 def test_texts_have_the_variance_of_their_log_probability():
     model, posterior = stack_cases.CASES["llama"]()
     posterior, fisher = directed(posterior)
-    bayes = posterior.at_temperature(1.0).with_prior(4.0)
-    sigma = torch.linalg.inv(fisher + 4.0 * torch.eye(len(fisher), dtype=torch.float64))
+    sigma = shape_of(fisher)[0] / 4.0
     tokenizer, examples = eval_tiny.tokenizer(), _texts()
     row_format = RowFormat(prompt="question", append_eos=False)
     scorer = build_scorer("causal_lm", examples, tokenizer, row_format, model.config)
-    (found,) = logit_covariances(scorer, model, [Wanted([bayes], "leading")])
+    (found,) = logit_covariances(scorer, model, [Wanted([under_prior(posterior, 4.0)], "leading")])
     for got, example in zip(found, examples, strict=True):
         own = jacobian(model, posterior, [string(model, tokenizer, example.prompt, example.response)])
         np.testing.assert_allclose(got, (own @ sigma @ own.T).numpy(), rtol=1e-4)
@@ -111,29 +115,6 @@ def test_the_name_in_the_store_tells_directions_apart():
     names = {linearised_name(p, "leading") for p in (one, other)} | {linearised_name(one, "independent")}
     assert len(names) == 3 and linearised_name(one, "leading") == linearised_name(one.scaled(2.0), "leading")
     assert linearised_name(one, "leading", prior=3.0).endswith("_3.0")
-
-
-def calibrate(folder, **changes):
-    """Calibrate without draws: the priors and their decisions alone."""
-    rules = {**RULES, **changes.pop("calibration", {})}
-    changes = {"model": str(folder / NAME), "num_samples": 0, "calibration": rules, **changes}
-    return run_calibration(eval_world.config(folder, folder / "c", **changes))
-
-
-def evaluated(folder, output, **changes):
-    changes = {"model": str(folder / NAME), "num_samples": 0, "linearised": "leading", **changes}
-    run_eval(eval_world.config(folder, output, overwrite=True, **changes))
-    return read_records(output / "records.jsonl"), read_results(output / "results.json")
-
-
-def arrays(records, width=3):
-    """Log-probabilities at the mean, covariances and labels, padded."""
-    log_probs = np.full((len(records), width), -np.inf)
-    covariance = np.zeros((len(records), width, width))
-    for row, record in enumerate(records):
-        size = len(record.log_probs)
-        log_probs[row, :size], covariance[row, :size, :size] = record.log_probs, record.linearised_covariance
-    return log_probs, covariance, [record.label for record in records]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from vlora.ivon.kernels import gradient_norms, product_of_draw
 from vlora.ivon.noise import NoiseTally, controlled
 from vlora.ivon.rounding import is_coarse, realised_product
 from vlora.ivon.sampling import Groups, State, positions
-from vlora.ivon.shards import local, local_state, lowest_of_ranks, sum_of_ranks
+from vlora.ivon.shards import is_sharded, local, local_state, lowest_of_ranks, sum_of_ranks
 from vlora.ivon.state import by_device
 
 __all__ = [
@@ -141,33 +141,35 @@ def finite_norm(entries: Sequence[Entry], groups: Groups) -> float | None:
     Raises:
         TrainingError: If one is not, naming its group and shape.
     """
-    owners = [entry.owner for entry in entries]
-    bad, square = _norm_of_part(entries)
-    bad = lowest_of_ranks(bad, owners)
+    bad, squares = _squares_of_part(entries)
+    bad = lowest_of_ranks(bad, [entry.owner for entry in entries])
     if bad < len(entries):
         _refuse_nonfinite(entries, bad, groups)
         return None
-    size = float(sum(entry.grad.numel() for entry in entries))
-    square, held = sum_of_ranks([square, size], owners)
+    whole = sum(squares[i] for i, entry in enumerate(entries) if not is_sharded(entry.owner))
+    parts = [i for i, entry in enumerate(entries) if is_sharded(entry.owner)]
+    owners = [entries[i].owner for i in parts]
+    size = float(sum(entries[i].grad.numel() for i in parts))
+    square, held = sum_of_ranks([sum(squares[i] for i in parts), size], owners)
     copies = held / max(sum(owner.numel() for owner in owners), 1)  # of every shard that a mesh keeps
-    return math.sqrt(square / max(copies, 1.0))
+    return math.sqrt(whole + square / max(copies, 1.0))
 
 
-def _norm_of_part(entries: Sequence[Entry]) -> tuple[int, float]:
-    """Position of an entry whose gradient, as far as this process holds it, is not finite, and the sum of all squares.
+def _squares_of_part(entries: Sequence[Entry]) -> tuple[int, dict[int, float]]:
+    """Position of an entry whose gradient, as far as this process holds it, is not finite, and the squared norms.
 
     The number of entries if all are finite. One synchronisation for each device.
     """
-    square = 0.0
+    squares: dict[int, float] = {}
     for indices in by_device([entry.grad for entry in entries]):
         norms = gradient_norms([entries[i].grad for i in indices]).tolist()
         for i, norm in zip(indices, norms, strict=True):
             if not math.isfinite(norm):
                 if not entries[i].grad.isfinite().all():
-                    return i, square
+                    return i, squares
                 norm = float(torch.linalg.vector_norm(entries[i].grad, dtype=torch.float64))  # it overflowed
-            square += norm**2
-    return len(entries), square
+            squares[i] = norm**2
+    return len(entries), squares
 
 
 def _refuse_nonfinite(entries: Sequence[Entry], bad: int, groups: Groups) -> None:

@@ -118,7 +118,6 @@ class IVON(DrawingOptimizer):
         if weight_decay is not None and prior_precision is not None:
             raise ConfigError("give IVON weight_decay or prior_precision = ess * weight_decay, not both")
         self._reset()
-        self._norm_watch = NormWatch()
         defaults = {
             "lr": lr, "ess": ess, "hess_init": hess_init, "beta1": beta1, "beta2": beta2,
             "weight_decay": 1e-4 if weight_decay is None else weight_decay, "clip_radius": clip_radius,
@@ -141,7 +140,6 @@ class IVON(DrawingOptimizer):
         """Rebuild what copies and checkpoints do not carry, and complete groups saved by an older version."""
         super().__setstate__(state)
         self._reset()
-        self._norm_watch = NormWatch()
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, copy.copy(value))
@@ -246,13 +244,18 @@ class IVON(DrawingOptimizer):
         restore_storage(self.param_groups, self.state, storage)
         self.eval()
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._norm_watch = NormWatch()
+
     def _update(
         self, entries: list[Entry], norm: float, scale: Tensor | None, averages: DrawAverages | None
     ) -> None:
         """Update the state, then the width of the next draws or the prior where they are not fixed."""
         norm = norm if scale is None else norm / float(scale)
         for group in self.param_groups:
-            set_clip(group, norm)
+            if any(entry.group is group for entry in entries):
+                set_clip(group, norm)
         tally = NoiseTally() if averages is None else averages.tally
         tally.draws = 1 if averages is None else averages.count
         apply_update(self.param_groups, entries, scale, tally)

@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from vlora.errors import PosteriorFormatError
@@ -128,15 +127,12 @@ def fitted_prior(posterior: Posterior, kind: Kind) -> Mapping[str, Any] | None:
 def under_prior(posterior: Posterior, precision: float) -> Posterior:
     """The posterior of the linearised predictive: temperature 1 and this prior precision, ``1 / (N h + precision)``.
 
-    Leading directions are scaled so that what they leave out has the precision, see ``Leading.resting``.
-
     Raises:
         ValueError: The posterior does not know its number of examples N, or the precision is not positive.
     """
     if posterior.meta.num_examples < 1:
         raise ValueError("the posterior records no num_examples, so what the data know (N h) is unknown")
-    bayes, leading = posterior.at_temperature(1.0).with_prior(precision), posterior.directions
-    return bayes if leading is None else replace(bayes, directions=leading.resting(precision))
+    return posterior.at_temperature(1.0).with_prior(precision)
 
 
 def decisions_of(posterior: Posterior) -> Decisions | None:

@@ -13,7 +13,6 @@ the precision of what they leave out, and their own follow in proportion
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -81,9 +80,7 @@ def output_covariances(
         ConfigError: The posterior lacks what the kind needs.
     """
     if kind == "leading":
-        if priors and (leading := posteriors[0].directions) is not None:
-            posteriors = [replace(posteriors[0], directions=leading.resting(one)) for one in priors]
-        return _joint(posteriors, device)
+        return _joint([posteriors[0].with_prior(one) for one in priors] or posteriors, device)
     kronecker = kind == "kronecker"
     if priors:
         spreads = under_priors(posteriors[0], priors, kronecker=kronecker, device=device)

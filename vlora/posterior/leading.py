@@ -2,18 +2,16 @@ r"""A covariance over all tensors of an adapter at once: the directions that the
 
 Independent entries and Kronecker blocks leave out what ties the tensors of different layers together. The Fisher matrix
 of the whole adapter does not fit in memory, but its k leading eigenvectors do. With per-example gradients :math:`g_i`,
-each counted :math:`n_i` times, and a prior precision :math:`\delta` of all weights,
+each counted :math:`n_i` times,
 
 .. math:: F = \sum_i n_i g_i g_i^\top \approx V \,\mathrm{diag}(l)\, V^\top, \qquad
-          \Sigma = (F + \delta I)^{-1} = V \,\mathrm{diag}\frac{1}{l + \delta}\, V^\top
-                   + \frac{1}{\delta} (I - V V^\top)
+          \Sigma = V \,\mathrm{diag}(1 / l)\, V^\top + \tfrac{1}{l_k} (I - V V^\top) :
 
-(Sharma, Azizan and Pavone 2021, arXiv:2102.12567, who find V by a random sketch). Without a prior
-
-.. math:: \Sigma = V \,\mathrm{diag}(1 / l)\, V^\top + \tfrac{1}{l_k} (I - V V^\top) :
-
-what the eigenvectors leave out is as uncertain as the last of them, so there is nothing to choose. The scale of
-:math:`\Sigma` is that of the counted examples, which is temperature 1; :meth:`Leading.resting` chooses another one.
+what the eigenvectors leave out is as uncertain as the last of them. The scale of :math:`\Sigma` is that of the
+counted examples, which is temperature 1; :meth:`Leading.resting` chooses another one by the precision of what is left
+out, which is what a prior does here. After Sharma, Azizan and Pavone 2021 (arXiv:2102.12567), who find V by a random
+sketch and add a prior precision to F instead, :math:`(F + \delta I)^{-1}`: at the :math:`\delta` that held-out rows
+allow, little of F is left (``docs/scoring.md``).
 """
 
 import math
@@ -29,7 +27,7 @@ __all__ = ["Leading"]
 
 _SMALLEST = 1e-10  # of the largest eigenvalue: below, float32 gradients are only noise
 _COLUMNS = 2**14  # entries of every gradient that are held in double precision at a time
-_VALUES, _PRIOR = "eigenvalues", "prior_precision"  # tensors beside the rows of the keys, in a file
+_VALUES = "eigenvalues"  # beside the rows of the keys, in a file
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,11 @@ class Leading:
         keys: Tensors of the adapter in the order in which they were joined.
         vectors: Orthonormal columns, float32 ``(P, k)``, P the entries of all tensors together.
         values: Eigenvalues in falling order, float64 ``(k,)``, in nats per squared weight.
-        prior: Prior precision :math:`\delta` at the scale of the eigenvalues, in 1 / weight^2; None: the last
-            eigenvalue holds for what the eigenvectors leave out.
     """
 
     keys: tuple[str, ...]
     vectors: Tensor
     values: Tensor
-    prior: float | None = None
 
     @classmethod
     def of(cls, gradients: Iterable[Mapping[str, Tensor]], directions: int) -> "Leading":
@@ -100,10 +95,7 @@ class Leading:
         known, found = known.double(), []
         for one in same:
             values = one.values.to(known.device)
-            if one.prior is None:
-                found.append((known / values) @ known.mT + rest / values[-1])
-            else:
-                found.append((known / (values + one.prior)) @ known.mT + rest / one.prior)
+            found.append((known / values) @ known.mT + rest / values[-1])
         return found
 
     def resting(self, precision: float) -> "Leading":
@@ -111,21 +103,20 @@ class Leading:
 
         .. math:: \Sigma = \frac{1}{\alpha} \left( V \,\mathrm{diag}(l_k / l)\, V^\top + I - V V^\top \right),
 
-        with the precision :math:`\alpha`, which is temperature :math:`l_k / \alpha`. It is what is fitted on held-out
-        rows: it keeps how much surer one direction is than another, where a prior precision :math:`\delta` at
-        temperature 1 leaves little of F once it is above l.
+        with the precision :math:`\alpha`, which is temperature :math:`l_k / \alpha`: how much surer one direction is
+        than another stays. It is what is fitted on held-out rows.
 
         Args:
             precision: In 1 / weight^2.
         """
-        return replace(self, values=self.values * (precision / float(self.values[-1])), prior=None)
+        return replace(self, values=self.values * (precision / float(self.values[-1])))
 
     def to(self, device: torch.device | str) -> "Leading":
         """The same on a device."""
         return replace(self, vectors=self.vectors.to(device), values=self.values.to(device))
 
     def tensors(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """As they are stored: key -> ``(k, *tensor)``, ``eigenvalues`` and, under a prior, ``prior_precision``.
+        """As they are stored: key -> ``(k, *tensor)``, and ``eigenvalues``.
 
         Args:
             shapes: Key -> shape of the tensor.
@@ -141,8 +132,7 @@ class Leading:
             )
         rows = self.vectors.T.split(sizes, dim=1)
         found = {key: own.reshape(-1, *shapes[key]) for key, own in zip(self.keys, rows, strict=True)}
-        prior = {} if self.prior is None else {_PRIOR: torch.tensor([self.prior], dtype=torch.float64)}
-        return {**found, _VALUES: self.values, **prior}
+        return {**found, _VALUES: self.values}
 
     @classmethod
     def from_tensors(
@@ -158,7 +148,7 @@ class Leading:
         Raises:
             PosteriorFormatError: Keys, shapes or numbers that cannot be those of this posterior.
         """
-        rows = {key: value for key, value in tensors.items() if key not in (_VALUES, _PRIOR)}
+        rows = {key: value for key, value in tensors.items() if key != _VALUES}
         values = tensors.get(_VALUES)
         if values is None or values.ndim != 1 or not _falling(values):
             raise PosteriorFormatError(
@@ -176,10 +166,7 @@ class Leading:
         joined = _joined(rows, sorted(rows))
         if not bool((joined.norm(dim=1) - 1).abs().max() < 0.01):  # NaN too
             raise PosteriorFormatError(f"{where} holds directions that are not of length 1; copy it again")
-        prior = float(tensors[_PRIOR].double().sum()) if _PRIOR in tensors else None
-        if prior is not None and not 0 < prior < math.inf:
-            raise PosteriorFormatError(f"{where} holds {_PRIOR} {prior}, expected a positive number")
-        return cls(tuple(sorted(rows)), joined.T, values.double(), prior)
+        return cls(tuple(sorted(rows)), joined.T, values.double())
 
     def _own(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Key -> its part of the eigenvectors, ``(entries, k)``."""

@@ -217,8 +217,9 @@ class Posterior:
     def with_prior(self, precision: Mapping[str, float] | float) -> "Posterior":
         """The same posterior under a prior alpha: precision ``ess * h + alpha``, ``weight_decay = alpha / ess``.
 
-        Entries where a noisy h is negative count as no evidence, as in :meth:`site`. Leading directions take the
-        prior too; they are dropped where it differs between tensors.
+        Entries where a noisy h is negative count as no evidence, as in :meth:`site`. What leading
+        directions leave out has the precision too (``Leading.resting``); they are dropped where it differs between
+        tensors.
 
         Args:
             precision: One for all stochastic tensors, or PEFT key -> precision.
@@ -237,7 +238,7 @@ class Posterior:
         directions = self.directions
         if directions is not None:
             common = None if isinstance(weight_decay, dict) else self.meta.num_examples * weight_decay
-            directions = replace(directions, prior=common) if common else None
+            directions = directions.resting(common) if common else None
         return replace(
             self, hess=hess, meta=replace(self.meta, weight_decay=weight_decay), directions=directions
         )

@@ -45,6 +45,10 @@ def test_large_draws_are_cut_from_blocks(two_ranks, shape):
         {
             "ess": None, "noise_cost": 0.01, "mean_step": "adam", "hess_approx": "gradsq", "grad_batch_size": 16.0,
         },
+        {
+            "ess": None, "noise_cost": 0.01, "mean_step": "adam", "hess_approx": "gradsq", "grad_batch_size": 16.0,
+            "max_grad_norm": 0.05,
+        },
     ],
     ids=str,
 )  # fmt: skip

@@ -33,7 +33,6 @@ def test_the_folder_gives_them_back_and_says_so(directed, tmp_path):
     assert again.directions is not None and again.directions.keys == directed.directions.keys
     assert torch.equal(again.directions.vectors, directed.directions.vectors)
     assert torch.equal(again.directions.values, directed.directions.values)
-    assert again.directions.prior is None
     assert "spans gradients of training examples (6 directions)" in (tmp_path / "out/README.md").read_text()
     assert describe(str(tmp_path / "out"))["leading_directions"] == 6
     assert available_kinds(again) == ["independent", "leading"]
@@ -44,30 +43,30 @@ def test_the_folder_gives_them_back_and_says_so(directed, tmp_path):
 
 
 def test_temperature_and_prior_are_those_of_the_posterior(directed, tmp_path):
-    """Covariance T (F + alpha T' I)^-1: dense inverses at temperature 1, as trained, and after a round trip."""
+    """What the directions leave out has precision alpha / T' at another temperature; at first l_k / T, T = N / ess."""
     flat = torch.cat([g.flatten(1) for _, g in sorted(gradients(directed, 6).items())], 1).double()
-    fisher, identity = flat.T @ flat, torch.eye(flat.shape[1], dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(flat.T @ flat)
+    known, identity = vectors[:, -6:], torch.eye(flat.shape[1], dtype=torch.float64)
+    ratios = known @ torch.diag(values[-6] / values[-6:]) @ known.T + identity - known @ known.T
     asked = {key: value.unflatten(0, (1, 3)) for key, value in gradients(directed, 3, seed=1).items()}
     jacobian = torch.cat([g.flatten(2) for _, g in sorted(asked.items())], 2).double()
-    bayes = directed.at_temperature(1.0).with_prior(7.0)
-    cold = directed.with_prior(7.0)  # temperature N / ess = 200 / 1e4
-    want = [torch.linalg.inv(fisher + 7.0 * identity), torch.linalg.inv(fisher / 0.02 + 7.0 * identity)]
-    want += [want[0] * 4]
-    found = output_covariances([bayes, cold, bayes.scaled(2.0)], "leading")(asked)
-    for one, sigma in zip(found, want, strict=True):
-        torch.testing.assert_close(one, jacobian @ sigma @ jacobian.mT, rtol=1e-4, atol=1e-6)
+    bayes = under_prior(directed, 7.0)
+    cases = {
+        float(values[-6]) / 0.02: directed,  # temperature 200 / 1e4
+        7.0: directed.with_prior(7.0),
+        7.0 / 4: bayes.scaled(2.0),
+        90.0: bayes.with_prior(90.0),
+    }
+    found = output_covariances(list(cases.values()), "leading")(asked)
+    for one, precision in zip(found, cases, strict=True):
+        want = jacobian @ (ratios / precision) @ jacobian.mT
+        torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-5 * float(want.max()))
     grid = output_covariances([directed.at_temperature(1.0)], "leading", priors=[7.0, 90.0])(asked)
-    chosen = output_covariances([under_prior(directed, 7.0), under_prior(directed, 90.0)], "leading")(asked)
-    values, vectors = torch.linalg.eigh(fisher)
-    known = vectors[:, -6:]
-    ratios = known @ torch.diag(values[-6] / values[-6:]) @ known.T
-    for precision, one, other in zip((7.0, 90.0), grid, chosen, strict=True):
+    for one, other in zip(grid, (found[1], found[3]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=0)
-        sigma = (ratios + identity - known @ known.T) / precision
-        torch.testing.assert_close(one, jacobian @ sigma @ jacobian.mT, rtol=1e-4, atol=1e-6)
     bayes.save_pretrained(tmp_path / "out")
     again = Posterior.from_pretrained(tmp_path / "out")
-    torch.testing.assert_close(output_covariances([again], "leading")(asked)[0], found[0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(output_covariances([again], "leading")(asked)[0], found[1], rtol=1e-9, atol=0)
     assert source_identity(again, "leading") != source_identity(directed, "leading")
 
 
