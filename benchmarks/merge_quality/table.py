@@ -10,84 +10,27 @@ adapters (seeds) of a family; sets share their test rows and their tasks, so it 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.merge_quality.arms import MAIN
+from benchmarks.merge_quality.records import (
+    FAMILIES,
+    OURS,
+    REFERENCES,
+    Records,
+    common_arms,
+    differences,
+    family,
+    joined,
+    mean,
+)  # fmt: skip
 from benchmarks.posterior_quality.table import load
 from benchmarks.readme_table import interval, markdown, number, write_tables
 from vlora.posterior.ranks import spearman
 
 HERE = Path(__file__).parent
-OURS = "gradient matching, Kronecker"
-REFERENCES = ("no adapter", "individual adapters", "joint training")
-FAMILIES = {
-    ("mixed", 4, "shared", "ivon"): "four different tasks, one start of A, IVON",
-    ("mixed", 4, "independent", "ivon"): "four different tasks, independent starts, IVON",
-    ("mixed", 4, "shared", "adamw"): "four different tasks, one start of A, AdamW",
-    ("mixed", 4, "independent", "adamw"): "four different tasks, independent starts, AdamW",
-    ("domains", 4, "shared", "ivon"): "four domains of one task, one start of A, IVON",
-    ("domains", 4, "independent", "ivon"): "four domains of one task, independent starts, IVON",
-}
-"""What distinguishes a family of units -> its title."""
-Records = list[dict[str, Any]]
-
-
-def joined(main: Records, more: Records, joint: Records) -> Records:
-    """One record per set of adapters: the main methods, the others where they were run, and joint training."""
-    key = ("family", "count", "gauge", "optimizer", "seed")
-    others = {tuple(record[k] for k in key): record for record in more}
-    ceilings = {tuple(record[k] for k in ("family", "count", "seed")): record for record in joint}
-    found = []
-    for record in main:
-        other = others.get(tuple(record[k] for k in key), {})
-        arms = {**record["arms"], **other.get("arms", {})}
-        ceiling = ceilings.get((record["family"], record["count"], record["seed"]))
-        if ceiling is not None:
-            arms["joint training"] = {"default": ceiling["scores"]}
-        seconds = record["cpu_seconds"] + other.get("cpu_seconds", 0.0)
-        extra = {"conflict": other["conflict"]} if "conflict" in other else {}
-        found.append({**record, **extra, "arms": arms, "cpu_seconds": seconds})
-    return found
-
-
-def family(records: Records, key: tuple[Any, ...]) -> Records:
-    """Records of one family, by seed."""
-    found = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) == key]
-    return sorted(found, key=lambda record: record["seed"])
-
-
-def value(record: dict[str, Any], arm: str, kind: str, metric: str, over: str = "tasks") -> float:
-    """Mean over the tasks of one unit, or the worst; NaN where there is no such arm.
-
-    Args:
-        record: One unit.
-        arm: Name of the arm.
-        kind: ``default`` or ``best`` scalar; an arm without a scalar has only the first.
-        metric: ``accuracy``, ``worst`` (accuracy of the worst task), ``nll``, ``ece`` or ``nll_tempered``.
-        over: ``tasks`` or ``unseen``.
-    """
-    scores = record["arms"].get(arm, {})
-    by_task = scores.get(kind, {})
-    if not by_task or any(task not in by_task for task in record[over]) or not record[over]:
-        return math.nan
-    name = "accuracy" if metric == "worst" else metric
-    values = [by_task[task].get(name, math.nan) for task in record[over]]
-    return float(min(values) if metric == "worst" else np.mean(values))
-
-
-def mean(records: Records, *where: str) -> float:
-    """Mean over sets of adapters."""
-    values = [value(record, *where) for record in records]
-    return float(np.mean(values)) if values and not np.isnan(values).any() else math.nan
-
-
-def common_arms(records: Records) -> list[str]:
-    """Arms that every record has, so that all rows of a table are means over the same sets."""
-    longest = max((record["arms"] for record in records), key=len)
-    return [arm for arm in longest if all(arm in record["arms"] for record in records)]
 
 
 def main_table(records: Records, only: Sequence[str] = ()) -> str:
@@ -132,12 +75,6 @@ def pairs_table(records: Records, only: Sequence[str] = ()) -> str:
     return markdown(["ours minus", "scalar", "accuracy, points", "worst task, points", "NLL", "ECE"], rows)
 
 
-def differences(records: Records, arm: str, kind: str, metric: str) -> np.ndarray:
-    """Ours at its default minus an arm, one number per set of adapters."""
-    pairs = [(value(r, OURS, "default", metric), value(r, arm, kind, metric)) for r in records]
-    return np.array([ours - other for ours, other in pairs])
-
-
 def ablation_table(records: Records) -> str:
     """Curvature taken apart, at the default scalar: mean over all sets of the families."""
     names = [a for a in records[0]["arms"] if "best" not in records[0]["arms"][a] and a not in REFERENCES]
@@ -147,6 +84,22 @@ def ablation_table(records: Records) -> str:
         row += [number(100 * mean(records, arm, "default", metric), 1) for metric in ("accuracy", "worst")]
         rows.append([*row, number(mean(records, arm, "default", "nll"), 3)])
     return markdown(["curvature", "accuracy", "worst", "NLL"], rows)
+
+
+def rows_table(records: Records) -> str:
+    """Accuracy, worst task and NLL over the rows that Grams were measured on, at the default scalar."""
+    arms = [arm for arm in records[0]["arms"] if arm.endswith(" rows")]
+    rows = []
+    for kind in dict.fromkeys(arm.rsplit(", ", 1)[0] for arm in arms):
+        cells = [
+            f"{100 * mean(records, arm, 'default', 'accuracy'):.1f} / "
+            f"{100 * mean(records, arm, 'default', 'worst'):.1f} / {mean(records, arm, 'default', 'nll'):.3f}"
+            for arm in arms
+            if arm.startswith(kind)
+        ]
+        rows.append([kind, *cells])
+    counts = dict.fromkeys(arm.rsplit(", ", 1)[1] for arm in arms)
+    return markdown(["accuracy / worst / NLL", *counts], rows)
 
 
 def curve_table(records: Records) -> str:
@@ -231,7 +184,8 @@ def gathering_table(records: Records) -> str:
 
 def block(root: Path) -> str:
     """Everything between the markers."""
-    records = joined(load(root, "merge"), load(root, "more"), load(root, "joint"))
+    baselines = load(root, "baselines")
+    records = joined(load(root, "merge"), load(root, "more"), load(root, "joint"), baselines)
     parts = ["No merges yet."]
     if records:
         versions = ", ".join(f"{name} {version}" for name, version in records[0]["versions"].items())
@@ -264,6 +218,13 @@ def block(root: Path) -> str:
             ablation_table,
         ),
         (f"Curvature taken apart, {len(apart)} sets of domains", apart, ablation_table),
+        *(
+            (f"Grams of one pass over so many rows a task, {len(found)} sets of {kind}", found, rows_table)
+            for kind, found in (
+                ("different tasks", _of(baselines, "mixed")),
+                ("domains", _of(baselines, "domains")),
+            )
+        ),
         ("What a merge of four adapters costs, one thread of a busy machine", timed, cost_table),
         ("More adapters", [r for r in records if r["family"] == "domains"], curve_table),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
@@ -275,6 +236,10 @@ def block(root: Path) -> str:
         if found:
             parts += [f"**{title}.**", make(found)]
     return "\n\n".join(parts) + "\n"
+
+
+def _of(records: Records, name: str) -> Records:
+    return [record for record in records if record["family"] == name]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
