@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.merge_quality import table
+from benchmarks.merge_quality.records import OURS, differences, value
 from benchmarks.readme_table import replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "merge_quality"
@@ -29,7 +30,7 @@ def record(seed: int) -> dict:
         "unseen": [], "conflict": rows, "cpu_seconds": 60.0, "versions": {"variational-lora": "0.1.0"},
         "arms": {
             "task arithmetic (sum)": {"default": plain, "best": ours, "scalar": 0.7},
-            table.OURS: {"default": ours, "best": ours, "scalar": 1.0},
+            OURS: {"default": ours, "best": ours, "scalar": 1.0},
             "G, tau 1": {"default": plain},
             "no adapter": {"default": plain},
         },
@@ -38,21 +39,17 @@ def record(seed: int) -> dict:
 
 def test_means_and_the_worst_task_are_over_the_tasks_of_a_set():
     one = record(0)
-    assert table.value(one, table.OURS, "default", "accuracy") == pytest.approx(0.73)
-    assert table.value(one, table.OURS, "default", "worst") == pytest.approx(0.62)
-    assert np.isnan(table.value(one, "no adapter", "best", "nll"))
-    assert np.isnan(table.value(one, "TIES", "default", "nll"))
-    assert np.isnan(table.value(one, table.OURS, "default", "nll", "unseen"))
+    assert value(one, OURS, "default", "accuracy") == pytest.approx(0.73)
+    assert value(one, OURS, "default", "worst") == pytest.approx(0.62)
+    assert np.isnan(value(one, "no adapter", "best", "nll"))
+    assert np.isnan(value(one, "TIES", "default", "nll"))
+    assert np.isnan(value(one, OURS, "default", "nll", "unseen"))
 
 
 def test_differences_are_paired_by_set():
     records = [record(0), record(1)]
-    assert table.differences(records, "task arithmetic (sum)", "default", "accuracy") == pytest.approx(
-        [0.03, 0.03]
-    )
-    assert table.differences(records, "task arithmetic (sum)", "default", "worst") == pytest.approx(
-        [0.02, 0.02]
-    )
+    assert differences(records, "task arithmetic (sum)", "default", "accuracy") == pytest.approx([0.03, 0.03])
+    assert differences(records, "task arithmetic (sum)", "default", "worst") == pytest.approx([0.02, 0.02])
     lines = table.pairs_table(records).splitlines()
     assert lines[2].startswith(
         "| task arithmetic (sum) | default | +3.0 [+3.0, +3.0] | +2.0 [+2.0, +2.0] | -0.100 ["
