@@ -10,16 +10,23 @@ FORMATS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bf16_adapter": {"adapter_dtype": "bfloat16"},
     "bf16_adapter_sr": {"adapter_dtype": "bfloat16", "optimizer": {"stochastic_rounding": True}},
+    "bf16_autocast": {"training": {"bf16": True, "use_cpu": True}},
     "bf16_base": {"dtype": "bfloat16"},
+    "bf16_base_bf16_adapter": {"dtype": "bfloat16", "adapter_dtype": "bfloat16"},
+    "bf16_base_bf16_adapter_8bit_states": {
+        "dtype": "bfloat16", "adapter_dtype": "bfloat16", "optimizer": BITS8,
+    },
+    "fp16_base": {"dtype": "float16"},
     "8bit_base": {"quantization": "8bit"},
     "4bit_base": {"quantization": "4bit"},
     "8bit_states": {"optimizer": BITS8},
     "8bit_base_8bit_states": {"quantization": "8bit", "optimizer": BITS8},
+    "4bit_base_bf16_compute": {"quantization": "4bit", "dtype": "bfloat16"},
     "4bit_base_8bit_states_bf16_adapter_sr": {
         "quantization": "4bit", "adapter_dtype": "bfloat16", "optimizer": {**BITS8, "stochastic_rounding": True},
     },
 }  # fmt: skip
-BASES = ("float32", "bf16_base", "8bit_base", "4bit_base")
+BASES = ("float32", "bf16_base", "fp16_base", "8bit_base", "4bit_base")
 """Formats that differ in the base alone."""
 TASKS = ("sst2", "trec", "fdu_books")
 TRACKED = ("float32", "8bit_states")
@@ -27,10 +34,15 @@ NAMES = {
     "float32": "float32 throughout",
     "bf16_adapter": "bf16 adapter",
     "bf16_adapter_sr": "bf16 adapter, stochastic rounding",
+    "bf16_autocast": "bf16 autocast",
     "bf16_base": "bf16 base",
+    "bf16_base_bf16_adapter": "bf16 base, bf16 adapter",
+    "bf16_base_bf16_adapter_8bit_states": "bf16 base, bf16 adapter, 8-bit states",
+    "fp16_base": "fp16 base",
     "8bit_base": "8-bit base",
     "4bit_base": "4-bit base",
     "8bit_states": "8-bit states",
     "8bit_base_8bit_states": "8-bit base, 8-bit states",
+    "4bit_base_bf16_compute": "4-bit base, bf16 compute",
     "4bit_base_8bit_states_bf16_adapter_sr": "4-bit base, 8-bit states, bf16 adapter, stochastic rounding",
 }

@@ -100,7 +100,7 @@ def classification(
                 "type": "lora", "r": 8, "lora_alpha": 16, "target_modules": ["query", "value", "dense"],
                 "layers_to_transform": [4, 5], "layers_pattern": "layer",
             },
-            "training": {"per_device_train_batch_size": 16, "max_grad_norm": 0, **training},
+            "training": {"per_device_train_batch_size": 16, **training},
             "seed": seed,
         },
         "eval": {"data": {"test": files["test"], "max_length": 24}, "num_samples": 2},
@@ -119,7 +119,7 @@ def stories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "train": {
                     "data": {"train": files["train"], "text": "text", "max_length": 128},
                     "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-                    "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "max_grad_norm": 0},
+                    "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8},
                     "seed": seed,
                 },
                 "eval": {
@@ -149,6 +149,7 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     if "train" in unit:
         train = {**base, **unit["train"], "output": str(place), "overwrite": True}
         train |= {key: form[key] for key in ("adapter_dtype", "optimizer") if key in form}
+        train["training"] = {**train["training"], **form.get("training", {})}
         reference = args.work / unit["name"].replace(f"_{unit['form']}_", "_float32_")
         record |= {
             **train_one(train, place, watched=unit["name"].startswith("tracking/")),
