@@ -145,39 +145,45 @@ def save_alone(folder, steps):
              checkpoint_id=folder, no_dist=True)  # fmt: skip
 
 
-def accelerate_run(sharded, steps, save=None, load=None, start=0):
-    """A PEFT model in an accelerate loop, under the FSDP2 plugin or alone; its posterior as plain tensors."""
+def accelerate_run(
+    kind, steps, save=None, load=None, start=0, state_dict_type="SHARDED_STATE_DICT", helper=False
+):
+    """A PEFT model in an accelerate loop, under the FSDP2 plugin ("fsdp"), DDP or alone; its posterior."""
     import contextlib
 
     from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState, PartialState
-    from test_ivon_trainer import SETTINGS, rows, tiny_model
+    from test_ivon_trainer import rows, tiny_model
 
     from vlora import Posterior
+    from vlora.ivon.checkpoints import load_checkpoint
 
     AcceleratorState._reset_state(reset_partial_state=True)
     plugin = None
-    if sharded:
+    if kind == "fsdp":
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
                                                 transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-                                                state_dict_type="SHARDED_STATE_DICT")  # fmt: skip
+                                                state_dict_type=state_dict_type)  # fmt: skip
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
-    if sharded:  # accelerate turns its FSDP on for accelerators only; what it does then runs on CPUs too
+    if (
+        kind == "fsdp"
+    ):  # accelerate turns its FSDP on for accelerators only; what it does then runs on CPUs too
         accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
         PartialState().distributed_type = DistributedType.FSDP
     model = tiny_model()
-    inner = IVON([p for p in model.parameters() if p.requires_grad], **SETTINGS)
-    model, optimizer = accelerator.prepare(model, inner)
-    assert any(hasattr(p, "device_mesh") for p in model.parameters()) == sharded
-    if load:
+    model, optimizer = accelerator.prepare(model, IVON.auto(model, num_steps=4, grad_batch_size=12))
+    assert any(hasattr(p, "device_mesh") for p in model.parameters()) == (kind == "fsdp")
+    assert isinstance(model, torch.nn.parallel.DistributedDataParallel) == (kind == "ddp")
+    if load and helper:
+        load_checkpoint(load, model, optimizer)
+    elif load:
         accelerator.load_state(load)
     for step in range(start, start + steps):
-        some = rows(64)[8 * step : 8 * step + 8]
+        some = rows(64)[12 * step : 12 * step + 12]
         mine = some[accelerator.process_index :: accelerator.num_processes]
         data = {key: torch.stack([row[key] for row in mine]) for key in mine[0]}
         optimizer.train()
         accelerator.backward(model(**data).loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     if save:
@@ -185,4 +191,5 @@ def accelerate_run(sharded, steps, save=None, load=None, start=0):
     with contextlib.redirect_stdout(None):
         posterior = Posterior.from_optimizer(model, optimizer, num_examples=64)
     AcceleratorState._reset_state(reset_partial_state=True)
-    return [{"mean": posterior.mean[k], "hess": posterior.hess[k]} for k in sorted(posterior.hess)]
+    tensors = [{"mean": posterior.mean[k], "hess": posterior.hess[k]} for k in sorted(posterior.hess)]
+    return [*tensors, {"ess": torch.tensor(posterior.meta.ess)}]

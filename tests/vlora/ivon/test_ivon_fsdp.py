@@ -155,18 +155,3 @@ class TestZero2:
             optimizer.train()
             optimizer.step()
             assert not optimizer.holds_sample
-
-
-@pytest.mark.slow
-def test_accelerate_fsdp2_saves_resumes_and_exports(two_ranks, tmp_path):
-    one = fsdp.accelerate_run(False, 4)
-    first, second = two_ranks(fsdp.accelerate_run, True, 4)
-    assert_same_bits(first, second)
-    assert_close(first, one, atol=1e-5)
-    two_ranks(fsdp.accelerate_run, True, 2, save=str(tmp_path / "checkpoint"))
-    for there, here in zip(
-        (first, second),
-        two_ranks(fsdp.accelerate_run, True, 2, load=str(tmp_path / "checkpoint"), start=2),
-        strict=True,
-    ):
-        assert_same_bits(there, here)
