@@ -24,6 +24,7 @@ from vlora.eval.report_all import all_detection, all_metrics, cost_table, promis
 from vlora.eval.report_figures import figure_blocks, mistake_blocks
 from vlora.eval.report_format import amount, number, value_of
 from vlora.eval.report_headline import findings, headline
+from vlora.eval.report_health import health_table
 from vlora.eval.report_pairs import best_keys, comparison_tables, detection_table
 from vlora.eval.report_tables import (
     Results,
@@ -148,6 +149,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "headline": [headline(results, name) for name in models_of(results)],
         "findings": findings(results, best),
         "models": [_model_row(m) for m in results.get("models") or []],
+        "health": health_table(results),
         "main": main_table(results, best),
         "everything": all_metrics(results),
         "all_detection": all_detection(results),
@@ -178,7 +180,6 @@ def _model_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "ess": amount("ess", ess),
         "temperature": number(value_of(entry.get("temperature")), 3),
         "sources": [_source(s) for s in ([sources] if isinstance(sources, (str, Mapping)) else sources)],
-        "health": (entry.get("summary") or {}).get("verdict") or "",
         "summary": _yaml(entry.get("summary")),
     }
 

@@ -14,6 +14,7 @@ from vlora.config import config_sha256, to_plain
 from vlora.curvature import collect_curvature
 from vlora.files import check_output_folder, output_path
 from vlora.fisher import LabelKind, SquaredGradients, leading_fisher
+from vlora.fisher.health import reference_health
 from vlora.fisher.leading import check_linear
 from vlora.laplace.config import Fisher, PosteriorConfig
 from vlora.laplace.fit import EvidencePrior, evidence_prior, laplace_posterior, stochastic_parameters
@@ -23,7 +24,6 @@ from vlora.posterior import Posterior
 from vlora.posterior.export import describe_base
 from vlora.posterior.leading import Leading
 from vlora.posterior.spacing import spacing_health
-from vlora.training.reference import reference_health
 from vlora.training.work import require_writable
 
 __all__ = ["CONFIG_FILE", "LOG_FILE", "run_posterior"]

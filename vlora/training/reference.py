@@ -1,22 +1,16 @@
 """After training: does h order the weights as per-example squared gradients do? The check that needs the model."""
 
 import logging
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
-
-from torch import nn
 
 from vlora.data.pieces import shuffled_batches
 from vlora.errors import VloraError
-from vlora.fisher import Reduction, squared_gradients
+from vlora.fisher.health import reference_health
 from vlora.posterior import Posterior
-from vlora.posterior.health import compare_with_reference
-from vlora.posterior.keys import adapter_tensors
 from vlora.posterior.spacing import spacing_health
 from vlora.training.prepare import Prepared
 
-__all__ = ["reference_health", "with_reference_health"]
+__all__ = ["with_reference_health"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,39 +49,3 @@ def with_reference_health(
                 "h was not compared with squared gradients (%s); the posterior is complete", reason
             )
     return replace(posterior, meta=replace(posterior.meta, health=health))
-
-
-def reference_health(
-    posterior: Posterior,
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    max_examples: int,
-    held_out: bool,
-) -> dict[str, Any]:
-    """Compare h with the mean squared gradient of a few rows, at the weights that the model holds.
-
-    Args:
-        posterior: With h of every stochastic tensor.
-        model: PEFT model that carries the adapter as ``default``.
-        batches: Batches with labels, in random order.
-        max_examples: Rows to look at.
-        held_out: Whether the rows were kept out of training; only noted.
-
-    Returns:
-        :func:`vlora.posterior.health.compare_with_reference`, ``reference_examples`` and ``reference_held_out``.
-    """
-    reduction: Reduction = "token_mean" if posterior.meta.loss_reduction == "token_mean" else "mean"
-    found = squared_gradients(
-        model,
-        batches,
-        parameters=adapter_tensors(model, posterior.hess),  # pyright: ignore[reportArgumentType]
-        reduction=reduction,
-        max_examples=max_examples,
-        progress=False,
-    )
-    return {
-        **compare_with_reference(posterior.hess, found.values),
-        "reference_examples": found.num_examples,
-        "reference_held_out": held_out,
-    }

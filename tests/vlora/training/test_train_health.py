@@ -55,7 +55,7 @@ def test_a_failed_check_does_not_cost_the_posterior(make_config, monkeypatch, ca
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("vlora.training.reference.squared_gradients", fail)
+    monkeypatch.setattr("vlora.fisher.health.squared_gradients", fail)
     with caplog.at_level(logging.WARNING, logger="vlora"):
         folder = run_training(make_config("causal_lm"))
     assert "not compared with squared gradients (out of memory)" in caplog.text
