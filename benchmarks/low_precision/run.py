@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.low_precision.formats import BASES, FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.memory import measure_apart
 from benchmarks.low_precision.shadow import shadow
 from benchmarks.rows import read_rows, without_paths, write_rows
 
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--stories", type=Path, required=True, help="folder of the stories260K model")
     parser.add_argument("--work", type=Path, required=True, help="folder for adapters and evaluations")
-    parser.add_argument("--parts", nargs="+", default=["bases", "stories", "tasks", "swapped", "tracking"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["bases", "stories", "tasks", "swapped", "tracking", "memory"]
+    )
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
@@ -44,7 +47,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for module in ("vlora.training.train", "vlora.eval.run", "peft", "bitsandbytes"):
         importlib.import_module(module)  # so that the first run's time does not hold it
-    units = {"bases": bases, "tasks": tasks, "swapped": swapped, "stories": stories, "tracking": tracking}
+    units = {"bases": bases, "tasks": tasks, "swapped": swapped, "stories": stories,
+             "tracking": tracking, "memory": memory}  # fmt: skip
     todo = [unit for part in args.parts for unit in units[part](args)]
     todo = [unit for unit in todo if not (args.results / f"{unit['name']}.json").exists()]
     for number, unit in enumerate(todo, 1):
@@ -82,6 +86,18 @@ def tracking(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for form in TRACKED:
         settings = {"max_steps": 2000, "per_device_train_batch_size": 8}
         yield classification(f"tracking/sst2_{form}_0", form, files, 0, settings)
+
+
+def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Five steps of each task's first run in a process of its own, for what the format weighs."""
+    short = argparse.Namespace(**{**vars(args), "seeds": [0]})
+    for unit in (*tasks(short), *stories(short)):
+        part, name = unit["name"].split("/")
+        if part == "stories" or name.startswith(TASKS[0]):
+            steps = {**unit["train"]["training"], "max_steps": 5}
+            train = {**unit["train"], "training": steps, "health_examples": 0}
+            kept = {key: unit[key] for key in ("form", "common")}
+            yield {**kept, "name": f"memory/{name}", "memory": train}
 
 
 def classification(
@@ -146,30 +162,39 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     form, place = FORMATS[unit["form"]], args.work / unit["name"]
     base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
     record: dict[str, Any] = {"name": unit["name"], "format": form}
+    if "memory" in unit:
+        config = training_config(base, unit["memory"], form, place)
+        record |= {**measure_apart(config, place.with_suffix(".json")), "config": without_paths(config)}
     if "train" in unit:
-        train = {**base, **unit["train"], "output": str(place), "overwrite": True}
-        train |= {key: form[key] for key in ("adapter_dtype", "optimizer") if key in form}
-        train["training"] = {**train["training"], **form.get("training", {})}
+        train = training_config(base, unit["train"], form, place)
         reference = args.work / unit["name"].replace(f"_{unit['form']}_", "_float32_")
         record |= {
             **train_one(train, place, watched=unit["name"].startswith("tracking/")),
             "h": compare_h(place, reference),
             "config": without_paths(train),
         }
-    model = (
-        str(unit.get("adapter", place))
-        if {"train", "adapter"} & unit.keys()
-        else {"path": "base", "name": "base"}
-    )
-    test = {**base, **unit["eval"], "model": [model], "output": f"{place}_eval", "overwrite": True}
+    if "eval" in unit:
+        trained = {"train", "adapter"} & unit.keys()
+        model = str(unit.get("adapter", place)) if trained else {"path": "base", "name": "base"}
+        test = {**base, **unit["eval"], "model": [model], "output": f"{place}_eval", "overwrite": True}
+        record |= evaluate_one(test)
     record |= {
-        **evaluate_one(test),
         "versions": {package: metadata.version(package) for package in PACKAGES},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1},
     }
     target = args.results / f"{unit['name']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def training_config(
+    base: dict[str, Any], train: dict[str, Any], form: dict[str, Any], place: Path
+) -> dict[str, Any]:
+    """The configuration of ``vlora train`` for a unit in a format."""
+    config = {**base, **train, "output": str(place), "overwrite": True}
+    config |= {key: form[key] for key in ("adapter_dtype", "optimizer") if key in form}
+    config["training"] = {**config["training"], **form.get("training", {})}
+    return config
 
 
 def train_one(config: dict[str, Any], place: Path, *, watched: bool = False) -> dict[str, Any]:

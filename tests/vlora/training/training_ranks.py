@@ -1,24 +1,18 @@
 """What the tests of training on two processes run in each."""
 
-import time
-
 from vlora.config import load_config
 from vlora.errors import ConfigError, VloraError
-from vlora.training import TrainConfig, callbacks
+from vlora.training import TrainConfig
 from vlora.training.processes import on_first_process
 from vlora.training.train import run_training
 
 
-def train_file(path, *overrides, pause=0.0):
-    """Train from a file; ``pause`` seconds after each step, so that a test can interrupt."""
-    before = callbacks.ProgressBar.on_step_end
-    callbacks.ProgressBar.on_step_end = lambda *args, **kwargs: time.sleep(pause)
+def train_file(path):
+    """Train from a file."""
     try:
-        return str(run_training(load_config(TrainConfig, path, overrides)))
+        return str(run_training(load_config(TrainConfig, path)))
     except VloraError as error:
         return f"{type(error).__name__}: {error}"
-    finally:
-        callbacks.ProgressBar.on_step_end = before
 
 
 def decided(fails):
