@@ -59,9 +59,7 @@ def test_a_quantised_base_is_shown_without_training_and_as_reference(tmp_path):
         == "| 4-bit base | not trained | +0.00 | +0.1000 | +0.0000 | 1 |"
     )
     assert "+0.0010" in next(
-        row
-        for row in table.on_quantised_bases(records).splitlines()
-        if "stochastic" in row and "stories" in row
+        row for row in table.on_coarse_bases(records).splitlines() if "stochastic" in row and "stories" in row
     )
 
 
@@ -74,6 +72,15 @@ def test_an_adapter_trained_in_float32_shows_what_the_base_alone_loses(tmp_path)
     row = line(text, "4-bit base", "trained in float32")
     assert row == "| 4-bit base | trained in float32 | −1.00 | +0.0300 | +0.0000 | 1 |"
     assert line(text, "4-bit base", "mean").startswith("| 4-bit base | mean | −2.00 | +0.0400")
+
+
+def test_memory_is_told_with_and_without_the_libraries(tmp_path):
+    place = tmp_path / "memory" / "sst2_bf16_base_0.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps({"model_bytes": 45.8e6, "peak_rss_bytes": 722e6, "start_rss_bytes": 544e6}))
+    text = table.memory(read_results(tmp_path))
+    assert line(text, "bf16 base ") == "| bf16 base | 45.8 | 178 | 722 |"
+    assert line(text, "fp16 base") == "| fp16 base | — | — | — |"
 
 
 def test_the_readme_has_the_tables_of_the_results():

@@ -89,15 +89,11 @@ def tracking(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Five steps of each task's first run in a process of its own, for what the format weighs."""
-    short = argparse.Namespace(**{**vars(args), "seeds": [0]})
-    for unit in (*tasks(short), *stories(short)):
-        part, name = unit["name"].split("/")
-        if part == "stories" or name.startswith(TASKS[0]):
-            steps = {**unit["train"]["training"], "max_steps": 5}
-            train = {**unit["train"], "training": steps, "health_examples": 0}
-            kept = {key: unit[key] for key in ("form", "common")}
-            yield {**kept, "name": f"memory/{name}", "memory": train}
+    """Five steps on MiniLM in a process of its own, for what the format weighs."""
+    files = prepare(args.data, args.work / "data", "sst2", 600)
+    for form in args.formats:
+        unit = classification(f"memory/sst2_{form}_0", form, files, 0, {"max_steps": 5})
+        yield {**unit, "memory": {**unit["train"], "health_examples": 0}, "train": None, "eval": None}
 
 
 def classification(
@@ -162,10 +158,10 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     form, place = FORMATS[unit["form"]], args.work / unit["name"]
     base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
     record: dict[str, Any] = {"name": unit["name"], "format": form}
-    if "memory" in unit:
+    if unit.get("memory"):
         config = training_config(base, unit["memory"], form, place)
         record |= {**measure_apart(config, place.with_suffix(".json")), "config": without_paths(config)}
-    if "train" in unit:
+    if unit.get("train"):
         train = training_config(base, unit["train"], form, place)
         reference = args.work / unit["name"].replace(f"_{unit['form']}_", "_float32_")
         record |= {
@@ -173,7 +169,7 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
             "h": compare_h(place, reference),
             "config": without_paths(train),
         }
-    if "eval" in unit:
+    if unit.get("eval"):
         trained = {"train", "adapter"} & unit.keys()
         model = str(unit.get("adapter", place)) if trained else {"path": "base", "name": "base"}
         test = {**base, **unit["eval"], "model": [model], "output": f"{place}_eval", "overwrite": True}

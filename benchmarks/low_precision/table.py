@@ -78,11 +78,14 @@ def _cells(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], predictor: st
     return [*values, str(len(pairs))]
 
 
-def on_quantised_bases(records: Records) -> str:
-    """What 8-bit states, alone or with a bf16 adapter, add to a quantised base."""
+def on_coarse_bases(records: Records) -> str:
+    """What adapters, states and computing in fewer bits add to a coarse base."""
     rows = []
     for form, base in (
+        ("bf16_base_bf16_adapter", "bf16_base"),
+        ("bf16_base_bf16_adapter_8bit_states", "bf16_base"),
         ("8bit_base_8bit_states", "8bit_base"),
+        ("4bit_base_bf16_compute", "4bit_base"),
         ("4bit_base_8bit_states_bf16_adapter_sr", "4bit_base"),
     ):
         for part, data in (("tasks", TASKS), ("stories", ("gsm8k",))):
@@ -119,6 +122,18 @@ def costs(records: Records) -> str:
     heads = ["state, MiniLM", "state, stories", "CPU time, MiniLM", "CPU time, stories", "h, MiniLM", "h, stories",
              "h, 2,000 steps", "h, same gradients"]  # fmt: skip
     return markdown(["format", *heads], rows, 1)
+
+
+def memory(records: Records) -> str:
+    """Megabytes of the model, and the peak of a training process, on MiniLM."""
+    rows = []
+    for form in FORMATS:
+        found = list(units(records, "memory", "sst2", form).values())
+        row = [average([r["model_bytes"] / 1e6 for r in found], 1.0, 1)]
+        row += [average([(r["peak_rss_bytes"] - r["start_rss_bytes"]) / 1e6 for r in found], 1.0, 0)]
+        row += [average([r["peak_rss_bytes"] / 1e6 for r in found], 1.0, 0)]
+        rows.append([NAMES[form], *row])
+    return markdown(["format", "model, MB", "peak above the libraries, MB", "peak RSS, MB"], rows, 1)
 
 
 def paired(
@@ -183,21 +198,28 @@ float32 run on this base, so what the base loses by itself; *mean* and *draws*: 
 Per token, paired by seed. *Not trained*: the base alone, without an adapter; the others as above.
 
 {differences(records, "stories", ["gsm8k"])}
-### Against the same base with float32 states
+### Against the same base with the rest in float32
 
 At the mean.
 
-{on_quantised_bases(records)}
+{on_coarse_bases(records)}
 ### Levels at the mean
 
 {levels(records)}
-### Memory, time, and agreement of h
+### State, time, and agreement of h
 
 *State*: bytes that IVON keeps for each trained parameter. *CPU time*: of a training run from loading to saving, over
 that of float32 with the same seed (geometric mean). *h*: Spearman rank correlation with h of the float32 run
 of the same seed, over all entries.
 
-{costs(records)}"""
+{costs(records)}
+### Memory of a training process, MiniLM
+
+*Model*: all parameters and buffers, adapter and head included. *Peak RSS*: largest resident memory of a process that
+loads the model, trains 5 steps of batch 16 on one thread and saves; *above the libraries*: without what Python, torch
+and transformers held before. One run each.
+
+{memory(records)}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
