@@ -1,10 +1,11 @@
 """Which weighting to merge: predicted loss of thousands of scaled sums, before one of them is built.
 
 ``task_arithmetic``: X(w) = scale sum_g w_g W_g, one weight per task (of several seeds of a task the mean); ``linear``
-divides by the sum of the weights. ``gradient_matching`` is solved for every weighting in the modules where it uses
-Kronecker curvature (:mod:`vlora.merge.preview_matching`); where it has sites or h alone, the sum stands in for it, and
-a note says where. The rank is taken as lossless. With ``mixture`` several seeds of a task are not averaged: each task
-is a mixture posterior, and its adapters count by their responsibilities (:mod:`vlora.merge.mixture`).
+divides by the sum of the weights. ``gradient_matching`` has a reduced model (:mod:`vlora.merge.preview_reduced`) in the
+modules where it uses Kronecker curvature; the weightings with a name are solved in full, and what that changed is told.
+Where it has sites or h alone, the sum stands in for it, and a note says where. The rank is taken as lossless. With
+``mixture`` several seeds of a task are not averaged: each task is a mixture posterior, and its adapters count by their
+responsibilities (:mod:`vlora.merge.mixture`).
 
 ``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter, as far as
 the quadratic model of :mod:`vlora.merge.preview_model` reaches. Lower is better. Where h gives the scale, the increase
@@ -12,7 +13,7 @@ is also told in nats per training example.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -24,7 +25,9 @@ from vlora.errors import ConfigError
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import MergeConfig
 from vlora.merge.gradient_matching import gradient_matching
-from vlora.merge.preview_model import PreviewModel, build_model
+from vlora.merge.preview_build import build_model, solve_in_full
+from vlora.merge.preview_model import PreviewModel
+from vlora.merge.preview_notes import count_examples, preview_notes
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.weightings import Family, pareto_front, special_weightings
 from vlora.posterior import Posterior
@@ -34,7 +37,10 @@ __all__ = ["METHODS", "Preview", "preview"]
 METHODS = ("task_arithmetic", "linear", "gradient_matching")
 """Methods whose configurations can be previewed."""
 _DEFAULT_TAU = signature(gradient_matching).parameters["tau"].default
-_SHORT_SEARCH = (20, 48)  # rounds and tries, where every weighting takes a solution
+_SHORT_SEARCH = (
+    20,
+    48,
+)  # rounds and tries, where every weighting takes a solution of a reduced model per module
 _SHORTER_SEARCH = (10, 24)  # where it takes one per start and step
 
 
@@ -62,6 +68,9 @@ class Preview:
     notes: list[str] = field(default_factory=list)
     shares: Tensor | None = None
     """Weight of every adapter in the merge, in the order of ``members``, where tasks are mixtures. Shape ``(k, P)``."""
+    check: dict[str, float] = field(default_factory=dict)
+    """Of gradient matching: ``solved``, how many weightings were solved in full (the named ones and two more, which
+    hold these values), and the largest difference that made to ``increase`` and ``std``."""
 
     def row(self, index: int) -> dict[str, Any]:
         """One weighting as plain data."""
@@ -95,6 +104,7 @@ class Preview:
             "weights": _rows(self.weights),
             "increase": _rows(self.increase),
             "std": None if self.std is None else _rows(self.std),
+            "check": self.check,
         }
 
 
@@ -107,6 +117,7 @@ def preview(
     high: float = 1.5,
     seed: int = 0,
     mixture: float | None = None,
+    variance: bool = True,
     watch: Callable[[Sequence[str]], Any] = list,
 ) -> Preview:
     """Predict the loss of every task for many weightings of a merge.
@@ -121,6 +132,8 @@ def preview(
         mixture: Temperature > 0 of mixture posteriors, relative to what a task's adapters are worth: every weighting is
             then merged at the mode of the mixture of each task's adapters (:mod:`vlora.merge.mixture`), and the weight
             of each adapter is told. None averages the adapters of a task, as ``vlora merge`` does.
+        variance: Whether standard deviations are wanted where all adapters have posteriors; under gradient matching
+            they take most of the time.
         watch: Wraps the list of modules while the model is built, for a progress bar.
 
     Raises:
@@ -136,7 +149,8 @@ def preview(
     tasks = [source.group or name for source, name in zip(config.adapters, names, strict=True)]
     tau = _tau(config)
     scale = 1.0 if config.scale is None else config.scale
-    model = build_model(read, tasks, scale, watch, tau, math.inf if mixture is None else mixture)
+    warmth = math.inf if mixture is None else mixture
+    model = build_model(read, tasks, scale, watch, tau, warmth, (low, high), variance)
     mixed = model.plain is not None
     search = () if tau is None else _SHORTER_SEARCH if mixed else _SHORT_SEARCH
     family = Family(model, config.method == "linear", low, high, *search)
@@ -152,6 +166,9 @@ def preview(
         weights = torch.cat([weights, family.refine(weights, objective, seed)[None]])
         named[name] = len(weights) - 1
     increase, std = family.relative(weights)
+    check = (
+        {} if tau is None or not model.cores else _correct(family, read, weights, named, increase, std, tau)
+    )
     members = {task: [names[i] for i in own] for task, own in zip(model.tasks, model.members, strict=True)}
     return Preview(
         model.tasks,
@@ -160,12 +177,39 @@ def preview(
         increase,
         std,
         model.without(),
-        _examples(read, model),
+        count_examples(read, model),
         pareto_front(increase),
         named,
-        _notes(config, read, model),
+        preview_notes(config, read, model, check),
         _shares(model, family.normalised(weights)) if mixed else None,
+        check,
     )
+
+
+def _correct(
+    family: Family,
+    inputs: Inputs,
+    weights: Tensor,
+    named: Mapping[str, int],
+    increase: Tensor,
+    std: Tensor | None,
+    tau: float,
+) -> dict[str, float]:
+    """Solve the named weightings and two more in full, put that in place, and say how far off the reduction was."""
+    places = [*named.values(), len(weights) // 3, len(weights) // 2]
+    shares = family.model.coefficients(family.normalised(weights[places]))
+    solved = solve_in_full(inputs, family.model, shares, tau)
+    better, deviations = family.relative(weights[places], solved)
+    check = {"solved": float(len(places)), "increase": _furthest(increase[places], better)}
+    increase[places] = better
+    if std is not None and deviations is not None:
+        check["std"] = _furthest(std[places], deviations)
+        std[places] = deviations
+    return check
+
+
+def _furthest(first: Tensor, second: Tensor) -> float:
+    return _short((first - second).abs().max().item())
 
 
 def _shares(model: PreviewModel, weights: Tensor) -> Tensor:
@@ -214,47 +258,6 @@ def _given(config: MergeConfig, tasks: Sequence[str], distinct: Sequence[str]) -
     """The configuration's own weights per task; of a group, the mean over its members."""
     own = [[s.weight for s, t in zip(config.adapters, tasks, strict=True) if t == task] for task in distinct]
     return torch.tensor([sum(w) / len(w) for w in own], dtype=torch.float64)
-
-
-def _examples(inputs: Inputs, model: PreviewModel) -> list[int | None]:
-    counts = []
-    for members in model.members:
-        metas = [inputs.posteriors[i].meta for i in members]
-        known = all(inputs.posteriors[i].has_hess for i in members)
-        counts.append(sum(m.num_examples for m in metas) // len(metas) if known else None)
-    return counts
-
-
-def _notes(config: MergeConfig, inputs: Inputs, model: PreviewModel) -> list[str]:
-    notes = []
-    rest = len(inputs.modules) - len(model.cores)
-    if config.method == "gradient_matching" and rest:
-        notes.append(
-            f"{rest} of {len(inputs.modules)} modules are previewed as scaled sums: gradient matching is by sites, h "
-            "alone or nothing there, or removes data"
-        )
-    if model.cores:
-        notes.append("no variance: it is known for scaled sums only (method=task_arithmetic)")
-    for i, name in enumerate(inputs.names):
-        lacking = [m for m in inputs.modules if m not in inputs.layouts[i]]
-        if lacking:
-            notes.append(
-                f"{name} has no adapter, so no curvature, in {len(lacking)} modules; they count 0 for it"
-            )
-        if not inputs.posteriors[i].has_hess:
-            kind = (
-                "Grams of unknown scale"
-                if inputs.posteriors[i].curvature
-                else "nothing: plain distance between updates"
-            )
-            notes.append(
-                f"{name} has no h; its curvature is {kind}, and modules count by the size of the update"
-            )
-    if inputs.full_keys:
-        notes.append(
-            f"{len(inputs.full_keys)} fully trained tensors (first {inputs.full_keys[0]}) are not part of it"
-        )
-    return notes
 
 
 def _named(tasks: Sequence[str], values: Tensor) -> dict[str, float]:

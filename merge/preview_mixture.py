@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from vlora.merge.mixture import Losses, mixture_mode, responsibilities, soft_minimum
-from vlora.merge.preview_matching import MatchingCore
+from vlora.merge.preview_reduced import ReducedCore
 
 __all__ = ["member_weights", "one_of_each", "over_members", "surrogate"]
 
 
-def surrogate(plain: Tensor, cores: Sequence[MatchingCore], tau: float) -> Losses:
+def surrogate(plain: Tensor, cores: Sequence[ReducedCore], tau: float) -> Losses:
     """Losses that the merge minimises: 1/2 |X - W_s|^2 under S_s = G_s + tau I, or tau I in modules that are summed.
 
     Args:

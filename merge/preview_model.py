@@ -12,28 +12,30 @@ uncertain: with dW_s = s (dB A + B dA) and independent entries of variance v = 1
     R_t[s, u]  = sum_pq (J_s^T H_t J_u)_pq^2 v_p v_q
 
 which is the variance of the quadratic form for Gaussian noise, exact for a frozen A and to first order of the product
-dB dA otherwise. Several adapters of one task, one per seed, share one weight w_g. Either they are averaged (c_u is
-w_g / K) and the prediction is the mean over them; or they are components of a mixture posterior (arXiv:2412.08147), the
-merge is at its mode, and the prediction is a soft minimum (:mod:`vlora.merge.preview_mixture`). The variance is the
-mean of the members' variances plus the variance of their means, weighted by responsibilities in the second case.
+dB dA otherwise. Modules of gradient matching, whose merge is not linear in the weights, are apart
+(:mod:`vlora.merge.preview_reduced`, :mod:`vlora.merge.preview_matching_noise`).
+
+Several adapters of one task, one per seed, share one weight w_g. Either they are averaged (c_u is w_g / K) and the
+prediction is the mean over them; or they are components of a mixture posterior (arXiv:2412.08147), the merge is at its
+mode, and the prediction is a soft minimum (:mod:`vlora.merge.preview_mixture`). The variance is the mean of the
+members' variances plus the variance of their means, weighted by responsibilities in the second case.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vlora.merge.gradient_matching import choose_curvature
-from vlora.merge.preview_matching import MatchingCore, matching_core
-from vlora.merge.preview_mixture import member_weights, one_of_each, over_members, surrogate
-from vlora.merge.preview_noise import linear_noise, square_noise
-from vlora.merge.quadratic import Metric, metric_of, product
-from vlora.merge.reading import Inputs
-from vlora.merge.update import LoraUpdate
+from vlora.merge.preview_mixture import member_weights, over_members, surrogate
+from vlora.merge.preview_reduced import ReducedCore
+from vlora.merge.preview_spread import Spread
 
-__all__ = ["PreviewModel", "build_model"]
+__all__ = ["PreviewModel", "Solved"]
+
+Solved = tuple[Tensor, Tensor | None]
+"""Loss of every adapter in the modules of gradient matching at some weightings, and its variance. Shapes ``(k, P)``."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class PreviewModel:
     """R_t / 2. Shape ``(P, P, P)``."""
     scale: float = 1.0
     """Factor on the whole sum."""
-    cores: Sequence[MatchingCore] = ()
+    cores: Sequence[ReducedCore] = ()
     """Modules that are merged by gradient matching; they are not in the forms."""
     plain: Tensor | None = None
     """<W_u, W_v> over the other modules. Shape ``(P, P)``; None where no mixture is asked for."""
@@ -59,27 +61,27 @@ class PreviewModel:
     """Prior precision of the merge; without cores it has no influence."""
     mixture: float = math.inf
     """Relative temperature of the mixtures; inf averages the adapters of a task."""
+    spread: Spread | None = None
+    """Noise of the losses in the cores; None without cores or without posteriors."""
 
-    def predict(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    def predict(self, weights: Tensor, solved: Solved | None = None) -> tuple[Tensor, Tensor | None]:
         """Loss increase per task, and its variance.
 
         Args:
             weights: One row per weighting. Shape ``(k, T)``.
+            solved: What is known better than by the reduced cores.
 
         Returns:
             Two tensors of shape ``(k, T)``; nats over all training examples of the task, lower is better.
         """
         increases, variances = [], []
         shares = self.coefficients(weights)
-        matched = self._matched(shares) if self.cores else None
+        matched = self._matched(weights, shares) if solved is None else solved
         alone = self._alone()
         for own in self.members:
-            means, spreads = zip(*(self._of_adapter(t, shares) for t in own), strict=True)
-            mean = torch.stack(means)
-            if matched is not None:
-                mean = mean + matched[:, own].mT
-            spread = None if self.linear is None else torch.stack(spreads)
-            loss, variance = over_members(mean, spread, alone[own].mean().item(), self.mixture)
+            means, spreads = zip(*(self._of_adapter(t, shares, matched) for t in own), strict=True)
+            spread = torch.stack([s for s in spreads if s is not None]) if spreads[0] is not None else None
+            loss, variance = over_members(torch.stack(means), spread, alone[own].mean().item(), self.mixture)
             increases.append(loss)
             if variance is not None:
                 variances.append(variance)
@@ -111,84 +113,29 @@ class PreviewModel:
             alone[core.adapters] += core.losses(nothing, 1.0)[0]
         return alone
 
-    def _matched(self, shares: Tensor) -> Tensor:
-        """Loss increase of every adapter in the modules of gradient matching. Shape ``(k, P)``."""
+    def matched(self, shares: Tensor) -> Tensor:
+        """Loss increase of every adapter in the modules of gradient matching. Shape ``(k, P)``.
+
+        Args:
+            shares: Weight of every adapter in the merge. Shape ``(k, P)``.
+        """
         total = torch.zeros_like(shares)
         for core in self.cores:
             total[:, core.adapters] += core.losses(shares[:, core.adapters], self.scale)
         return total
 
-    def _of_adapter(self, t: int, shares: Tensor) -> tuple[Tensor, Tensor]:
+    def _matched(self, weights: Tensor, shares: Tensor) -> Solved:
+        losses = self.matched(shares)
+        places = weights if math.isinf(self.mixture) else shares
+        return losses, None if self.spread is None else self.spread.variance(places, losses)
+
+    def _of_adapter(self, t: int, shares: Tensor, matched: Solved) -> tuple[Tensor, Tensor | None]:
         d = self.scale * shares
         d[:, t] -= 1.0
-        increase = torch.einsum("ku,uv,kv->k", d, self.forms[t], d)
-        if self.linear is None or self.square is None:
-            return increase, increase
+        increase = torch.einsum("ku,uv,kv->k", d, self.forms[t], d) + matched[0][:, t]
+        if self.linear is None or self.square is None or (self.cores and matched[1] is None):
+            return increase, None
         outer = torch.einsum("ku,kv->kuv", d, d)
         spread = torch.einsum("ks,suv,kuv->k", d.square(), self.linear[t], outer)
         spread = spread + torch.einsum("ks,su,ku->k", d.square(), self.square[t], d.square())
-        return increase, spread
-
-
-def build_model(
-    inputs: Inputs,
-    tasks: Sequence[str],
-    scale: float = 1.0,
-    watch: Callable[[Sequence[str]], Iterable[str]] = list,
-    tau: float | None = None,
-    mixture: float = math.inf,
-) -> PreviewModel:
-    """Add up the forms over all modules.
-
-    Args:
-        inputs: The adapters.
-        tasks: Task of every adapter; adapters of one task are members of its mixture.
-        scale: Factor on the whole sum.
-        watch: Wraps the list of modules, for a progress bar.
-        tau: Not None: gradient matching with this prior, in the modules where it would use Kronecker curvature. There
-            is no variance then.
-        mixture: Relative temperature of the mixtures; inf averages the adapters of a task.
-    """
-    count = len(inputs.posteriors)
-    names = list(dict.fromkeys(tasks))
-    members = [[i for i, task in enumerate(tasks) if task == name] for name in names]
-    stochastic = tau is None and all(p.has_hess for p in inputs.posteriors)
-    cores: list[MatchingCore] = []
-    mixed = not math.isinf(mixture) and len(names) < count
-    single, plain = (
-        one_of_each(members, count) if mixed else [],
-        torch.zeros(count, count, dtype=torch.float64),
-    )
-    forms, square = torch.zeros(2, count, count, count, dtype=torch.float64)
-    linear = torch.zeros(count, count, count, count, dtype=torch.float64)
-    absolute = [
-        all(inputs.update(i, m).precision_b is not None for m in inputs.layouts[i]) for i in range(count)
-    ]
-    for module in watch(inputs.modules):
-        updates = inputs.updates(module)
-        here = [i for i, u in enumerate(updates) if u.rank]
-        if tau is not None and choose_curvature([updates[i] for i in here]) == "kronecker":
-            present, known = [updates[i] for i in here], [absolute[i] for i in here]
-            further = [[row[i] for i in here] for row in single]
-            cores.append(matching_core(present, here, known, tau, further))
-            continue
-        if mixed:
-            plain += _products(Metric(None, None, 1.0, "isotropic"), updates)
-        for t, own in enumerate(updates):
-            if not own.rank:  # nothing is known of what this module does to the task
-                continue
-            metric = metric_of(own, absolute[t])
-            forms[t] += _products(metric, updates)
-            if stochastic:
-                linear[t] += linear_noise(metric, updates)
-                square[t] += square_noise(metric, updates)
-    noise = (linear, 0.5 * square) if stochastic else (None, None)
-    model = PreviewModel(names, members, 0.5 * forms, *noise, scale, cores)
-    if not mixed:
-        return model
-    return replace(model, plain=plain, tau=1.0 if tau is None else tau, mixture=mixture)
-
-
-def _products(metric: Metric, updates: Sequence[LoraUpdate]) -> Tensor:
-    rows = [[product(metric, first, second) for second in updates] for first in updates]
-    return torch.tensor(rows, dtype=torch.float64)
+        return increase, spread if matched[1] is None else spread + matched[1][:, t]

@@ -47,6 +47,10 @@ class Total(Protocol):
         """Y T^-1 for Y of shape ``(r, n)``."""
         ...
 
+    def rough(self, rows: Tensor) -> Tensor:
+        """Y T^-1 from one factor in the rows' precision, where a thousandth is enough."""
+        ...
+
     def spread(self, variance: Tensor, gram: Gram, factor: float, tau: float) -> Tensor:
         """sum_i v_ki M_ij^2 with M = (factor G + tau I) T^-1: variances of rows that were multiplied with M."""
         ...
@@ -71,6 +75,11 @@ class DenseTotal:
         """Y T^-1 to rounding, or to a residual of 1e-9 per row from 1024 inputs on."""
         refined = self._refined(rows) if len(self.matrix) >= SINGLE_FROM else None
         return _solved(self.factor, rows) if refined is None else refined
+
+    def rough(self, rows: Tensor) -> Tensor:
+        """Y T^-1 without refinement."""
+        root = self.single if rows.dtype == torch.float32 else self.factor
+        return _solved(self.factor if root is None else root, rows)
 
     def spread(self, variance: Tensor, gram: Gram, factor: float, tau: float) -> Tensor:
         """As of :class:`Total`; in float32 from 1024 inputs on, which a variance bears."""
@@ -130,6 +139,10 @@ class SpanTotal:
         """Y T^-1."""
         inside = rows @ self.basis
         return (_solved(self.factor, inside) - inside / self.rest) @ self.basis.mT + rows / self.rest
+
+    def rough(self, rows: Tensor) -> Tensor:
+        """Y T^-1."""
+        return self.solve(rows)
 
     def spread(self, variance: Tensor, gram: Gram, factor: float, tau: float) -> Tensor:
         """As of :class:`Total`: M is (c_t / c) I + Q M_Q Q^T, of which some rows at a time are written out."""

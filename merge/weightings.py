@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlora.merge.preview_model import PreviewModel
+from vlora.merge.preview_model import PreviewModel, Solved
 
 __all__ = ["Family", "pareto_front", "special_weightings"]
 
@@ -34,9 +34,14 @@ class Family:
         """Weights as they enter the sum. Shape ``(k, T)``."""
         return weights / weights.sum(1, keepdim=True) if self.normalise else weights
 
-    def relative(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Increase per task relative to having no adapter, and its standard deviation. Shapes ``(k, T)``."""
-        increase, variance = self.model.predict(self.normalised(weights))
+    def relative(self, weights: Tensor, solved: Solved | None = None) -> tuple[Tensor, Tensor | None]:
+        """Increase per task relative to having no adapter, and its standard deviation. Shapes ``(k, T)``.
+
+        Args:
+            weights: Shape ``(k, T)``.
+            solved: What is known better than by the model's reduced cores.
+        """
+        increase, variance = self.model.predict(self.normalised(weights), solved)
         base = self.model.without()
         return increase / base, None if variance is None else variance.clamp_min(0).sqrt() / base
 

@@ -182,6 +182,9 @@ def preview(
         float | None,
         typer.Option(help="Temperature of mixtures of a group's adapters; averaged if not given."),
     ] = None,
+    variance: Annotated[
+        bool, typer.Option(help="Standard deviations too; most of the time under gradient_matching.")
+    ] = True,
     debug: Debug = False,
 ) -> None:
     """Predict the loss of every task for thousands of weightings, without merging; name the best.
@@ -194,7 +197,14 @@ def preview(
     from vlora.recipes.merge_preview import preview_table, run_preview
 
     merge = load_adapter_merge(config, overrides or ())
-    settings = {"count": count, "low": low, "high": high, "seed": seed, "mixture": mixture}
+    settings = {
+        "count": count,
+        "low": low,
+        "high": high,
+        "seed": seed,
+        "mixture": mixture,
+        "variance": variance,
+    }
     print(preview_table(run_preview(merge, out, **settings)))
     print(f"wrote {out}.html and {out}.json")
 

@@ -24,7 +24,8 @@ def run_preview(config: MergeConfig, out: Path, **settings: Any) -> Preview:
     Args:
         config: The merge.
         out: Path without ending.
-        **settings: ``count``, ``low``, ``high``, ``seed`` and ``mixture`` of :func:`vlora.merge.preview.preview`.
+        **settings: ``count``, ``low``, ``high``, ``seed``, ``mixture`` and ``variance`` of
+            :func:`vlora.merge.preview.preview`.
 
     Raises:
         VloraError: What does not fit, in one line; nothing is written then.

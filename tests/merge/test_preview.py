@@ -32,10 +32,10 @@ def values(folder, names=NAMES, **settings):
     return {"method": "task_arithmetic", "adapters": adapters, "output": str(folder / "m"), **settings}
 
 
-def previewed(folder, names=NAMES, count=256, low=0.0, high=1.5, **settings):
+def previewed(folder, names=NAMES, count=256, low=0.0, high=1.5, variance=True, **settings):
     config = load_config(MergeConfig, values(folder, names, **settings))
     inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
-    return preview(config, inputs, count=count, low=low, high=high)
+    return preview(config, inputs, count=count, low=low, high=high, variance=variance)
 
 
 @pytest.mark.parametrize("columns", [2, 3])
@@ -67,7 +67,7 @@ def test_the_best_average_is_the_closed_form_where_the_box_does_not_bind(folder)
     best = done.weights[done.named["best average"]]
     config = load_config(MergeConfig, values(folder, NAMES[:2]))
     inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
-    from vlora.merge.preview_model import build_model
+    from vlora.merge.preview_build import build_model
     from vlora.merge.reading import read_inputs
 
     model = build_model(read_inputs(inputs, ["a", "b"]), ["a", "b"])
@@ -97,7 +97,13 @@ def test_notes_say_what_the_preview_is_not(folder):
         frozen.notes[0].startswith("6 of 6 modules are previewed as scaled sums") and frozen.std is not None
     )
     matched = previewed(folder, method="gradient_matching", count=16)
-    assert "no variance" in matched.notes[0] and matched.std is None
+    assert matched.notes[0].startswith("predicted by a reduced model of gradient matching; 5 weightings")
+    assert matched.std is not None and matched.check["solved"] == 5
+    assert matched.check["increase"] < 5e-3 and matched.check["std"] < 0.05
+    assert matched.to_json()["check"] == matched.check
+    quick = previewed(folder, method="gradient_matching", count=16, variance=False)
+    assert quick.std is None and "standard deviation" not in quick.notes[0] and "std" not in quick.check
+    torch.testing.assert_close(quick.increase, matched.increase)
     plain = load_config(MergeConfig, values(folder / "plain", method="task_arithmetic"))
     inputs = [Posterior.from_pretrained(source.path) for source in plain.adapters]
     done = preview(plain, inputs, count=16)
@@ -134,11 +140,11 @@ def test_weights_per_module_and_empty_adapters_are_refused(folder):
 
 
 def test_a_page_without_variance_and_without_scale(folder):
-    """Gradient matching has no variance; a plain adapter has no h, so no nats."""
+    """A variance that is not asked for; a plain adapter, which has no h, so no nats."""
     from vlora.recipes.merge_pages import preview_page
 
     plain = [{"path": str(folder / name)} for name in ("math", "plain/code")]
-    for settings in ({"method": "gradient_matching"}, {"adapters": plain}):
+    for settings in ({"method": "gradient_matching", "variance": False}, {"adapters": plain}):
         done = previewed(folder, NAMES[:2], count=8, **settings)
         page = preview_page(done)
         assert done.std is None and "±" not in page
