@@ -12,7 +12,15 @@ from vlora.errors import ConfigError
 from vlora.merge.methods import get_method
 from vlora.merge.options import OPTIONS, check_module_options, check_option, check_rank
 
-__all__ = ["AdapterSource", "MergeConfig", "MethodOptions", "check_apart", "distinct", "group_weights"]
+__all__ = [
+    "AdapterSource",
+    "MergeConfig",
+    "MethodOptions",
+    "check_apart",
+    "distinct",
+    "group_module_weights",
+    "group_weights",
+]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -40,8 +48,9 @@ class AdapterSource:
     revision: str | None = None
     """Revision of a hub id."""
     group: str | None = None
-    """Task of the adapter, where several adapters (seeds) of one task go in: each member counts ``weight`` divided by
-    the number of members, and ``vlora merge preview`` gives one weight to the group."""
+    """Task of the adapter, where several adapters (seeds) of one task go in: each member counts ``weight``, and every
+    weight of ``module_weights``, divided by the number of members, so that seeds with equal settings are their mean;
+    ``vlora merge preview`` gives one weight to the group."""
 
 
 def check_apart(output: Path, inputs: Sequence[str]) -> None:
@@ -67,6 +76,20 @@ def group_weights(sources: Sequence[AdapterSource]) -> list[float]:
     """Weight of each adapter; members of a group share theirs."""
     groups = [source.group for source in sources]
     return [s.weight / groups.count(s.group) if s.group else s.weight for s in sources]
+
+
+def group_module_weights(sources: Sequence[AdapterSource]) -> list[dict[str, float | list[float]]]:
+    """``module_weights`` of each adapter; members of a group share them as they share ``weight``."""
+    groups = [source.group for source in sources]
+    shares = [groups.count(s.group) if s.group else 1 for s in sources]
+    return [
+        {pattern: _divided(weight, share) for pattern, weight in s.module_weights.items()}
+        for s, share in zip(sources, shares, strict=True)
+    ]
+
+
+def _divided(weight: float | list[float], share: int) -> float | list[float]:
+    return [value / share for value in weight] if isinstance(weight, list) else weight / share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +191,10 @@ class MergeConfig(MethodOptions):
     def weights(self) -> list[float]:
         """Weight of each adapter; members of a group share theirs."""
         return group_weights(self.adapters)
+
+    def module_weights(self) -> list[dict[str, float | list[float]]]:
+        """Weights per module of each adapter; members of a group share theirs."""
+        return group_module_weights(self.adapters)
 
     def names(self) -> list[str]:
         """Short names, distinct."""

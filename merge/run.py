@@ -75,7 +75,7 @@ def write_merge(
         inputs,
         method=config.method,
         weights=config.weights(),
-        module_weights=[source.module_weights for source in config.adapters],
+        module_weights=config.module_weights(),
         rank=config.rank,
         names=names,
         paths=[source.path for source in config.adapters],

@@ -157,7 +157,7 @@ def _reproduces(ledger: Ledger, inputs: Mapping[str, Posterior]) -> bool:
         [inputs[name] for name in names],
         method=config.method,
         weights=config.weights(),
-        module_weights=[source.module_weights for source in config.adapters],
+        module_weights=config.module_weights(),
         rank=config.rank,
         names=names,
         verify=False,

@@ -12,7 +12,7 @@ from vlora.merge.adapters import merge_with_report
 from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
 from vlora.merge.checkpoints.draft import Draft, layer_count
 from vlora.merge.compatibility import check_adapter, check_together
-from vlora.merge.config import distinct, group_weights
+from vlora.merge.config import distinct, group_module_weights, group_weights
 from vlora.merge.weights import Weights, check_weights
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
@@ -76,9 +76,7 @@ def read_adapters(
     check_together([part.posterior for part in parts], names)
     if any(part.magnitudes or part.biases for part in parts):
         return [_alone(config, parts)]
-    weights = check_weights(
-        group_weights(config.adapters), len(parts), [s.module_weights for s in config.adapters]
-    )
+    weights = check_weights(group_weights(config.adapters), len(parts), group_module_weights(config.adapters))
     if _goes_dense(config, parts):
         modules = sorted({module for part in parts for module in part.modules})
         weights.check_patterns(modules, names)
@@ -99,7 +97,7 @@ def _merged(
         exact,
         method=config.chosen_method,
         weights=group_weights(config.adapters),
-        module_weights=[source.module_weights for source in config.adapters],
+        module_weights=group_module_weights(config.adapters),
         rank=rank,
         names=names,
         verify=config.verify,

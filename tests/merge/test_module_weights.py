@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from merge_cases import make_adapter, peft_deltas, saved_tensors, tiny_bert, two
+from merge_cases import make_adapter, peft_deltas, saved_tensors, tiny_bert, tiny_llama, two
+from safetensors.torch import load_file
 
 from vlora.config import load_config
 from vlora.errors import ConfigError
 from vlora.merge import MergeConfig, merge_adapters, run_merge
+from vlora.merge.checkpoints import ModelMergeConfig, run_model_merge
 from vlora.merge.run import merge_with_report
 from vlora.merge.weights import check_weights
 
@@ -106,3 +108,28 @@ def test_the_program_takes_them_from_its_file(tmp_path):
     expected = 0.25 * first[module] + second[module]
     torch.testing.assert_close(found[module], expected, rtol=1e-5, atol=1e-6)
     assert load_config(MergeConfig, output / "merge.yaml").adapters[0].module_weights == {"q_proj": 0.25}
+
+
+@pytest.mark.parametrize("into", ["adapter", "model"])
+def test_members_of_a_group_share_their_weights_per_module(pair, tmp_path, into):
+    """Twice the same seed in a group is that seed once, in every module, as it is with a plain weight."""
+    folders, _, _ = pair
+    settings = {"weight": 0.8, "module_weights": {"q_proj": 0.5, "down_proj": [0.2, 1.0]}}
+    other = {"path": str(folders[1])}
+    twice = [{"path": str(folders[0]), "group": "g", **settings}] * 2
+    merged = []
+    for number, adapters in enumerate(([{"path": str(folders[0]), **settings}, other], [*twice, other])):
+        values = {"method": "task_arithmetic", "adapters": adapters, "output": str(tmp_path / str(number))}
+        if into == "model":
+            tiny_llama().save_pretrained(tmp_path / "base")
+            config = load_config(
+                ModelMergeConfig, {**values, "into": "model", "base_model": str(tmp_path / "base")}
+            )
+            merged.append(load_file(run_model_merge(config) / "model.safetensors"))
+        else:
+            config = load_config(MergeConfig, {**values, "rank": "lossless"})
+            assert config.module_weights()[0]["down_proj"] == [0.2 / (1 + number), 1.0 / (1 + number)]
+            merged.append(peft_deltas(run_merge(config)))
+    assert merged[0].keys() == merged[1].keys()
+    for name, found in merged[1].items():
+        torch.testing.assert_close(found, merged[0][name], rtol=1e-4, atol=1e-5)
