@@ -85,6 +85,7 @@ def run(
     from vlora.merge.checkpoints import ModelMergeConfig, run_model_merge
     from vlora.merge.run import run_merge
     from vlora.recipes.merge_config import load_merge
+    from vlora.recipes.merge_model_page import model_merge_page
     from vlora.recipes.merge_pages import merge_page
 
     _refuse_misspelt(config)
@@ -92,8 +93,10 @@ def run(
         _show_plan(config, overrides or (), False)
         return
     settings = load_merge(config, overrides or ())
-    model = isinstance(settings, ModelMergeConfig)
-    print(f"wrote {run_model_merge(settings) if model else run_merge(settings, merge_page)}")
+    if isinstance(settings, ModelMergeConfig):
+        print(f"wrote {run_model_merge(settings, model_merge_page)}")
+    else:
+        print(f"wrote {run_merge(settings, merge_page)}")
 
 
 def _refuse_misspelt(config: Path) -> None:

@@ -14,10 +14,15 @@ from vlora.merge.checkpoints.draft import Draft
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.methods import get_method
 
-__all__ = ["card", "merge_json"]
+__all__ = ["card", "merge_content", "merge_json"]
 
 
 def merge_json(plan: MergePlan) -> str:
+    """:func:`merge_content` as text."""
+    return json.dumps(merge_content(plan), indent=2, ensure_ascii=False) + "\n"
+
+
+def merge_content(plan: MergePlan) -> dict[str, Any]:
     """Settings, lineage and outcome; without dates, so that equal merges give equal files.
 
     Models are told apart by ``weights_fingerprint`` (:func:`vlora.posterior.hashing.fingerprint_weights`: sizes and 64
@@ -47,7 +52,7 @@ def merge_json(plan: MergePlan) -> str:
     }
     if draft.adapter_report:
         content["adapters"] = draft.adapter_report
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return content
 
 
 def card(plan: MergePlan) -> str:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vlora.errors import CheckpointError, IdentityError, OutputError
 from vlora.files import atomic_write
 from vlora.merge.checkpoints.agreement import by_kind
-from vlora.merge.checkpoints.card import card, merge_json
+from vlora.merge.checkpoints.card import card, merge_content, merge_json
 from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.engine import Engine, create_shards
 from vlora.merge.checkpoints.findings import finding_notes
@@ -23,10 +23,14 @@ from vlora.merge.checkpoints.stream import TensorJob
 from vlora.merge.checkpoints.verify import check_output
 from vlora.merge.checkpoints.workspace import Workspace, locked
 
-__all__ = ["carry_out", "run_model_merge"]
+__all__ = ["Page", "carry_out", "run_model_merge"]
+
+Findings = Mapping[str, Mapping[str, Any]]
+Page = Callable[[Mapping[str, Any], Findings], str]
+"""From the content of ``merge.json`` and what was found per tensor to an HTML page."""
 
 
-def run_model_merge(config: ModelMergeConfig) -> Path:
+def run_model_merge(config: ModelMergeConfig, page: Page | None = None) -> Path:
     """Merge models, or adapters into their base, into a new model folder.
 
     Beside the weights it holds the configuration and tokenizer of the base, ``merge.json`` and ``README.md``. A killed
@@ -34,6 +38,7 @@ def run_model_merge(config: ModelMergeConfig) -> Path:
 
     Args:
         config: What to merge, how, and where to.
+        page: Renders ``report.html`` beside them, see :func:`vlora.recipes.merge_model_page.model_merge_page`.
 
     Returns:
         The folder that was written.
@@ -41,11 +46,15 @@ def run_model_merge(config: ModelMergeConfig) -> Path:
     Raises:
         VloraError: Anything that does not fit, in one line; nothing has the final name then.
     """
-    return carry_out(make_plan(config))
+    return carry_out(make_plan(config), page)
 
 
-def carry_out(plan: MergePlan) -> Path:
+def carry_out(plan: MergePlan, page: Page | None = None) -> Path:
     """Do what a plan says.
+
+    Args:
+        plan: What :func:`vlora.merge.checkpoints.plan.make_plan` gave.
+        page: As for :func:`run_model_merge`.
 
     Raises:
         CheckpointError: The plan has problems, or an input is damaged or holds NaN.
@@ -70,7 +79,7 @@ def carry_out(plan: MergePlan) -> Path:
             _summarise(plan, done)
             if plan.settings.verify:
                 plan.draft.identities.update(check_output(plan, work.folder))
-            _write_small_files(plan, work.folder)
+            _write_small_files(plan, work.folder, done, page)
             work.finish()
         except (OutputError, CheckpointError, IdentityError):
             work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs or wrong tensors
@@ -109,7 +118,7 @@ def _summarise(plan: MergePlan, findings: Mapping[str, Mapping[str, Any]]) -> No
     draft.agreement.update(by_kind(ordered))
 
 
-def _write_small_files(plan: MergePlan, folder: Path) -> None:
+def _write_small_files(plan: MergePlan, folder: Path, findings: Findings, page: Page | None) -> None:
     draft = plan.draft
     for name, source in draft.files.items():
         atomic_write(folder / name, source.read_bytes())
@@ -121,5 +130,8 @@ def _write_small_files(plan: MergePlan, folder: Path) -> None:
     }
     if len(plan.shards) > 1:
         texts[INDEX] = json.dumps(index_json(plan.shards), indent=2) + "\n"
+    if page is not None:
+        ordered = {job.name: findings[job.name] for job in draft.jobs}
+        texts["report.html"] = page(merge_content(plan), ordered)
     for name, text in texts.items():
         atomic_write(folder / name, text)
