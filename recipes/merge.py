@@ -76,9 +76,7 @@ merge_app = typer.Typer(
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan of a merge into a model only.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan only.")] = False,
     debug: Debug = False,
 ) -> None:
     """Merge what CONFIG.yaml says; the word `run` may be left out."""
@@ -115,25 +113,29 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a merge into a model would read, write and need, from file headers alone; nothing is written.
+    """Say what a merge would read, write and need, from file headers alone; nothing is written.
 
-    Exit code 1 if it could not be carried out. For `models:`, and for `adapters:` with `into: model`.
+    Shapes, ranks, bytes, memory, an estimate of the time, what is missing or does not fit, and what the method
+    needs and the inputs lack. Exit code 1 if it could not be carried out.
     """
     _show_plan(config, overrides or (), as_json)
 
 
 def _show_plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    from vlora.merge.adapter_plan import make_adapter_plan
+    from vlora.merge.adapter_plan_text import render_adapters
     from vlora.merge.checkpoints import ModelMergeConfig, make_plan
     from vlora.merge.checkpoints.plan_text import render
     from vlora.recipes.merge_config import load_merge
 
     settings = load_merge(config, overrides)
-    if not isinstance(settings, ModelMergeConfig):
-        raise ConfigError(
-            "a merge of adapters into an adapter is small and has no plan; `into=model` plans one into base_model"
-        )
-    found = make_plan(settings, dry=True)
-    print(json.dumps(found.to_json(), indent=2) if as_json else render(found))
+    if isinstance(settings, ModelMergeConfig):
+        found = make_plan(settings, dry=True)
+        text = render(found)
+    else:
+        found = make_adapter_plan(settings)
+        text = render_adapters(found)
+    print(json.dumps(found.to_json(), indent=2) if as_json else text)
     if found.problems:
         raise typer.Exit(1)
 

@@ -18,6 +18,7 @@ _MAPS = {
     "distance": (None, "Relative distance: paper is 0, full colour is the largest of this merge."),
     "clamped": (None, "Share that was clamped: paper is 0, full colour is the largest of this merge."),
 }
+_ELSEWHERE = ("models", "adapters", "tokenizer", "method", "base_model", "into", "verify")
 _DIGESTS = {"weights_fingerprint": "fingerprint", "mean_sha256": "SHA-256 of tensors"}
 
 
@@ -65,13 +66,18 @@ def _map(tensors: Rows, measure: str, full: float | None, how: str) -> list[Conf
 def _input(source: Mapping[str, Any]) -> dict[str, Any]:
     files = {f"SHA-256 of {file}": digest for file, digest in source.get("file_sha256", {}).items()}
     known = {what: source[key] for key, what in _DIGESTS.items() if source.get(key)}
-    size = source.get("bytes")
-    return {**source, "digests": files or known, "size": f"{size / 1e6:,.1f} MB" if size else "–"}
+    return {**source, "digests": files or known, "size": _size(source.get("bytes") or 0)}
+
+
+def _size(count: int) -> str:
+    unit, scale = ("MB", 1e6) if count >= 1e5 else ("kB", 1e3)
+    return f"{count / scale:,.1f}\u00a0{unit}" if count else "–"
 
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for and how the tensors were made."""
-    settings = {key: value for key, value in content["settings"].items() if _told(key, value)}
+    given = {key: value for key, value in content["settings"].items() if _told(key, value)}
+    settings = {key: ", ".join(map(str, v)) if isinstance(v, list) else v for key, v in given.items()}
     made = {key: count for key, count in content["tensors"].items() if key != "total"}
     return {
         **settings,
@@ -83,11 +89,4 @@ def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _told(key: str, value: Any) -> bool:
     """Whether a setting is worth a line: the inputs have a table, and what was not given says nothing."""
-    return key not in ("models", "adapters", "tokenizer", "method") and value not in (
-        None,
-        {},
-        [],
-        (),
-        "",
-        False,
-    )
+    return key not in _ELSEWHERE and value not in (None, {}, [], (), "", False)

@@ -75,7 +75,6 @@ def test_mergekit_files_of_whole_models(tmp_path, config, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["plan", "x.yaml"], "has no plan; `into=model` plans one into base_model"),
         (["plan", "x.yaml", "into=model"], "into: model needs base_model"),
         (["preview", "x.yaml", "into=model", "base_model=b"], "merges into a model; this is for adapters:"),
         (["x.yaml", "into=nothing"], "into"),
