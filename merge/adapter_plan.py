@@ -234,6 +234,8 @@ def _check_settings(
 ) -> None:
     """Weights, and patterns that match nothing."""
     get_method(config.method)
+    if config.prior is not None and not Path(config.prior).expanduser().exists():
+        raise ConfigError(f"prior: no file or folder {config.prior}")
     places = [*modules, *sorted({key for adapter in adapters for key in adapter.rest})]
     layers = config.num_layers or count_layers(places)
     checked = check_weights(config.weights(), len(names), config.module_weights())

@@ -18,8 +18,10 @@ from vlora.merge.layers import OptionsByModule, Setting, count_layers
 from vlora.merge.methods import Method, get_method
 from vlora.merge.options import check_module_options, check_option, check_rank
 from vlora.merge.positive import CLAMP_LIMIT
+from vlora.merge.prior import read_prior
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.report import MergeReport, describe_module, merge_notes
+from vlora.merge.sensitivity import Sensitivity, sampled
 from vlora.merge.update import LoraUpdate, present
 from vlora.merge.weights import Weights, check_weights
 from vlora.posterior import Posterior
@@ -101,7 +103,8 @@ def merge_with_report(
     places = [*inputs.modules, *inputs.full_keys]
     checked.check_patterns(places, names)
     layers = count_layers(places) if num_layers is None else num_layers
-    checked, settings = checked.over(places, layers), OptionsByModule(options, patterns, layers)
+    applied = _with_prior(options, report)
+    checked, settings = checked.over(places, layers), OptionsByModule(applied, patterns, layers)
     settings.check_patterns(inputs.modules)
     if verify:
         report.identities.update(check_before(inputs, checked, chosen, rank, settings))
@@ -121,6 +124,7 @@ def _merge(
     merged = MergedTensors(sum(p.meta.num_examples for p in inputs.posteriors))
     curvature = {}
     looked_at: dict[str, LoraUpdate] = {}
+    looked_over, sensitivity = set(sampled(inputs.modules)), Sensitivity(method.function, report.rank)
     bar = tqdm(inputs.modules, desc="merge modules", file=sys.stderr, disable=None if progress else True)
     for module in bar:
         counted = weights.counted(module, [i for i, layout in enumerate(inputs.layouts) if module in layout])
@@ -129,6 +133,8 @@ def _merge(
         merged.add_module(inputs, module, done.update)
         if module in report.identities.get("modules", ()):
             looked_at[module] = done.update
+        if report.method == "gradient_matching" and module in looked_over:
+            sensitivity.add(updates, shares, done, options.of(module))
         examples = [inputs.posteriors[i].meta.num_examples for i, _ in counted]
         report.modules[module] = describe_module(updates, done, examples)
         _check_definite(module, done.report.get("clamped_fraction", 0.0))
@@ -142,12 +148,22 @@ def _merge(
     if not all(p.has_hess for p in inputs.posteriors):
         merged.hess.clear()
         merged.weight_decay.clear()
+    report.sensitivity.update(sensitivity.to_json())
     report.conflict.update(total_conflict(report.modules))
     report.notes.extend(merge_notes(inputs, report, bool(merged.hess)))
     result = assemble(inputs, merged, report.adapters, report.notes)
     if looked_at:
         report.identities["written"] = check_written(result, looked_at)
     return replace(result, curvature=curvature or None)
+
+
+def _with_prior(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:
+    """Options with the file of the prior in place of its path."""
+    if options.get("prior") is None:
+        return options
+    found = read_prior(options["prior"])
+    report.prior.update(path=found.path, sha256=found.sha256)
+    return {**options, "prior": found}
 
 
 def _check_definite(module: str, clamped: float) -> None:

@@ -28,8 +28,12 @@ both losses; at the same weight ``negate`` costs the task that stays about half 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.grams import Gram
 from vlora.merge.kronecker import kronecker_solution, total_metric
 from vlora.merge.low_rank import resolve_rank
 from vlora.merge.recompress import recompress
@@ -38,7 +42,10 @@ from vlora.merge.sites import merge_shared_a
 from vlora.merge.task_arithmetic import weighted_sum
 from vlora.merge.update import LoraUpdate, MergedModule, present, shared_a
 
-__all__ = ["CURVATURES", "NEGATIVE", "choose_curvature", "gradient_matching"]
+__all__ = ["CURVATURES", "DEFAULT_TAU", "NEGATIVE", "choose_curvature", "gradient_matching"]
+
+DEFAULT_TAU = 0.3
+"""Prior precision if none is given."""
 
 CURVATURES = ("auto", "sites", "kronecker", "separable", "isotropic")
 """Accepted values of the option ``curvature``."""
@@ -46,15 +53,43 @@ NEGATIVE = ("negate", "remove")
 """Accepted values of the option ``negative``."""
 
 
+class ModulePrior(Protocol):
+    """H_0 of one module, relative to tau."""
+
+    @property
+    def input(self) -> Gram:
+        """P over the inputs. Shape ``(n, n)``."""
+        ...
+
+    @property
+    def rows(self) -> Tensor:
+        """Diagonal over the outputs. Shape ``(m,)``."""
+        ...
+
+    @property
+    def columns(self) -> Tensor:
+        """Diagonal over the inputs. Shape ``(n,)``."""
+        ...
+
+
+class PriorSource(Protocol):
+    """Where priors come from."""
+
+    def of(self, module: str, outputs: int, inputs: int) -> ModulePrior:
+        """That of a module, by its name and its size."""
+        ...
+
+
 def gradient_matching(
     updates: Sequence[LoraUpdate],
     weights: Sequence[float],
     *,
     rank: str | float = "keep",
-    tau: float = 0.3,
+    tau: float = DEFAULT_TAU,
     scale: float = 1.0,
     curvature: str = "auto",
     negative: str | None = None,
+    prior: PriorSource | None = None,
 ) -> MergedModule:
     """Merge the updates of one module by what each adapter is sure of.
 
@@ -66,6 +101,8 @@ def gradient_matching(
         scale: Factor on the merged update; 1 leaves a single adapter unchanged.
         curvature: ``auto`` takes the best that all adapters have, see :data:`CURVATURES`.
         negative: What a negative weight means, ``negate`` or ``remove``; see above for the default.
+        prior: Gives P of H_0 = tau P per module (:mod:`vlora.merge.prior`), for Kronecker and separable curvature; the
+            identity if not given. Sites have the priors of their posteriors.
 
     Returns:
         The merged update; its report names the curvature that was used.
@@ -79,12 +116,17 @@ def gradient_matching(
     if (negative or ("remove" if kind == "sites" else "negate")) == "negate":
         updates = [replace(u, b=-u.b) if w < 0 else u for u, w in zip(updates, weights, strict=True)]
         weights = [abs(w) for w in weights]
+    known = None
+    if prior is not None and kind in ("kronecker", "separable"):
+        known = prior.of(updates[0].module, updates[0].b.shape[0], updates[0].a.shape[1])
     if kind == "sites":
         merged = _sites(updates, weights, wanted)
     elif kind == "kronecker":
-        merged = _kronecker(updates, weights, wanted, tau)
+        merged = _kronecker(updates, weights, wanted, tau, None if known is None else known.input)
     elif kind == "separable":
-        merged = separable_merge(updates, weights, wanted, tau)
+        merged = separable_merge(
+            updates, weights, wanted, tau, None if known is None else (known.rows, known.columns)
+        )
     else:
         merged = weighted_sum(updates, weights, rank)
     report = {**merged.report, "curvature": kind}
@@ -115,10 +157,14 @@ def _sites(updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | 
 
 
 def _kronecker(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None, tau: float
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    rank: int | float | None,
+    tau: float,
+    prior: Gram | None,
 ) -> MergedModule:
     """Closed form at full rank, then S^1/2 X G^1/2 truncated; S is left out unless every adapter has it."""
-    full, clamped, total = kronecker_solution(updates, weights, tau)
+    full, clamped, total = kronecker_solution(updates, weights, tau, prior)
     metrics = None
     if rank is not None and full.rank > rank:
         metrics = total_metric([u.output_gram for u in updates], weights, tau), total

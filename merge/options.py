@@ -37,6 +37,9 @@ OPTIONS: dict[str, Option] = {
         "> 0",
         "prior precision relative to an adapter's mean curvature",
     ),
+    "prior": Option(
+        lambda v: isinstance(v, str) and bool(v), "a path", "file or folder with the prior's precision"
+    ),
     "scale": Option(
         lambda v: _number(v) and abs(v) < float("inf"), "a finite number", "factor on the merged update"
     ),

@@ -15,7 +15,6 @@ is also told in nats per training example.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from vlora.errors import ConfigError
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import MergeConfig
-from vlora.merge.gradient_matching import gradient_matching
+from vlora.merge.gradient_matching import DEFAULT_TAU
 from vlora.merge.preview_build import build_model, solve_in_full
 from vlora.merge.preview_model import PreviewModel
 from vlora.merge.preview_notes import count_examples, preview_notes
@@ -36,7 +35,6 @@ __all__ = ["METHODS", "Preview", "preview"]
 
 METHODS = ("task_arithmetic", "linear", "gradient_matching")
 """Methods whose configurations can be previewed."""
-_DEFAULT_TAU = signature(gradient_matching).parameters["tau"].default
 _SHORT_SEARCH = (
     20,
     48,
@@ -230,6 +228,8 @@ def _check(config: MergeConfig, count: int, low: float, high: float, mixture: fl
         raise ConfigError(
             "a preview gives every task one weight; leave module_weights and module_options out"
         )
+    if config.prior is not None:
+        raise ConfigError("a preview knows the isotropic prior only; leave prior out")
     if count < 1 or not -math.inf < low < high < math.inf:
         raise ConfigError(
             f"expected count >= 1 and finite low < high, got count {count}, low {low:g}, high {high:g}"
@@ -251,7 +251,7 @@ def _tau(config: MergeConfig) -> float | None:
     solved = config.method == "gradient_matching" and config.curvature in (None, "auto", "kronecker")
     if not solved or config.negative == "remove":
         return None
-    return _DEFAULT_TAU if config.tau is None else config.tau
+    return DEFAULT_TAU if config.tau is None else config.tau
 
 
 def _given(config: MergeConfig, tasks: Sequence[str], distinct: Sequence[str]) -> Tensor:

@@ -44,6 +44,10 @@ class MergeReport:
     """Per adapter the predicted loss over all modules, see :func:`vlora.merge.conflict.total_conflict`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the method that were given."""
+    sensitivity: dict[str, Any] = field(default_factory=dict)
+    """What half and twice the prior would change, see :mod:`vlora.merge.sensitivity`; of gradient matching only."""
+    prior: dict[str, Any] = field(default_factory=dict)
+    """Path and hash of a prior from a file."""
     identities: dict[str, Any] = field(default_factory=dict)
     """Golden identities on these inputs, see :mod:`vlora.merge.identities`; empty if ``verify`` was false."""
 

@@ -27,7 +27,11 @@ __all__ = ["separable_merge"]
 
 
 def separable_merge(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None, tau: float
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    rank: int | float | None,
+    tau: float,
+    prior: tuple[Tensor, Tensor] | None = None,
 ) -> MergedModule:
     """Precision-weighted merge of updates that carry h, re-factorised to a rank.
 
@@ -36,6 +40,8 @@ def separable_merge(
         weights: w_t per update.
         rank: Wanted rank; lossless (None) exists only for one adapter.
         tau: Prior precision relative to the mean of a curvature, > 0.
+        prior: Rows and columns of mean 1 whose outer product stands beside tau; ones if not given. Shapes ``(m,)``
+            and ``(n,)``.
 
     Raises:
         IncompatibleAdaptersError: An update without h, or ``rank`` is lossless for several adapters.
@@ -47,7 +53,7 @@ def separable_merge(
         )
     curvatures = [_unit_curvature(u) for u in updates]
     full = concatenate(updates, weights)
-    precisions, targets = _terms(updates, weights, curvatures, full, tau)
+    precisions, targets = _terms(updates, weights, curvatures, full, tau, prior)
     left, right = _scaling(precisions)
     b, a, _ = truncate(full.b, full.a, full.rank if rank is None else rank, left, right)
     b, a, clamped = weighted_als(precisions, targets, (b, a))
@@ -62,9 +68,10 @@ def _terms(
     curvatures: Sequence[tuple[Tensor, Tensor]],
     full: LoraUpdate,
     tau: float,
+    prior: tuple[Tensor, Tensor] | None,
 ) -> tuple[list[Precision], list[Target]]:
     """Total precision tau + sum w P, and what it is multiplied with: sum w (tau + P) o W."""
-    ones = (torch.ones_like(curvatures[0][0]), torch.ones_like(curvatures[0][1]))
+    ones = prior or (torch.ones_like(curvatures[0][0]), torch.ones_like(curvatures[0][1]))
     precisions = [Precision(tau, *ones)]
     targets = [Target(Precision(tau, *ones), full.b, full.a)]  # tau sum w W in one piece
     for update, weight, (row, col) in zip(updates, weights, curvatures, strict=True):

@@ -63,10 +63,10 @@ merge_app = typer.Typer(
     fisher             average weighted by h: normalise
     regmean            least squares on activations: shrink
     mats               K-FAC of both sides by conjugate gradients: tau, scale, steps
-    gradient_matching  weighted by curvature (the default): tau, scale, curvature, negative
+    gradient_matching  weighted by curvature (the default): tau, prior, scale, curvature, negative
 
     space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.
-    negative: negate | remove.
+    negative: negate | remove. prior: a file or folder with the prior's precision per module.
     """,
 )
 

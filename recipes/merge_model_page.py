@@ -51,6 +51,7 @@ def model_merge_page(content: Mapping[str, Any], findings: Rows) -> str:
         apart=[{**m, "what": "all pairs"} for m in conflict_maps(modules, "disagreement", full=2.0)],
         names=[source["name"] for source in adapters.get("adapters", ())],
         modules=modules,
+        sensitivity=adapters.get("sensitivity", {}),
         identities={k: v for k, v in identities.items() if isinstance(v, (int, float)) and k != "tolerance"},
         checked=identities.get("tensors", identities.get("modules", [])),
     )

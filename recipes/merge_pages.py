@@ -38,6 +38,7 @@ def merge_page(report: Mapping[str, Any]) -> str:
         modules=modules,
         identities={k: v for k, v in report["identities"].items() if k not in ("modules", "tolerance")},
         checked=report["identities"].get("modules", []),
+        sensitivity=report.get("sensitivity", {}),
     )
 
 
