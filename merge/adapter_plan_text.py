@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from vlora.merge.adapter_plan import AdapterPlan
-from vlora.merge.checkpoints.plan_text import shown_size
+from vlora.merge.sizes import shown_size
 
 __all__ = ["render_adapters"]
 

@@ -157,15 +157,6 @@ def _merge(
     return replace(result, curvature=curvature or None)
 
 
-def _with_prior(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:
-    """Options with the file of the prior in place of its path."""
-    if options.get("prior") is None:
-        return options
-    found = read_prior(options["prior"])
-    report.prior.update(path=found.path, sha256=found.sha256)
-    return {**options, "prior": found}
-
-
 def _check_definite(module: str, clamped: float) -> None:
     if clamped > CLAMP_LIMIT:
         raise IncompatibleAdaptersError(
@@ -216,3 +207,12 @@ def _source(posterior: Posterior, name: str, path: str, weights: Weights, index:
         "num_examples": posterior.meta.num_examples,
         "sources": posterior.meta.sources,
     }
+
+
+def _with_prior(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:
+    """Options with the file of the prior in place of its path."""
+    if options.get("prior") is None:
+        return options
+    found = read_prior(options["prior"])
+    report.prior.update(path=found.path, sha256=found.sha256)
+    return {**options, "prior": found}

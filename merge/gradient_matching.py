@@ -34,7 +34,8 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram
-from vlora.merge.kronecker import kronecker_solution, total_metric
+from vlora.merge.kronecker import total_metric
+from vlora.merge.kronecker_prior import solution_under_prior
 from vlora.merge.low_rank import resolve_rank
 from vlora.merge.recompress import recompress
 from vlora.merge.separable import separable_merge
@@ -164,7 +165,7 @@ def _kronecker(
     prior: Gram | None,
 ) -> MergedModule:
     """Closed form at full rank, then S^1/2 X G^1/2 truncated; S is left out unless every adapter has it."""
-    full, clamped, total = kronecker_solution(updates, weights, tau, prior)
+    full, clamped, total = solution_under_prior(updates, weights, tau, prior)
     metrics = None
     if rank is not None and full.rank > rank:
         metrics = total_metric([u.output_gram for u in updates], weights, tau), total

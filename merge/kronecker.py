@@ -71,45 +71,21 @@ def kronecker_merge(
 
 
 def kronecker_solution(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], tau: float, prior: Gram | None = None
+    updates: Sequence[LoraUpdate], weights: Sequence[float], tau: float
 ) -> tuple[LoraUpdate, float, Total]:
     """As :func:`kronecker_merge`, with the total curvature as third: the metric of a recompression.
-
-    ``prior`` is P in H_0 = tau P, positive definite with mean diagonal 1; the identity if not given. With one,
-    everything is written out.
 
     Only the sum r_t rows of the updates are solved for. At 4096 inputs a whole matrix takes 128 MiB and one pass over
     it tens of milliseconds, so that no Gram is copied; short Grams are never written out (:mod:`vlora.merge.total`).
     """
     factors = [_factor(u) for u in updates]
     grams = [_given(u) for u in updates]
-    if prior is not None:
-        return _under_prior(updates, weights, [dense(g) for g in grams], factors, tau * dense(prior))
     total, clamped = total_curvature(grams, factors, weights, tau, updates[0].module)
     pulled = [(u.a @ g).mul_(f).add_(u.a, alpha=tau) for u, g, f in zip(updates, grams, factors, strict=True)]
     solved = total.solve(torch.cat(pulled)).split([u.rank for u in updates])
     moved = [
         replace(u, a=a) if u.precision_a is None else _with_variance(u, u.precision_a, a, g, f, tau, total)
         for u, a, g, f in zip(updates, solved, grams, factors, strict=True)
-    ]
-    return concatenate(moved, weights), clamped, total
-
-
-def _under_prior(
-    updates: Sequence[LoraUpdate],
-    weights: Sequence[float],
-    grams: Sequence[Tensor],
-    factors: Sequence[float],
-    prior: Tensor,
-) -> tuple[LoraUpdate, float, Total]:
-    """:func:`kronecker_solution` with tau P: A' = A (f G + tau P) (tau P + sum w f G)^-1."""
-    where = updates[0].module
-    total, clamped = total_curvature([prior, *grams], [1.0, *factors], [1.0, *weights], 0.0, where)
-    damped = [gram * f + prior for gram, f in zip(grams, factors, strict=True)]
-    pulled = torch.cat([u.a @ d for u, d in zip(updates, damped, strict=True)])
-    moved = [
-        replace(u, a=a) if u.precision_a is None else _with_variance(u, u.precision_a, a, d, 1.0, 0.0, total)
-        for u, a, d in zip(updates, total.solve(pulled).split([u.rank for u in updates]), damped, strict=True)
     ]
     return concatenate(moved, weights), clamped, total
 

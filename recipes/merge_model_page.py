@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlora.merge.checkpoints.agreement import MEASURES
+from vlora.merge.sizes import shown_size
 from vlora.recipes.merge_figures import ConflictMap, conflict_maps
 from vlora.recipes.merge_pages import page
 
@@ -67,12 +68,11 @@ def _map(tensors: Rows, measure: str, full: float | None, how: str) -> list[Conf
 def _input(source: Mapping[str, Any]) -> dict[str, Any]:
     files = {f"SHA-256 of {file}": digest for file, digest in source.get("file_sha256", {}).items()}
     known = {what: source[key] for key, what in _DIGESTS.items() if source.get(key)}
-    return {**source, "digests": files or known, "size": _size(source.get("bytes") or 0)}
-
-
-def _size(count: int) -> str:
-    unit, scale = ("MB", 1e6) if count >= 1e5 else ("kB", 1e3)
-    return f"{count / scale:,.1f}\u00a0{unit}" if count else "–"
+    return {
+        **source,
+        "digests": files or known,
+        "size": shown_size(source["bytes"]) if source.get("bytes") else "–",
+    }
 
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A plan for people to read."""
 
 from vlora.merge.checkpoints.plan import MergePlan
+from vlora.merge.sizes import shown_size as _size
 
-__all__ = ["render", "shown_size"]
+__all__ = ["render"]
 
 
 def render(plan: MergePlan) -> str:
@@ -17,10 +18,9 @@ def render(plan: MergePlan) -> str:
     dtypes = ", ".join(sorted({job.dtype for job in draft.jobs}))
     lines += [
         f"tensors    {len(draft.jobs)} ({kinds}) in {dtypes}",
-        f"read       {shown_size(plan.bytes_read)} (all passes)",
-        f"write      {shown_size(plan.bytes_written)} in {len(plan.shards)} file(s), "
-        f"{shown_size(plan.free_bytes)} free",
-        f"memory     {shown_size(estimate.memory_bytes)} of buffers, {plan.threads} threads",
+        f"read       {_size(plan.bytes_read)} (all passes)",
+        f"write      {_size(plan.bytes_written)} in {len(plan.shards)} file(s), {_size(plan.free_bytes)} free",
+        f"memory     {_size(estimate.memory_bytes)} of buffers, {plan.threads} threads",
         f"time       about {estimate.seconds:.0f} s: {estimate.basis}",
         f"tokenizer  {draft.tokenizer}",
     ]
@@ -41,13 +41,5 @@ def render(plan: MergePlan) -> str:
 
 def _input(source: dict) -> str:
     weight = f" weight {source['weight']:g}" if "weight" in source else ""
-    size = f" {shown_size(source['bytes'])}" if "bytes" in source else ""
+    size = f" {_size(source['bytes'])}" if "bytes" in source else ""
     return f"{source['role']:8} {source['name']}{weight}{size} ({source['path']})"
-
-
-def shown_size(count: int) -> str:
-    """Bytes in the largest unit that fits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count} bytes"
