@@ -1,4 +1,6 @@
-"""Kronecker gradient matching under a prior that is no multiple of the identity, H_0 = tau I (x) P:
+"""Kronecker gradient matching under a prior that is no multiple of the identity.
+
+With H_0 = tau I (x) P,
 
     X = sum_t (w_t s_t B_t) A_t',      A_t' = A_t (G_t + tau P) (tau P + sum_u w_u G_u)^-1
 
