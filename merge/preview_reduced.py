@@ -12,9 +12,10 @@ combination in the norm of C(w), is a small system whose parts are made once:
 
 A weighting then costs D^3 / 3 + P D^2 operations for D functions and P adapters, whatever the size of the module.
 Functions: whole merges at spread weightings, denser near 0 and half of them with some weights 0, and at every adapter
-alone; and at some weightings the P summands of the merge one by one: all corners of the box up to three adapters, two
-points of its diagonal from there on. Exact at these weightings; in between the error is measured, not bounded: the
-preview solves some weightings in full and tells the difference.
+alone; and the P summands of the merge one by one: up to three adapters at all corners of the box, from there on at two
+points of its diagonal, with the merge as a whole at all corners (up to five) or where one adapter is left out. Exact at
+these weightings; in between the error is measured, not bounded: the preview solves some weightings in full and tells the
+difference.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ _CHUNK = 256
 _NULL = 1e-9  # functions below this share of the largest are rounding
 _SPREAD = 8  # spread weightings per adapter
 _CORNERS = 3  # adapters up to which all corners are solved
+_WHOLE_CORNERS = 5  # and up to which they are single functions; beyond, all weights but one
 _DIAGONAL = (1.0, 0.2)
 
 
@@ -60,9 +62,13 @@ def make_nodes(count: int, reach: float, further: Sequence[Sequence[float]] = ()
     """
     ones = torch.ones(1, count, dtype=torch.float64)
     if count <= _CORNERS:
-        split = reach * torch.tensor(list(product((0.0, 1.0), repeat=count))[1:], dtype=torch.float64)
+        split = reach * _corners(count)
     else:
         split = reach * torch.cat([share * ones for share in _DIAGONAL])
+        masked_out = (
+            _corners(count) if count <= _WHOLE_CORNERS else 1.0 - torch.eye(count, dtype=torch.float64)
+        )
+        further = [*further, *(reach * masked_out).tolist()]
     sobol = torch.quasirandom.SobolEngine(2 * count, scramble=True, seed=0)
     drawn = sobol.draw(_SPREAD * count, dtype=torch.float64)
     spread = reach * drawn[:, :count].square()
@@ -70,6 +76,11 @@ def make_nodes(count: int, reach: float, further: Sequence[Sequence[float]] = ()
     spread[::2] *= torch.where(masked.any(1, keepdim=True), masked, torch.ones_like(masked))
     given = torch.tensor([list(row) for row in further], dtype=torch.float64).reshape(-1, count).abs()
     return Nodes(split, torch.cat([torch.eye(count, dtype=torch.float64), ones, ones / count, given, spread]))
+
+
+def _corners(count: int) -> Tensor:
+    """All but the one at 0. Shape ``(2^count - 1, count)``."""
+    return torch.tensor(list(product((0.0, 1.0), repeat=count))[1:], dtype=torch.float64)
 
 
 @dataclass(frozen=True)

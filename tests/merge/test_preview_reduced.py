@@ -51,7 +51,10 @@ def test_nodes_hold_every_adapter_alone_and_fit_the_adapters_that_a_module_has()
     rows = nodes.whole.tolist()
     assert all(torch.eye(3).tolist()[t] in rows for t in range(3))
     assert [1.0, 1.0, 1.0] in rows and [0.0, 1.0, 1.0] in rows
-    assert len(make_nodes(4, 1.5).split) == 2
+    five, six = make_nodes(5, 1.5), make_nodes(6, 1.5)
+    assert len(five.split) == len(six.split) == 2
+    assert [1.5, 0.0, 1.5, 0.0, 0.0] in five.whole.tolist()
+    assert [1.5, 1.5, 0.0, 1.5, 1.5, 1.5] in six.whole.tolist()
     pair = Nodes(nodes.split, nodes.whole).of([0, 2])
     assert sorted(pair.split.tolist()) == [[0.0, 2.0], [2.0, 0.0], [2.0, 2.0]]
     assert pair.whole.any(1).all() and len(pair.whole.unique(dim=0)) == len(pair.whole)
