@@ -13,9 +13,8 @@ combination in the norm of C(w), is a small system whose parts are made once:
 A weighting then costs D^3 / 3 + P D^2 operations for D functions and P adapters, whatever the size of the module.
 Functions: whole merges at spread weightings, denser near 0 and half of them with some weights 0, and at every adapter
 alone; and the P summands of the merge one by one: up to three adapters at all corners of the box, from there on at two
-points of its diagonal, with the merge as a whole at all corners (up to five) or where one adapter is left out. Exact at
-these weightings; in between the error is measured, not bounded: the preview solves some weightings in full and tells the
-difference.
+points of its diagonal, with the merge as a whole at all corners (up to five) or where one is left out. Exact at these
+weightings; in between the error is measured, not bounded: the preview solves some in full and tells the difference.
 """
 
 from collections.abc import Sequence
