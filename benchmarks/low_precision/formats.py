@@ -26,6 +26,11 @@ FORMATS: dict[str, dict[str, Any]] = {
         "quantization": "4bit", "adapter_dtype": "bfloat16", "optimizer": {**BITS8, "stochastic_rounding": True},
     },
 }  # fmt: skip
+ADAMW: dict[str, dict[str, Any]] = {
+    name: {"optimizer": {"name": "adamw", "lr": 1e-3}, **form}
+    for name, form in {"adamw": {}, "adamw_4bit_base": {"quantization": "4bit"}}.items()
+}
+"""AdamW at the same learning rate: does the 4-bit base cost it less?"""
 BASES = ("float32", "bf16_base", "fp16_base", "8bit_base", "4bit_base")
 """Formats that differ in the base alone."""
 TASKS = ("sst2", "trec", "fdu_books")
@@ -45,4 +50,6 @@ NAMES = {
     "8bit_base_8bit_states": "8-bit base, 8-bit states",
     "4bit_base_bf16_compute": "4-bit base, bf16 compute",
     "4bit_base_8bit_states_bf16_adapter_sr": "4-bit base, 8-bit states, bf16 adapter, stochastic rounding",
+    "adamw": "AdamW, float32 throughout",
+    "adamw_4bit_base": "AdamW, 4-bit base",
 }

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.low_precision.formats import BASES, FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.formats import ADAMW, BASES, FORMATS, RESULTS, TASKS, TRACKED
 from benchmarks.low_precision.memory import measure_apart
 from benchmarks.low_precision.shadow import shadow
 from benchmarks.rows import read_rows, without_paths, write_rows
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", default=["bases", "stories", "tasks", "swapped", "tracking", "memory"]
     )
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", default=[*FORMATS, *ADAMW], choices=[*FORMATS, *ADAMW])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
@@ -155,7 +155,7 @@ def bases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     """Train and evaluate one unit, compare its h with that of float32, and write its record."""
-    form, place = FORMATS[unit["form"]], args.work / unit["name"]
+    form, place = (FORMATS | ADAMW)[unit["form"]], args.work / unit["name"]
     base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
     record: dict[str, Any] = {"name": unit["name"], "format": form}
     if unit.get("memory"):
@@ -227,7 +227,7 @@ def compare_h(place: Path, reference: Path) -> dict[str, float] | None:
     """Spearman rank correlation of h over all entries with the float32 run of the same seed, and within tensors."""
     from vlora import Posterior
 
-    if not reference.is_dir():
+    if not reference.is_dir() or not (place / "posterior.safetensors").is_file():
         return None
     ours, theirs = (
         Posterior.from_pretrained(place).hess,

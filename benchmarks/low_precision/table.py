@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.low_precision.formats import FORMATS, NAMES, TASKS
+from benchmarks.low_precision.formats import ADAMW, FORMATS, NAMES, TASKS
 from benchmarks.readme_table import Records, read_results, t_quantile, write_tables
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ def levels(records: Records) -> str:
     """Accuracy and NLL of every format at the mean, averaged over seeds."""
     places = [("tasks", task) for task in TASKS] + [("stories", "gsm8k")]
     rows = []
-    for form in FORMATS:
+    for form in [*FORMATS, *ADAMW]:
         cells = []
         for part, data in places:
             runs = list(units(records, part, data, form).values())
@@ -89,6 +89,16 @@ def on_coarse_bases(records: Records) -> str:
         ("4bit_base_8bit_states_bf16_adapter_sr", "4bit_base"),
     ):
         for part, data in (("tasks", TASKS), ("stories", ("gsm8k",))):
+            cells = _cells(paired(records, part, data, form, base), "mean")
+            rows.append([f"{NAMES[form]} − {NAMES[base]}", part, *cells])
+    return markdown(["difference", "", *(head for head, *_ in METRICS.values()), "pairs"], rows, 2)
+
+
+def with_adamw(records: Records) -> str:
+    """What the 4-bit base costs under AdamW and under IVON, each against its own float32 run."""
+    rows = []
+    for part, data in (("tasks", TASKS), ("stories", ("gsm8k",))):
+        for form, base in (("adamw_4bit_base", "adamw"), ("4bit_base", "float32")):
             cells = _cells(paired(records, part, data, form, base), "mean")
             rows.append([f"{NAMES[form]} − {NAMES[base]}", part, *cells])
     return markdown(["difference", "", *(head for head, *_ in METRICS.values()), "pairs"], rows, 2)
@@ -203,6 +213,11 @@ Per token, paired by seed. *Not trained*: the base alone, without an adapter; th
 At the mean.
 
 {on_coarse_bases(records)}
+### AdamW on the 4-bit base
+
+At the same learning rate, 1e-3; IVON at its mean.
+
+{with_adamw(records)}
 ### Levels at the mean
 
 {levels(records)}
