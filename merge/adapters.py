@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.errors import ConfigError
 from vlora.merge.assemble import MergedTensors, assemble, merged_curvature
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import distinct
@@ -17,7 +17,7 @@ from vlora.merge.identities import check_before, check_written
 from vlora.merge.layers import OptionsByModule, Setting, count_layers
 from vlora.merge.methods import Method, get_method
 from vlora.merge.options import check_module_options, check_option, check_rank
-from vlora.merge.positive import CLAMP_LIMIT
+from vlora.merge.positive import check_definite
 from vlora.merge.prior import read_prior
 from vlora.merge.reading import Inputs, read_inputs
 from vlora.merge.report import MergeReport, describe_module, merge_notes
@@ -137,7 +137,7 @@ def _merge(
             sensitivity.add(updates, shares, done, options.of(module))
         examples = [inputs.posteriors[i].meta.num_examples for i, _ in counted]
         report.modules[module] = describe_module(updates, done, examples)
-        _check_definite(module, done.report.get("clamped_fraction", 0.0))
+        check_definite(module, done.report.get("clamped_fraction", 0.0))
         curvature |= merged_curvature(*present(updates, shares), inputs.keys_of(module).stem)
     for key in inputs.full_keys:
         found = dict(inputs.full_tensors(key))
@@ -155,14 +155,6 @@ def _merge(
     if looked_at:
         report.identities["written"] = check_written(result, looked_at)
     return replace(result, curvature=curvature or None)
-
-
-def _check_definite(module: str, clamped: float) -> None:
-    if clamped > CLAMP_LIMIT:
-        raise IncompatibleAdaptersError(
-            f"indefinite precision in {module}: negative weights outweigh all evidence in {clamped:.0%} of it; use "
-            "smaller ones, or negative: negate (or method: task_arithmetic) to subtract the update"
-        )
 
 
 def _checked_method(name: str, options: Mapping[str, Any]) -> Method:

@@ -5,7 +5,14 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 
-__all__ = ["CLAMP_LIMIT", "PRECISION_FLOOR", "add_clamped", "cholesky", "subtract_clamped"]
+__all__ = [
+    "CLAMP_LIMIT",
+    "PRECISION_FLOOR",
+    "add_clamped",
+    "check_definite",
+    "cholesky",
+    "subtract_clamped",
+]
 
 PRECISION_FLOOR = 0.05
 """Smallest share of the positive part that a difference of precisions may fall to."""
@@ -38,6 +45,23 @@ def cholesky(matrix: Tensor, where: str, cure: str = "raise tau") -> Tensor:
             reason = "a stored Gram has negative eigenvalues and is none; gather the curvature again"
         raise IncompatibleAdaptersError(f"the total curvature in {where} is indefinite: {reason}")
     return root
+
+
+def check_definite(module: str, clamped: float) -> None:
+    """Refuse a merge whose precision is mostly the clamp's.
+
+    Args:
+        module: For the message.
+        clamped: Share of clamped directions or entries.
+
+    Raises:
+        IncompatibleAdaptersError: The share is above :data:`CLAMP_LIMIT`.
+    """
+    if clamped > CLAMP_LIMIT:
+        raise IncompatibleAdaptersError(
+            f"indefinite precision in {module}: negative weights outweigh all evidence in {clamped:.0%} of it; use "
+            "smaller ones, or negative: negate (or method: task_arithmetic) to subtract the update"
+        )
 
 
 def add_clamped(positive: Tensor, change: Tensor, floor: float = PRECISION_FLOOR) -> tuple[Tensor, float]:

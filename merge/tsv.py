@@ -6,11 +6,12 @@
 
 Notation (paper -> code): alpha -> ``scale``, k -> ``task_rank``. The paper takes k = min(m, n) / T, which is more than
 an adapter's rank in most cases, so all of it stays. Weights multiply Sigma_t. Deviation: directions of U with singular
-value 0 (two adapters share a vector) are left out of U_perp; they are arbitrary otherwise. Everything runs on factors,
-and the result of rank sum k_t is exact before the final truncation.
+value 0 (two adapters share a vector) are left out of U_perp; they are arbitrary otherwise. Adapters are merged in
+factors, and the result of rank sum k_t is exact before the final truncation; whole models
+(:mod:`vlora.merge.checkpoints.matrix_rules`) matrix by matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from vlora.merge.low_rank import resolve_rank, thin_svd
 from vlora.merge.recompress import from_factors
 from vlora.merge.update import LoraUpdate, MergedModule, present
 
-__all__ = ["Svd", "nearest_orthogonal", "tsv", "tsv_merge"]
+__all__ = ["Svd", "nearest_orthogonal", "significant_svd", "triples_per_task", "tsv", "tsv_merge"]
 
 Svd = tuple[Tensor, Tensor, Tensor]
 """``(u, values, vh)`` of shapes ``(m, k)``, ``(k,)`` and ``(k, n)``."""
+Decomposition = Callable[[Tensor], Svd]
+"""The SVD of a matrix without the directions of singular value 0."""
 
 _NULL = 1e-10  # singular values of U below this share of the largest are rounding
 
@@ -50,22 +53,41 @@ def tsv(
     updates, weights = present(updates, weights)
     wanted = resolve_rank(updates, rank)
     sides = min(updates[0].b.shape[0], updates[0].a.shape[1])
-    share = max(1, sides // len(updates)) if task_rank is None else task_rank
+    share = triples_per_task(sides, len(updates)) if task_rank is None else task_rank
     parts = [thin_svd(u.scale * u.b, u.a) for u in updates]
     b, a = tsv_merge([(u[:, :share], s[:share], vh[:share]) for u, s, vh in parts], weights)
     return from_factors(scale * b, a, updates, wanted, {})
 
 
-def tsv_merge(parts: Sequence[Svd], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The merge from the leading singular triples of every task, as factors of shapes ``(m, K)`` and ``(K, n)``."""
-    left = nearest_orthogonal(torch.cat([u for u, _, _ in parts], dim=1))
-    right = nearest_orthogonal(torch.cat([vh for _, _, vh in parts], dim=0).mT)
+def triples_per_task(side: int, tasks: int) -> int:
+    """The paper's k: the smaller side of a matrix divided among the tasks, at least 1."""
+    return max(1, side // tasks)
+
+
+def significant_svd(matrix: Tensor) -> Svd:
+    """Thin SVD without the directions that are rounding."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    keep = values > _NULL * values[:1]
+    return left[:, keep], values[keep], right[keep]
+
+
+def tsv_merge(
+    parts: Sequence[Svd], weights: Sequence[float], decompose: Decomposition = significant_svd
+) -> tuple[Tensor, Tensor]:
+    """The merge from the leading singular triples of every task, as factors of shapes ``(m, K)`` and ``(K, n)``.
+
+    Args:
+        parts: Leading triples of every task.
+        weights: w_t, any sign.
+        decompose: SVD of the stacked vectors; decides which of them count as one direction.
+    """
+    left = nearest_orthogonal(torch.cat([u for u, _, _ in parts], dim=1), decompose)
+    right = nearest_orthogonal(torch.cat([vh for _, _, vh in parts], dim=0).mT, decompose)
     values = torch.cat([w * s for w, (_, s, _) in zip(weights, parts, strict=True)])
     return left * values, right.mT
 
 
-def nearest_orthogonal(columns: Tensor) -> Tensor:
+def nearest_orthogonal(columns: Tensor, decompose: Decomposition = significant_svd) -> Tensor:
     """P Q^T of the SVD P D Q^T, over the directions with D > 0: the polar factor, a partial isometry."""
-    left, values, right = torch.linalg.svd(columns, full_matrices=False)
-    keep = values > _NULL * values[:1]
-    return left[:, keep] @ right[keep]
+    left, _, right = decompose(columns)
+    return left @ right

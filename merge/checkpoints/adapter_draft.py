@@ -16,7 +16,7 @@ from vlora.merge.checkpoints.embeddings import choose_tokenizer
 from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
 from vlora.merge.checkpoints.headers import FLOATS, TensorEntry, read_checkpoint
 from vlora.merge.checkpoints.lora_rules import AddLowRank, AddVector, Dora, LowRank, OnUpdates, Replace
-from vlora.merge.checkpoints.method_rules import rule_for
+from vlora.merge.checkpoints.method_rules import Case, rule_for
 from vlora.merge.checkpoints.rules import Copy, Rule
 from vlora.merge.checkpoints.stream import TensorJob
 from vlora.merge.layers import OptionsByModule
@@ -127,10 +127,9 @@ class _Changes:
         pairs = [pair for pair in pairs if pair[2] != 0]
         if not pairs:
             return
-        rule = rule_for(
-            self.draft.method, [w for _, _, w in pairs], [p.name for _, p, _ in pairs], key,
-            updates[0].right.shape[1], self.options.of(module), True,
-        )  # fmt: skip
+        shape = updates[0].left.shape[0], updates[0].right.shape[1]
+        case = Case(key, shape, [w for _, _, w in pairs], [p.name for _, p, _ in pairs], True)
+        rule = rule_for(self.draft.method, case, self.options.of(module))
         self.special[key] = OnUpdates(rule, [u for u, _, _ in pairs])
 
     def _add_bias(self, module: str, vector: Tensor) -> None:

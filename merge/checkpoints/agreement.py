@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vlora.merge.checkpoints.average_rules import FLOOR, Fisher, Slerp
+from vlora.merge.checkpoints.matrix_rules import WholeMatrix
 from vlora.merge.checkpoints.rules import Rule, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.sparse_rules import Dare, Ties
 from vlora.merge.checkpoints.stream import TensorStream
@@ -40,11 +41,13 @@ def sampled_agreement(rule: Rule, stream: TensorStream) -> dict[str, float]:
         stream: Its inputs.
     """
     if stream.job.row_maps is not None or not isinstance(
-        rule, (WeightedMean, WeightedSum, Slerp, Fisher, Ties, Dare)
+        rule, (WeightedMean, WeightedSum, Slerp, Fisher, Ties, Dare, WholeMatrix)
     ):
         return {}
     values = [value.double() for value in stream.sample(_PIECES, _LENGTH)]
-    if isinstance(rule, (WeightedSum, Ties, Dare)) or (isinstance(rule, Slerp) and rule.from_base):
+    if isinstance(rule, (WeightedSum, Ties, Dare, WholeMatrix)) or (
+        isinstance(rule, Slerp) and rule.from_base
+    ):
         base, *models = values
         updates = [model - base for model in models]
     else:

@@ -22,10 +22,12 @@ MODEL_METHODS: dict[str, tuple[str, ...]] = {
     "dare_ties": ("density", "scale", "normalise", "seed"),
     "della": ("density", "epsilon", "scale", "normalise", "seed"),
     "fisher": ("normalise",),
+    "tsv": ("scale", "task_rank"),
+    "iso_c": ("scale",),
 }
 """Methods for whole checkpoints -> their options."""
 
-NEEDS_BASE = ("task_arithmetic", "ties", "dare_linear", "dare_ties", "della")
+NEEDS_BASE = ("task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "tsv", "iso_c")
 """Methods on differences to a base model."""
 
 
@@ -73,7 +75,8 @@ class ModelMergeConfig(MethodOptions):
     """Revision of a hub id in ``base_model``."""
     rank: Literal["keep", "lossless"] | int | float | None = None
     """Several adapters: rank of the update that is added to the base; ``lossless`` where the method can, else
-    ``keep``, if not given."""
+    ``keep``, if not given. ``iso_c`` of models: leading directions of the sum that are kept, by number or share of
+    energy; all of them if not given."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of all floating-point tensors; those of the base (or first model) if not given. Arithmetic is in float32."""
     max_shard_size: str | int = "5GB"
@@ -139,5 +142,5 @@ class ModelMergeConfig(MethodOptions):
             raise ConfigError(
                 f"slerp interpolates between two models, got {len(self.models)}; merge two at a time"
             )
-        if self.rank is not None:
-            raise ConfigError("rank is for adapters; remove it")
+        if self.rank is not None and (method != "iso_c" or self.rank == "keep"):
+            raise ConfigError("rank is for adapters, and for iso_c a number, a share or lossless; remove it")

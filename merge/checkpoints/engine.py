@@ -151,7 +151,7 @@ def _make(
                 _check_copied(job, merged)
             else:
                 merged = buffers.get("output", len(block), dtype)
-                for tile, values in stream.tiles(block):
+                for tile, values in stream.tiles(block, job.rule.tile_inputs):
                     result = job.rule.tile(tile, values, known)
                     if not isinstance(job.rule, Copy) or job.rule.checked:
                         _check(job, result, dtype)

@@ -15,6 +15,7 @@ __all__ = ["Estimate", "estimate"]
 
 _WRITE_SPEED = 1e9  # bytes a second; only assumed, since a plan writes nothing
 _SAMPLE = 2**24  # bytes of each input that are read for the estimate
+_PRODUCT = 384  # size of the matrices whose product is timed
 _SEARCH = 32 * 2**20  # histograms and samples of a threshold search
 
 
@@ -27,6 +28,10 @@ class Estimate:
     seconds: float
     basis: str
     """What the seconds were made from."""
+    held_bytes: int = 0
+    """Most that one thread holds for one tensor besides blocks and tiles; part of ``memory_bytes``."""
+    held_for: str = ""
+    """Which tensor that is."""
 
 
 def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int) -> Estimate:
@@ -37,17 +42,23 @@ def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int) -> Estim
     if not jobs:
         return Estimate(0, 0.0, "nothing to do")
     memory = threads * max(_memory(job, block_bytes) for job in jobs)
+    holder = max(jobs, key=lambda job: job.rule.held(job.shape))
     largest = max(jobs, key=lambda job: (not isinstance(job.rule, Copy), job.bytes_read))
     speed = _measure(largest, block_bytes)
     read = sum(job.bytes_read for job in jobs)
     written = sum(entry_bytes(job) for job in jobs)
     cores = min(threads, os.cpu_count() or 1)
+    work = sum(job.rule.operations(job.shape) for job in jobs)
     seconds = (read / speed / cores if speed else 0.0) + written / _WRITE_SPEED
     basis = (
         f"{read / 1e9:.2f} GB read and merged at {speed / 1e9:.2f} GB/s a thread (measured just now on a part of "
         f"{largest.name}), {cores} threads, {written / 1e9:.2f} GB written at an assumed {_WRITE_SPEED / 1e9:g} GB/s"
     )
-    return Estimate(memory, seconds, basis)
+    if work:
+        rate = _product_speed()
+        seconds += work / rate / cores
+        basis += f"; {work / 1e9:,.0f} G multiply-adds of matrix algebra at {rate / 1e9:.1f} G/s a thread"
+    return Estimate(memory, seconds, basis, holder.rule.held(holder.shape), holder.name)
 
 
 def entry_bytes(job: TensorJob) -> int:
@@ -63,7 +74,21 @@ def _memory(job: TensorJob, block_bytes: int) -> int:
     block = min(max(entries // tiling.tile, 1) * tiling.tile, tiling.numel)
     blocks = block * (sum(DTYPES[e.dtype].itemsize for e in job.inputs) + DTYPES[job.dtype].itemsize)
     tiles = 4 * min(tiling.tile, tiling.numel) * (len(job.inputs) + job.rule.tiles)
-    return blocks + tiles + (_SEARCH if job.rule.passes > 1 else 0)
+    return blocks + tiles + job.rule.held(job.shape) + (_SEARCH if job.rule.passes > 1 else 0)
+
+
+def _product_speed() -> float:
+    """Multiply-adds a second of one thread in a product of matrices in double precision."""
+    matrix = torch.rand(_PRODUCT, _PRODUCT, dtype=torch.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.mm(matrix, matrix)  # the first product sets things up
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        return _PRODUCT**3 / max(1e-9, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measure(job: TensorJob, block_bytes: int) -> float:

@@ -5,12 +5,16 @@ The journal keeps findings with the tensors, so a run that was resumed says the 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from vlora.merge.checkpoints.average_rules import Fisher
+from vlora.merge.checkpoints.matrix_rules import Tsv
 from vlora.merge.checkpoints.stream import TensorJob
 
 __all__ = ["finding_notes"]
+
+_MOSTLY = 0.5
 
 
 def finding_notes(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -20,6 +24,10 @@ def finding_notes(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str,
         jobs: All tensors, in the order of the model.
         findings: Tensor -> findings of its rule.
     """
+    return [*_zero_fishers(jobs, findings), *_rounded(jobs, findings)]
+
+
+def _zero_fishers(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     zero: dict[Path, list[str]] = {}
     flat = True
     for job in jobs:
@@ -31,4 +39,17 @@ def finding_notes(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str,
     return [
         f"the Fisher information in {path} is all zero in {len(keys)} of {len(jobs)} tensors, first {keys[0]}: {effect}"
         for path, keys in zero.items()
+    ]
+
+
+def _rounded(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Matrices most of whose directions may be nothing but the rounding of the stored models."""
+    shares = [found["rounded"] for found in findings.values() if "rounded" in found]
+    if not shares or max(shares) < _MOSTLY:
+        return []
+    key = "task_rank" if any(isinstance(job.rule, Tsv) for job in jobs) else "rank"
+    return [
+        f"up to {max(shares):.0%} of the directions of a matrix (mean {fmean(shares):.0%} over {len(shares)}) are no "
+        f"larger than the rounding of the stored models explains; if they are base + LoRA, set {key} to what the "
+        "adapters have"
     ]

@@ -11,6 +11,7 @@ __all__ = [
     "BUFFERS",
     "TOKENIZER_FILES",
     "copied_files",
+    "is_matrix",
     "is_tied",
     "model_folder",
     "read_config",
@@ -39,6 +40,7 @@ TOKENIZER_FILES = (
 
 _OTHER_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_TABLES = ("position_embedding", "positional_embedding", "embed_positions", "wpe.", "token_type_embeddings")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
@@ -100,6 +102,25 @@ def is_tied(config: Mapping[str, Any]) -> bool:
         "phi3",
         "gpt_neox",
     )
+
+
+def is_matrix(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is a weight matrix between hidden states: two sides, and rows that are no tokens or positions.
+
+    Args:
+        name: Of the tensor.
+        shape: As stored.
+        config: ``config.json`` of the model.
+    """
+    if (
+        len(shape) != 2
+        or min(shape) < 2
+        or name.endswith(_HEADS + _EMBEDDINGS)
+        or any(t in name for t in _TABLES)
+    ):
+        return False
+    text = config.get("text_config") or {}
+    return shape[0] != config.get("vocab_size", text.get("vocab_size"))
 
 
 def tied_partner(name: str, tensors: Mapping[str, Any]) -> str | None:

@@ -14,10 +14,17 @@ from vlora.merge.checkpoints.draft import (
     output_dtype,
 )
 from vlora.merge.checkpoints.embeddings import Embeddings, choose_tokenizer
-from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
+from vlora.merge.checkpoints.folders import (
+    BUFFERS,
+    is_matrix,
+    is_tied,
+    model_folder,
+    read_config,
+    tied_partner,
+)
 from vlora.merge.checkpoints.function_keys import WRITTEN_OUT, function_changes
 from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry, read_checkpoint, read_header
-from vlora.merge.checkpoints.method_rules import rule_for
+from vlora.merge.checkpoints.method_rules import Case, method_notes, rule_for
 from vlora.merge.checkpoints.rules import Copy
 from vlora.merge.checkpoints.stream import TensorJob
 from vlora.merge.config import distinct
@@ -76,6 +83,7 @@ def draft_models(config: ModelMergeConfig) -> Draft:
     for key in keys:
         builder.add(key)
     _find_extra(draft, first, everyone[1:])
+    draft.notes += method_notes(draft.method, draft.jobs)
     return draft
 
 
@@ -142,12 +150,15 @@ class _Builder:
             shapes = zip(owners, entries, strict=True)
             self.draft.mismatched[key] = {m.name: list(e.shape) for m, e in shapes}
             return
-        rule = rule_for(
-            self.draft.method, [w for _, _, w in found], [m.name for m, _, _ in found], key,
-            shape[-1] if shape else 1, self.options.of(key), from_base,
-        )  # fmt: skip
+        matrix = maps is None and is_matrix(key, shape, self.draft.config)
+        case = Case(key, shape, [w for _, _, w in found], [m.name for m, _, _ in found], from_base, matrix)
+        rule = rule_for(self.draft.method, case, self._options(key))
         dtype = output_dtype(reference, self.config.dtype)
-        self.draft.jobs.append(TensorJob(key, dtype, shape, tuple(entries), rule, maps))
+        self.draft.jobs.append(TensorJob(key, dtype, shape, tuple(entries), rule, maps, case))
+
+    def _options(self, key: str) -> dict[str, Any]:
+        rank = self.config.rank
+        return self.options.of(key) | ({} if rank in (None, "lossless") else {"rank": rank})
 
     def _fisher_of(self, model: _Model, key: str, entry: TensorEntry) -> TensorEntry:
         found = self.fishers[self.models.index(model)].get(key)

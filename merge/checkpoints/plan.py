@@ -113,6 +113,8 @@ class MergePlan:
             "threads": self.threads,
             "block_bytes": self.block_bytes,
             "peak_memory_bytes": self.estimate.memory_bytes,
+            "held_bytes": self.estimate.held_bytes,
+            "held_for": self.estimate.held_for,
             "seconds": self.estimate.seconds,
             "seconds_basis": self.estimate.basis,
             "missing": draft.missing,

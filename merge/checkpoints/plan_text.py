@@ -21,6 +21,7 @@ def render(plan: MergePlan) -> str:
         f"read       {_size(plan.bytes_read)} (all passes)",
         f"write      {_size(plan.bytes_written)} in {len(plan.shards)} file(s), {_size(plan.free_bytes)} free",
         f"memory     {_size(estimate.memory_bytes)} of buffers, {plan.threads} threads",
+        *_held(plan),
         f"time       about {estimate.seconds:.0f} s: {estimate.basis}",
         f"tokenizer  {draft.tokenizer}",
     ]
@@ -37,6 +38,16 @@ def render(plan: MergePlan) -> str:
     lines += [f"problem    {problem}" for problem in problems]
     lines.append("cannot be carried out" if problems else "can be carried out")
     return "\n".join(lines)
+
+
+def _held(plan: MergePlan) -> list[str]:
+    """What is not a few blocks: the tensor that takes most memory at once."""
+    held = plan.estimate.held_bytes
+    if not held:
+        return []
+    return [
+        f"largest    {_size(held)} of that a thread for {plan.estimate.held_for}; fewer threads take less"
+    ]
 
 
 def _input(source: dict) -> str:

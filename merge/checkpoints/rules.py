@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from vlora.errors import CheckpointError
+from vlora.merge.checkpoints.tiles import TILE
 
 if TYPE_CHECKING:
+    from vlora.merge.checkpoints.headers import TensorEntry
     from vlora.merge.checkpoints.stream import TensorStream
 
 __all__ = ["Copy", "NotFinite", "Rule", "WeightedMean", "WeightedSum", "differences", "elect"]
@@ -29,6 +31,22 @@ class Rule:
     """Usual number of times that the inputs are read."""
     tiles: int = 0
     """Tiles of working memory besides one per input."""
+    tile_entries: int = TILE
+    """Entries of a tile; more for rules whose work per tile has a fixed part."""
+    tile_inputs: Sequence[int] | None = None
+    """Numbers of the inputs that :meth:`tile` sees; all of them if None."""
+
+    def bytes_read(self, inputs: "Sequence[TensorEntry]") -> int:
+        """Bytes that all passes read, samples left out."""
+        return self.passes * sum(entry.nbytes for entry in inputs)
+
+    def held(self, shape: tuple[int, ...]) -> int:
+        """Bytes that are held while the tensor is made, besides blocks and tiles."""
+        return 0
+
+    def operations(self, shape: tuple[int, ...]) -> float:
+        """Floating-point operations where they outweigh reading, for an estimate of the time."""
+        return 0.0
 
     def prepare(self, stream: "TensorStream") -> Any:
         """What the rule must know about the whole tensor."""

@@ -20,6 +20,7 @@ from vlora.merge.checkpoints.row_maps import RowMap, fill_missing, read_rows
 from vlora.merge.checkpoints.tiles import Tiling
 
 if TYPE_CHECKING:
+    from vlora.merge.checkpoints.method_rules import Case
     from vlora.merge.checkpoints.rules import Rule
 
 __all__ = ["Buffers", "Files", "TensorJob", "TensorStream"]
@@ -38,16 +39,18 @@ class TensorJob:
     rule: "Rule"
     row_maps: tuple[RowMap, ...] | None = None
     """Per input, for embeddings of different vocabularies: which of its rows is row i of the output."""
+    case: "Case | None" = None
+    """What the rule was chosen for; None where no method of several models made it."""
 
     @property
     def tiling(self) -> Tiling:
         """Tiles of the output; the same for all inputs."""
-        return Tiling.of(self.shape, self.rule.by_rows or self.row_maps is not None)
+        return Tiling.of(self.shape, self.rule.by_rows or self.row_maps is not None, self.rule.tile_entries)
 
     @property
     def bytes_read(self) -> int:
         """Bytes that the passes of the rule read, samples left out."""
-        return self.rule.passes * sum(entry.nbytes for entry in self.inputs)
+        return self.rule.bytes_read(self.inputs)
 
 
 class Files:
@@ -120,24 +123,38 @@ class TensorStream:
         """Ranges of entries to read at once."""
         return self.tiling.blocks(self._entries)
 
-    def passes(self) -> Iterator[tuple[range, list[Tensor]]]:
-        """All tiles of one reading pass: place, and one float32 tensor per input, which may be overwritten."""
-        for block in self.blocks():
-            yield from self.tiles(block)
+    def passes(self, inputs: Sequence[int] | None = None) -> Iterator[tuple[range, list[Tensor]]]:
+        """All tiles of one reading pass: place, and one float32 tensor per input, which may be overwritten.
 
-    def tiles(self, block: range) -> Iterator[tuple[range, list[Tensor]]]:
-        """Tiles of one block, after reading it."""
-        raw = self.raw(block)
+        Args:
+            inputs: Numbers of the inputs to read; all of them if None.
+        """
+        for block in self.blocks():
+            yield from self.tiles(block, inputs)
+
+    def tiles(
+        self, block: range, inputs: Sequence[int] | None = None
+    ) -> Iterator[tuple[range, list[Tensor]]]:
+        """Tiles of one block, after reading it; ``inputs`` as for :meth:`passes`."""
+        raw = self.raw(block, inputs)
         for tile in self.tiling.tiles(block):
             part = slice(tile.start - block.start, tile.stop - block.start)
             yield tile, [self._float(i, values[part]) for i, values in enumerate(raw)]
 
-    def raw(self, block: range) -> list[Tensor]:
-        """One block of every input, in its own dtype."""
-        raw = [self._read(i, entry, block) for i, entry in enumerate(self.job.inputs)]
+    def raw(self, block: range, inputs: Sequence[int] | None = None) -> list[Tensor]:
+        """One block of the inputs, in their own dtype; ``inputs`` as for :meth:`passes`."""
+        wanted = range(len(self.job.inputs)) if inputs is None else inputs
+        raw = [self._read(i, self.job.inputs[i], block) for i in wanted]
         if self.job.row_maps is not None:
-            fill_missing(raw, self.job.row_maps, self._rows(block), self.job.shape[-1])
+            maps = [self.job.row_maps[i] for i in wanted]
+            fill_missing(raw, maps, self._rows(block), self.job.shape[-1])
         return raw
+
+    def whole(self, entry: TensorEntry) -> Tensor:
+        """A tensor beside the inputs, such as a Gram, in its own dtype and memory of its own."""
+        values = torch.empty(entry.numel, dtype=DTYPES[entry.dtype])
+        self._files.read_into(entry.path, values.view(torch.uint8).numpy().data, entry.start)
+        return values.view(entry.shape)
 
     def sample(self, pieces: int, length: int) -> list[Tensor]:
         """Entries of every input in float32 from ``pieces`` evenly spaced places; the whole tensor if it is small."""

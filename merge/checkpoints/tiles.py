@@ -23,13 +23,13 @@ class Tiling:
     """Entries of every tile but the last."""
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], by_rows: bool) -> "Tiling":
-        """Tiles of a shape; ``by_rows`` keeps rows (the last dimension) whole."""
+    def of(cls, shape: tuple[int, ...], by_rows: bool, entries: int = TILE) -> "Tiling":
+        """Tiles of a shape, of about so many entries; ``by_rows`` keeps rows (the last dimension) whole."""
         numel = 1
         for size in shape:
             numel *= size
         columns = shape[-1] if shape else 1
-        return cls(numel, columns * max(1, TILE // max(1, columns)) if by_rows else TILE)
+        return cls(numel, columns * max(1, entries // max(1, columns)) if by_rows else entries)
 
     @property
     def count(self) -> int:

@@ -18,10 +18,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vlora.merge.checkpoints.config import MODEL_METHODS, NEEDS_BASE
+from vlora.merge.checkpoints.config import MODEL_METHODS
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
 from vlora.merge.checkpoints.lora_rules import AddLowRank
-from vlora.merge.checkpoints.method_rules import rule_for
+from vlora.merge.checkpoints.matrix_rules import IsoC
+from vlora.merge.checkpoints.method_rules import Case, rule_for
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.checkpoints.rules import Copy, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
@@ -69,7 +70,7 @@ def check_output(plan: MergePlan, folder: Path) -> dict[str, Any]:
         return {}
     torch.set_num_threads(1)  # as in the merge, for the same order of summation
     try:
-        single = {job.name: _single(plan, job, files) for job in jobs} if plan.settings.models else None
+        single = _alone(plan, jobs, files)
         linear = {job.name: _linear(job, places[job.name], files) for job in jobs}
         written = {job.name: _written(job, places[job.name], files) for job in jobs}
     finally:
@@ -79,24 +80,30 @@ def check_output(plan: MergePlan, folder: Path) -> dict[str, Any]:
     stored = max(least, *(torch.finfo(DTYPES[job.dtype]).eps for job in jobs))
     return {
         "tensors": [job.name for job in jobs],
-        "single": "holds for adapters"
-        if single is None
-        else worst_difference("single", single, _STEPS * least),
+        "single": single if isinstance(single, str) else worst_difference("single", single, _STEPS * least),
         "linear": worst_difference("linear", linear, _STEPS * stored),
         "written": worst_difference("written", written, 0.0),
     }
 
 
-def _single(plan: MergePlan, job: TensorJob, files: Files) -> float:
+def _alone(plan: MergePlan, jobs: Sequence[TensorJob], files: Files) -> dict[str, float] | str:
+    """Difference per tensor, or why there is none."""
+    if not plan.settings.models:
+        return "holds for adapters"
+    left = [job for job in jobs if job.case is not None and not isinstance(job.rule, IsoC)]
+    if not left:
+        return "iso_c changes a single model too"
+    return {job.name: _single(plan.settings.chosen_method, job, job.case, files) for job in left if job.case}
+
+
+def _single(method: str, job: TensorJob, case: Case, files: Files) -> float:
     """Every model alone, by the method."""
-    method = plan.settings.chosen_method
-    from_base = method in NEEDS_BASE or (method == "slerp" and plan.settings.base_model is not None)
-    base, rest = job.inputs[:from_base], job.inputs[from_base:]
+    base, rest = job.inputs[: case.from_base], job.inputs[case.from_base :]
     models = rest[: len(rest) // 2] if method == "fisher" else rest
     options = {name: value for name, value in _ALONE.items() if name in MODEL_METHODS[method]}
-    columns, worst = job.shape[-1] if job.shape else 1, 0.0
+    worst = 0.0
     for index, model in enumerate(models):
-        rule = rule_for(method, [1.0], ["single"], job.name, columns, options, from_base)
+        rule = rule_for(method, case.only(index), options)
         inputs = (*base, model, *rest[len(models) :][index : index + 1])
         tiles = _tiles(replace(job, inputs=inputs, rule=rule), files)
         worst = max(worst, _difference(tiles, lambda place, model=model: [_read(model, place)]))
@@ -141,7 +148,7 @@ def _tiles(job: TensorJob, files: Files) -> Iterator[tuple[range, Tensor]]:
     """The merged tensor, tile by tile in float32."""
     stream = TensorStream(job, files, Buffers(), _BLOCK)
     known = job.rule.prepare(stream)
-    for where, values in stream.passes():
+    for where, values in stream.passes(job.rule.tile_inputs):
         yield where, job.rule.tile(where, values, known)
 
 

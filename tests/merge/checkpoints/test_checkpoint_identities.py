@@ -1,6 +1,7 @@
 """Golden identities of merges into a model: they hold for every method, and what breaks them is noticed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_they_hold_for_every_method(world, method, dtype):
     found = identities(out)
     assert found["tensors"] == ["big.weight", "scalar.weight", "wide.weight"]
     assert found["single"] <= 1e-6 and found["written"] == 0
-    sums = method in ("linear", "task_arithmetic")
+    sums = method in ("linear", "task_arithmetic", "tsv", "iso_c")  # the last two: where there is no matrix
     assert found["linear"] <= (2e-3 if sums and dtype == "bfloat16" else 3e-7)
     assert found["linear"] > 1e-5 or not (sums and dtype == "bfloat16")  # the rounding of the output is in it
     assert "Golden identities on big.weight, scalar.weight, wide.weight" in (out / "README.md").read_text()
@@ -85,7 +86,7 @@ def test_a_reader_that_is_off_by_one_is_noticed(world, monkeypatch):
         for i, job in enumerate(plan.draft.jobs):
             moved = [TensorEntry(e.name, e.dtype, e.shape, e.path, e.start + 4) for e in job.inputs]
             if job.name == "big.weight":
-                plan.draft.jobs[i] = type(job)(job.name, job.dtype, job.shape, tuple(moved), job.rule)
+                plan.draft.jobs[i] = replace(job, inputs=tuple(moved))
         return plan
 
     monkeypatch.setattr(run, "make_plan", shifted)
