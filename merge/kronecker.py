@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
-from vlora.grams import Gram, ShortGram, dense
+from vlora.grams import Gram, ShortGram, dense, product
 from vlora.merge.low_rank import concatenate
 from vlora.merge.total import DenseTotal, SpanTotal, Total, total_curvature
 from vlora.merge.update import LoraUpdate
 
 __all__ = [
+    "damped",
     "kronecker_merge",
+    "kronecker_rows",
     "kronecker_solution",
     "metric_root",
     "normalised_gram",
@@ -81,13 +83,42 @@ def kronecker_solution(
     factors = [_factor(u) for u in updates]
     grams = [_given(u) for u in updates]
     total, clamped = total_curvature(grams, factors, weights, tau, updates[0].module)
-    pulled = [(u.a @ g).mul_(f).add_(u.a, alpha=tau) for u, g, f in zip(updates, grams, factors, strict=True)]
+    pulled = [damped(u.a, g, f, tau) for u, g, f in zip(updates, grams, factors, strict=True)]
     solved = total.solve(torch.cat(pulled)).split([u.rank for u in updates])
     moved = [
         replace(u, a=a) if u.precision_a is None else _with_variance(u, u.precision_a, a, g, f, tau, total)
         for u, a, g, f in zip(updates, solved, grams, factors, strict=True)
     ]
     return concatenate(moved, weights), clamped, total
+
+
+def kronecker_rows(
+    rows: Sequence[Tensor],
+    grams: Sequence[Gram],
+    factors: Sequence[float],
+    weights: Sequence[float],
+    tau: float,
+    total: Total,
+) -> Tensor:
+    """The same closed form for rows of dense updates: sum_t w_t D_t (f_t G_t + tau I) T^-1; every row is on its own.
+
+    Args:
+        rows: D_t, rows of the updates, shape ``(r, n)``.
+        grams: G_t.
+        factors: f_t, see :func:`unit_factor`.
+        weights: w_t.
+        tau: Prior precision.
+        total: T = tau I + sum_t w_t f_t G_t.
+    """
+    pulled = torch.zeros_like(rows[0])
+    for delta, gram, factor, weight in zip(rows, grams, factors, weights, strict=True):
+        pulled.add_(damped(delta, gram, factor, tau), alpha=weight)
+    return total.solve(pulled)
+
+
+def damped(rows: Tensor, gram: Gram, factor: float, tau: float) -> Tensor:
+    """R (f G + tau I) for rows R of shape ``(r, n)``."""
+    return product(rows, gram).mul_(factor).add_(rows, alpha=tau)
 
 
 def metric_root(grams: Sequence[Gram | None], weights: Sequence[float], tau: float) -> Tensor | None:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.grams import Gram, product
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.low_rank import concatenate, resolve_rank
 from vlora.merge.positive import cholesky
 from vlora.merge.recompress import pooled_precision, recompress
 from vlora.merge.update import LoraUpdate, MergedModule, present
 
-__all__ = ["regmean", "regmean_merge", "shrunk_gram"]
+__all__ = ["regmean", "regmean_merge", "seen_gram", "shrunk_gram", "total_root"]
 
 _JITTER = 1e-6
 
@@ -61,7 +62,7 @@ def regmean(
         )
     wanted = resolve_rank(updates, rank)
     grams = [shrunk_gram(_gram(u), shrink) for u in updates]
-    root = _root(grams, weights)
+    root = total_root(grams, weights)
     moved = [
         replace(u, a=torch.cholesky_solve(g @ u.a.mT, root).mT, precision_a=None, precision_b=None)
         for u, g in zip(updates, grams, strict=True)
@@ -71,10 +72,24 @@ def regmean(
     return MergedModule(merged, {"clamped_fraction": 0.0, **done.report, "curvature": "activations"})
 
 
-def regmean_merge(tensors: Sequence[Tensor], grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """RegMean on plain weights of shape ``(m, n)`` with Grams of shape ``(n, n)``, used as they are."""
-    pulled = torch.stack([w * t @ g for w, t, g in zip(weights, tensors, grams, strict=True)]).sum(0)
-    return torch.cholesky_solve(pulled.mT, _root(grams, weights)).mT
+def regmean_merge(
+    tensors: Sequence[Tensor],
+    grams: Sequence[Tensor],
+    weights: Sequence[float],
+    root: Tensor | None = None,
+) -> Tensor:
+    """RegMean on plain weights of shape ``(m, n)``, or on some of their rows.
+
+    Args:
+        tensors: W_t.
+        grams: G_t of shape ``(n, n)``, used as they are.
+        weights: w_t > 0.
+        root: Cholesky factor of sum w G, see :func:`total_root`; made here if not given.
+    """
+    pulled = torch.zeros_like(tensors[0])
+    for weight, tensor, gram in zip(weights, tensors, grams, strict=True):
+        pulled.add_(product(tensor, gram), alpha=weight)
+    return torch.cholesky_solve(pulled.mT, total_root(grams, weights) if root is None else root).mT
 
 
 def shrunk_gram(gram: Tensor, shrink: float) -> Tensor:
@@ -83,11 +98,17 @@ def shrunk_gram(gram: Tensor, shrink: float) -> Tensor:
     return shrink * gram + torch.diag((1 - shrink) * diagonal + _JITTER * diagonal.mean())
 
 
-def _root(grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Cholesky factor of sum w G."""
-    return cholesky(
-        torch.stack([w * g for w, g in zip(weights, grams, strict=True)]).sum(0), "a module", "lower shrink"
-    )
+def total_root(
+    grams: Sequence[Tensor],
+    weights: Sequence[float],
+    dtype: torch.dtype | None = None,
+    where: str = "a module",
+) -> Tensor:
+    """Cholesky factor of sum w G, in the Grams' precision if no other is asked for."""
+    total = torch.zeros_like(grams[0], dtype=dtype or grams[0].dtype)
+    for weight, gram in zip(weights, grams, strict=True):
+        total.add_(gram, alpha=weight)
+    return cholesky(total, where, "lower shrink")
 
 
 def _gram(update: LoraUpdate) -> Tensor:
@@ -98,14 +119,20 @@ def _gram(update: LoraUpdate) -> Tensor:
             f"method: regmean needs the unweighted Gram of every module's inputs, but {where} has {weighted}; gather "
             "it with collect_curvature(..., activations=True), or use method: gradient_matching"
         )
-    gram = normalised_gram(update.activation_gram, where)
+    gram = seen_gram(update.activation_gram, where)
     if gram.shape[0] != update.a.shape[1]:
         raise IncompatibleAdaptersError(
             f"the activation Gram of {where} has {gram.shape[0]} inputs, its A has {update.a.shape[1]}; the file "
             "belongs to another adapter"
         )
-    if not gram.any():
+    return gram
+
+
+def seen_gram(gram: Gram, where: str) -> Tensor:
+    """A Gram of mean diagonal 1, refused if no input was ever seen."""
+    found = normalised_gram(gram, where)
+    if not found.any():
         raise IncompatibleAdaptersError(
             f"the activation Gram of {where} is zero; gather it on data of the task"
         )
-    return gram
+    return found

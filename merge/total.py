@@ -178,6 +178,7 @@ def total_curvature(
     weights: Sequence[float],
     tau: float,
     where: str = "a module",
+    dtype: torch.dtype | None = None,
 ) -> tuple[DenseTotal | SpanTotal, float]:
     """Sum ``tau I + sum_t w_t f_t G_t``, kept positive definite when weights are negative.
 
@@ -187,6 +188,7 @@ def total_curvature(
         weights: w_t.
         tau: Prior precision, > 0.
         where: The module, for messages.
+        dtype: Of the sum of whole Grams; that of the Grams if not given.
 
     Returns:
         The sum, and the share of clamped directions. In its span if all Grams are short and their directions together
@@ -196,19 +198,19 @@ def total_curvature(
     scaled = [weight * factor for weight, factor in zip(weights, factors, strict=True)]
     if len(shorts) == len(grams) and 2 * sum(g.vectors.shape[1] for g in shorts) < grams[0].shape[0]:
         return _span(shorts, scaled, tau)
-    total = _sum([dense(gram) for gram in grams], [max(0.0, w) for w in scaled])
+    total = _sum([dense(gram) for gram in grams], [max(0.0, w) for w in scaled], dtype)
     total.diagonal().add_(tau)
     clamped = 0.0
     if min(weights) < 0:
         total, clamped = subtract_clamped(
-            total, _sum([dense(g) for g in grams], [max(0.0, -w) for w in scaled])
+            total, _sum([dense(g) for g in grams], [max(0.0, -w) for w in scaled], dtype)
         )
     return DenseTotal(total, where), clamped
 
 
-def _sum(grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted sum, symmetric, in the Grams' precision; no Gram is copied."""
-    total = weights[0] * grams[0]
+def _sum(grams: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+    """Weighted sum, symmetric, in the Grams' precision if no other is asked for; no Gram is copied."""
+    total = weights[0] * grams[0] if dtype is None else grams[0].to(dtype, copy=True).mul_(weights[0])
     for gram, weight in zip(grams[1:], weights[1:], strict=True):
         if weight:
             total.add_(gram, alpha=weight)

@@ -22,10 +22,13 @@ __all__ = [
     "compress_grams",
     "dense",
     "leading",
+    "product",
     "read_gram",
     "retained_trace",
     "stored_gram",
 ]
+
+_COLUMNS = 512
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class ShortGram:
 
 Gram = Tensor | ShortGram
 """A Gram matrix as it is stored; ``rows @ gram`` is the product for both."""
+
+
+def product(rows: Tensor, gram: Gram) -> Tensor:
+    """X M in the precision of X, shape ``(r, n)``; of a matrix in another one some columns at a time are converted."""
+    if isinstance(gram, ShortGram) or gram.dtype == rows.dtype:
+        return rows @ gram
+    found = torch.empty_like(rows)
+    for start in range(0, gram.shape[1], _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        found[:, part] = rows @ gram[:, part].to(rows.dtype)
+    return found
 
 
 def dense(gram: Gram) -> Tensor:

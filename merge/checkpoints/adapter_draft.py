@@ -10,13 +10,14 @@ from torch import Tensor
 from vlora.errors import CheckpointError
 from vlora.merge.checkpoints.adapter_inputs import AdapterPart, read_adapters
 from vlora.merge.checkpoints.adapter_keys import base_key, is_transposed, plain_name
+from vlora.merge.checkpoints.case import Case
 from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.draft import Draft, layer_count, output_dtype
 from vlora.merge.checkpoints.embeddings import choose_tokenizer
 from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
 from vlora.merge.checkpoints.headers import FLOATS, TensorEntry, read_checkpoint
 from vlora.merge.checkpoints.lora_rules import AddLowRank, AddVector, Dora, LowRank, OnUpdates, Replace
-from vlora.merge.checkpoints.method_rules import Case, rule_for
+from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy, Rule
 from vlora.merge.checkpoints.stream import TensorJob
 from vlora.merge.layers import OptionsByModule

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vlora.merge.checkpoints.average_rules import FLOOR, Fisher, Slerp
+from vlora.merge.checkpoints.gram_rules import GradientMatching, GramRows
 from vlora.merge.checkpoints.matrix_rules import WholeMatrix
 from vlora.merge.checkpoints.rules import Rule, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.sparse_rules import Dare, Ties
@@ -41,11 +42,11 @@ def sampled_agreement(rule: Rule, stream: TensorStream) -> dict[str, float]:
         stream: Its inputs.
     """
     if stream.job.row_maps is not None or not isinstance(
-        rule, (WeightedMean, WeightedSum, Slerp, Fisher, Ties, Dare, WholeMatrix)
+        rule, (WeightedMean, WeightedSum, Slerp, Fisher, Ties, Dare, WholeMatrix, GramRows)
     ):
         return {}
     values = [value.double() for value in stream.sample(_PIECES, _LENGTH)]
-    if isinstance(rule, (WeightedSum, Ties, Dare, WholeMatrix)) or (
+    if isinstance(rule, (WeightedSum, Ties, Dare, WholeMatrix, GradientMatching)) or (
         isinstance(rule, Slerp) and rule.from_base
     ):
         base, *models = values

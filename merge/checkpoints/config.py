@@ -6,9 +6,10 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from vlora.errors import ConfigError
+from vlora.merge.checkpoints.gram_files import NEEDS_GRAMS
 from vlora.merge.checkpoints.layout import parse_size
 from vlora.merge.config import AdapterSource, MethodOptions
-from vlora.merge.methods import METHODS, get_method
+from vlora.merge.methods import get_method
 from vlora.merge.options import check_rank
 
 __all__ = ["MODEL_METHODS", "ModelMergeConfig", "ModelSource"]
@@ -24,10 +25,15 @@ MODEL_METHODS: dict[str, tuple[str, ...]] = {
     "fisher": ("normalise",),
     "tsv": ("scale", "task_rank"),
     "iso_c": ("scale",),
+    "regmean": ("shrink",),
+    "mats": ("tau", "scale", "steps"),
+    "gradient_matching": ("tau", "scale", "curvature", "negative"),
 }
 """Methods for whole checkpoints -> their options."""
 
-NEEDS_BASE = ("task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "tsv", "iso_c")
+NEEDS_BASE = (
+    "task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "tsv", "iso_c", "mats", "gradient_matching",
+)  # fmt: skip
 """Methods on differences to a base model."""
 
 
@@ -50,6 +56,9 @@ class ModelSource:
     """Revision of a hub id."""
     fisher: str | None = None
     """``fisher``: folder or file with the diagonal Fisher information, tensors named as in the model."""
+    curvature: str | None = None
+    """``gradient_matching``, ``mats``, ``regmean``: file with the Grams of the model's linear layers, or a folder that
+    has one (``vlora curvature`` makes it); ``curvature.safetensors`` beside the weights if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,7 @@ class ModelMergeConfig(MethodOptions):
     output: str
     """Folder to write; a former merge there is replaced only with ``overwrite``."""
     base_model: str | None = None
-    """Model that the adapters belong to, or that task arithmetic, TIES, DARE and DELLA take differences to."""
+    """Model that the adapters belong to, or that methods on differences (:data:`NEEDS_BASE`) take them to."""
     base_revision: str | None = None
     """Revision of a hub id in ``base_model``."""
     rank: Literal["keep", "lossless"] | int | float | None = None
@@ -126,12 +135,15 @@ class ModelMergeConfig(MethodOptions):
     def _check_models(self) -> None:
         method = self.chosen_method
         get_method(method)
-        if method not in MODEL_METHODS:
-            why = METHODS[method].needs
-            raise ConfigError(
-                f"method {method} is for adapters ({why}); for whole models: {', '.join(MODEL_METHODS)}"
-            )
         self.check_options(method, MODEL_METHODS[method])
+        if self.curvature in ("sites", "separable"):
+            raise ConfigError(
+                f"curvature: {self.curvature} needs the h of adapters; for whole models auto, kronecker or isotropic"
+            )
+        if method not in NEEDS_GRAMS and any(model.curvature for model in self.models):
+            raise ConfigError(
+                f"method {method} takes no curvature of models, only {', '.join(NEEDS_GRAMS)} do"
+            )
         if method in NEEDS_BASE and self.base_model is None:
             raise ConfigError(f"method {method} works on differences: name the common base in base_model")
         if method == "fisher" and any(model.fisher is None for model in self.models):

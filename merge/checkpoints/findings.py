@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from vlora.merge.checkpoints.average_rules import Fisher
+from vlora.merge.checkpoints.gram_rules import Mats
 from vlora.merge.checkpoints.matrix_rules import Tsv
 from vlora.merge.checkpoints.stream import TensorJob
 
@@ -24,7 +25,7 @@ def finding_notes(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str,
         jobs: All tensors, in the order of the model.
         findings: Tensor -> findings of its rule.
     """
-    return [*_zero_fishers(jobs, findings), *_rounded(jobs, findings)]
+    return [*_zero_fishers(jobs, findings), *_rounded(jobs, findings), *_solved(jobs, findings)]
 
 
 def _zero_fishers(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -39,6 +40,20 @@ def _zero_fishers(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str,
     return [
         f"the Fisher information in {path} is all zero in {len(keys)} of {len(jobs)} tensors, first {keys[0]}: {effect}"
         for path, keys in zero.items()
+    ]
+
+
+def _solved(jobs: Sequence[TensorJob], findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How far the solver of MaTS went."""
+    known = [(found["steps"], found["residual"]) for found in findings.values() if "steps" in found]
+    if not known:
+        return []
+    limit = min(job.rule.steps for job in jobs if isinstance(job.rule, Mats))
+    steps, residual = max(s for s, _ in known), max(r for _, r in known)
+    stopped = ", the limit: raise steps" if steps >= limit else ""
+    return [
+        f"conjugate gradients took up to {steps} steps a matrix{stopped}; residual at most {residual:.2g} of the "
+        "right-hand side"
     ]
 
 

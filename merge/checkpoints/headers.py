@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vlora.errors import CheckpointError
+from vlora.posterior.hashing import CURVATURE
 
 __all__ = [
     "DTYPES",
@@ -182,7 +183,7 @@ def _read_index(folder: Path, name: str) -> dict[str, str]:
 def _single(folder: Path, name: str) -> str:
     if (folder / SINGLE).is_file():
         return SINGLE
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    files = sorted(path.name for path in folder.glob("*.safetensors") if path.name != CURVATURE)
     if len(files) == 1:
         return files[0]
     if files:

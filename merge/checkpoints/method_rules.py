@@ -1,11 +1,14 @@
 """From the name of a method to the rule of one tensor."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlora.errors import ConfigError
 from vlora.merge.checkpoints.average_rules import Fisher, Slerp
+from vlora.merge.checkpoints.case import Case
+from vlora.merge.checkpoints.gram_files import NEEDS_GRAMS
+from vlora.merge.checkpoints.gram_rules import GradientMatching, Mats, RegMean
 from vlora.merge.checkpoints.masks import MaskSource
 from vlora.merge.checkpoints.matrix_rules import IsoC, Tsv
 from vlora.merge.checkpoints.rules import Rule, WeightedMean, WeightedSum
@@ -15,33 +18,7 @@ from vlora.merge.linear import normalised
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.stream import TensorJob
 
-__all__ = ["Case", "method_notes", "rule_for"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One tensor of a merge: what its rule depends on besides method and options."""
-
-    tensor: str
-    """Its name, for masks and messages."""
-    shape: tuple[int, ...]
-    weights: Sequence[float]
-    """Of the models that take part, none of them 0."""
-    names: Sequence[str]
-    """Their names, for masks and messages."""
-    from_base: bool
-    """Whether the first input is the base."""
-    matrix: bool = False
-    """Whether it is a weight matrix and no table of embeddings: what methods on singular values take whole."""
-
-    @property
-    def columns(self) -> int:
-        """Length of a row."""
-        return self.shape[-1] if self.shape else 1
-
-    def only(self, index: int) -> "Case":
-        """One of the models alone, with weight 1."""
-        return replace(self, weights=[1.0], names=[self.names[index]])
+__all__ = ["method_notes", "rule_for"]
 
 
 def rule_for(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
@@ -66,6 +43,8 @@ def rule_for(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
         return Ties(weights, **options)
     if method in ("tsv", "iso_c"):
         return _spectral(method, case, options)
+    if method in NEEDS_GRAMS:
+        return _curved(method, case, options)
     if method == "fisher":
         _positive(case, "a Fisher average takes positive weights")
         return Fisher(weights, **options)
@@ -78,15 +57,11 @@ def rule_for(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
 
 def method_notes(method: str, jobs: Sequence["TensorJob"]) -> list[str]:
     """What became of the tensors that the method proper does not cover, in one sentence."""
-    if method not in ("tsv", "iso_c"):
+    kept = _COVERED.get(method)
+    others = [job.name for job in jobs if job.case is not None and kept and not kept.covers(job.case)]
+    if kept is None or not others:
         return []
-    others = [job.name for job in jobs if job.case is not None and not job.case.matrix]
-    if not others:
-        return []
-    return [
-        f"{len(others)} of {len(jobs)} tensors are no weight matrices (vectors, embeddings, output layers), first "
-        f"{others[0]}: they get the mean of the models' differences, as in the paper's program"
-    ]
+    return [f"{len(others)} of {len(jobs)} tensors {kept.reason}, first {others[0]}: they get {kept.instead}"]
 
 
 def _slerp(case: Case) -> Rule:
@@ -102,6 +77,48 @@ def _spectral(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
         return (Tsv if method == "tsv" else IsoC)(case.weights, **options)
     share = options.get("scale", 1.0) / len(case.weights)
     return WeightedSum([share * w for w in case.weights])
+
+
+def _curved(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
+    """A rule with Grams; where there are none, the method with no curvature at all: the plain mean or sum."""
+    if method != "gradient_matching":
+        name = {"regmean": "RegMean", "mats": "MaTS"}[method]
+        _positive(case, f"{name} takes positive weights", "; to subtract a model use method: task_arithmetic")
+    known = {key: value for key, value in options.items() if key != "curvature"}
+    if case.grams:
+        rule = {"regmean": RegMean, "mats": Mats, "gradient_matching": GradientMatching}[method]
+        return rule(case.weights, grams=case.grams, **known)
+    if method == "regmean":
+        return WeightedMean(normalised(case.weights, "model"))
+    return WeightedSum([options.get("scale", 1.0) * w for w in case.weights])
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """Which tensors a method proper is for, and what the others get."""
+
+    covers: Callable[[Case], bool]
+    reason: str
+    instead: str
+
+
+def _has_grams(case: Case) -> bool:
+    return bool(case.grams)
+
+
+_MATRICES = _Covered(
+    lambda case: case.matrix,
+    "are no weight matrices (vectors, embeddings, output layers)",
+    "the mean of the models' differences, as in the paper's program",
+)
+_SUMMED = _Covered(_has_grams, "have no curvature", "the weighted sum of the models' differences")
+_COVERED = {
+    "tsv": _MATRICES,
+    "iso_c": _MATRICES,
+    "regmean": _Covered(_has_grams, "have no Gram", "the weighted mean of the models"),
+    "gradient_matching": _SUMMED,
+    "mats": _SUMMED,
+}
 
 
 def _positive(case: Case, what: str, cure: str = "") -> None:

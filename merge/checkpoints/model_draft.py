@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora.errors import CheckpointError
+from vlora.merge.checkpoints.case import Case
 from vlora.merge.checkpoints.config import NEEDS_BASE, ModelMergeConfig, ModelSource
 from vlora.merge.checkpoints.draft import (
     Draft,
@@ -23,8 +24,9 @@ from vlora.merge.checkpoints.folders import (
     tied_partner,
 )
 from vlora.merge.checkpoints.function_keys import WRITTEN_OUT, function_changes
+from vlora.merge.checkpoints.gram_files import CurvatureFiles, draft_curvature
 from vlora.merge.checkpoints.headers import FLOATS, Checkpoint, TensorEntry, read_checkpoint, read_header
-from vlora.merge.checkpoints.method_rules import Case, method_notes, rule_for
+from vlora.merge.checkpoints.method_rules import method_notes, rule_for
 from vlora.merge.checkpoints.rules import Copy
 from vlora.merge.checkpoints.stream import TensorJob
 from vlora.merge.config import distinct
@@ -79,9 +81,15 @@ def draft_models(config: ModelMergeConfig) -> Draft:
     layers = layer_count(config, draft, keys)
     options = OptionsByModule(config.options(), config.module_options, layers)
     options.check_patterns(keys)
-    builder = _Builder(config, draft, base, models, fishers, weights.over(keys, layers), embeddings, options)
+    curvature = draft_curvature(
+        config, draft, {m.name: m.checkpoint.folder for m in models}, first.checkpoint
+    )
+    builder = _Builder(
+        config, draft, base, models, fishers, weights.over(keys, layers), embeddings, options, curvature
+    )
     for key in keys:
         builder.add(key)
+    draft.problems += curvature.all_problems() if curvature else []
     _find_extra(draft, first, everyone[1:])
     draft.notes += method_notes(draft.method, draft.jobs)
     return draft
@@ -99,6 +107,7 @@ class _Builder:
     weights: Weights
     embeddings: Embeddings | None
     options: OptionsByModule
+    curvature: CurvatureFiles | None = None
 
     def add(self, key: str) -> None:
         """Add the job of one tensor, or write down why it cannot be made."""
@@ -150,8 +159,10 @@ class _Builder:
             shapes = zip(owners, entries, strict=True)
             self.draft.mismatched[key] = {m.name: list(e.shape) for m, e in shapes}
             return
+        names = [m.name for m, _, _ in found]
         matrix = maps is None and is_matrix(key, shape, self.draft.config)
-        case = Case(key, shape, [w for _, _, w in found], [m.name for m, _, _ in found], from_base, matrix)
+        grams = () if self.curvature is None or maps else self.curvature.of(key, shape, names)
+        case = Case(key, shape, [w for _, _, w in found], names, from_base, matrix, grams)
         rule = rule_for(self.draft.method, case, self._options(key))
         dtype = output_dtype(reference, self.config.dtype)
         self.draft.jobs.append(TensorJob(key, dtype, shape, tuple(entries), rule, maps, case))

@@ -89,6 +89,7 @@ class MergePlan:
         for key in ("threads", "block_megabytes", "overwrite", "hash_inputs", "verify", "output"):
             settings.pop(key)
         files = {entry.path for job in self.draft.jobs for entry in job.inputs}
+        files |= {path for given in self.draft.source_files for path in given}
         for source in self.settings.adapters:  # their curvature counts too
             files |= {path for path in Path(source.path).expanduser().glob("*") if path.is_file()}
         stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)]
@@ -144,7 +145,7 @@ def make_plan(config: ModelMergeConfig, dry: bool = False) -> MergePlan:
     """
     output = check_output_folder(config.output, MARKER, overwrite=config.overwrite)
     inputs = [config.base_model, *(source.path for source in (*config.models, *config.adapters))]
-    inputs += [model.fisher for model in config.models]
+    inputs += [path for model in config.models for path in (model.fisher, model.curvature)]
     check_apart(output, [path for path in inputs if path])
     draft = draft_models(config) if config.models else draft_adapters(config, dry)
     if config.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlora.errors import CheckpointError, IdentityError, OutputError
+from vlora.errors import CheckpointError, IdentityError, IncompatibleAdaptersError, OutputError
 from vlora.files import atomic_write
 from vlora.merge.checkpoints.agreement import by_kind
 from vlora.merge.checkpoints.card import card, merge_content, merge_json
@@ -58,6 +58,7 @@ def carry_out(plan: MergePlan, page: Page | None = None) -> Path:
 
     Raises:
         CheckpointError: The plan has problems, or an input is damaged or holds NaN.
+        IncompatibleAdaptersError: A Gram of the curvature is none, or negative weights outweigh all curvature.
         OutputError: The disk is full or cannot be written, or another run writes the same folder.
         IdentityError: A golden identity does not hold on the tensors that were written; they are removed.
     """
@@ -81,7 +82,7 @@ def carry_out(plan: MergePlan, page: Page | None = None) -> Path:
                 plan.draft.identities.update(check_output(plan, work.folder))
             _write_small_files(plan, work.folder, done, page)
             work.finish()
-        except (OutputError, CheckpointError, IdentityError):
+        except (OutputError, CheckpointError, IdentityError, IncompatibleAdaptersError):
             work.discard()  # a full disk is not helped by an unfinished output, nor are bad inputs or wrong tensors
             raise
     seconds = time.perf_counter() - start

@@ -20,7 +20,7 @@ from vlora.merge.checkpoints.row_maps import RowMap, fill_missing, read_rows
 from vlora.merge.checkpoints.tiles import Tiling
 
 if TYPE_CHECKING:
-    from vlora.merge.checkpoints.method_rules import Case
+    from vlora.merge.checkpoints.case import Case
     from vlora.merge.checkpoints.rules import Rule
 
 __all__ = ["Buffers", "Files", "TensorJob", "TensorStream"]

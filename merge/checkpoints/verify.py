@@ -18,11 +18,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from vlora.merge.checkpoints.case import Case
 from vlora.merge.checkpoints.config import MODEL_METHODS
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
 from vlora.merge.checkpoints.lora_rules import AddLowRank
 from vlora.merge.checkpoints.matrix_rules import IsoC
-from vlora.merge.checkpoints.method_rules import Case, rule_for
+from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.checkpoints.rules import Copy, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream

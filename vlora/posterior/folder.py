@@ -28,7 +28,7 @@ from torch import Tensor
 from vlora.errors import PosteriorFormatError
 from vlora.files import atomic_folder, check_output_folder
 from vlora.posterior.decisions import check_content
-from vlora.posterior.hashing import tensors_sha256
+from vlora.posterior.hashing import CURVATURE, tensors_sha256
 from vlora.posterior.leading import Leading
 from vlora.posterior.meta import PosteriorMeta
 
@@ -41,7 +41,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 POSTERIOR_META = "posterior.json"
 POSTERIOR_HESS = "posterior.safetensors"
-CURVATURE = "curvature.safetensors"
 DIRECTIONS = "directions.safetensors"
 CALIBRATION = "calibration.json"
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint_files", "fingerprint_weights", "tensors_sha256"]
+__all__ = ["CURVATURE", "fingerprint_files", "fingerprint_weights", "tensors_sha256"]
 
+CURVATURE = "curvature.safetensors"
+"""Kronecker factors beside the weights of a model or adapter; no weights themselves."""
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
@@ -26,8 +28,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def fingerprint_weights(model: str, revision: str | None = None) -> str | None:
     """Cheap fingerprint of a base model's weight files.
 
-    Hashes name, size, and 64 evenly spaced blocks of 4 KiB of every safetensors file: milliseconds for a
-    70B model, and any retrained or re-quantised copy differs.
+    Hashes name, size, and 64 evenly spaced blocks of 4 KiB of every safetensors file but the curvature: milliseconds
+    for a 70B model, and any retrained or re-quantised copy differs.
 
     Args:
         model: Local folder, or hub id whose snapshot is in the local cache.
@@ -37,7 +39,9 @@ def fingerprint_weights(model: str, revision: str | None = None) -> str | None:
         Hexadecimal digest, or None when no weight files are at hand to look at.
     """
     folder = _local_folder(model, revision)
-    files = sorted(folder.glob("*.safetensors")) if folder else []
+    files = (
+        [path for path in sorted(folder.glob("*.safetensors")) if path.name != CURVATURE] if folder else []
+    )
     return fingerprint_files(files) if files else None
 
 

@@ -229,7 +229,7 @@ def test_tiles_depend_on_the_shape_alone():
     [
         (
             {"method": "gradient_matching"},
-            "gradient_matching is for adapters .* for whole models: linear, slerp",
+            "method gradient_matching works on differences: name the common base in base_model",
         ),
         ({"method": "tie"}, "unknown merge method 'tie'; did you mean 'ties'"),
         ({"method": "ties"}, "method ties works on differences: name the common base in base_model"),

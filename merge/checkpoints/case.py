@@ -1,0 +1,36 @@
+"""What the rule of one tensor is chosen by, besides the method and its options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vlora.merge.checkpoints.gram_files import ModuleGrams
+
+__all__ = ["Case"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tensor of a merge: what its rule depends on besides method and options."""
+
+    tensor: str
+    """Its name, for masks and messages."""
+    shape: tuple[int, ...]
+    weights: Sequence[float]
+    """Of the models that take part, none of them 0."""
+    names: Sequence[str]
+    """Their names, for masks and messages."""
+    from_base: bool
+    """Whether the first input is the base."""
+    matrix: bool = False
+    """Whether it is a weight matrix and no table of embeddings: what methods on singular values take whole."""
+    grams: Sequence[ModuleGrams] = ()
+    """Curvature of every model; none where the tensor has none, or the method needs none."""
+
+    @property
+    def columns(self) -> int:
+        """Length of a row."""
+        return self.shape[-1] if self.shape else 1
+
+    def only(self, index: int) -> "Case":
+        """One of the models alone, with weight 1."""
+        return replace(self, weights=[1.0], names=[self.names[index]], grams=self.grams[index : index + 1])

@@ -1,0 +1,225 @@
+"""Curvature files of whole models: which Grams belong to which tensor, from headers alone.
+
+``curvature.safetensors`` holds ``<module>.input_gram`` and its like for the linear layers that were measured
+(:mod:`vlora.curvature`). The file of an adapter will do for the model that the adapter was merged into: PEFT's prefix
+is taken off. One matrix after the other is read, when its tensor is made.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlora.errors import CheckpointError
+from vlora.grams import Gram, stored_gram
+from vlora.merge.checkpoints.adapter_keys import base_key, plain_name
+from vlora.merge.checkpoints.headers import Checkpoint, TensorEntry, read_header
+from vlora.merge.kronecker import unit_factor
+from vlora.posterior.hashing import CURVATURE
+
+if TYPE_CHECKING:
+    from vlora.merge.checkpoints.config import ModelMergeConfig
+    from vlora.merge.checkpoints.draft import Draft
+    from vlora.merge.checkpoints.stream import TensorStream
+
+__all__ = ["NEEDS_GRAMS", "CurvatureFiles", "ModuleGrams", "draft_curvature", "read_curvature"]
+
+NEEDS_GRAMS = {
+    "regmean": ("activation_gram",),
+    "mats": ("input_gram", "output_gram"),
+    "gradient_matching": ("input_gram",),
+}
+"""Methods with curvature -> the Grams of a layer that they take."""
+_KEY = re.compile(r"(.+)\.((?:input|output|activation)_gram)(\.vectors|\.values|\.tail)?")
+_SIDES = {"input_gram": 1, "activation_gram": 1, "output_gram": 0}
+
+
+@dataclass(frozen=True)
+class ModuleGrams:
+    """Where the Grams of one linear layer of one model lie."""
+
+    model: str
+    module: str
+    entries: Mapping[str, TensorEntry]
+    """``input_gram`` (or its ``.vectors``, ``.values``, ``.tail``) and so on -> place."""
+
+    def size(self, kind: str) -> int | None:
+        """Rows of a Gram; None if there is none of this kind."""
+        entry = self.entries.get(kind) or self.entries.get(f"{kind}.vectors")
+        return entry.shape[0] if entry else None
+
+    def directions(self, kind: str) -> int | None:
+        """Kept directions of a Gram in the short form; None for a whole one."""
+        entry = self.entries.get(f"{kind}.vectors")
+        return entry.shape[1] if entry else None
+
+    def nbytes(self, kind: str) -> int:
+        """Bytes in the file."""
+        return sum(entry.nbytes for name, entry in self._of(kind).items())
+
+    def read(self, stream: "TensorStream", kind: str) -> tuple[Gram, float]:
+        """The Gram in float32 or better, checked, and the factor that gives it mean diagonal 1.
+
+        Raises:
+            IncompatibleAdaptersError: It is not finite or has a negative trace.
+        """
+        found = stored_gram({name: stream.whole(entry) for name, entry in self._of(kind).items()}, kind)
+        assert found is not None  # the plan looked
+        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        return found, unit_factor(found, self.where)
+
+    @property
+    def where(self) -> str:
+        """Model and layer, for messages."""
+        return f"{self.model!r} in {self.module}"
+
+    def _of(self, kind: str) -> dict[str, TensorEntry]:
+        return {name: e for name, e in self.entries.items() if name == kind or name.startswith(f"{kind}.")}
+
+
+@dataclass
+class CurvatureFiles:
+    """The Grams of all models of a merge, and what stands in their way."""
+
+    kinds: Sequence[str]
+    """Grams that the method needs."""
+    known: Mapping[str, Mapping[str, ModuleGrams]]
+    """Model -> tensor -> Grams."""
+    problems: list[str] = field(default_factory=list)
+    _lacking: dict[str, list[str]] = field(default_factory=dict)
+
+    def of(self, key: str, shape: tuple[int, ...], models: Sequence[str]) -> tuple[ModuleGrams, ...]:
+        """Grams of a tensor, one per model; none if no model has any.
+
+        Args:
+            key: Name of the tensor.
+            shape: As stored, (outputs, inputs).
+            models: Names of the models that take part.
+        """
+        grams = {model: self.known.get(model, {}).get(key) for model in models}
+        if not any(grams.values()):
+            return ()
+        found = []
+        for model, given in grams.items():
+            if given is None or any(given.size(kind) is None for kind in self.kinds):
+                self._lacking.setdefault(model, []).append(key)
+            elif len(shape) != 2 or any(given.size(kind) != shape[_SIDES[kind]] for kind in self.kinds):
+                sizes = ", ".join(f"{kind} {given.size(kind)}" for kind in self.kinds)
+                self.problems.append(
+                    f"the curvature of {given.where} has other sizes ({sizes}) than {key} {shape}; the file belongs to "
+                    "another model, or the layer is no plain linear one"
+                )
+            else:
+                found.append(given)
+        return tuple(found) if len(found) == len(models) else ()
+
+    def all_problems(self) -> list[str]:
+        """What stands in the way, one sentence per model and kind of fault."""
+        wanted = " and ".join(self.kinds)
+        return self.problems + [
+            f"the curvature of {model!r} has no {wanted} for {len(keys)} tensors, first {keys[0]}, that this merge "
+            "needs; gather it for the same layers (vlora curvature"
+            + (", activations: true)" if "activation_gram" in self.kinds else ")")
+            for model, keys in self._lacking.items()
+        ]
+
+
+def draft_curvature(
+    config: "ModelMergeConfig", draft: "Draft", folders: Mapping[str, Path], reference: Checkpoint
+) -> CurvatureFiles | None:
+    """Find and read the headers of the curvature of all models; None where the method takes none.
+
+    Args:
+        config: Which method, and where files were said to be.
+        draft: Takes lineage, notes and problems.
+        folders: Model -> its folder, in the order of ``config.models``.
+        reference: Whose names the tensors have.
+
+    Raises:
+        CheckpointError: A file is damaged or belongs to another model.
+    """
+    kinds = NEEDS_GRAMS.get(draft.method)
+    if kinds is None or config.curvature == "isotropic":
+        return None
+    paths = {
+        name: _path(folder, source.curvature, name)
+        for (name, folder), source in zip(folders.items(), config.models, strict=True)
+    }
+    missing = [name for name, path in paths.items() if path is None]
+    if missing:
+        optional = draft.method == "gradient_matching" and config.curvature != "kronecker"
+        if optional and len(missing) == len(paths):
+            draft.notes.append(
+                f"no model has a {CURVATURE}: without curvature gradient matching is the weighted sum; gather it with "
+                "vlora curvature"
+            )
+            return None
+        draft.problems.append(
+            f"method {draft.method} needs curvature of every model, and {', '.join(map(repr, missing))} has none: "
+            f"gather it with vlora curvature, or name the file under curvature of the model"
+            + (", or set curvature: isotropic for the plain sum" if optional else "")
+        )
+    known = {}
+    for name, path in paths.items():
+        if path is not None:
+            known[name] = read_curvature(path, name, reference.tensors, draft.config)
+            entries, digest = read_header(path)
+            held = {entry.name: entry for entry in entries}
+            found = Checkpoint(f"curvature of {name}", path.parent, held, {path.name: digest})
+            draft.add_checkpoint(found, "curvature", str(path), None)
+    return CurvatureFiles(kinds, known) if not missing else None
+
+
+def _path(folder: Path, given: str | None, name: str) -> Path | None:
+    """The curvature file of a model: the one that is given, or the one beside its weights; None without.
+
+    Raises:
+        CheckpointError: There is none where it was said to be.
+    """
+    if given is None:
+        beside = folder / CURVATURE
+        return beside if beside.is_file() else None
+    path = Path(given).expanduser()
+    path = path / CURVATURE if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"{name!r}: no curvature file {path}; correct curvature")
+    return path
+
+
+def read_curvature(
+    path: Path, name: str, tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]
+) -> dict[str, ModuleGrams]:
+    """Tensor -> its Grams, from the header of a curvature file.
+
+    Args:
+        path: The file.
+        name: Of the model, for messages.
+        tensors: Tensors of the models that are merged.
+        config: Their ``config.json``.
+
+    Raises:
+        CheckpointError: The file is damaged, holds no Gram, or a layer that the models do not have.
+    """
+    modules: dict[str, dict[str, TensorEntry]] = {}
+    for entry in read_header(path)[0]:
+        match = _KEY.fullmatch(entry.name)
+        if match:
+            modules.setdefault(plain_name(match[1]), {})[match[2] + (match[3] or "")] = entry
+    found = {}
+    for module, entries in modules.items():
+        key = base_key(f"{module}.weight", tensors, config)
+        if key is None:
+            raise CheckpointError(
+                f"{path} of {name!r} has curvature of {module}, which the models do not have; the file belongs to "
+                "another model"
+            )
+        if key.endswith(f"{module}.weight") or module.endswith(key.removesuffix(".weight")):
+            found[key] = ModuleGrams(
+                name, module, entries
+            )  # else an output layer that is tied: shared weights
+    if not modules:
+        raise CheckpointError(f"{path} of {name!r} holds no Gram; gather it with vlora curvature")
+    return found
