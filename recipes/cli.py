@@ -61,6 +61,20 @@ def posterior(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
     print(f"wrote {run_posterior(load_config(PosteriorConfig, config, overrides or ()))}")
 
 
+@app.command()
+@plain
+def curvature(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Measure the Kronecker factors of a whole model on its training data, for merging models by curvature.
+
+    Keys: model, task, data, layers, activations (for regmean), rank, max_examples, passes, batch_size, output.
+    Writes curvature.safetensors beside the weights, where `vlora merge` finds it.
+    """
+    from vlora.config import load_config
+    from vlora.recipes.curvature import CurvatureConfig, run_curvature
+
+    print(f"wrote {run_curvature(load_config(CurvatureConfig, config, overrides or ()))}")
+
+
 @app.command(name="eval")
 @plain
 def evaluate(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:

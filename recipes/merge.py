@@ -42,9 +42,9 @@ merge_app = typer.Typer(
     A list instead of a weight or value is a gradient from the first layer to the last.
 
     Into a model: `into: model` adds the adapters to base_model, and `models: [{path, weight, module_weights}]` merges
-    whole models (linear, slerp, task_arithmetic, ties, dare_linear, dare_ties, della, fisher), in bounded memory. Keys:
-    dtype, max_shard_size, threads, block_megabytes, tokenizer: base | union | a folder, hash_inputs,
-    allow_config_differences: [key of config.json], verify.
+    whole models by any method, in bounded memory (regmean, mats and gradient_matching with the files of
+    `vlora curvature`). Keys: curvature or fisher per model, dtype, max_shard_size, threads, block_megabytes,
+    tokenizer: base | union | a folder, hash_inputs, allow_config_differences: [key of config.json], verify.
 
     A mergekit file is read too: vlora merge mergekit.yaml output=FOLDER.
 

@@ -106,22 +106,30 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> Path:
     Raises:
         OutputError: The place cannot be written, with the old file intact.
     """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A name to write a file under; on success it takes the place of ``path``, on failure nothing changes.
+
+    Raises:
+        OutputError: The place cannot be written, with the old file intact.
+    """
     target = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        fsync(temporary)
         temporary.replace(target)
     except OSError as error:
         raise output_error(error, target) from error
     finally:
         with suppress(OSError):  # where the folder itself is none, nothing was made
             temporary.unlink(missing_ok=True)
-    return target
 
 
 def scratch_error(error: Exception) -> OutputError:

@@ -153,12 +153,23 @@ def test_a_plain_adapter_gets_a_posterior_that_the_other_commands_read(world, ca
 
 
 def test_help_is_enough_to_get_going(capsys):
-    commands = ("train", "posterior", "merge", "eval", "calibrate", "prune", "inspect", "demo", "recipes")
+    commands = (
+        "train",
+        "posterior",
+        "curvature",
+        "merge",
+        "eval",
+        "calibrate",
+        "prune",
+        "inspect",
+        "demo",
+        "recipes",
+    )
     for command in ((), *((name,) for name in commands)):
         assert run(*command, "--help") == 0
         text = capsys.readouterr().out
         assert "Usage: vlora" in text
-        if command in (("train",), ("posterior",), ("merge",), ("eval",), ("calibrate",)):
+        if command in (("train",), ("posterior",), ("curvature",), ("merge",), ("eval",), ("calibrate",)):
             assert "Keys:" in text and "CONFIG.yaml" in text
     assert run("--version") == 0
     assert capsys.readouterr().out == "vlora 0.1.0\n"

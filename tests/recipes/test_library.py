@@ -8,12 +8,13 @@ from vlora.eval.config import EvalConfig
 from vlora.eval.generation.config import GenerationConfig
 from vlora.laplace import PosteriorConfig
 from vlora.merge.config import MergeConfig
+from vlora.recipes.curvature import CurvatureConfig
 from vlora.recipes.library import copy_recipe, list_recipes, read_recipe
 from vlora.training.config import TrainConfig
 
 KINDS = {
     "Train": TrainConfig, "Merge": MergeConfig, "Evaluate": EvalConfig, "Answers": GenerationConfig,
-    "Posterior": PosteriorConfig,
+    "Posterior": PosteriorConfig, "Curvature": CurvatureConfig,
 }  # fmt: skip
 
 

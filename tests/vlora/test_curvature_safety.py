@@ -121,7 +121,7 @@ def test_nothing_to_measure_and_broken_numbers():
         collect_curvature(model, [{"text": "hello"}], progress=False)
     base = tiny_llama()
     base.spare = nn.Linear(5, 3)
-    with pytest.raises(DataError, match="the loss does not depend on any adapted module"):
+    with pytest.raises(DataError, match="the loss does not depend on any measured layer"):
         collect_curvature(with_adapter(base, ["spare"]), [batch], progress=False)
     model.base_model.model.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="the loss is nan"):

@@ -1,4 +1,4 @@
-r"""Kronecker factors of the loss curvature at an adapter, for merging: while it trains, or in one pass over data.
+r"""Kronecker factors of the loss curvature at an adapter or a model, for merging: while it trains, or in one pass.
 
 For an adapted linear module :math:`y = W x` and a token :math:`t` of example :math:`i`, let :math:`x_{it}` be
 the module's input and :math:`g_{it}` the gradient of the example's loss with respect to its output. The
@@ -19,8 +19,15 @@ Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_g
 :math:`\sum_i \sum_t x_{it} x_{it}^\top` of the tokens that the loss depends on, which RegMean takes.
 """
 
-from vlora.curvature.layers import adapted_layers
+from vlora.curvature.layers import adapted_layers, linear_layers
 from vlora.curvature.one_pass import collect_curvature
 from vlora.curvature.streaming import CurvatureStream, gathering, stream_bytes
 
-__all__ = ["CurvatureStream", "adapted_layers", "collect_curvature", "gathering", "stream_bytes"]
+__all__ = [
+    "CurvatureStream",
+    "adapted_layers",
+    "collect_curvature",
+    "gathering",
+    "linear_layers",
+    "stream_bytes",
+]

@@ -1,6 +1,7 @@
-"""The layers that a LoRA adapter changes and whose curvature can be measured."""
+"""The layers whose curvature can be measured: those that a LoRA adapter changes, or linear layers of a whole model."""
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-__all__ = ["adapted_layers"]
+__all__ = ["adapted_layers", "linear_layers", "measured_layers"]
 
 
 def adapted_layers(model: "PeftModel", adapter_name: str = "default") -> dict[str, "LoraLayer"]:
@@ -47,3 +48,70 @@ def adapted_layers(model: "PeftModel", adapter_name: str = "default") -> dict[st
     if not layers:
         raise ConfigError(f"adapter {adapter_name!r} has no LoRA layer; curvature is measured for LoRA only")
     return layers
+
+
+def linear_layers(model: nn.Module, pattern: str | None = None) -> dict[str, nn.Linear]:
+    """The linear layers of a model without an adapter, by name.
+
+    Args:
+        model: any model; its linear layers may be torch's or bitsandbytes'.
+        pattern: regular expression that is searched in the names; None takes all linear layers but the one that
+            predicts tokens, whose Gram would have the size of the vocabulary.
+
+    Raises:
+        ConfigError: the pattern is no regular expression or matches no linear layer.
+        IncompatibleAdaptersError: it matches a layer that has a weight matrix but is not linear, such as ``Conv1D``.
+    """
+    if pattern is None:
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output}
+        if not found:
+            raise ConfigError(f"{type(model).__name__} has no linear layer besides its output layer")
+        return found
+    try:
+        chosen = {name: layer for name, layer in model.named_modules() if re.search(pattern, name)}
+    except re.error as error:
+        raise ConfigError(f"layers: {pattern!r} is not a regular expression: {error}") from None
+    found = {name: layer for name, layer in chosen.items() if isinstance(layer, nn.Linear)}
+    for name, layer in chosen.items():
+        weight: Any = getattr(layer, "weight", None)
+        if (
+            name not in found
+            and not isinstance(layer, nn.Embedding)
+            and weight is not None
+            and weight.ndim == 2
+        ):
+            raise IncompatibleAdaptersError(
+                f"layers: {pattern!r} matches {name}, a {type(layer).__name__}; curvature is measured for linear "
+                "layers (torch, or bitsandbytes 8-bit or 4-bit) only"
+            )
+    if not found:
+        names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+        raise ConfigError(
+            f"layers: {pattern!r} matches none of {len(names)} linear layers (first {', '.join(names[:1])}); correct it"
+        )
+    return found
+
+
+def measured_layers(
+    model: nn.Module, adapter_name: str = "default", layers: str | None = None
+) -> dict[str, tuple[nn.Module, Any]]:
+    """Name -> the module that is watched, and the linear layer inside it that has the sizes.
+
+    Args:
+        model: a PEFT model, whose adapted layers are meant, or any other model.
+        adapter_name: of a PEFT model, its active LoRA adapter.
+        layers: of another model, as ``pattern`` of :func:`linear_layers`.
+
+    Raises:
+        ConfigError: see :func:`adapted_layers` and :func:`linear_layers`; or ``layers`` with an adapter.
+        IncompatibleAdaptersError: a layer is not linear.
+    """
+    if not hasattr(model, "peft_config"):
+        return {name: (layer, layer) for name, layer in linear_layers(model, layers).items()}
+    if layers is not None:
+        raise ConfigError(
+            "layers is for models without an adapter; of a PEFT model the adapted layers are measured"
+        )
+    found = adapted_layers(cast("PeftModel", model), adapter_name)
+    return {name: (cast(nn.Module, layer), layer.get_base_layer()) for name, layer in found.items()}

@@ -1,28 +1,24 @@
-"""Kronecker factors of a finished adapter: one pass over data, see :mod:`vlora.curvature` for the formulas."""
+"""Kronecker factors of a finished adapter or model: one pass over data, see :mod:`vlora.curvature` for the formulas."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlora.backward import watched
-from vlora.curvature.layers import adapted_layers
+from vlora.curvature.layers import measured_layers
 from vlora.data.pieces import pieces
 from vlora.errors import ConfigError, DataError, TrainingError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
 
 __all__ = ["collect_curvature"]
 
 
 def collect_curvature(
-    model: "PeftModel",
+    model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
     adapter_name: str = "default",
@@ -31,8 +27,9 @@ def collect_curvature(
     activations: bool = False,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
+    layers: str | None = None,
 ) -> dict[str, Tensor]:
-    r"""Gather the input Gram G and the output Gram S of every module that a LoRA adapter changes.
+    r"""Gather the input Gram G and the output Gram S of every module that a LoRA adapter changes, or of linear layers.
 
     The model runs as it is (for a variational adapter: at the mean) in eval mode, hence without dropout and
     without gradient checkpointing. Rows of a batch do not interact in such a model, so the gradient of the
@@ -41,8 +38,8 @@ def collect_curvature(
     so adds nothing. Afterwards modes, ``requires_grad`` and every ``.grad`` are as they were.
 
     Args:
-        model: a PEFT model whose active adapter is ``adapter_name``; the base layers may be plain or
-            bitsandbytes 8-bit or 4-bit linear layers.
+        model: a PEFT model whose active adapter is ``adapter_name``, or a model without an adapter; the layers may be
+            plain or bitsandbytes 8-bit or 4-bit linear layers.
         batches: keyword arguments for the model, rows first, with ``labels``, so that there is a loss; rows
             whose labels are all -100 are passed over.
         adapter_name: the adapter whose modules are measured.
@@ -53,21 +50,25 @@ def collect_curvature(
         activations: gather the unweighted Gram of the inputs too, for ``method: regmean``.
         progress: show a progress bar on stderr.
         dtype: of the sums and the result, float32 or float64.
+        layers: of a model without an adapter: regular expression that is searched in the names of its linear layers;
+            None for all but the one that predicts tokens.
 
     Returns:
         ``{"<module>.input_gram": G, "<module>.output_gram": S}``, with ``activations`` also
         ``"<module>.activation_gram"``, on the CPU, symmetric and positive
-        semi-definite; ``<module>`` is the adapter's key in the checkpoint without ``.lora_A.weight``.
+        semi-definite; ``<module>`` is the adapter's key in the checkpoint without ``.lora_A.weight``, or the name of
+        the layer.
 
     Raises:
-        ConfigError: the adapter is unknown, inactive or disabled, or ``max_examples`` is not positive.
-        IncompatibleAdaptersError: an adapted layer is not a linear layer of torch or bitsandbytes.
-        DataError: no rows with labels, a loss without a path to the adapter, or rows that cannot be told apart.
+        ConfigError: the adapter is unknown, inactive or disabled, ``layers`` matches none, or ``max_examples`` is not
+            positive.
+        IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes.
+        DataError: no rows with labels, a loss without a path to the layers, or rows that cannot be told apart.
         TrainingError: a loss or a gradient is not finite.
     """
     if max_examples is not None and max_examples < 1:
         raise ConfigError(f"max_examples must be at least 1 or None for all rows, got {max_examples}")
-    collector = _Collector(adapted_layers(model, adapter_name), normalise, activations, dtype)
+    collector = _Collector(measured_layers(model, adapter_name, layers), normalise, activations, dtype)
     device = next(model.parameters()).device
     with (
         _restored(model),
@@ -86,16 +87,19 @@ def collect_curvature(
 
 
 class _Collector:
-    """Running sums of G and S of all adapted layers, fed by hooks; ``rows`` is the current batch size."""
+    """Running sums of G and S of all measured layers, fed by hooks; ``rows`` is the current batch size."""
 
     def __init__(
-        self, layers: Mapping[str, "LoraLayer"], normalise: bool, activations: bool, dtype: torch.dtype
+        self,
+        layers: Mapping[str, tuple[nn.Module, Any]],
+        normalise: bool,
+        activations: bool,
+        dtype: torch.dtype,
     ):
         self.layers, self.normalise, self.dtype, self.rows = layers, normalise, dtype, 0
         self.activations = activations
         self.sums: dict[str, Tensor] = {}
-        for name, layer in layers.items():
-            base: Any = layer.get_base_layer()
+        for name, (_, base) in layers.items():
             sizes = {"input_gram": base.in_features, "output_gram": base.out_features}
             if activations:
                 sizes["activation_gram"] = base.in_features
@@ -104,8 +108,7 @@ class _Collector:
 
     def attached(self) -> AbstractContextManager[None]:
         """Hooks on every layer for the length of the block."""
-        layers: Mapping[str, Any] = self.layers
-        return watched({layer: partial(self._add, name) for name, layer in layers.items()})
+        return watched({layer: partial(self._add, name) for name, (layer, _) in self.layers.items()})
 
     def _add(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
         if self.rows != 1 and inputs.shape[0] != self.rows:
@@ -181,7 +184,7 @@ def _finite_loss(output: Any) -> Tensor:
         raise DataError("the model returned no loss: expected a 'labels' entry in every batch")
     if not loss.requires_grad:
         raise DataError(
-            "the loss does not depend on any adapted module: expected an adapter that the task uses"
+            "the loss does not depend on any measured layer: expected an adapter, or layers, that the task uses"
         )
     if not loss.isfinite():
         raise TrainingError(f"the loss is {loss.item()}: the weights or inputs may not be finite")

@@ -1,4 +1,4 @@
-r"""Kronecker factors gathered while an adapter trains: from every step, at a small share of its cost.
+r"""Kronecker factors gathered while an adapter or a model trains: from every step, at a small share of its cost.
 
 The formulas are those of :mod:`vlora.curvature`, each example with one vote per visit. A full sum over tokens costs
 about as much as the layer's own forward pass. The tokens of an example are therefore first combined with random signs
@@ -31,19 +31,15 @@ gradients are those of the weights on the way (for a variational adapter: of its
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlora.backward import watched
-from vlora.curvature.layers import adapted_layers
+from vlora.curvature.layers import measured_layers
 from vlora.curvature.sums import RunningSum, make_sum, sum_bytes
 from vlora.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 __all__ = ["CurvatureStream", "gathering", "stream_bytes"]
 
@@ -53,7 +49,7 @@ class CurvatureStream:
 
     def __init__(
         self,
-        model: "PeftModel",
+        model: nn.Module,
         adapter_name: str = "default",
         draws: int | None = 2,
         rank: int | None = None,
@@ -61,18 +57,18 @@ class CurvatureStream:
         activations: bool = False,
         seed: int = 0,
         joined: bool = False,
+        layers: str | None = None,
     ) -> None:
         for name, value in (("draws", draws), ("rank", rank)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1 or None, got {value}")
-        self.layers, self.draws, self.seed = adapted_layers(model, adapter_name), draws, seed
+        self.layers, self.draws, self.seed = measured_layers(model, adapter_name, layers), draws, seed
         self.joined = joined
         self.sums: dict[str, RunningSum] = {}
         self.visits: dict[str, int] = dict.fromkeys(self.layers, 0)
         self._skipped: dict[str, Tensor] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
-        for name, layer in self.layers.items():
-            base: Any = layer.get_base_layer()
+        for name, (_, base) in self.layers.items():
             sizes = {"input_gram": base.in_features}
             sizes |= {"output_gram": base.out_features} if outputs else {}
             sizes |= {"activation_gram": base.in_features} if activations else {}
@@ -152,7 +148,7 @@ class CurvatureStream:
 
 @contextmanager
 def gathering(
-    model: "PeftModel",
+    model: nn.Module,
     *,
     adapter_name: str = "default",
     draws: int | None = 2,
@@ -161,8 +157,9 @@ def gathering(
     activations: bool = False,
     seed: int = 0,
     joined: bool = False,
+    layers: str | None = None,
 ) -> Iterator[CurvatureStream]:
-    """Watch the adapted layers of a model for the length of a block, usually around ``trainer.train()``.
+    """Watch the layers of a model for the length of a block, usually around ``trainer.train()``.
 
     Every backward pass counts: micro-batches of an accumulation, all processes of a DDP run (added by ``result``).
     The first axis of a layer's input must be the examples; several texts packed into one row count as one example.
@@ -170,7 +167,8 @@ def gathering(
     counted in ``skipped``.
 
     Args:
-        model: a PEFT model, plain or on a bitsandbytes base; wrap it for DDP or compile it afterwards.
+        model: a PEFT model, plain or on a bitsandbytes base, or a model that is trained whole; wrap it for DDP or
+            compile it afterwards.
         adapter_name: the adapter whose modules are measured.
         draws: K, random combinations per example; None for the exact sums over tokens.
         rank: directions kept per matrix in place of the whole matrix, for wide layers; see :func:`stream_bytes`.
@@ -178,33 +176,39 @@ def gathering(
         activations: gather the unweighted Gram for ``method: regmean`` too.
         seed: of the signs; their generator is apart from torch's own, so training is not changed by a bit.
         joined: sum the gradients of an example's tokens before they are squared, see above.
+        layers: of a model without an adapter: regular expression that is searched in the names of its linear layers;
+            None for all but the one that predicts tokens.
 
     Yields:
         The stream; take ``stream.result()`` after training.
 
     Raises:
-        ConfigError: the adapter is unknown, inactive or disabled, or ``draws`` or ``rank`` is not positive.
-        IncompatibleAdaptersError: an adapted layer is not a linear layer of torch or bitsandbytes.
+        ConfigError: the adapter is unknown, inactive or disabled, ``layers`` matches none, or ``draws`` or ``rank`` is
+            not positive.
+        IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes.
     """
-    stream = CurvatureStream(model, adapter_name, draws, rank, outputs, activations, seed, joined)
-    layers: dict[str, Any] = dict(stream.layers)
-    with watched({layer: partial(stream._add, name) for name, layer in layers.items()}):
+    stream = CurvatureStream(model, adapter_name, draws, rank, outputs, activations, seed, joined, layers)
+    with watched({layer: partial(stream._add, name) for name, (layer, _) in stream.layers.items()}):
         yield stream
 
 
 def stream_bytes(
-    model: "PeftModel", *, adapter_name: str = "default", rank: int | None = None
+    model: nn.Module,
+    *,
+    adapter_name: str = "default",
+    rank: int | None = None,
+    layers: str | None = None,
 ) -> tuple[int, int]:
-    """Bytes of G and S of all adapted layers before anything runs: while gathering, and on disk.
+    """Bytes of G and S of all measured layers before anything runs: while gathering, and on disk.
 
     Args:
-        model: a PEFT model.
+        model: a PEFT model, or one without an adapter.
         adapter_name: the adapter whose modules count.
         rank: as for :func:`gathering`.
+        layers: as for :func:`gathering`.
     """
     sizes = []
-    for layer in adapted_layers(model, adapter_name).values():
-        base: Any = layer.get_base_layer()
+    for _, base in measured_layers(model, adapter_name, layers).values():
         sizes += [sum_bytes(base.in_features, rank), sum_bytes(base.out_features, rank)]
     return sum(live for live, _ in sizes), sum(stored for _, stored in sizes)
 
