@@ -68,7 +68,7 @@ def test_memory_stays_within_the_plan(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="resident memory is read from /proc")
-@pytest.mark.parametrize("method", ["tsv", "iso_c"])
+@pytest.mark.parametrize("method", ["tsv", "iso_c", "gradient_matching", "regmean"])
 def test_memory_of_whole_matrices_stays_within_the_plan(tmp_path, method):
     generator, folders = torch.Generator().manual_seed(0), []
     base = {f"{name}.weight": torch.randn(900, 1800, generator=generator) for name in "ab"}
@@ -77,6 +77,9 @@ def test_memory_of_whole_matrices_stays_within_the_plan(tmp_path, method):
             k: v + (name != "base") * torch.randn(v.shape, generator=generator) for k, v in base.items()
         }
         folders.append(str(raw_model(tmp_path / name, tensors)))
+        rows = torch.randn(300, 1800, generator=generator)
+        grams = {f"{m}.{kind}_gram": rows.mT @ rows for m in "ab" for kind in ("input", "activation")}
+        save_file(grams, tmp_path / name / "curvature.safetensors")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, method, *folders, str(tmp_path / "out")],
         capture_output=True,
