@@ -124,7 +124,10 @@ def _merge(
     merged = MergedTensors(sum(p.meta.num_examples for p in inputs.posteriors))
     curvature = {}
     looked_at: dict[str, LoraUpdate] = {}
-    looked_over, sensitivity = set(sampled(inputs.modules)), Sensitivity(method.function, report.rank)
+    looked_over, sensitivity = (
+        set(sampled(inputs.modules, _widest(inputs))),
+        Sensitivity(method.function, report.rank),
+    )
     bar = tqdm(inputs.modules, desc="merge modules", file=sys.stderr, disable=None if progress else True)
     for module in bar:
         counted = weights.counted(module, [i for i, layout in enumerate(inputs.layouts) if module in layout])
@@ -199,6 +202,16 @@ def _source(posterior: Posterior, name: str, path: str, weights: Weights, index:
         "num_examples": posterior.meta.num_examples,
         "sources": posterior.meta.sources,
     }
+
+
+def _widest(inputs: Inputs) -> int:
+    """Most inputs or outputs of a module."""
+    keys = [
+        (posterior, k)
+        for posterior, layout in zip(inputs.posteriors, inputs.layouts, strict=True)
+        for k in layout.values()
+    ]
+    return max((max(p.mean[k.a].shape[1], p.mean[k.b].shape[0]) for p, k in keys), default=0)
 
 
 def _with_prior(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:

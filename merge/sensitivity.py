@@ -21,15 +21,20 @@ from vlora.merge.update import LoraUpdate, MergedModule
 
 __all__ = ["Sensitivity", "sampled"]
 
-_SAMPLED = 4
+_SAMPLED, _SAMPLED_WIDE, _WIDE = 4, 2, 2048
 _PLAIN = Metric(None, None, 1.0, "isotropic")
 _KINDS = ("kronecker", "separable")
 """Curvatures in which the prior has a part."""
 
 
-def sampled(modules: Sequence[str]) -> list[str]:
-    """At most four modules, evenly spaced in name order, first and last among them."""
-    last = min(_SAMPLED, len(modules)) - 1
+def sampled(modules: Sequence[str], widest: int = 0) -> list[str]:
+    """At most four modules, evenly spaced in name order, first and last among them; two of a wide model.
+
+    Args:
+        modules: In name order.
+        widest: Most inputs or outputs of a module; from 2048 on, merging one again takes seconds.
+    """
+    last = min(_SAMPLED if widest < _WIDE else _SAMPLED_WIDE, len(modules)) - 1
     return [modules[round(i * (len(modules) - 1) / max(1, last))] for i in range(last + 1)]
 
 

@@ -52,6 +52,7 @@ def test_only_where_a_prior_has_a_part(pair):
     assert merge_with_report(pair, method="linear")[1].sensitivity == {}
     assert merge_with_report(pair, curvature="isotropic")[1].sensitivity == {}
     assert merge_with_report(pair, curvature="separable")[1].sensitivity["double"]["update"] > 0
+    assert sampled(list("abcdefghi"), 2048) == ["a", "i"]
     assert sampled(["a"]) == ["a"] and sampled(list("abcdefghi")) == ["a", "d", "f", "i"]
 
 
