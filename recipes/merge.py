@@ -122,10 +122,10 @@ def plan(
 
 
 def _show_plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
-    from vlora.merge.adapter_plan import make_adapter_plan
-    from vlora.merge.adapter_plan_text import render_adapters
     from vlora.merge.checkpoints import ModelMergeConfig, make_plan
     from vlora.merge.checkpoints.plan_text import render
+    from vlora.merge.plan import make_adapter_plan
+    from vlora.merge.plan.text import render_adapters
     from vlora.recipes.merge_config import load_merge
 
     settings = load_merge(config, overrides)

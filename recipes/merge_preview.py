@@ -25,7 +25,7 @@ def run_preview(config: MergeConfig, out: Path, **settings: Any) -> Preview:
         config: The merge.
         out: Path without ending.
         **settings: ``count``, ``low``, ``high``, ``seed``, ``mixture`` and ``variance`` of
-            :func:`vlora.merge.preview.preview`.
+            :func:`vlora.merge.preview.search.preview`.
 
     Raises:
         VloraError: What does not fit, in one line; nothing is written then.

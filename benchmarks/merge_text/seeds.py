@@ -23,7 +23,7 @@ def mixtures(bench: Bench, name: str) -> dict[str, Any]:
         ``arms``: name -> ``test`` (NLL per token and text), ``predicted`` (relative loss increase per text) and
         ``weights`` of the single adapters; arms are temperatures and the seeds alone.
     """
-    from vlora.merge.preview_build import build_model
+    from vlora.merge.preview.build import build_model
     from vlora.merge.reading import read_inputs
     from vlora.posterior import Posterior
 

@@ -15,8 +15,8 @@ from vlora.merge import MergeConfig, merge_adapters
 from vlora.merge.kronecker import normalised_gram
 from vlora.merge.mixture import mixture_mode, responsibilities, soft_minimum
 from vlora.merge.preview import preview
-from vlora.merge.preview_build import build_model
-from vlora.merge.preview_mixture import one_of_each, surrogate
+from vlora.merge.preview.build import build_model
+from vlora.merge.preview.mixture import one_of_each, surrogate
 from vlora.merge.reading import read_inputs
 from vlora.posterior import Posterior
 from vlora.recipes.cli import main

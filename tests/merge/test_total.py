@@ -13,7 +13,7 @@ from vlora.merge.adapters import merge_with_report
 from vlora.merge.conflict import conflict
 from vlora.merge.gradient_matching import gradient_matching
 from vlora.merge.kronecker import kronecker_solution, unit_factor
-from vlora.merge.preview_matching import matching_core
+from vlora.merge.preview.matching import matching_core
 from vlora.merge.quadratic import increase, metric_of
 from vlora.merge.total import DenseTotal, SpanTotal, total_curvature
 

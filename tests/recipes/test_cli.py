@@ -136,9 +136,8 @@ def test_a_plain_adapter_gets_a_posterior_that_the_other_commands_read(world, ca
     # draws are scored beside the mean in one pass, so the mean agrees to rounding
     assert rows["l", "mean"] == pytest.approx(rows["plain", "mean"], rel=1e-6)
     assert abs(rows["l", "samples"] - rows["l", "mean"]) > 1e-5
-    assert (
-        "Posterior of l: h was measured after training (Laplace)" in (tmp_path / "e/report.html").read_text()
-    )
+    health = (tmp_path / "e/report.html").read_text().split("Health of the posteriors")[1]
+    assert '<th scope="row">l</th><td class="lab">h was measured after training (Laplace)' in health
     pair = f"adapters=[{{path: {tmp_path}/l}}, {{path: {world}/a}}]"
     assert run("merge", world / "merge.yaml", pair, f"output={tmp_path}/m") == 0
     assert (

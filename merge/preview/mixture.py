@@ -1,7 +1,7 @@
 """Tasks of several seeds in a preview: weights per adapter at the mode of the mixture, and its losses there.
 
 The mode is found in the metric of the merge itself (what :func:`surrogate` gives), the losses of the tasks are then
-predicted in the metric of the preview (:mod:`vlora.merge.preview_model`), where a task's loss is the soft minimum over
+predicted in the metric of the preview (:mod:`vlora.merge.preview.model`), where a task's loss is the soft minimum over
 its members' instead of their mean. Temperatures are relative: 1 is what a task's adapters are worth, its loss without
 any, so that .01 lets a member count as soon as it is not much more than 1 % of that worse than the best.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlora.merge.mixture import Losses, mixture_mode, responsibilities, soft_minimum
-from vlora.merge.preview_reduced import ReducedCore
+from vlora.merge.preview.reduced import ReducedCore
 
 __all__ = ["member_weights", "one_of_each", "over_members", "surrogate"]
 

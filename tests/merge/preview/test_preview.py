@@ -11,7 +11,7 @@ from vlora.config import load_config
 from vlora.errors import ConfigError
 from vlora.merge import MergeConfig
 from vlora.merge.preview import preview
-from vlora.merge.weightings import pareto_front
+from vlora.merge.preview.weightings import pareto_front
 from vlora.posterior import Posterior
 from vlora.recipes.cli import main
 
@@ -67,7 +67,7 @@ def test_the_best_average_is_the_closed_form_where_the_box_does_not_bind(folder)
     best = done.weights[done.named["best average"]]
     config = load_config(MergeConfig, values(folder, NAMES[:2]))
     inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
-    from vlora.merge.preview_build import build_model
+    from vlora.merge.preview.build import build_model
     from vlora.merge.reading import read_inputs
 
     model = build_model(read_inputs(inputs, ["a", "b"]), ["a", "b"])

@@ -24,7 +24,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from vlora.merge.preview_matching import MatchingCore
+from vlora.merge.preview.matching import MatchingCore
 
 __all__ = ["Nodes", "ReducedCore", "make_nodes", "reduced_core"]
 
@@ -116,7 +116,7 @@ class ReducedCore:
         return torch.cat([self._losses(chunk, scale) for chunk in coefficients.split(_CHUNK)])
 
     def matched(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """What the merge itself minimises, as :meth:`vlora.merge.preview_matching.MatchingCore.matched`."""
+        """What the merge itself minimises, as :meth:`vlora.merge.preview.matching.MatchingCore.matched`."""
         pairs = [self._matched(chunk) for chunk in coefficients.split(_CHUNK)]
         return torch.cat([losses for losses, _ in pairs]), torch.cat([prior for _, prior in pairs])
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from merge_cases import gram, make_update
 
-from vlora.merge.preview_matching import MatchingCore, matching_core
-from vlora.merge.preview_reduced import Nodes, make_nodes, reduced_core
+from vlora.merge.preview.matching import MatchingCore, matching_core
+from vlora.merge.preview.reduced import Nodes, make_nodes, reduced_core
 
 TAU = 0.3
 

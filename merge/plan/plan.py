@@ -12,14 +12,14 @@ from typing import Any
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.files import check_output_folder
-from vlora.merge.adapter_cost import module_cost, processor_speed
-from vlora.merge.adapter_headers import AdapterHeaders, read_adapter_headers
-from vlora.merge.adapter_needs import curvature_kind, describe_lacking, lacking
 from vlora.merge.checkpoints.headers import DTYPES
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.layers import OptionsByModule, count_layers
 from vlora.merge.methods import get_method
+from vlora.merge.plan.cost import module_cost, processor_speed
+from vlora.merge.plan.headers import AdapterHeaders, read_adapter_headers
+from vlora.merge.plan.needs import curvature_kind, describe_lacking, lacking
 from vlora.merge.weights import check_weights
 
 __all__ = ["AdapterPlan", "make_adapter_plan"]

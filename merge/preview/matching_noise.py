@@ -14,7 +14,7 @@ For Gaussian noise e with covariance V = diag(v), a loss l(theta + e) = l + g^T 
 
 The first term is the delta method, the second counts where g is small; it is estimated without bias from probes z of
 random signs as the mean of 1/2 |V^1/2 H V^1/2 z|^2 (Hutchinson 1990). Deviations: the product dB dA is left out, as in
-:mod:`vlora.merge.preview_noise`, and the curvature itself counts as known. All factors stay thin: with stacked B
+:mod:`vlora.merge.preview.noise`, and the curvature itself counts as known. All factors stay thin: with stacked B
 (m x R) and Delta the rows of D in it, D G N_s^T needs one product with G_t, one solution with C(w) and one product with
 G_s, R n^2 operations each.
 """

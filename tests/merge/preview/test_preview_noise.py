@@ -3,7 +3,7 @@
 import torch
 
 from vlora.grams import ShortGram
-from vlora.merge.preview_noise import linear_noise, square_noise
+from vlora.merge.preview.noise import linear_noise, square_noise
 from vlora.merge.quadratic import Metric
 from vlora.merge.update import LoraUpdate
 

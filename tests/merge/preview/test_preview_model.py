@@ -7,7 +7,7 @@ import torch
 from merge_cases import add_curvature, add_posterior, gram, make_update, positive, rand, two
 
 from vlora.merge import merge_adapters
-from vlora.merge.preview_build import build_model
+from vlora.merge.preview.build import build_model
 from vlora.merge.quadratic import increase, metric_of, product
 from vlora.merge.reading import read_inputs
 

@@ -3,7 +3,7 @@
 import torch
 from merge_cases import rand
 
-from vlora.merge.interpolation import Cardinals
+from vlora.merge.preview.interpolation import Cardinals
 
 
 def test_values_come_back_and_linear_functions_are_exact():

@@ -1,14 +1,14 @@
 """Which weighting to merge: predicted loss of thousands of scaled sums, before one of them is built.
 
 ``task_arithmetic``: X(w) = scale sum_g w_g W_g, one weight per task (of several seeds of a task the mean); ``linear``
-divides by the sum of the weights. ``gradient_matching`` has a reduced model (:mod:`vlora.merge.preview_reduced`) in the
+divides by the sum of the weights. ``gradient_matching`` has a reduced model (:mod:`vlora.merge.preview.reduced`) in the
 modules where it uses Kronecker curvature; the weightings with a name are solved in full, and what that changed is told.
 Where it has sites or h alone, the sum stands in for it, and a note says where. The rank is taken as lossless. With
 ``mixture`` several seeds of a task are not averaged: each task is a mixture posterior, and its adapters count by their
 responsibilities (:mod:`vlora.merge.mixture`).
 
 ``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter, as far as
-the quadratic model of :mod:`vlora.merge.preview_model` reaches. Lower is better. Where h gives the scale, the increase
+the quadratic model of :mod:`vlora.merge.preview.model` reaches. Lower is better. Where h gives the scale, the increase
 is also told in nats per training example.
 """
 
@@ -24,11 +24,11 @@ from vlora.errors import ConfigError
 from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import MergeConfig
 from vlora.merge.gradient_matching import DEFAULT_TAU
-from vlora.merge.preview_build import build_model, solve_in_full
-from vlora.merge.preview_model import PreviewModel
-from vlora.merge.preview_notes import count_examples, preview_notes
+from vlora.merge.preview.build import build_model, solve_in_full
+from vlora.merge.preview.model import PreviewModel
+from vlora.merge.preview.notes import count_examples, preview_notes
+from vlora.merge.preview.weightings import Family, pareto_front, special_weightings
 from vlora.merge.reading import Inputs, read_inputs
-from vlora.merge.weightings import Family, pareto_front, special_weightings
 from vlora.posterior import Posterior
 
 __all__ = ["METHODS", "Preview", "preview"]

@@ -11,8 +11,8 @@ from merge_cases import add_curvature, add_posterior, make_adapter, tiny_bert
 from vlora.config import load_config
 from vlora.errors import CheckpointError, ConfigError, OutputExistsError, PosteriorFormatError
 from vlora.merge import MergeConfig, run_merge
-from vlora.merge import adapter_headers as headers_file
-from vlora.merge.adapter_plan import make_adapter_plan
+from vlora.merge.plan import headers as headers_file
+from vlora.merge.plan.plan import make_adapter_plan
 from vlora.posterior import Posterior
 from vlora.recipes.cli import main
 
@@ -144,7 +144,7 @@ def test_negative_weights_and_a_full_disk(folder, monkeypatch):
     adapters = [{"path": str(folder / "math"), "weight": -1.0}, {"path": str(folder / "code")}]
     found = planned(folder, adapters=adapters, method="regmean").problems
     assert any("'math' has a negative one" in problem for problem in found)
-    monkeypatch.setattr("vlora.merge.adapter_plan._free", lambda _: 10)
+    monkeypatch.setattr("vlora.merge.plan.plan._free", lambda _: 10)
     assert "10 are free; free some space" in planned(folder).problems[-1]
 
 

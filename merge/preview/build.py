@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from vlora.merge.gradient_matching import choose_curvature
-from vlora.merge.preview_matching import full_losses, matching_core
-from vlora.merge.preview_matching_noise import matching_noise, matching_variance
-from vlora.merge.preview_mixture import one_of_each
-from vlora.merge.preview_model import PreviewModel, Solved
-from vlora.merge.preview_noise import linear_noise, square_noise
-from vlora.merge.preview_reduced import Nodes, ReducedCore, make_nodes, reduced_core
-from vlora.merge.preview_spread import Spread, noise_weightings
+from vlora.merge.preview.matching import full_losses, matching_core
+from vlora.merge.preview.matching_noise import matching_noise, matching_variance
+from vlora.merge.preview.mixture import one_of_each
+from vlora.merge.preview.model import PreviewModel, Solved
+from vlora.merge.preview.noise import linear_noise, square_noise
+from vlora.merge.preview.reduced import Nodes, ReducedCore, make_nodes, reduced_core
+from vlora.merge.preview.spread import Spread, noise_weightings
 from vlora.merge.quadratic import Metric, metric_of, product
 from vlora.merge.reading import Inputs
 from vlora.merge.update import LoraUpdate

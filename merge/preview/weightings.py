@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlora.merge.preview_model import PreviewModel, Solved
+from vlora.merge.preview.model import PreviewModel, Solved
 
 __all__ = ["Family", "pareto_front", "special_weightings"]
 

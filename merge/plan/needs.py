@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from vlora.merge.adapter_headers import AdapterHeaders
 from vlora.merge.config import MergeConfig
+from vlora.merge.plan.headers import AdapterHeaders
 
 __all__ = ["curvature_kind", "describe_lacking", "lacking"]
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from vlora.merge.adapter_plan import AdapterPlan
+from vlora.merge.plan.plan import AdapterPlan
 from vlora.merge.sizes import shown_size
 
 __all__ = ["render_adapters"]

@@ -13,11 +13,11 @@ uncertain: with dW_s = s (dB A + B dA) and independent entries of variance v = 1
 
 which is the variance of the quadratic form for Gaussian noise, exact for a frozen A and to first order of the product
 dB dA otherwise. Modules of gradient matching, whose merge is not linear in the weights, are apart
-(:mod:`vlora.merge.preview_reduced`, :mod:`vlora.merge.preview_matching_noise`).
+(:mod:`vlora.merge.preview.reduced`, :mod:`vlora.merge.preview.matching_noise`).
 
 Several adapters of one task, one per seed, share one weight w_g. Either they are averaged (c_u is w_g / K) and the
 prediction is the mean over them; or they are components of a mixture posterior (arXiv:2412.08147), the merge is at its
-mode, and the prediction is a soft minimum (:mod:`vlora.merge.preview_mixture`). The variance is the mean of the
+mode, and the prediction is a soft minimum (:mod:`vlora.merge.preview.mixture`). The variance is the mean of the
 members' variances plus the variance of their means, weighted by responsibilities in the second case.
 """
 
@@ -28,9 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlora.merge.preview_mixture import member_weights, over_members, surrogate
-from vlora.merge.preview_reduced import ReducedCore
-from vlora.merge.preview_spread import Spread
+from vlora.merge.preview.mixture import member_weights, over_members, surrogate
+from vlora.merge.preview.reduced import ReducedCore
+from vlora.merge.preview.spread import Spread
 
 __all__ = ["PreviewModel", "Solved"]
 

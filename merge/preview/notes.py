@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vlora.merge.config import MergeConfig
-from vlora.merge.preview_model import PreviewModel
+from vlora.merge.preview.model import PreviewModel
 from vlora.merge.reading import Inputs
 
 __all__ = ["count_examples", "preview_notes"]

@@ -1,14 +1,15 @@
 r"""Standard deviations of thousands of predicted losses from the noise at a few weightings.
 
 At a weighting w the variance of task t is g_t(w)^T g_t(w), g_t being the gradient in units of the posteriors' standard
-deviations, with the probes of the second term appended (:mod:`vlora.merge.preview_matching_noise`). The vectors are
+deviations, with the probes of the second term appended (:mod:`vlora.merge.preview.matching_noise`). The vectors are
 interpolated, not their lengths, which have a kink where a gradient passes through 0:
 
     Var_t(w) = a_t(w)^2 b(x)^T M_t b(x),   M_t,ij = g_t(w_i)^T g_t(w_j) / (a_t(w_i) a_t(w_j)),   a_t = l_t + .01 l_t(0)
 
-with b the cardinal functions of :mod:`vlora.merge.interpolation` in x = sign(w) log(1 + \|w\| / .01), as the curvature
-of the leading directions makes everything change fastest near 0, and a_t(w) from the predicted losses l_t, which are
-known at every weighting and fall as the gradients do. Only the products M_t are kept, added up over the modules.
+with b the cardinal functions of :mod:`vlora.merge.preview.interpolation` in x = sign(w) log(1 + \|w\| / .01), as the
+curvature of the leading directions makes everything change fastest near 0, and a_t(w) from the predicted losses l_t,
+which are known at every weighting and fall as the gradients do. Only the products M_t are kept, added up over the
+modules.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlora.merge.interpolation import Cardinals
+from vlora.merge.preview.interpolation import Cardinals
 
 __all__ = ["Spread", "noise_weightings"]
 
