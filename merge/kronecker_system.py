@@ -22,10 +22,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Coordinates", "KroneckerSum", "LeadingBlock", "conjugate_gradients", "solve_kronecker_sum"]
+__all__ = [
+    "PRECONDITIONED",
+    "Coordinates",
+    "KroneckerSum",
+    "LeadingBlock",
+    "conjugate_gradients",
+    "solve_kronecker_sum",
+]
 
 _GAIN, _WINDOW = 1e-8, 3
-_ENTRIES = 3072
+PRECONDITIONED = 3072
+"""Entries of X on which the preconditioner is exact."""
 _SOLVED = 1e-5  # relative residual at which a first guess is the solution
 _WORK = torch.float32
 Map = Callable[[Tensor], Tensor]
@@ -168,7 +176,7 @@ def solve_kronecker_sum(
     left_over = (rest - system(easy)).norm().item()
     if left_over <= _SOLVED * norm:
         return start + bases.outside(easy).to(start.dtype), 1, left_over / norm
-    first, way = (target * start).sum().item(), LeadingBlock(system, _ENTRIES)
+    first, way = (target * start).sum().item(), LeadingBlock(system, PRECONDITIONED)
     found, taken, left_over = conjugate_gradients(system, rest, steps, way, first)
     return start + bases.outside(found).to(start.dtype), taken, left_over / norm
 

@@ -17,6 +17,7 @@ from vlora.merge.checkpoints.gram_files import ModuleGrams
 from vlora.merge.checkpoints.matrix_rules import EIGEN, WholeMatrix
 from vlora.merge.checkpoints.rules import Rule
 from vlora.merge.kronecker import kronecker_rows, normalised_gram
+from vlora.merge.kronecker_system import PRECONDITIONED
 from vlora.merge.mats import mats_dense
 from vlora.merge.positive import check_definite
 from vlora.merge.regmean import regmean_merge, seen_gram, shrunk_gram, total_root
@@ -188,14 +189,13 @@ class Mats(WholeMatrix):
         return super().bytes_read(inputs) + sum(g.nbytes(kind) for g in self.grams for kind in kinds)
 
     def held(self, shape: tuple[int, ...]) -> int:
-        """All differences and Grams in double precision, the Grams again in float32, bases and search directions."""
+        """Differences and Grams in double precision, Grams again in float32, search directions, the preconditioner."""
         (m, n), count = shape, len(self.weights)
-        return (
-            8 * ((2 * count + 7) * m * n + (2 * count + 4) * (m * m + n * n)) + 3 * 4 * min(3072, m * n) ** 2
-        )
+        whole = (2 * count + 7) * m * n + (2 * count + 4) * (m * m + n * n)
+        return 8 * whole + 5 * 4 * min(PRECONDITIONED, m * n) ** 2
 
     def operations(self, shape: tuple[int, ...]) -> float:
         """Two eigenproblems, and products of every step in float32."""
         m, n = shape
         step = len(self.weights) * (m * m * n + m * n * n) / 2
-        return EIGEN * (m**3 + n**3) / 2 + _STEPS * step
+        return EIGEN * (m**3 + n**3) / 2 + _STEPS * step + min(PRECONDITIONED, m * n) ** 3

@@ -71,7 +71,7 @@ def overlapping(count=4, size=40):
 
 @pytest.mark.parametrize("entries", [0, 200, 1600])
 def test_the_exact_block_saves_steps_and_nothing_else(entries, monkeypatch):
-    monkeypatch.setattr(kronecker_system, "_ENTRIES", entries)
+    monkeypatch.setattr(kronecker_system, "PRECONDITIONED", entries)
     updates, weights = list(overlapping()), (1.0, 1.0, 1.0, 1.0)
     left, right = [unit(u.output_gram) for u in updates], [unit(u.input_gram) for u in updates]
     merged = mats(updates, weights, rank=40)
