@@ -10,7 +10,7 @@ setup: $(INSTALLED)  ## create .venv and install the pinned set
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,lm-eval]'
 	touch $(INSTALLED)
 
 demo: setup  ## train two adapters, merge them, evaluate all, write the report

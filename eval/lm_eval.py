@@ -5,11 +5,16 @@
 runs the harness's own command line with the model registered; ``vlora lm-eval`` is the short form. Log-likelihoods are
 those of whole strings (:mod:`vlora.eval.lm_eval_scores`): every draw scores all requests, then the draws are averaged.
 A ``cache_requests`` or ``use_cache`` of the harness sees the average only. What each draw said stays in
-``VloraLM.draw_scores``. ``generate_until`` generates from the posterior mean.
+``VloraLM.draw_scores``.
+
+``generate_until`` answers from the posterior mean, greedy unless the task asks for sampling, up to the task's stop
+strings or ``max_gen_toks``. With ``vote`` every draw answers as well, and the text that most draws give is the answer
+(:func:`vlora.eval.lm_eval_scores.most_given`): for short answers, at the cost of S + 1 generations a request.
 
 It is a module of its own because it needs the optional package: ``pip install 'variational-lora[lm-eval]'``.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +23,7 @@ from typing import Any
 import torch
 
 from vlora.errors import ConfigError, MissingDependencyError
-from vlora.eval.lm_eval_scores import log_mean_exp, posterior_predictive
+from vlora.eval.lm_eval_scores import log_mean_exp, most_given, posterior_predictive
 from vlora.models import load_adapter, load_base_model, load_tokenizer
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated
@@ -28,6 +33,7 @@ try:
     from lm_eval.api.model import CacheHook  # pyright: ignore[reportMissingImports]
     from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise MissingDependencyError(
         f"lm-evaluation-harness is needed ({error}); pip install 'variational-lora[lm-eval]'"
@@ -35,16 +41,23 @@ except ImportError as error:
 
 __all__ = ["VloraLM"]
 
+logger = logging.getLogger(__name__)
 
-@register_model("vlora")
-class VloraLM(HFLM):
+_HFLM: Any = HFLM  # the registry's decorator hides its type
+_registered: Any = register_model("vlora")
+
+
+@_registered
+class VloraLM(_HFLM):
     """A base model that wears a posterior, averaged over draws of whole strings.
 
     Attributes:
         posterior: The adapter, at its fitted width where one was fitted.
         num_samples: Draws S; 0 scores the mean.
+        vote: Whether generated answers are those that most draws give.
         draw_scores: One entry per scored string, in the order of the requests of each call: its context, continuation
-            and the log-probability under every draw.
+            and the log-probability under every draw; with ``vote`` one per generated answer too: its context, the
+            mean's answer and that of every draw.
     """
 
     def __init__(
@@ -54,6 +67,7 @@ class VloraLM(HFLM):
         num_samples: int = 8,
         antithetic: bool = True,
         stored_width: bool = True,
+        vote: bool = False,
         dtype: str = "float32",
         quantization: Quantization = "none",
         device: str | None = None,
@@ -69,6 +83,7 @@ class VloraLM(HFLM):
             num_samples: Draws S. A plain adapter has none.
             antithetic: Draws 2j and 2j+1 mirror each other.
             stored_width: Draw at the width that ``vlora calibrate`` fitted.
+            vote: Generate under every draw and give the answer of most; False generates at the mean alone.
             dtype: Number format of the base model; logits become float32 before every softmax.
             quantization: ``none``, ``8bit`` or ``4bit``.
             device: None takes the accelerator if there is one.
@@ -88,6 +103,9 @@ class VloraLM(HFLM):
             raise ConfigError(
                 f"num_samples must be 0 or more, and even for antithetic draws, got {num_samples}"
             )
+        self.vote = bool(vote) and self.num_samples > 0
+        if vote and not self.vote:
+            logger.warning("there are no draws to vote, so generated answers are those of the mean")
         name = base_model or self.posterior.adapter_config.get("base_model_name_or_path")
         if not name:
             raise ConfigError("base_model is needed: the adapter does not name its base model")
@@ -136,18 +154,55 @@ class VloraLM(HFLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
         return combined
 
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Texts up to a stop string or ``max_gen_toks``: the mean's, or with ``vote`` the one that most draws give.
+
+        Raises:
+            ConfigError: A task wants answers for which the model has no room.
+        """
+        self._check_room(requests)
+        generate = super().generate_until
+        if not self.vote:
+            return generate(requests, disable_tqdm=disable_tqdm)
+        with self._at(None):
+            at_mean = generate(requests, disable_tqdm=disable_tqdm)
+        draws = []
+        for draw in range(self.num_samples):
+            with self._at(draw):
+                draws.append(generate(requests, disable_tqdm=disable_tqdm))
+        chosen = []
+        for request, first, *others in zip(requests, at_mean, *draws, strict=True):
+            chosen.append(most_given(others, first))
+            self.draw_scores.append({"context": request.args[0], "at_mean": first, "answers": others})
+            self.cache_hook.add_partial("generate_until", request.args, chosen[-1])
+        return chosen
+
+    def _check_room(self, requests: Any) -> None:
+        """Refuse answers so long that no prompt fits in front; the harness's own check is an assertion."""
+        kwargs: list[Any] = [normalize_gen_kwargs(one.args[1], self.max_gen_toks) for one in requests]
+        longest = max((one["max_gen_toks"] for one in kwargs), default=0)
+        if longest >= self.max_length:
+            raise ConfigError(
+                f"a task asks for answers of up to {longest} tokens, prompt and answer together get {self.max_length}; "
+                "set max_gen_toks (of the task, or of the model), or max_length"
+            )
+
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results, with the posterior's part."""
         info = super().get_model_info()
-        mine = {"draws": self.num_samples, "antithetic": self.antithetic, "ess": self.posterior.meta.ess}
+        mine = {"draws": self.num_samples, "antithetic": self.antithetic, "vote": self.vote}
+        mine |= {"ess": self.posterior.meta.ess}
         return {**info, **{f"vlora_{name}": value for name, value in mine.items()}}
 
     @contextmanager
-    def _at(self, draw: int) -> Iterator[None]:
-        """The model at one draw; the harness's cache must not see what a single draw answers."""
+    def _at(self, draw: int | None) -> Iterator[None]:
+        """The model at one draw, None for the mean; the harness's cache must not see what one of them answers."""
         hook, self.cache_hook = self.cache_hook, CacheHook(None)
         self._inside_a_draw = True
         try:
+            if draw is None:
+                yield
+                return
             with self.posterior.sampled(self._model, draw, antithetic=self.antithetic):
                 yield
         finally:

@@ -7,13 +7,14 @@ distributions instead would mix draws inside a string, which is another, per-tok
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from vlora.errors import DataError
 
-__all__ = ["log_mean_exp", "posterior_predictive"]
+__all__ = ["log_mean_exp", "most_given", "posterior_predictive"]
 
 
 def log_mean_exp(log_probs: Sequence[float]) -> float:
@@ -55,3 +56,25 @@ def posterior_predictive(draws: Sequence[Sequence[tuple[float, bool]]]) -> list[
         (log_mean_exp([value for value, _ in said]), 2 * sum(greedy for _, greedy in said) > len(said))
         for said in zip(*draws, strict=True)
     ]
+
+
+def most_given(answers: Sequence[str], at_mean: str) -> str:
+    """The answer that most draws give: an estimate of the posterior predictive's most probable string.
+
+    Answers count as one where they are equal up to outer white space. Between equally frequent ones the mean's own is
+    taken if it is among them, else the first; where all draws differ, the mean's.
+
+    Args:
+        answers: What every draw says, at least one.
+        at_mean: What the posterior mean says.
+
+    Raises:
+        DataError: No draw.
+    """
+    if not answers:
+        raise DataError("expected the answers of at least one draw, got none")
+    counts = Counter(answer.strip() for answer in answers)
+    most = max(counts.values())
+    if counts[at_mean.strip()] == most or (most == 1 and len(answers) > 1):
+        return at_mean
+    return next(answer for answer in answers if counts[answer.strip()] == most)

@@ -135,6 +135,9 @@ def lm_eval(
     include_path: Annotated[Path | None, typer.Option(help="Folder of further task files.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Default: as the task says.")] = None,
     num_samples: Annotated[int, typer.Option(help="Posterior draws; 0 is the mean.")] = 8,
+    vote: Annotated[
+        bool, typer.Option("--vote", help="Generated answers: what most draws say, not the mean.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Strings in a batch.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Documents of every task.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda:0, ...; default: the accelerator.")] = None,
@@ -142,6 +145,8 @@ def lm_eval(
     debug: Debug = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a posterior: log-likelihoods of whole strings, averaged over draws.
+
+    Tasks that generate get the mean's greedy answer, with --vote the one that most draws give.
 
     --task runs one of vlora's task files in the harness, named vlora_NAME there: the prompts of `vlora eval`.
     Needs `pip install 'variational-lora[lm-eval]'`. Writes lm_eval.json (the harness's results) and draws.jsonl (what
@@ -152,7 +157,8 @@ def lm_eval(
     found = run_harness(
         folder, tasks.split(",") if tasks else [], out, task=task, data=data, fewshot=fewshot,
         include_path=include_path, num_fewshot=num_fewshot, limit=limit,
-        overwrite=overwrite, base_model=base_model, num_samples=num_samples, batch_size=batch_size, device=device,
+        overwrite=overwrite, base_model=base_model, num_samples=num_samples, vote=vote,
+        batch_size=batch_size, device=device,
     )  # fmt: skip
     print(results_lines(found))
     print(f"wrote {out}")

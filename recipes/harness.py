@@ -67,7 +67,7 @@ def run_harness(
         asked = write_harness_task(Path(place), task, data, fewshot) if task is not None else None
         names = [*tasks, *([asked["task"]] if asked else [])]
         manager = _manager([Path(place), *([include_path] if include_path else [])], names)
-        model = VloraLM(adapter, **settings)
+        model: Any = VloraLM(adapter, **settings)
         content = _evaluate(model, names, manager, num_fewshot=num_fewshot, limit=limit)
     content |= {"vlora_task": asked} if asked else {}
     with atomic_folder(path) as folder:
@@ -78,10 +78,12 @@ def run_harness(
 
 
 def _manager(places: Sequence[Path], names: Sequence[str]) -> Any:
-    """The harness's tasks and those of some folders."""
+    """The tasks of some folders, and the harness's own where a name needs them: reading those takes a while."""
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
-    manager = TaskManager(include_path=[str(place) for place in places])
+    manager = TaskManager(include_path=[str(place) for place in places], include_defaults=False)
+    if not set(names) <= set(manager.all_subtasks):  # groups may hold tasks of the harness
+        manager = TaskManager(include_path=[str(place) for place in places])
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ConfigError(
@@ -95,7 +97,8 @@ def _evaluate(model: Any, names: Sequence[str], manager: Any, **settings: Any) -
     """What the harness finds, as plain JSON values."""
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 
-    found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, **settings)
+    run: Any = simple_evaluate
+    found = run(model=model, tasks=list(names), task_manager=manager, **settings)
     return json.loads(json.dumps({key: found[key] for key in _KEPT if key in found}, default=str))
 
 

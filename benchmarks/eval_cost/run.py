@@ -196,7 +196,7 @@ def harness(case: Case, model: nn.Module) -> Tensor:
         longest = max(len(case.tokenizer(e.prompt)["input_ids"]) for e in case.examples)  # pyright: ignore
         size = max(1, TOKENS // longest)
         lm = HFLM(pretrained=model, tokenizer=case.tokenizer, batch_size=size, max_length=2048)  # pyright: ignore
-        done = lm_eval.evaluate(lm, {"cost": task}, bootstrap_iters=0, log_samples=True)
+        done = lm_eval.evaluate(lm, {"cost": task}, bootstrap_iters=0, log_samples=True)  # pyright: ignore
     samples = sorted(done["samples"]["cost"], key=lambda sample: sample["doc_id"])  # pyright: ignore
     sums = [torch.tensor([float(pair[0][0]) for pair in s["resps"]], dtype=torch.float64) for s in samples]
     width = max(map(len, sums))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import sys
 
 import eval_tiny
 import numpy as np
@@ -61,8 +62,10 @@ def test_results_are_one_line_a_metric():
     assert results_lines({"results": results}) == "t  acc  0.5000 ± 0.1000\nt  f1  0.2500"
 
 
-@pytest.mark.skipif(HARNESS, reason="lm-evaluation-harness is installed")
-def test_without_the_harness_it_says_what_to_install(tmp_path):
+def test_without_the_harness_it_says_what_to_install(tmp_path, monkeypatch):
+    for name in ("lm_eval", "lm_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "vlora.eval.lm_eval", raising=False)
     with pytest.raises(MissingDependencyError, match=r"pip install 'variational-lora\[lm-eval\]'"):
         run_harness("x", ["arc_easy"], tmp_path / "o")
 
