@@ -8,10 +8,8 @@ validation rows, to the predictor that ``calibration.predictor`` names, and veri
 out-of-distribution set. Only ``calibration.json`` is written, in one rename.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -22,29 +20,18 @@ from vlora.eval.calibrate_decisions import fit_and_verify
 from vlora.eval.calibrate_parts import Parts
 from vlora.eval.calibrate_prior import fit_priors
 from vlora.eval.calibrate_width import Trials, fit_width, logit_temperatures, scored_on, token_temperatures
+from vlora.eval.calibration_file import CALIBRATION, Calibrated, check_local, write_calibration
 from vlora.eval.config import EvalConfig
-from vlora.eval.environment import versions
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.prepare import prepare
 from vlora.eval.subjects import Subject
-from vlora.files import atomic_write
 from vlora.posterior import Posterior
-from vlora.posterior.calibration import DECISIONS, FORMAT, KEY, PRIOR, identity, under_prior
+from vlora.posterior.calibration import DECISIONS, KEY, LOGIT, PRIOR, under_prior
 from vlora.posterior.decisions import LINEARISED
 
 __all__ = ["CALIBRATION", "Calibrated", "run_calibration"]
 
-CALIBRATION = "calibration.json"
-_LOGIT = "logit_temperature"
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """One adapter that was calibrated: its name, the file and its content."""
-
-    name: str
-    path: Path
-    content: Mapping[str, Any]
+_REPLACED = (LOGIT, KEY, PRIOR, DECISIONS)
 
 
 def run_calibration(config: EvalConfig) -> list[Calibrated]:
@@ -76,7 +63,7 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
             f"num_samples must be at least 2 to fit a posterior's width, got {config.num_samples}; without draws, set "
             "calibration.predictor to linearised or mean"
         )
-    folders = {subject.name: _local_folder(subject) for subject in subjects}
+    check_local(subjects)
     parts = Parts.of(evaluation, decides)
     parts.say_truncated()
     done = []
@@ -84,28 +71,19 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
         for subject in subjects:
             bar.set_postfix_str(subject.name)
             content = _calibrate(parts, subject, bar.update)
-            path = atomic_write(folders[subject.name] / CALIBRATION, json.dumps(content, indent=2) + "\n")
-            done.append(Calibrated(subject.name, path, content))
+            done.append(write_calibration(subject, content, _REPLACED))
     return done
 
 
 def _calibrate(parts: Parts, subject: Subject, tick: Callable[[int], object]) -> dict[str, Any]:
-    """Content of ``calibration.json`` for one adapter."""
+    """Sections of ``calibration.json`` for one adapter."""
     posterior = subject.posterior
     assert posterior is not None
     with parts.fit.host.wearing(posterior) as model:
         sections = _fit(parts, subject, model, posterior, tick)
         if parts.others is not None:
             sections[DECISIONS] = _decide(parts, subject, model, posterior, sections, tick)
-    replaced = (_LOGIT, KEY, PRIOR, DECISIONS)
-    kept = {k: v for k, v in (posterior.calibration or {}).items() if k not in replaced}
-    return {
-        **kept,
-        "format": FORMAT,
-        "posterior_sha256": identity(posterior),
-        "versions": versions(),
-        **sections,
-    }
+    return sections
 
 
 def _fit(
@@ -122,14 +100,14 @@ def _fit(
             mixtures = {"samples": trials.mixtures[1.0], "samples_fitted": trials.mixtures[fit.std_scale]}
             predictors |= mixtures
         else:
-            sections[_LOGIT] = token_temperatures(trials, fit.std_scale)
+            sections[LOGIT] = token_temperatures(trials, fit.std_scale)
     if subject.kind == "posterior" and at_mean is not None:
         priors = fit_priors(parts, model, posterior, at_mean, subject.name, tick)
         if priors.section is not None:
             sections[PRIOR] = {**priors.section, "nll_mean": nll_mean, **scored_on(parts)}
             predictors |= priors.log_probs
     if predictors:
-        sections[_LOGIT] = logit_temperatures(predictors, trials.label)
+        sections[LOGIT] = logit_temperatures(predictors, trials.label)
     return sections
 
 
@@ -155,16 +133,7 @@ def _decide(
         model,
         used,
         predictor=predictor,
-        temperature=sections[_LOGIT][fitted]["temperature"],
+        temperature=sections[LOGIT][fitted]["temperature"],
         name=subject.name,
         tick=tick,
     )
-
-
-def _local_folder(subject: Subject) -> Path:
-    folder = Path(subject.path).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{subject.path} is not a folder on this machine, so calibration.json has no place; download it first"
-        )
-    return folder

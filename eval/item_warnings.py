@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 from vlora.data import Task
 from vlora.eval.items import Item
 
-__all__ = ["say_repeated", "say_truncated", "set_of"]
+__all__ = ["item_notes", "say_repeated", "say_truncated", "set_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,3 +89,30 @@ def say_repeated(
             *(shown, repeats[0][1], repeats[0][2]),
         )
     return len(repeats)
+
+
+def item_notes(results: Mapping[str, Any], kind: str) -> list[str]:
+    """The counted warnings as sentences for a report; none where nothing was cut and nothing repeats.
+
+    Args:
+        results: Content of ``results.json`` of either kind; older ones without the counts have no notes.
+        kind: The task, or ``generation``.
+    """
+    notes = []
+    cut = {name: count for name, count in (results.get("truncated") or {}).items() if count}
+    if cut:
+        data = (results.get("settings") or {}).get("data") or {}
+        limit = f"data.max_length = {data['max_length']}" if "max_length" in data else "the longest sequence"
+        shown = ", ".join(f"{count} of {name}" for name, count in cut.items())
+        notes.append(
+            f"Cut to {limit} tokens (or what the model takes): {shown}; "
+            f"{_LOST.get(kind, 'a part of their text is missing')}."
+        )
+    if results.get("repeated"):
+        rows = (
+            "1 row repeats an earlier row"
+            if results["repeated"] == 1
+            else (f"{results['repeated']} rows repeat an earlier row")
+        )
+        notes.append(f"{rows} of their set: intervals and tests take rows as independent and are too narrow.")
+    return notes

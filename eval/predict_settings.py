@@ -7,10 +7,11 @@ from vlora.data import Source, Task
 from vlora.errors import ConfigError
 from vlora.eval.task_reader import TaskReader
 from vlora.posterior import Posterior
+from vlora.posterior.answer_decisions import AnswerDecisions
 from vlora.posterior.calibration import KEY, PRIOR
 from vlora.posterior.decisions import PREDICTORS, Decisions
 
-__all__ = ["chosen_decisions", "reader_for"]
+__all__ = ["chosen_decisions", "other_task", "reader_for"]
 
 
 def reader_for(fitted: Decisions | None, task: str | None, fewshot: Source | None) -> TaskReader | None:
@@ -32,7 +33,7 @@ def reader_for(fitted: Decisions | None, task: str | None, fewshot: Source | Non
             raise ConfigError("fewshot is for the prompts of a task file; name it by task")
         return None
     reader = TaskReader(name, fewshot)
-    if known is not None and fitted is not None and _other(reader, fitted):
+    if known is not None and fitted is not None and other_task(reader, fitted):
         raise ConfigError(
             f"task is {name} but the calibration was fitted with {known}, asked in another way; leave task out, or "
             "run vlora calibrate with it"
@@ -40,7 +41,7 @@ def reader_for(fitted: Decisions | None, task: str | None, fewshot: Source | Non
     return reader
 
 
-def _other(reader: TaskReader, fitted: Decisions) -> bool:
+def other_task(reader: TaskReader, fitted: Decisions | AnswerDecisions) -> bool:
     """Whether a task asks in another way than the one that was fitted on; examples in the data are not known yet."""
     if reader.task.fewshot is not None and not reader.has_fewshot:
         return reader.name != fitted.task_file
@@ -84,8 +85,8 @@ def chosen_decisions(
     task = task or ("sequence_classification" if posterior.meta.labels else _calibrated_task(posterior))
     if task == "causal_lm":
         raise ConfigError(
-            "vlora predict answers classification and multiple choice, not texts (causal_lm); sample answers to open "
-            "questions with vlora eval and kind: generation, score given texts with vlora eval and task: causal_lm"
+            "vlora predict answers classification, multiple choice and open questions (--task with a task file of kind "
+            "open_qa), not texts (causal_lm); score given texts with vlora eval and task: causal_lm"
         )
     if task not in ("sequence_classification", "multiple_choice"):
         raise ConfigError(

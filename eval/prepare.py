@@ -36,6 +36,8 @@ class Evaluation:
     classes: Sequence[str] | None
     ensemble: Sequence[str] = ()
     """Names of the members of the ensemble that stands beside them."""
+    repeated: int = 0
+    """Rows that repeat an earlier row of their set."""
 
     @cached_property
     def host(self) -> Host:
@@ -136,7 +138,7 @@ def prepare(config: EvalConfig) -> Evaluation:
     items = load_items(config.task, config.data, classes)
     _check_groups(config, items)
     names, sets = [item.example.item for item in items], [set_of(item) for item in items]
-    say_repeated(names, sets, row_hashes(items), [item.example.extra.get("id") for item in items])
+    repeated = say_repeated(names, sets, row_hashes(items), [item.example.extra.get("id") for item in items])
     test = [item for item in items if item.split == "test"]
     for subject in subjects:
         if subject.fitted is not None:
@@ -145,7 +147,7 @@ def prepare(config: EvalConfig) -> Evaluation:
         if subject.prior is not None and subject.prior.fitted is not None:
             whose = f"the prior of the linearised {subject.name!r}"
             check_apart(subject.prior.fitted.get("split") or {}, test, whose)
-    return Evaluation(config, base_model, subjects, items, classes, members)
+    return Evaluation(config, base_model, subjects, items, classes, members, repeated)
 
 
 def _members(config: EvalConfig, subjects: Sequence[Subject]) -> list[str]:

@@ -215,6 +215,7 @@ class Results(Strict):
     truncated: dict[str, int] | None = Field(
         None, description="items that lost tokens to data.max_length, by set"
     )
+    repeated: int | None = Field(None, description="rows that repeat an earlier row of their set")
 
 
 def results_schema() -> dict[str, Any]:

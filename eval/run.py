@@ -87,6 +87,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         versions=versions(),
         hardware=hardware(),
         truncated=truncated,
+        repeated=evaluation.repeated,
         cost=_cost(evaluation, [facts for _, facts in finished], time.perf_counter() - start),
     )
     _say_one_class(results)

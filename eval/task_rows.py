@@ -71,16 +71,19 @@ def form_rows(
         raw: Rows as the data have them.
         solved: Rows to take examples from, of :func:`solved_rows`.
         name: Name of the split, for messages.
-        labelled: False for rows to predict: right answers are neither needed nor looked at, identities may repeat.
+        labelled: False for rows to predict: right answers are neither needed nor looked at, identities may repeat, and
+            groups are needed only where examples are taken by them.
 
     Raises:
         DataError: As :func:`read_task`.
     """
-    renamed = _renamed(raw, task, name, without=() if labelled else (task.answer,))
+    hidden = task.references if task.kind == "open_qa" else task.answer
+    renamed = _renamed(raw, task, name, without=() if labelled else (hidden,))
     if labelled:
         _check_ids(renamed, task, name)
     else:
-        renamed = [{**row, task.answer: None} for row in renamed]
+        unnamed = {task.group: "all"} if task.group and not _by_group(task) else {}
+        renamed = [{**unnamed, **row, hidden: None} for row in renamed]
     rows = [
         row
         for number, one in enumerate(renamed)

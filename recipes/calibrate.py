@@ -3,16 +3,48 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlora.eval.calibrate import Calibrated, run_calibration
-from vlora.posterior.calibration import DECISIONS, KEY, PRIOR
+from vlora.eval.calibrate import run_calibration
+from vlora.eval.calibration_file import Calibrated
+from vlora.eval.config import EvalConfig
+from vlora.eval.generation.calibrate import run_answer_calibration
+from vlora.eval.generation.config import GenerationConfig
+from vlora.posterior.calibration import ANSWERS, DECISIONS, KEY, PRIOR
 
-__all__ = ["calibration_table", "run_calibration"]
+__all__ = ["answer_calibration_table", "calibrate", "calibration_table", "run_calibration"]
 
 _KINDS = {
     "independent": "linearised",
     "kronecker": "linearised, Kronecker factors",
     "leading": "linearised, leading directions",
 }
+
+
+def calibrate(config: EvalConfig | GenerationConfig) -> tuple[list[Calibrated], str]:
+    """Calibrate adapters for probabilities, or for generated answers; what was written, and a table of it.
+
+    Raises:
+        VloraError: See the two kinds of calibration.
+    """
+    if isinstance(config, GenerationConfig):
+        results = run_answer_calibration(config)
+        return results, answer_calibration_table(results)
+    results = run_calibration(config)
+    return results, calibration_table(results)
+
+
+def answer_calibration_table(results: Sequence[Calibrated]) -> str:
+    """Score, threshold and what they do on every other set, aligned for a terminal."""
+    lines = []
+    for result in results:
+        section = result.content[ANSWERS]
+        rule = section["abstention"]
+        limit = "answers nothing" if rule["threshold"] is None else f"answers up to {rule['threshold']:.4g}"
+        lines.append(
+            f"{result.name}: {rule['score']} {limit}: {rule['answered']} of {rule['n']} held-out attempts, "
+            f"{rule['wrong']} wrong; confidence {section['confidence']} with T {1 / section['power']:.3g}"
+        )
+        lines += _decision_lines({"predictor": "mean", **section})
+    return "\n".join(lines)
 
 
 def calibration_table(results: Sequence[Calibrated]) -> str:

@@ -115,15 +115,15 @@ def calibrate(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
     threshold_share, alpha, risk, delta}. Sets and threshold are verified on data.test and every data.ood set.
     Evaluate the width with `temperature=stored`, the prior with `linearised=true` (or kronecker,
     leading), apply sets and threshold with `vlora predict`.
+    With kind: generation a confidence and a threshold for generated answers; calibration: {score, confidence,
+    threshold_share, risk, delta}.
     Writes calibration.json into every adapter's folder and nothing else.
     """
-    from vlora.config import load_config
-    from vlora.eval.config import EvalConfig
-    from vlora.eval.task_config import expand_task
-    from vlora.recipes.calibrate import calibration_table, run_calibration
+    from vlora.recipes.calibrate import calibrate as run
+    from vlora.recipes.evaluate import load_evaluation
 
-    results = run_calibration(load_config(EvalConfig, config, overrides or (), expand=expand_task))
-    print(calibration_table(results))
+    results, table = run(load_evaluation(config, overrides or ()))
+    print(table)
     for result in results:
         print(f"wrote {result.path}")
 

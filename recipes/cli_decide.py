@@ -41,19 +41,20 @@ def predict(
     """Answer rows: each with its confidence, its epistemic share, a prediction set, or "don't know".
 
     Predictor, sets and the threshold for "don't know" are those that `vlora calibrate` stored beside the adapter.
-    --task arc_easy reads rows as that task has them, as `vlora eval` does. Writes one JSON object a row.
+    --task arc_easy reads rows as that task has them, as `vlora eval` does. A task of open questions (nq_open) generates
+    its answers. Writes one JSON object a row.
     """
     from vlora.errors import ConfigError
-    from vlora.eval.predict import Predictor
-    from vlora.recipes.predict import lines_of, predict_rows, rows_for, rows_of_texts, summary
+    from vlora.recipes.predict import lines_of, predict_rows, predictor_for, rows_for, rows_of_texts, summary
 
     if (data is None) == (not text):
         raise ConfigError("give either --data FILE.jsonl or --text")
-    found = Predictor.from_pretrained(
+    found = predictor_for(
         folder,
+        task,
+        predictor,
+        alpha,
         base_model=base_model,
-        task=task,
-        predictor=predictor,
         num_samples=num_samples,
         fewshot=fewshot,
         device=device,

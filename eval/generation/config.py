@@ -8,9 +8,11 @@ from pydantic import ConfigDict
 from vlora.data import Source
 from vlora.data.config import check_seed
 from vlora.errors import ConfigError
+from vlora.eval.generation.estimators import CONFIDENCES, ESTIMATORS
 from vlora.eval.models_config import ModelsConfig
 
 __all__ = [
+    "AnswerCalibrationConfig",
     "AnswerDataConfig",
     "GenerationConfig",
     "GradeConfig",
@@ -159,6 +161,40 @@ class PTrueConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerCalibrationConfig:
+    """What ``vlora calibrate`` fits on the validation questions; ``vlora eval`` does not read it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    score: str = "semantic_entropy"
+    """Uncertainty that is held against the threshold for "don't know": any estimator of ``docs/hallucination.md``."""
+    confidence: str = "max_probability"
+    """Probability of being right that ``vlora predict`` tells, with its temperature fitted."""
+    threshold_share: float = 0.5
+    """Share of the validation questions that the threshold is fitted on; the others give its grid and the
+    temperature."""
+    num_thresholds: int = 100
+    """Thresholds to test at most: quantiles of the score on the other questions."""
+    risk: float = 0.05
+    """Error rate allowed among the answers that are not "don't know"."""
+    delta: float = 0.1
+    """Chance, over validation sets, that the fitted threshold breaks ``risk``."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("score", self.score, tuple(ESTIMATORS)),
+            ("confidence", self.confidence, CONFIDENCES),
+        ):
+            if value not in known:
+                raise ConfigError(f"calibration.{name} must be one of {', '.join(known)}, got {value}")
+        for name in ("threshold_share", "risk", "delta"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"calibration.{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.num_thresholds < 1:
+            raise ConfigError(f"calibration.num_thresholds must be at least 1, got {self.num_thresholds}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationConfig(ModelsConfig):
     """Uncertainty of answers, generated or given: ``vlora eval CONFIG.yaml`` with ``kind: generation``."""
 
@@ -184,6 +220,8 @@ class GenerationConfig(ModelsConfig):
     """Probability of being right above which answering pays, for the penalised score."""
     batch_size: int = 16
     """Questions at a time."""
+    calibration: AnswerCalibrationConfig = field(default_factory=AnswerCalibrationConfig)
+    """Threshold and temperature of ``vlora calibrate``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

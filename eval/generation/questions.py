@@ -16,7 +16,7 @@ from vlora.eval.task_rows import TaskRows, read_task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoder", "Question", "load_questions", "stop_token_ids"]
+__all__ = ["Encoder", "Question", "load_questions", "question_sources", "stop_token_ids"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,12 @@ class Question:
         return self.group if self.split == "ood" else self.split
 
 
-def load_questions(config: GenerationConfig, task: TaskFile) -> tuple[list[Question], str, list[str]]:
+def load_questions(config: GenerationConfig, task: TaskFile) -> tuple[list[Question], str, list[str], int]:
     """Read all sets: test, validation, out-of-distribution.
 
     Returns:
-        The questions, the hash of the task with the examples in its prompts, and these examples.
+        The questions, the hash of the task with the examples in its prompts, these examples, and how many questions
+        repeat an earlier one of their set.
 
     Raises:
         ConfigError: A task that this kind of evaluation does not score.
@@ -62,10 +63,7 @@ def load_questions(config: GenerationConfig, task: TaskFile) -> tuple[list[Quest
         raise ConfigError(
             f"task {config.task} is multiple choice; leave out kind: generation to score its choices"
         )
-    data = config.data
-    sources: dict[str, Any] = {} if data.test is not None else task_sources(task, config.task, data.folder)
-    given = {"test": data.test, "validation": data.validation, "fewshot": data.fewshot}
-    sources |= {name: source for name, source in given.items() if source is not None}
+    data, sources = config.data, question_sources(config, task)
     sets: list[tuple[str, str, Source]] = [("test", "test", sources["test"])]
     if "validation" in sources:
         sets.append(("validation", "validation", sources["validation"]))
@@ -77,10 +75,23 @@ def load_questions(config: GenerationConfig, task: TaskFile) -> tuple[list[Quest
         if split == "test":
             sha256, shots = found.sha256, found.shots
     contents = [(q.prompt, q.references, q.response, q.correct) for q in questions]
-    say_repeated([q.item for q in questions], [q.set for q in questions], contents)
+    repeated = say_repeated([q.item for q in questions], [q.set for q in questions], contents)
     if task.kind == "open_qa":
         _count_unanswerable(questions)
-    return questions, sha256, shots
+    return questions, sha256, shots, repeated
+
+
+def question_sources(config: GenerationConfig, task: TaskFile) -> dict[str, Any]:
+    """Where the rows are: ``test``, and ``validation`` and ``fewshot`` where there are any.
+
+    Raises:
+        ConfigError: Neither data nor a place on the hub.
+        DataError: The folder does not hold the task's test file.
+    """
+    data = config.data
+    sources: dict[str, Any] = {} if data.test is not None else task_sources(task, config.task, data.folder)
+    given = {"test": data.test, "validation": data.validation, "fewshot": data.fewshot}
+    return sources | {name: source for name, source in given.items() if source is not None}
 
 
 def _count_unanswerable(questions: Sequence[Question]) -> None:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from vlora.eval.generation.columns import ALL
 from vlora.eval.generation.costs import NEEDED_BY
 from vlora.eval.generation.estimators import ESTIMATORS
+from vlora.eval.item_warnings import item_notes
 from vlora.files import atomic_write
 
 __all__ = ["render_answer_report", "write_answer_report"]
@@ -72,6 +73,7 @@ def render_answer_report(results: Results) -> str:
         ungraded=sum(row["ungraded"] for row in answers if row["group"] == ALL),
         failures=sum(row["judge_failures"] for row in answers if row["group"] == ALL),
         headline=_headline(results, models),
+        notes=item_notes(results, "generation"),
         answers=_answers(results, models),
         estimators=_estimators(results, models),
         detection=_detection(results, models),

@@ -99,6 +99,7 @@ class AnswerResults(Strict):
     detection: list[DetectionRow]
     mistakes: list[Mistake]
     truncated: dict[str, int] | None = Field(None, description="questions whose prompts lost tokens, by set")
+    repeated: int | None = Field(None, description="questions that repeat an earlier one of their set")
     cost: Cost
     settings: dict[str, Any]
     versions: dict[str, Any]

@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from vlora.errors import ConfigError, DataError, OutputExistsError
-from vlora.eval.generation import collect, run
+from vlora.eval.generation import collect
 from vlora.eval.generation.records import read_answers
 from vlora.eval.generation.run import ANSWERS, run_generation
 from vlora.eval.generation.schema import AnswerResults
+from vlora.eval.generation.session import prepare_session
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.semantic.sequence import answer_mixture
 from vlora.posterior import Posterior
@@ -217,11 +218,11 @@ def test_a_killed_run_goes_on(world, done, tmp_path, monkeypatch):
 
 
 def test_another_setting_does_not_take_old_answers(world, tmp_path):
-    first = run._prepare(settings(world, tmp_path / "o"))
+    first = prepare_session(settings(world, tmp_path / "o"))
     for changes in ({"seed": 1}, {"sampling": {"num_answers": 3}}, {"grade": {"by": "contains"}}):
-        other = run._prepare(settings(world, tmp_path / "o", **changes))
+        other = prepare_session(settings(world, tmp_path / "o", **changes))
         assert other.key(other.speakers[0]) != first.key(first.speakers[0])
-    same = run._prepare(settings(world, tmp_path / "p", batch_size=1, num_bootstrap=7))
+    same = prepare_session(settings(world, tmp_path / "p", batch_size=1, num_bootstrap=7))
     assert same.key(same.speakers[0]) == first.key(first.speakers[0])
     assert AnswerStore(tmp_path / "o").load("first", first.key(first.speakers[0])) == []
 

@@ -6,13 +6,15 @@ import logging
 import eval_tiny
 import eval_world
 import pytest
+from report_fixture import make_results
 
 from vlora.config import load_config
 from vlora.eval.calibrate import run_calibration
 from vlora.eval.generation.config import GenerationConfig
 from vlora.eval.generation.run import run_generation
-from vlora.eval.item_warnings import say_repeated, say_truncated
+from vlora.eval.item_warnings import item_notes, say_repeated, say_truncated
 from vlora.eval.predict import Predictor
+from vlora.eval.report import render_report
 from vlora.eval.results import read_results
 from vlora.eval.run import run_eval
 from vlora.eval.score_labels import LabelScorer
@@ -138,6 +140,26 @@ def test_answers_say_which_prompts_gave_way(world, tmp_path, caplog, given):
     wanted = 1 if given else 2  # 2 + 8 + 1 tokens fit into 12 and not into 8
     assert json.loads((output / "results.json").read_text())["truncated"] == {"test": wanted}
     assert f"{wanted} of 3 test items" in said(caplog, "cut to")[0]
+    page = (output / "report.html").read_text()
+    assert (
+        f"Cut to data.max_length = 12 tokens (or what the model takes): {wanted} of test; the front of"
+        in page
+    )
+
+
+def test_reports_say_what_the_warnings_said():
+    results = {"truncated": {"test": 3, "far": 0, "near": 1}, "repeated": 2}
+    cut, repeats = item_notes({**results, "settings": {"data": {"max_length": 9}}}, "sequence_classification")
+    assert cut == (
+        "Cut to data.max_length = 9 tokens (or what the model takes): 3 of test, 1 of near; the end of their texts is "
+        "missing."
+    )
+    assert repeats.startswith("2 rows repeat an earlier row of their set: intervals and tests")
+    assert item_notes({"repeated": 1}, "causal_lm")[0].startswith("1 row repeats an earlier row of")
+    assert item_notes({}, "x") == item_notes({"truncated": {"test": 0}, "repeated": 0}, "x") == []
+    page = render_report({**make_results(), **results, "task": "multiple_choice"})
+    assert 'aria-label="Notes on the data"' in page and "2 rows repeat an earlier row" in page
+    assert "Notes on the data" not in render_report(make_results())
 
 
 def test_repeated_rows_are_counted_by_content_and_id(caplog):

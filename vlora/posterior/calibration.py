@@ -8,6 +8,7 @@
                             all (precision, NLL) tried; the rows
     logit_temperature       T of every predictor: mean, draws as trained and at the fitted width, linearised
     decisions               prediction sets and the threshold for "don't know", see :mod:`vlora.posterior.decisions`
+    answers                 the same for generated answers, see :mod:`vlora.posterior.answer_decisions`
     posterior_sha256        which posterior it belongs to
 
 ``vlora calibrate`` writes it and touches nothing else in the folder. Other top-level keys are kept.
@@ -16,10 +17,12 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlora.errors import PosteriorFormatError
+from vlora.posterior.answer_decisions import KEY as ANSWERS
+from vlora.posterior.answer_decisions import AnswerDecisions
 from vlora.posterior.decisions import FORMAT, PRIOR, Decisions, Kind, check_content
 from vlora.posterior.decisions import KEY as DECISIONS
 from vlora.posterior.hashing import tensors_sha256
@@ -27,21 +30,27 @@ from vlora.posterior.kinds import source_identity
 from vlora.posterior.posterior import Posterior
 
 __all__ = [
+    "ANSWERS",
     "DECISIONS",
     "FORMAT",
     "KEY",
+    "LOGIT",
     "PRIOR",
     "PRIOR_FORMAT",
+    "answer_decisions_of",
     "calibrated",
     "decisions_of",
     "fitted_prior",
     "fitted_scale",
     "identity",
+    "kept_sections",
     "under_prior",
 ]
 
 KEY = "posterior_temperature"
 """Section that holds the fitted width."""
+LOGIT = "logit_temperature"
+"""Section that holds the logit temperatures."""
 PRIOR_FORMAT = 1
 """Version of the section of the linearised prior that this vlora writes, and the newest one it reads."""
 _SOURCES = {
@@ -147,6 +156,33 @@ def decisions_of(posterior: Posterior) -> Decisions | None:
     check_content(stored, "calibration.json")
     _check_identity(posterior, stored)
     return Decisions.from_json(stored[DECISIONS])
+
+
+def answer_decisions_of(posterior: Posterior) -> AnswerDecisions | None:
+    """The fitted decisions about generated answers, checked; None if none were fitted.
+
+    Raises:
+        PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior.
+    """
+    stored = posterior.calibration or {}
+    if ANSWERS not in stored:
+        return None
+    check_content(stored, "calibration.json")
+    _check_identity(posterior, stored)
+    return AnswerDecisions.from_json(stored[ANSWERS])
+
+
+def kept_sections(posterior: Posterior, replaced: Sequence[str]) -> dict[str, Any]:
+    """What a new fit leaves in place: sections fitted for this very posterior, and keys that are not vlora's.
+
+    Args:
+        posterior: As read from its folder.
+        replaced: Sections that the new fit writes.
+    """
+    stored = posterior.calibration or {}
+    stale = stored.get("posterior_sha256") != identity(posterior)
+    gone = {*replaced, *((KEY, PRIOR, LOGIT, DECISIONS, ANSWERS) if stale else ())}
+    return {name: section for name, section in stored.items() if name not in gone}
 
 
 def _check_identity(posterior: Posterior, stored: Mapping[str, Any]) -> None:

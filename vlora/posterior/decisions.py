@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vlora.errors import PosteriorFormatError
+from vlora.posterior.abstention import Abstention, count, number, one_of, read_abstention
+from vlora.posterior.answer_decisions import KEY as ANSWERS
+from vlora.posterior.answer_decisions import AnswerDecisions
 
 __all__ = [
     "FORMAT",
@@ -44,7 +47,7 @@ LINEARISED: Mapping[str, Kind] = {"linearised": "independent", "kronecker": "kro
 PREDICTORS = ("samples", "mean", *LINEARISED)
 """How probabilities are made: mixture of draws, posterior mean, or the linearised model."""
 
-_SECTIONS = ("posterior_temperature", PRIOR, KEY)
+_SECTIONS = ("posterior_temperature", PRIOR, KEY, ANSWERS)
 _METHODS = ("lac", "aps")
 
 
@@ -60,28 +63,6 @@ class Conformal:
     """Choices with at most this score are in the set; infinite when ``n`` was too small for ``alpha``."""
     n: int
     """Held-out items behind it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Abstention:
-    """The rule for "don't know"."""
-
-    score: str
-    """What is compared: ``max_probability`` is 1 minus the confidence."""
-    risk: float
-    """Error rate allowed among the answers."""
-    delta: float
-    """Chance over held-out sets that the threshold breaks it."""
-    threshold: float
-    """Answer when the score is at most this; minus infinity when no threshold could be shown to keep the risk."""
-    n: int
-    """Held-out items behind it."""
-    answered: int
-    """Those answered at the threshold."""
-    wrong: int
-    """Wrong ones among them."""
-    risk_bound: float
-    """Upper bound of the risk at the threshold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +99,12 @@ class Decisions:
         try:
             return cls(
                 task=str(section["task"]),
-                predictor=_one_of("predictor", section["predictor"], PREDICTORS),
-                num_samples=_count("num_samples", section["num_samples"]),
+                predictor=one_of("predictor", section["predictor"], PREDICTORS),
+                num_samples=count("num_samples", section["num_samples"]),
                 antithetic=bool(section["antithetic"]),
-                temperature=_number("temperature", section["temperature"], 0, math.inf),
+                temperature=number("temperature", section["temperature"], 0, math.inf),
                 conformal=tuple(_conformal(rule) for rule in section.get("conformal") or ()),
-                abstention=_abstention(section.get("abstention")),
+                abstention=read_abstention(section.get("abstention"), ("max_probability",), (-1, 2)),
                 row_format=dict(section.get("row_format") or {}),
                 task_file=section.get("task_file"),
                 task_sha256=section.get("task_sha256"),
@@ -153,52 +134,22 @@ def check_content(content: Mapping[str, Any] | None, where: str) -> None:
     """
     if content is None or not any(key in content for key in _SECTIONS):
         return
-    number = content.get("format")
-    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= FORMAT:
+    found = content.get("format")
+    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= FORMAT:
         raise PosteriorFormatError(
-            f"{where} has format {number!r}, this vlora reads up to {FORMAT}; install a newer vlora, or run "
+            f"{where} has format {found!r}, this vlora reads up to {FORMAT}; install a newer vlora, or run "
             "vlora calibrate again"
         )
     if KEY in content:
         Decisions.from_json(content[KEY], where)
+    if ANSWERS in content:
+        AnswerDecisions.from_json(content[ANSWERS], where)
 
 
 def _conformal(rule: Mapping[str, Any]) -> Conformal:
     return Conformal(
-        method=_one_of("method", rule["method"], _METHODS),
-        alpha=_number("alpha", rule["alpha"], 0, 1),
-        threshold=math.inf if rule["threshold"] is None else _number("threshold", rule["threshold"], -1, 2),
-        n=_count("n", rule["n"]),
+        method=one_of("method", rule["method"], _METHODS),
+        alpha=number("alpha", rule["alpha"], 0, 1),
+        threshold=math.inf if rule["threshold"] is None else number("threshold", rule["threshold"], -1, 2),
+        n=count("n", rule["n"]),
     )
-
-
-def _abstention(rule: Mapping[str, Any] | None) -> Abstention | None:
-    if rule is None:
-        return None
-    threshold = -math.inf if rule["threshold"] is None else _number("threshold", rule["threshold"], -1, 2)
-    return Abstention(
-        score=_one_of("score", rule["score"], ("max_probability",)),
-        risk=_number("risk", rule["risk"], 0, 1),
-        delta=_number("delta", rule["delta"], 0, 1),
-        threshold=threshold,
-        risk_bound=_number("risk_bound", rule["risk_bound"], -1, 2),
-        **{name: _count(name, rule[name]) for name in ("n", "answered", "wrong")},
-    )
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
-        raise ValueError(f"{name} must be a number between {low:g} and {high:g}, got {value!r}")
-    return float(value)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    return value
-
-
-def _one_of(name: str, value: Any, names: Sequence[str]) -> str:
-    if value not in names:
-        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
-    return str(value)

@@ -45,7 +45,7 @@ def test_questions_without_a_right_answer_are_counted(tmp_path, caplog):
         "data": {"test": eval_world.write(tmp_path / "rows.jsonl", rows)},
     }  # fmt: skip
     config = load_evaluation(values)
-    questions, _, _ = load_questions(config, load_task(config.task))
+    questions, _, _, _ = load_questions(config, load_task(config.task))
     assert len(questions) == 3
     assert "1 of 3 test questions have no right answer: every attempt at them counts as wrong" in caplog.text
 

@@ -1,0 +1,309 @@
+"""Generated answers of a posterior: each with its confidence, its epistemic share, or "don't know".
+
+    predictor = AnswerPredictor.from_pretrained("out/posterior", task="nq_open")
+    for one in predictor.predict([{"question": "…"}]):
+        print(one.answer, one.confidence)
+
+Answers are made, scored and clustered by the very steps of ``vlora eval`` with ``kind: generation``, under the settings
+that ``vlora calibrate`` stored. An answer depends on its question alone, not on its place among the rows: its random
+stream is keyed by a hash of the prompt.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from vlora.config import load_config
+from vlora.data import Source
+from vlora.errors import ConfigError, PosteriorFormatError
+from vlora.eval.generation.collect import Collector
+from vlora.eval.generation.config import GenerationConfig
+from vlora.eval.generation.decide import decide_answers
+from vlora.eval.generation.estimators import item_scores
+from vlora.eval.generation.meaning import make_judge
+from vlora.eval.generation.questions import Encoder, Question
+from vlora.eval.generation.records import AnswerRecord
+from vlora.eval.generation.session import answer_chunk
+from vlora.eval.generation.slim import slim
+from vlora.eval.generation.voices import speakers
+from vlora.eval.host import Host, check_same_base
+from vlora.eval.item_warnings import say_truncated
+from vlora.eval.predict_settings import other_task
+from vlora.eval.subjects import Subject, base_model_of
+from vlora.eval.task_reader import TaskReader
+from vlora.posterior import Posterior
+from vlora.posterior.answer_decisions import AnswerDecisions
+from vlora.posterior.calibration import answer_decisions_of
+
+__all__ = ["AnswerPrediction", "AnswerPredictor"]
+
+NUM_ALTERNATIVES = 5
+"""Meanings of sampled answers that are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPrediction:
+    """What is said to one question."""
+
+    item: str
+    """The row's ``id``, else its number."""
+    answer: str | None
+    """The greedy answer of the mean; None for "don't know"."""
+    dont_know: bool
+    """Whether the threshold says not to answer, or the model declines by itself."""
+    best: str
+    """The greedy answer, whether it is given or not."""
+    confidence: float
+    """Probability that it is right, at the fitted temperature; without a calibration the probability of its words."""
+    score: str | None
+    """Which uncertainty is held against the threshold; None without a calibration."""
+    uncertainty: float | None
+    """Its value, higher is less certain; None where it could not be had, which is "don't know"."""
+    threshold: float | None
+    """The answer is given up to this uncertainty; None where nothing is answered, or nothing was calibrated."""
+    entropy: float | None
+    """Entropy over the meanings of the sampled answers in nats; None without samples."""
+    epistemic: float | None
+    """Mutual information of meaning and parameters in nats, high where more data would help; None without draws."""
+    epistemic_share: float | None
+    """Its part of the entropy, in [0, 1]: near 0 the question is ambiguous, near 1 the model has not learnt it."""
+    alternatives: tuple[tuple[str, float], ...]
+    """Sampled meanings, the most frequent first: one text of each, and its share of the samples."""
+
+
+class AnswerPredictor:
+    """A posterior folder with its base model, ready to answer open questions.
+
+    Attributes:
+        decisions: What was fitted by ``vlora calibrate``, or stand-ins without a threshold.
+        reader: Turns rows of the task into prompts.
+        calibrated: Whether they were fitted.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        config: GenerationConfig,
+        base_model: str,
+        decisions: AnswerDecisions,
+        reader: TaskReader,
+        *,
+        calibrated: bool,
+    ) -> None:
+        self.decisions, self.reader, self.calibrated = decisions, reader, calibrated
+        self._subject, self._config, self._base = subject, config, base_model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        base_model: str | None = None,
+        task: str | None = None,
+        num_samples: int | None = None,
+        fewshot: Source | None = None,
+        device: str | None = None,
+        **loading: Any,
+    ) -> "AnswerPredictor":
+        """Read a posterior folder or plain adapter and what was fitted for its answers.
+
+        Args:
+            source: Folder or hub id.
+            base_model: Folder or hub id; None takes the one that the adapter names.
+            task: Task file of kind ``open_qa``; None takes that of the calibration.
+            num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
+            fewshot: Rows with answers, for prompts that begin with examples.
+            device: None takes the accelerator if there is one.
+            **loading: Further keys of the configuration of answers; a calibration fixes those that it depends on.
+
+        Raises:
+            PosteriorFormatError: The folder, or its calibration, is damaged or belongs to another model.
+            ConfigError: No task or base model is known, or settings differ from those of the calibration.
+        """
+        stored = Posterior.from_pretrained(source)
+        fitted = answer_decisions_of(stored)
+        reader = _reader(fitted, task, fewshot)
+        decisions = fitted or _stand_in(reader, num_samples)
+        if num_samples is not None and num_samples != decisions.num_samples:
+            raise ConfigError(
+                f"num_samples is {num_samples} but the calibration was fitted with {decisions.num_samples}; leave it "
+                "out, or run vlora calibrate with it"
+            )
+        config = _config(str(source), decisions, base_model=base_model, device=device, **loading)
+        subject = Subject(config.models[0].name or "model", str(source), _at_width(stored, decisions))
+        name = base_model_of([subject], config)
+        check_same_base({str(source): stored}, name, config.revision)
+        return cls(subject, config, name, decisions, reader, calibrated=fitted is not None)
+
+    @cached_property
+    def host(self) -> Host:
+        """Base model and tokenizer, loaded when the first question is answered."""
+        return Host(self._config, self._base, task="causal_lm")
+
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        answer_all: bool = False,
+        tick: Callable[[int], object] = int,
+    ) -> list[AnswerPrediction]:
+        """Answer questions, in their order.
+
+        Args:
+            rows: Columns by name, as the task has them; right answers are not needed and not looked at.
+            answer_all: Answer also where the threshold says "don't know".
+            tick: Called with the number of questions answered.
+
+        Raises:
+            DataError: A row lacks a column or holds a bad value, or the model gives NaN.
+        """
+        if not rows:
+            return []
+        formed = self.reader(rows)
+        records = self._records([_question(row) for row in formed], tick)
+        decided = decide_answers(self.decisions, records)
+        found = []
+        for number, (row, record) in enumerate(zip(formed, records, strict=True)):
+            score = None if decided.uncertainty is None else float(decided.uncertainty[number])
+            given = bool(decided.answered[number]) or (answer_all and record.attempted)
+            item = str(row["id"]) if row["id"] is not None else str(number)
+            found.append(self._prediction(record, item, float(decided.confidence[number]), score, given))
+        return found
+
+    def _records(self, questions: Sequence[Question], tick: Callable[[int], object]) -> list[AnswerRecord]:
+        """Answers with their scores, a few questions at a time; verdicts of a judge are not kept."""
+        config, model = self._config, self.host.model
+        generation = getattr(model, "generation_config", None)
+        encoder = Encoder(config, self.reader.task, self.host.tokenizer, model.config, generation)
+        samples = config.sampling.num_answers > 0
+        cut = [encoder.truncated(question, samples=samples) for question in questions]
+        cure = "give shorter questions, or run vlora calibrate with a larger data.max_length"
+        say_truncated(["data"] * len(cut), cut, "generation", config.data.max_length, cure)
+        (speaker,) = speakers([self._subject], config.num_samples, config.antithetic)
+        found: list[AnswerRecord] = []
+        with tempfile.TemporaryDirectory() as cache, speaker.on(self.host) as voices:
+            device = next(model.parameters()).device
+            judge = make_judge(config.judge, config.judge.cache or cache, device)
+            collector = Collector(config, encoder, voices, decline=self.reader.task.decline, judge=judge)
+            for start in range(0, len(questions), config.batch_size):
+                chunk = questions[start : start + config.batch_size]
+                found += answer_chunk(collector, chunk)
+                tick(len(chunk))
+        return found
+
+    def _prediction(
+        self, record: AnswerRecord, item: str, confidence: float, score: float | None, given: bool
+    ) -> AnswerPrediction:
+        rule, scores = self.decisions.abstention, item_scores(record)
+        total = scores.get("scored_semantic_total", scores.get("semantic_entropy"))
+        information = scores.get("scored_semantic_information")
+        share = None if information is None or total is None else _share(information, total)
+        known = rule is not None and np.isfinite(rule.threshold)
+        return AnswerPrediction(
+            item=item,
+            answer=record.answer.text if given else None,
+            dont_know=not given,
+            best=record.answer.text,
+            confidence=confidence,
+            score=None if rule is None else rule.score,
+            uncertainty=score if score is not None and np.isfinite(score) else None,
+            threshold=rule.threshold if rule is not None and known else None,
+            entropy=total,
+            epistemic=information,
+            epistemic_share=share,
+            alternatives=_alternatives(record),
+        )
+
+
+def _share(information: float, total: float) -> float:
+    """Part of the entropy that is mutual information; the correction for few draws may carry it over 1."""
+    return 0.0 if total <= 0 else min(max(information / total, 0.0), 1.0)
+
+
+def _alternatives(record: AnswerRecord) -> tuple[tuple[str, float], ...]:
+    """Sampled meanings with their shares, by the first text of each."""
+    texts: dict[int, str] = {}
+    counts: dict[int, int] = {}
+    for sample in record.samples:
+        pooled = record.pool[sample.pool]
+        texts.setdefault(pooled.cluster, pooled.text)
+        counts[pooled.cluster] = counts.get(pooled.cluster, 0) + 1
+    ranked = sorted(counts, key=lambda cluster: -counts[cluster])[:NUM_ALTERNATIVES]
+    return tuple((texts[cluster], counts[cluster] / len(record.samples)) for cluster in ranked)
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    """A row as a question whose random streams depend on its prompt alone."""
+    name = hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]
+    return Question(f"data/{name}", "test", "data", row["prompt"], row["question"])
+
+
+def _reader(fitted: AnswerDecisions | None, task: str | None, fewshot: Source | None) -> TaskReader:
+    """The reader of the task asked for, else of the one that was fitted on."""
+    name = task or (fitted.task_file if fitted is not None else None)
+    if name is None:
+        raise ConfigError(
+            "name a task file of kind open_qa by task (nq_open, mine.yaml): it says how rows become prompts"
+        )
+    reader = TaskReader(name, fewshot, "open_qa")
+    if fitted is not None and other_task(reader, fitted):
+        raise ConfigError(
+            f"task is {name} but the answers were calibrated with {fitted.task_file}, asked in another way; leave task "
+            "out, or run vlora calibrate with it"
+        )
+    return reader
+
+
+def _stand_in(reader: TaskReader, num_samples: int | None) -> AnswerDecisions:
+    """Decisions where nothing was fitted: no threshold, confidences as they are."""
+    draws = 8 if num_samples is None else num_samples
+    return AnswerDecisions(
+        task_file=reader.name, task_sha256="", num_samples=draws, antithetic=draws % 2 == 0
+    )
+
+
+def _at_width(stored: Posterior, decisions: AnswerDecisions) -> Posterior:
+    """The posterior at the width that was fitted with."""
+    if not stored.has_hess:
+        return stored
+    if decisions.temperature is not None:
+        return stored.at_temperature(decisions.temperature)
+    return stored if decisions.std_scale == 1 else stored.scaled(decisions.std_scale)
+
+
+def _config(source: str, decisions: AnswerDecisions, **loading: Any) -> GenerationConfig:
+    """The settings of the evaluation that made the fit, for other questions."""
+    clash = sorted(decisions.settings.keys() & loading.keys())
+    if clash:
+        raise ConfigError(
+            f"{clash[0]} is fixed by the calibration; leave it out, or run vlora calibrate with it"
+        )
+    rule = decisions.abstention
+    values = {
+        **{
+            "kind": "generation",
+            "model": source,
+            "task": decisions.task_file,
+            "output": "",
+            "ensemble": False,
+        },
+        **{"num_samples": decisions.num_samples, "antithetic": decisions.antithetic},
+        "calibration": {"confidence": decisions.confidence, **({"score": rule.score} if rule else {})},
+        **decisions.settings,
+        **{name: value for name, value in loading.items() if value is not None},
+    }
+    try:
+        return slim(load_config(GenerationConfig, values))
+    except ConfigError as error:
+        if not decisions.settings:
+            raise
+        raise PosteriorFormatError(
+            f"calibration.json: the section 'answers' is damaged or of another version ({error}); run vlora calibrate "
+            "again"
+        ) from None

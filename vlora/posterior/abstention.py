@@ -1,0 +1,89 @@
+"""The rule for "don't know" as ``calibration.json`` holds it, and checks of the fields of its sections."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Abstention", "count", "number", "one_of", "read_abstention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstention:
+    """The rule for "don't know"."""
+
+    score: str
+    """What is compared: ``max_probability`` of choices is 1 minus the confidence; of answers, the name of a score."""
+    risk: float
+    """Error rate allowed among the answers."""
+    delta: float
+    """Chance over held-out sets that the threshold breaks it."""
+    threshold: float
+    """Answer when the score is at most this; minus infinity when no threshold could be shown to keep the risk."""
+    n: int
+    """Held-out items behind it."""
+    answered: int
+    """Those answered at the threshold."""
+    wrong: int
+    """Wrong ones among them."""
+    risk_bound: float
+    """Upper bound of the risk at the threshold."""
+
+
+def read_abstention(
+    rule: Mapping[str, Any] | None, scores: Sequence[str] | None, limits: tuple[float, float]
+) -> Abstention | None:
+    """A rule as stored, checked; None for none.
+
+    Args:
+        rule: The section.
+        scores: Scores that it may compare; None takes any.
+        limits: The threshold lies between them; null stands for minus infinity.
+
+    Raises:
+        ValueError: A value that cannot be.
+    """
+    if rule is None:
+        return None
+    threshold = -math.inf if rule["threshold"] is None else number("threshold", rule["threshold"], *limits)
+    return Abstention(
+        score=str(rule["score"]) if scores is None else one_of("score", rule["score"], scores),
+        risk=number("risk", rule["risk"], 0, 1),
+        delta=number("delta", rule["delta"], 0, 1),
+        threshold=threshold,
+        risk_bound=number("risk_bound", rule["risk_bound"], -1, 2),
+        **{name: count(name, rule[name]) for name in ("n", "answered", "wrong")},
+    )
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """A number between two limits, both excluded.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
+        raise ValueError(f"{name} must be a number between {low:g} and {high:g}, got {value!r}")
+    return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """A whole number from 0.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return value
+
+
+def one_of(name: str, value: Any, names: Sequence[str]) -> str:
+    """One of some names.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value not in names:
+        raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}")
+    return str(value)
