@@ -32,6 +32,9 @@ class EvalDataConfig(RowFormat):
     posterior's width."""
     ood: dict[str, Source] = field(default_factory=dict)
     """Further sets by name, reported as groups of that name; right answers are optional."""
+    reference: Source | None = None
+    """Labelled rows of the training data; with them every model also gets the distance of an item's hidden state from
+    theirs as a score for foreign inputs. Not for causal_lm."""
     task_file: str | None = None
     """Task whose file says how rows become prompts; set by ``task: NAME``, see ``docs/hallucination.md``."""
     fewshot: Source | None = None
@@ -134,6 +137,10 @@ class EvalConfig(ModelsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data.reference is not None and self.task == "causal_lm":
+            raise ConfigError(
+                "data.reference gives a score of classes and choices, not of texts; leave it out"
+            )
         prior = self.linearised_prior
         if isinstance(prior, (int, float)) and not prior > 0:
             raise ConfigError(f"linearised_prior must be above 0, got {prior}")

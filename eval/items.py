@@ -16,7 +16,7 @@ from vlora.eval.task_rows import read_task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Item", "load_items", "read_class_names"]
+__all__ = ["Item", "load_items", "load_reference", "read_class_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,23 @@ def load_items(task: Task, data: EvalDataConfig, labels: Sequence[str] | None = 
     for name, source in data.ood.items():
         items += _read(task, data, source, "ood", name, labels)
     return items
+
+
+def load_reference(task: Task, data: EvalDataConfig, labels: Sequence[str] | None = None) -> list[Example]:
+    """Rows of ``data.reference``, with their classes where they have any.
+
+    Args:
+        task: What the rows are for.
+        data: Sources and columns.
+        labels: Class names in index order, for classification.
+
+    Raises:
+        DataError: An unreadable source, a missing column, or a bad value.
+    """
+    assert data.reference is not None
+    rows, row_format = _rows(data, data.reference, "train"), replace(data, group=None)
+    named: dict[str, Any] = {"split": "reference", "labels": labels, "require_label": False}
+    return examples_from_rows(task, rows, row_format, **named)
 
 
 def _count_unlabelled(items: Sequence[Item]) -> None:

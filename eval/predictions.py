@@ -67,6 +67,7 @@ class ChoiceTable(ModelTable):
         self._samples, self._antithetic = samples, records[0].antithetic
         self._truth = _truth(records, width)
         self._base_entropy: Array | None = None
+        self._distances = _distances(records)
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
             self._predictives["samples"] = self._from_samples(samples, at_mean, records[0].antithetic)
@@ -148,7 +149,7 @@ class ChoiceTable(ModelTable):
             for name in ("expected_entropy", "mutual_information", "logit_variance", "variation_ratio")
             if name in columns
         }
-        found |= split
+        found |= split | (self._distances if predictor == "mean" else {})
         if self._base_entropy is not None:
             for name in ("entropy", "mutual_information"):
                 if name in found:
@@ -260,3 +261,13 @@ def _truth(records: Sequence[Record], width: int) -> Array:
             truth[row] = 0.0
             truth[row, : len(record.label_probs)] = record.label_probs / record.label_probs.sum()
     return truth
+
+
+def _distances(records: Sequence[Record]) -> dict[str, Array]:
+    """Distances of the hidden states by name, those that all records have."""
+    found = {}
+    for name in ("feature_distance", "relative_feature_distance"):
+        values = [getattr(record, name) for record in records]
+        if None not in values:
+            found[name] = np.array(values, dtype=np.float64)
+    return found

@@ -82,6 +82,8 @@ FIELDS: dict[str, Field] = {
     "expectation_of_products": (_numbers, None),
     "product_of_expectations": (_numbers, None),
     "linearised_covariance": (_numbers, None),
+    "feature_distance": (_number, None),
+    "relative_feature_distance": (_number, None),
     "antithetic": (_flag, False),
     "lm": (_mapping, None),
 }

@@ -94,6 +94,10 @@ class Record:
     """The same of the per-token mixture, each token averaged over draws by itself. Shape ``(K,)``."""
     linearised_covariance: Array | None = None
     """Covariance of the K logits (or choices' log-likelihoods) to first order in the weights. Shape ``(K, K)``."""
+    feature_distance: float | None = None
+    """Squared Mahalanobis distance of the hidden state at the mean from that of the reference rows."""
+    relative_feature_distance: float | None = None
+    """The same minus the distance under one Gaussian of all reference rows; None without classes."""
     antithetic: bool = False
     """Draws 2j and 2j+1 are mirrored at the mean."""
     lm: TokenScores | None = None
@@ -129,6 +133,8 @@ class Record:
             "expectation_of_products",
             "product_of_expectations",
             "linearised_covariance",
+            "feature_distance",
+            "relative_feature_distance",
         )
         return {key: value for key, value in row.items() if key not in optional or value is not None}
 

@@ -41,6 +41,8 @@ _SCORES = {
     "mutual_information_times_base": "mutual information × entropy of the base",
     "logit_variance": "variance of the logits",
     "variation_ratio": "variation ratio",
+    "feature_distance": "distance of the hidden state",
+    "relative_feature_distance": "relative distance of the hidden state",
     "length": "length only",
 }
 

@@ -37,7 +37,7 @@ def compute_results(
     num_bootstrap: int = 1000,
     seed: int = 0,
     created: str | None = None,
-    **sections: Mapping[str, Any],
+    **sections: Mapping[str, Any] | int,
 ) -> dict[str, Any]:
     """Compute everything that ``results.json`` holds.
 
@@ -79,7 +79,9 @@ def compute_results(
         "comparisons": compare_models(tables, resampler),
         "promises": check_promises(tables),
         "figures": figure_data(tables, seed),
-        **{name: dict(section) for name, section in sections.items()},
+        **{
+            name: section if isinstance(section, int) else dict(section) for name, section in sections.items()
+        },
     }
 
 

@@ -18,6 +18,7 @@ from vlora.config import save_config, to_plain
 from vlora.eval.config import EvalConfig
 from vlora.eval.ensemble import ENSEMBLE, ensemble_records
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
+from vlora.eval.feature_states import with_distances
 from vlora.eval.prepare import Evaluation, prepare
 from vlora.eval.records import Record, write_records
 from vlora.eval.results import compute_results, write_results
@@ -69,7 +70,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     store.foreign()
     files = [open_scores(evaluation, subject, store) for subject in evaluation.subjects]
     truncated = count_truncated(evaluation, files[0])
-    finished = _score_all(evaluation, files)
+    finished = _measure_distances(evaluation, _score_all(evaluation, files))
     described = [
         _describe(subject, facts) for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
     ]
@@ -131,6 +132,17 @@ def _score_all(evaluation: Evaluation, files: Sequence[ScoreFile]) -> list[_Fini
             bar.set_postfix_str(subject.name)
             finished.append(score_subject(evaluation, subject, file, bar.update))
     return finished
+
+
+def _measure_distances(evaluation: Evaluation, finished: list[_Finished]) -> list[_Finished]:
+    """The records with distances of hidden states, where reference rows are given."""
+    if evaluation.config.data.reference is None:
+        return finished
+    found = []
+    for subject, (records, facts) in zip(evaluation.subjects, finished, strict=True):
+        measured, cost = with_distances(evaluation, subject, records)
+        found.append((measured, {**facts, "estimators": [*facts["estimators"], cost]}))
+    return found
 
 
 def _ensemble(

@@ -12,20 +12,17 @@ stream is keyed by a hash of the prompt.
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from vlora.config import load_config
 from vlora.data import Source
 from vlora.errors import ConfigError, PosteriorFormatError
+from vlora.eval.generation.answer_prediction import AnswerPrediction, answer_prediction
 from vlora.eval.generation.collect import Collector
 from vlora.eval.generation.config import GenerationConfig
 from vlora.eval.generation.decide import decide_answers
-from vlora.eval.generation.estimators import item_scores
 from vlora.eval.generation.meaning import make_judge
 from vlora.eval.generation.questions import Encoder, Question
 from vlora.eval.generation.records import AnswerRecord
@@ -42,39 +39,6 @@ from vlora.posterior.answer_decisions import AnswerDecisions
 from vlora.posterior.calibration import answer_decisions_of
 
 __all__ = ["AnswerPrediction", "AnswerPredictor"]
-
-NUM_ALTERNATIVES = 5
-"""Meanings of sampled answers that are told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerPrediction:
-    """What is said to one question."""
-
-    item: str
-    """The row's ``id``, else its number."""
-    answer: str | None
-    """The greedy answer of the mean; None for "don't know"."""
-    dont_know: bool
-    """Whether the threshold says not to answer, or the model declines by itself."""
-    best: str
-    """The greedy answer, whether it is given or not."""
-    confidence: float
-    """Probability that it is right, at the fitted temperature; without a calibration the probability of its words."""
-    score: str | None
-    """Which uncertainty is held against the threshold; None without a calibration."""
-    uncertainty: float | None
-    """Its value, higher is less certain; None where it could not be had, which is "don't know"."""
-    threshold: float | None
-    """The answer is given up to this uncertainty; None where nothing is answered, or nothing was calibrated."""
-    entropy: float | None
-    """Entropy over the meanings of the sampled answers in nats; None without samples."""
-    epistemic: float | None
-    """Mutual information of meaning and parameters in nats, high where more data would help; None without draws."""
-    epistemic_share: float | None
-    """Its part of the entropy, in [0, 1]: near 0 the question is ambiguous, near 1 the model has not learnt it."""
-    alternatives: tuple[tuple[str, float], ...]
-    """Sampled meanings, the most frequent first: one text of each, and its share of the samples."""
 
 
 class AnswerPredictor:
@@ -173,7 +137,16 @@ class AnswerPredictor:
             score = None if decided.uncertainty is None else float(decided.uncertainty[number])
             given = bool(decided.answered[number]) or (answer_all and record.attempted)
             item = str(row["id"]) if row["id"] is not None else str(number)
-            found.append(self._prediction(record, item, float(decided.confidence[number]), score, given))
+            found.append(
+                answer_prediction(
+                    record,
+                    self.decisions.abstention,
+                    item=item,
+                    confidence=float(decided.confidence[number]),
+                    score=score,
+                    given=given,
+                )
+            )
         return found
 
     def _records(self, questions: Sequence[Question], tick: Callable[[int], object]) -> list[AnswerRecord]:
@@ -196,46 +169,6 @@ class AnswerPredictor:
                 found += answer_chunk(collector, chunk)
                 tick(len(chunk))
         return found
-
-    def _prediction(
-        self, record: AnswerRecord, item: str, confidence: float, score: float | None, given: bool
-    ) -> AnswerPrediction:
-        rule, scores = self.decisions.abstention, item_scores(record)
-        total = scores.get("scored_semantic_total", scores.get("semantic_entropy"))
-        information = scores.get("scored_semantic_information")
-        share = None if information is None or total is None else _share(information, total)
-        known = rule is not None and np.isfinite(rule.threshold)
-        return AnswerPrediction(
-            item=item,
-            answer=record.answer.text if given else None,
-            dont_know=not given,
-            best=record.answer.text,
-            confidence=confidence,
-            score=None if rule is None else rule.score,
-            uncertainty=score if score is not None and np.isfinite(score) else None,
-            threshold=rule.threshold if rule is not None and known else None,
-            entropy=total,
-            epistemic=information,
-            epistemic_share=share,
-            alternatives=_alternatives(record),
-        )
-
-
-def _share(information: float, total: float) -> float:
-    """Part of the entropy that is mutual information; the correction for few draws may carry it over 1."""
-    return 0.0 if total <= 0 else min(max(information / total, 0.0), 1.0)
-
-
-def _alternatives(record: AnswerRecord) -> tuple[tuple[str, float], ...]:
-    """Sampled meanings with their shares, by the first text of each."""
-    texts: dict[int, str] = {}
-    counts: dict[int, int] = {}
-    for sample in record.samples:
-        pooled = record.pool[sample.pool]
-        texts.setdefault(pooled.cluster, pooled.text)
-        counts[pooled.cluster] = counts.get(pooled.cluster, 0) + 1
-    ranked = sorted(counts, key=lambda cluster: -counts[cluster])[:NUM_ALTERNATIVES]
-    return tuple((texts[cluster], counts[cluster] / len(record.samples)) for cluster in ranked)
 
 
 def _question(row: Mapping[str, Any]) -> Question:

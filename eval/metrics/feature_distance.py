@@ -90,7 +90,7 @@ class FeatureGaussian:
             DataError: Not a matrix of this width, NaN or infinite.
         """
         states = self._checked(states)
-        return np.min([_squares(self.root, states - mean) for mean in self.means], axis=0)
+        return np.stack([_squares(self.root, states - mean) for mean in self.means]).min(axis=0)
 
     def relative(self, states: Any) -> Array:
         """The same minus the squared distance under the background Gaussian, ``(N,)``; zero with one class.
@@ -121,7 +121,8 @@ def _root(covariance: Array) -> Array:
 
 def _squares(root: Array, away: Array) -> Array:
     """Squared norm of ``root^-1 away`` per row."""
-    return np.square(np.linalg.solve(root, away.T)).sum(axis=0)
+    white = np.linalg.solve(root, away.T).astype(np.float64, copy=False)
+    return np.square(white).sum(axis=0)
 
 
 def _matrix(name: str, values: Any) -> Array:

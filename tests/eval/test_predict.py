@@ -144,9 +144,7 @@ def test_without_a_calibration_there_are_answers_and_no_sets(built, caplog, caps
 def test_texts_are_refused_with_what_there_is_for_them(built, tmp_path):
     folder, content = built
     base = str(folder / "base")
-    with pytest.raises(
-        ConfigError, match="not texts .causal_lm.; sample answers to open questions with vlora eval"
-    ):
+    with pytest.raises(ConfigError, match="not texts .causal_lm.; score given texts with vlora eval"):
         Predictor.from_pretrained(folder / "second", base_model=base, task="causal_lm")
     shutil.copytree(folder / "first", tmp_path / "first")
     alone = json.loads(json.dumps(content["first"]))

@@ -91,7 +91,10 @@ def test_the_command_reads_a_task_and_refuses_others(world, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 12
     for wrong, message in (
         (("--task", "siqaa", "--data", world / "bare.jsonl"), "did you mean 'siqa'?"),
-        (("--task", "nq_open", "--data", world / "bare.jsonl"), "asks for answers, not choices; judge it by"),
+        (
+            ("--task", "halueval_qa", "--data", world / "bare.jsonl"),
+            "is of kind given_answers; answers are gen",
+        ),
         (("--task", "winogrande", "--data", world / "bare.jsonl"), "data row 0: no '_' in the sentence"),
         ((*mine, "--text", "Q", "--choice", "a", "--choice", "b"), "--text cannot fill the columns of task"),
         (("--task", "multiple_choice", "--fewshot", "x", "--data", "y"), "the prompts of a task file"),

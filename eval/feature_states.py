@@ -1,0 +1,137 @@
+"""Distance of every item's hidden state from those of reference rows, beside the scores of its probabilities.
+
+The state of a text is the mean over its tokens of the last layer's hidden states, at the mean of the posterior (Ren et
+al. 2023, arXiv:2209.15558, for language models; here one rule for encoders and decoders): the whole text where classes
+are asked for, the prompt without its choices where choices are. The Gaussians of
+:mod:`vlora.eval.metrics.feature_distance` have one mean a class; choices have no class, so theirs have one in all.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlora.data import Example, encode_continuation, fitting_length
+from vlora.errors import DataError
+from vlora.eval.batching import Batch, make_batches, run_halving
+from vlora.eval.costs import Spent, cost_rows
+from vlora.eval.generate import accepts
+from vlora.eval.items import load_reference
+from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.feature_distance import FeatureGaussian
+from vlora.eval.prepare import Evaluation
+from vlora.eval.records import Record
+from vlora.eval.subjects import Subject
+
+__all__ = ["mean_states", "with_distances"]
+
+_ROUNDING = 9
+
+
+def with_distances(
+    evaluation: Evaluation, subject: Subject, records: Sequence[Record]
+) -> tuple[list[Record], dict[str, Any]]:
+    """Records with ``feature_distance`` and, where there are classes, ``relative_feature_distance``; and the cost.
+
+    Args:
+        evaluation: Models and items; ``data.reference`` names the reference rows.
+        subject: The model.
+        records: Its records, in the order of the items.
+
+    Returns:
+        The records, and a row of ``cost.by_estimator``. States are not stored: a second evaluation makes them again.
+
+    Raises:
+        DataError: Reference rows that cannot be read or lack a class, or a model that gives NaN.
+    """
+    config, start = evaluation.config, time.perf_counter()
+    reference = load_reference(config.task, config.data, evaluation.classes)
+    label = _classes(reference) if config.task == "sequence_classification" else None
+    examples = [item.example for item in evaluation.items]
+    batches = [_batches(evaluation, rows) for rows in (reference, examples)]
+    with evaluation.host.wearing(subject.posterior) as model:
+        known, asked = (mean_states(model, own) for own in batches)
+    if not np.isfinite(asked).all() or not np.isfinite(known).all():
+        raise DataError(
+            f"model {subject.name!r} gives NaN instead of hidden states; check its weights, try float32"
+        )
+    fitted = FeatureGaussian.fit(known, label)
+    columns = {"feature_distance": fitted.distance(asked)}
+    if len(fitted.means) > 1:
+        columns["relative_feature_distance"] = fitted.relative(asked)
+    found = [
+        replace(record, **{name: round(float(values[row]), _ROUNDING) for name, values in columns.items()})
+        for row, record in enumerate(records)
+    ]
+    sizes = [sum(int(batch.inputs["attention_mask"].sum()) for batch in own) for own in batches]
+    spent = Spent()
+    spent.add(len(reference) + len(examples), sum(sizes), time.perf_counter() - start)
+    (row,) = cost_rows(subject.name, {"feature_distance": spent}, len(examples), sizes[1])
+    return found, row
+
+
+@torch.inference_mode()
+def mean_states(model: nn.Module, batches: Sequence[Batch]) -> Array:
+    """Mean over tokens of the last layer's hidden states.
+
+    Args:
+        model: A transformer of any head, in eval mode.
+        batches: Rows, padded on the right.
+
+    Returns:
+        float64 of shape ``(N, d)``, in the order of the rows.
+    """
+    found: list[Array] = [np.empty(0)] * sum(len(batch) for batch in batches)
+    device = next(model.parameters()).device
+    few = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+
+    def work(batch: Batch) -> None:
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        states = model(**inputs, **few, output_hidden_states=True).hidden_states[-1]
+        mask = inputs["attention_mask"].double()[..., None]
+        states = states[:, -mask.shape[1] :].double()  # virtual tokens of an adapter stand in front
+        means = (states * mask).sum(1) / mask.sum(1)
+        for row, state in zip(batch.rows.tolist(), means.cpu().numpy(), strict=True):
+            found[row] = state
+
+    for batch in batches:
+        run_halving(batch, work)
+    return np.stack(found)
+
+
+def _batches(evaluation: Evaluation, examples: Sequence[Example]) -> list[Batch]:
+    """Texts, or prompts without choices, as the scorers tokenise them."""
+    config, host = evaluation.config, evaluation.host
+    limit = fitting_length(config.data, host.tokenizer, host.model.config)
+    features: dict[str, Any]
+    if config.task == "sequence_classification":
+        texts = [example.text for example in examples]
+        pairs = [example.text_pair for example in examples] if examples[0].text_pair is not None else None
+        made: Any = host.tokenizer(texts, pairs, truncation=True, max_length=limit)  # type: ignore[arg-type]
+        features = {name: made[name] for name in made if name != "attention_mask"}
+    else:
+        prompts = [
+            encode_continuation(host.tokenizer, example.prompt, "", config.data, max_length=limit).input_ids
+            for example in examples
+        ]
+        if not all(prompts):
+            raise DataError("a prompt has no token, so it has no hidden state; give it a text")
+        features = {"input_ids": prompts}
+    pad_id: Any = host.tokenizer.pad_token_id
+    sizes = {"max_tokens": config.batch_tokens or host.batch_tokens, "max_rows": config.batch_size}
+    return make_batches(features, pad_id=pad_id, **sizes)
+
+
+def _classes(reference: Sequence[Example]) -> list[int]:
+    """Class of every reference row."""
+    labels = [example.label for example in reference if example.label is not None]
+    if len(labels) < len(reference):
+        raise DataError(
+            f"{len(reference) - len(labels)} of {len(reference)} rows of data.reference have no class; the distance is "
+            "measured from the mean of every class, so give labelled rows"
+        )
+    return labels
