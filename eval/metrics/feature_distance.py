@@ -112,7 +112,7 @@ class FeatureGaussian:
 
 def _root(covariance: Array) -> Array:
     try:
-        return np.linalg.cholesky(covariance)
+        return np.linalg.cholesky(covariance).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         raise DataError(
             "the states do not vary around their class means, so no distance can be measured; give more training rows"
