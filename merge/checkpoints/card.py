@@ -13,6 +13,7 @@ from vlora.merge.checkpoints.agreement import MEASURES, by_kind
 from vlora.merge.checkpoints.draft import Draft
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.methods import get_method
+from vlora.posterior.hub import is_hub_id
 
 __all__ = ["card", "merge_content", "merge_json"]
 
@@ -67,7 +68,7 @@ def card(plan: MergePlan) -> str:
         paper=get_method(plan.draft.method).paper,
         version=__version__,
         sources=sources,
-        bases=[s["path"] for s in sources if s["role"] in ("base", "model") and _is_hub_id(s["path"])],
+        bases=[s["path"] for s in sources if s["role"] in ("base", "model") and is_hub_id(s["path"])],
         options=plan.settings.options(),
         tokenizer=plan.draft.tokenizer,
         dtypes=", ".join(sorted({job.dtype for job in plan.draft.jobs})),
@@ -105,7 +106,3 @@ def _hashed(draft: Draft) -> list[dict[str, Any]]:
 
 def _digest(source: dict[str, Any]) -> str:
     return str(source.get("weights_fingerprint") or source.get("mean_sha256") or "")[:16]
-
-
-def _is_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not Path(path).expanduser().exists()

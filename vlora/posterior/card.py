@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 
+from vlora.posterior.hub import is_hub_id
+
 if TYPE_CHECKING:
     from vlora.posterior.posterior import Posterior
 
@@ -18,6 +20,7 @@ def render(posterior: "Posterior") -> str:
     summary = posterior.summary()
     return environment.get_template("card.md.j2").render(
         summary=summary,
+        base_on_hub=bool(summary["base_model"]) and is_hub_id(str(summary["base_model"])),
         meta=posterior.meta,
         peft=posterior.adapter_config,
         has_curvature=bool(posterior.curvature),

@@ -10,9 +10,21 @@ from vlora.errors import PosteriorFormatError
 if TYPE_CHECKING:
     from vlora.posterior.posterior import Posterior
 
-__all__ = ["push", "resolve"]
+__all__ = ["is_hub_id", "push", "resolve"]
 
 _FILES = ["*.json", "*.safetensors", "README.md"]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model is named by a hub id and not by a path. The hub refuses a card whose ``base_model`` is a path."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).expanduser().exists()
 
 
 def resolve(source: str | PathLike, revision: str | None = None) -> Path:

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from vlora import Posterior
 from vlora.posterior.draws import standard_normal
+from vlora.posterior.hub import is_hub_id
 from vlora.posterior.keys import adapter_tensors
 
 
@@ -179,6 +181,24 @@ def test_push_uploads_the_whole_folder(posterior, monkeypatch):
     assert posterior.push_to_hub("me/adapter", token="t") == "commit-address"
     assert seen["repo"] == "me/adapter"
     assert {"adapter_model.safetensors", "posterior.safetensors", "posterior.json"} <= set(seen["files"])
+
+
+@pytest.mark.parametrize(
+    ("base", "named"), [("meta/llama", True), ("gpt2", True), ("/models/llama", False), (None, False)]
+)
+def test_the_card_names_a_base_model_to_the_hub_only_by_an_id(posterior, tmp_path, base, named):
+    replace(posterior, meta=replace(posterior.meta, base_model={"id": base})).save_pretrained(tmp_path / "p")
+    card = (tmp_path / "p/README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["library_name"] == "peft" and "vlora" in metadata["tags"]
+    assert metadata.get("base_model") == (base if named else None)
+    assert base is None or f"from_pretrained({json.dumps(base)})" in card
+
+
+def test_a_local_folder_is_no_hub_id(tmp_path, monkeypatch):
+    (tmp_path / "out/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("out/other") and not is_hub_id("out/model") and not is_hub_id("./out/other")
 
 
 def test_card_shows_lineage_and_survives_html(posterior, tmp_path):
