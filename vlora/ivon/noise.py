@@ -79,7 +79,10 @@ def prepare_noise(group: dict[str, Any], values: dict[str, Any]) -> None:
             "noise_cost sets the prior's weight_decay, prior='empirical_bayes' learns it: choose one"
         )
     if values["noise"] != "shared":
-        raise ConfigError('noise_cost needs noise="shared": products of one rank\'s noise are not its cost')
+        raise ConfigError(
+            'noise_cost needs noise="shared": products of one rank\'s noise are not its cost; for noise="per_rank" give '
+            "noise_cost=None and ess"
+        )
     for key in ("noise_cost", "noise_rate", "noise_warmup", "init_std", "max_std", "max_std_ratio"):
         check_range(key, values[key])
     check_range("hess_init", values["hess_init"])
