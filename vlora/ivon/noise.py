@@ -80,8 +80,8 @@ def prepare_noise(group: dict[str, Any], values: dict[str, Any]) -> None:
         )
     if values["noise"] != "shared":
         raise ConfigError(
-            'noise_cost needs noise="shared": products of one rank\'s noise are not its cost; for noise="per_rank" give '
-            "noise_cost=None and ess"
+            'noise_cost needs noise="shared": products of one rank\'s noise are not its cost; for noise="per_rank" '
+            "give noise_cost=None and ess"
         )
     for key in ("noise_cost", "noise_rate", "noise_warmup", "init_std", "max_std", "max_std_ratio"):
         check_range(key, values[key])
