@@ -37,6 +37,12 @@ ABSTENTION = {
     "max_probability, entropy_base": "and entropy × base",
     "max_probability, mutual_information_base": "and information × base",
 }  # fmt: skip
+ABSTENTION_HEADER = (
+    "known answered, %",
+    "of them wrong, %",
+    "unknown answered, %",
+    "near misses answered, %",
+)
 QUESTIONS = (
     "unknown vs seen", "unknown vs clean", "unknown vs ambiguous", "unknown vs base", "near miss vs seen",
     "near miss vs ambiguous",
@@ -61,6 +67,14 @@ def values(records: Records, predictor: str, *keys: str) -> np.ndarray:
         record = records.get(f"main/{arm}_{world}", {"scores": {}})
         found.append(mean([dig(scores.get(name), *keys) for scores in record["scores"].values()]))
     return np.array(found)
+
+
+def abstention_lines(head: Sequence[str], found: Sequence[dict[str, float] | None]) -> list[list[str]]:
+    """One line of means over what has a threshold, or none: :data:`ABSTENTION_HEADER`, and how many have one."""
+    some = [one for one in found if one and one["coverage"] > 0]
+    keys = ("coverage", "risk", "unknown_answered", "near_miss_answered")
+    cells = [number(mean([one[key] for one in some]), 1, 100.0) for key in keys]
+    return [[*head, *cells, f"{len(some)} of {len(found)}"]] if some else []
 
 
 def interval(numbers: np.ndarray, digits: int = 3, scale: float = 1.0) -> str:

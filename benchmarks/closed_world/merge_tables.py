@@ -1,0 +1,99 @@
+"""Tables of what is left after merging: recall and calibration, differences between merges, answers at a risk."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.closed_world.cells import (
+    ABSTENTION_HEADER,
+    METHODS,
+    abstention_lines,
+    dig,
+    interval,
+    markdown,
+    mean,
+    number,
+    worlds,
+)
+from benchmarks.readme_table import Records
+
+__all__ = ["merge_differences", "merge_table", "merged_abstention_table"]
+
+
+def merge_table(records: Records) -> str:
+    """Recall and calibration after merging."""
+    lines = []
+    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
+        alone = [r["recall"] for name, r in records.items() if name.startswith(f"merge/{source}_alone_")]
+        if alone:
+            own = [mean([r[a][a] for r in alone]) for a in ("a", "b")]
+            base = mean([r[a]["base"] for r in alone for a in ("a", "b")])
+            lines.append([shown, "each alone", *(number(v, 1, 100.0) for v in [*own, base]), *["—"] * 9])
+        for method, name in METHODS.items():
+            found = [r for key, r in records.items() if key.startswith(f"merge/{source}_{method}_")]
+            drawn = [r for key, r in records.items() if key.startswith(f"posterior/{source}_")]
+            if found:
+                lines.append([shown, name, *_merged(found, drawn if method == "gradient_matching" else [])])
+    header = ["adapters", "merge", "A, %", "B, %", "base, %", "NLL seen", "ECE seen (floor)", "+ temperature"]
+    areas = ["entropy", "information", "entropy × base", "information × base"]
+    areas += ["unknown vs ambiguous: entropy", "information"]
+    return markdown([*header, *areas], lines)
+
+
+def merge_differences(records: Records) -> str:
+    """Gradient matching minus every other merge, paired by world: recall of A and B, NLL of all known people."""
+
+    def of(source: str, method: str, *keys: str) -> np.ndarray:
+        return np.array(
+            [dig(records.get(f"merge/{source}_{method}_{w}", {}), *keys) for w in worlds(records)]
+        )
+
+    lines = []
+    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
+        for method, name in METHODS.items():
+            if method != "gradient_matching":
+                gains = [
+                    of(source, one, "recall", "mean", "a") + of(source, one, "recall", "mean", "b")
+                    for one in ("gradient_matching", method)
+                ]
+                nll = [
+                    of(source, one, "scores", "mean", "seen", "nll") for one in ("gradient_matching", method)
+                ]
+                cells = [interval(50 * (gains[0] - gains[1]), 1), interval(nll[0] - nll[1])]
+                lines.append([shown, name, *cells])
+    return markdown(["adapters", "gradient matching minus", "recall of A and B, points", "NLL seen"], lines)
+
+
+def _merged(found: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[str]:
+    """Cells of one merge: at its mean, and of its posterior where that was looked at."""
+
+    def of(*keys: str, records: Sequence[dict[str, Any]] = found) -> float:
+        return mean([dig(record, *keys) for record in records])
+
+    best = "linearised, full"
+    seen = ("scores", "mean", "seen")
+    unknown = ("auroc", "unknown vs seen")
+    return [
+        *(number(of("recall", "mean", group), 1, 100.0) for group in ("a", "b", "base")),
+        number(of(*seen, "nll")),
+        f"{number(of(*seen, 'ece'))} ({number(of(*seen, 'ece_floor'))})",
+        number(of("scores", "mean + temperature", "seen", "nll")),
+        number(of("scores", "mean", *unknown, "entropy")),
+        number(of("scores", best, *unknown, "mutual_information", records=drawn)),
+        number(of("scores", "mean", *unknown, "entropy_base")),
+        number(of("scores", best, *unknown, "mutual_information_base", records=drawn)),
+        number(of("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
+        number(of("scores", best, "auroc", "unknown vs ambiguous", "mutual_information", records=drawn)),
+    ]
+
+
+def merged_abstention_table(records: Records) -> str:
+    """What a threshold for 5 % errors lets through after gradient matching, by the rules of before merging."""
+    lines = []
+    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
+        found = [r["scores"] for name, r in records.items() if name.startswith(f"posterior/{source}_")]
+        for predictor in ("mean", "draws", "linearised, full"):
+            own = [one[predictor]["abstention"].get("max_probability") for one in found if predictor in one]
+            lines += abstention_lines([shown, predictor], own)
+    return markdown(["adapters", "predictor", *ABSTENTION_HEADER, "worlds with a threshold"], lines)
