@@ -9,6 +9,9 @@ an adapter's rank in most cases, so all of it stays. Weights multiply Sigma_t. D
 value 0 (two adapters share a vector) are left out of U_perp; they are arbitrary otherwise. Adapters are merged in
 factors, and the result of rank sum k_t is exact before the final truncation; whole models
 (:mod:`vlora.merge.checkpoints.matrix_rules`) matrix by matrix.
+
+There is no ``space``: singular values, singular vectors and polar factors turn with an orthonormal basis, so the merge
+is the same in the coordinates of KnOTS and core space (:mod:`vlora.merge.spaces`).
 """
 
 from collections.abc import Callable, Sequence

@@ -85,6 +85,7 @@ def remove_contributors(
     """
     folder = Path(merged).expanduser()
     target = check_output_folder(output, "adapter_config.json", overwrite=overwrite)
+    _check_adapter(folder)
     job = _Job(
         folder, Posterior.from_pretrained(folder), contributors, target, sources or {}, overwrite, page
     )
@@ -190,6 +191,14 @@ def _subtract(job: _Job) -> Removal:
     )
     replace(result, meta=meta).save_pretrained(job.output, overwrite=job.overwrite)
     return Removal(job.output, job.removed, left, "subtracted", None, residual)
+
+
+def _check_adapter(folder: Path) -> None:
+    if (folder / "merge.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{folder} is a merged model, which keeps no ledger; contributors can be taken out of merged adapters only. "
+            "Merge the others again: merge.json has their paths, weights and options"
+        )
 
 
 def _check_names(job: _Job) -> None:

@@ -14,6 +14,7 @@ from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge.iso import iso_c, isotropic
 from vlora.merge.linear import linear
 from vlora.merge.slerp import slerp, slerp_coefficients, slerp_merge
+from vlora.merge.spaces import core_coordinates
 from vlora.merge.tsv import nearest_orthogonal, tsv, tsv_merge
 from vlora.merge.update import LoraUpdate
 
@@ -34,6 +35,16 @@ def literal_tsv(deltas, keep):
     p_u, _, q_u = torch.linalg.svd(u, full_matrices=False)
     p_v, _, q_v = torch.linalg.svd(v, full_matrices=False)
     return p_u @ q_u @ torch.diag(s) @ p_v @ q_v
+
+
+def test_tsv_in_core_space_is_tsv():
+    updates = [make_update(seed) for seed in (0, 1, 2)]
+    coordinates, factors = core_coordinates(updates)
+    inside = [LoraUpdate(m, torch.eye(m.shape[1], dtype=m.dtype)) for m in coordinates]
+    left, right = factors(tsv(inside, [1.0, 1.0, 1.0], rank="lossless").update.delta())
+    assert torch.allclose(
+        left @ right, tsv(updates, [1.0, 1.0, 1.0], rank="lossless").update.delta(), atol=1e-9
+    )
 
 
 class TestSlerp:

@@ -165,6 +165,12 @@ def test_what_is_no_merge_or_was_changed_is_refused(folder):
             remove_contributors(merged, names, folder / "out")
     with pytest.raises(ConfigError, match="is not a merge: its posterior.json lists no inputs"):
         remove_contributors(folder / "free/math", ["x"], folder / "out")
+    (folder / "model").mkdir()
+    (folder / "model/merge.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match="is a merged model, which keeps no ledger; .* merge.json has their paths"
+    ):
+        remove_contributors(folder / "model", ["x"], folder / "out")
     posterior = Posterior.from_pretrained(merged)
     ledger = (merged / "merge_ledger.json").read_text()
     changed = replace(posterior, mean={k: v + 1 for k, v in posterior.mean.items()})
