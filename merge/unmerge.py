@@ -196,8 +196,8 @@ def _subtract(job: _Job) -> Removal:
 def _check_adapter(folder: Path) -> None:
     if (folder / "merge.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise ConfigError(
-            f"{folder} is a merged model, which keeps no ledger; contributors can be taken out of merged adapters only. "
-            "Merge the others again: merge.json has their paths, weights and options"
+            f"{folder} is a merged model, which keeps no ledger; contributors can be taken out of merged adapters "
+            "only. Merge the others again: merge.json has their paths, weights and options"
         )
 
 
