@@ -1,24 +1,16 @@
-"""Model and IVON out of a folder that accelerate saved, on whatever processes go on.
+"""Whole states of a model and IVON into FSDP2, DDP or one process, whichever of them saved.
 
-``accelerator.save_state`` writes in three ways: parts that ``torch.distributed.checkpoint`` puts together again (FSDP2,
-``SHARDED_STATE_DICT``), the whole under the parameters' names (FSDP2, ``FULL_STATE_DICT``), and the whole with a
-numbered optimizer state (one process, DDP). ``accelerator.load_state`` reads what a run of the same kind has written on
-any number of processes. ``load_checkpoint`` reads each of the three into FSDP2, DDP or one process, so that a sharded
-run can go on unsharded, as on a single GPU, where accelerate leaves FSDP off, and the other way round.
+``accelerator.load_state`` and ``torch.distributed.checkpoint`` go from any number of processes to any other, but not
+from one layout to another: with one process accelerate leaves FSDP off and finds no file. ``load_states`` puts states
+that are in memory as whole tensors into each. It opens no file: the formats of accelerate and torch hold pickles,
+which vlora does not read; reading them is one call of torch, in your own code (docs/processes.md).
 """
 # pyright: reportPrivateImportUsage=false
 
 import itertools
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlora.errors import CheckpointError
@@ -26,88 +18,34 @@ from vlora.ivon.distributed import unwrap_optimizer
 from vlora.ivon.loading import require_fitting
 from vlora.ivon.shards import is_sharded
 
-__all__ = ["load_checkpoint"]
-
-_SHARDED = ("pytorch_model_fsdp_0", "optimizer_0")
-_GATHERED = ("pytorch_model_fsdp.bin", "optimizer.bin")
-_WHOLE = ("model.safetensors", "optimizer.bin")
+__all__ = ["load_states"]
 
 
-def load_checkpoint(folder: str | Path, model: nn.Module, optimizer: Any) -> None:
-    """Load the first model and optimizer of a folder written by ``accelerator.save_state``, on any number of processes.
-
-    Every process must call it. Schedulers, data loaders and random states are left to the caller. Needed only where the
-    layout changes, FSDP2 to whole parameters or back; ``accelerator.load_state`` does the rest.
+def load_states(
+    model: nn.Module, optimizer: Any, weights: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Load whole tensors into a model and IVON as they are laid out here; every process must call it, with the same.
 
     Args:
-        folder: The checkpoint.
         model: The model as it is trained: plain, DDP or FSDP2; with or without accelerate's wrapper.
         optimizer: IVON over the same parameters as in the run that was saved, or accelerate's wrapper of it.
+        weights: State dict of the model; of tied parameters one name is enough.
+        state: State dict of the optimizer, its parameters numbered (one process, DDP) or named (FSDP2).
 
     Raises:
-        CheckpointError: The folder holds no such checkpoint, or one of another model.
-        TrainingError: The optimizer state is not IVON's, is of other parameters, or of a run that had failed.
+        CheckpointError: The states are of another model, or of other parameters.
+        TrainingError: The optimizer state is not IVON's, or of a run that had failed.
     """
-    folder, ivon = Path(folder), unwrap_optimizer(optimizer)
-    if all((folder / name).is_dir() for name in _SHARDED):
-        _load_sharded(folder, model, ivon)
-    elif all((folder / name).is_file() for name in _GATHERED):
-        weights, state = (_read(folder / name) for name in _GATHERED)
-        _load_whole(model, ivon, weights, _numbered(state, model, ivon))
-    elif all((folder / name).is_file() for name in _WHOLE):
-        weights, state = (_read(folder / name) for name in _WHOLE)
-        _load_whole(model, ivon, _completed(weights, model), state)
-    else:
-        found = ", ".join(sorted(path.name for path in folder.glob("*"))[:6]) or "nothing"
+    ivon = unwrap_optimizer(optimizer)
+    if not {"state", "param_groups"} <= state.keys():
         raise CheckpointError(
-            f"expected a checkpoint of accelerator.save_state in {folder} ({' and '.join(_SHARDED)}, or "
-            f"{' and '.join(_WHOLE)}), got {found}"
+            f"expected state and param_groups of an optimizer, got {', '.join(map(repr, [*state][:5]))}; "
+            "hand over what the file holds under 'optimizer'"
         )
-
-
-def _load_sharded(folder: Path, model: nn.Module, ivon: Any) -> None:
-    """Every process reads the parts that it needs of what any number of processes wrote."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import (
-        get_model_state_dict,
-        get_optimizer_state_dict,
-        set_model_state_dict,
-        set_optimizer_state_dict,
-    )
-
-    weights = {"model": get_model_state_dict(model)}
-    state: dict[str, Any] = {**get_optimizer_state_dict(model, ivon)}
-    # read beside the present state, which stays if it does not fit; weights are compared before any is read
-    state["state"] = {
-        name: {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
-        for name, values in state["state"].items()
-    }
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, as it should be
-            alone = not dist.is_initialized()
-            dcp.load({"optimizer": state}, checkpoint_id=folder / _SHARDED[1], no_dist=alone)
-            require_fitting(ivon.param_groups, state)
-            dcp.load(weights, checkpoint_id=folder / _SHARDED[0], no_dist=alone)
-    except dcp.CheckpointException as error:  # its text is a traceback for each process
-        first = next(iter(error.failures.values()))[0]
-        raise CheckpointError(
-            f"the checkpoint {folder} does not fit this model and IVON: {' '.join(str(first).split())[:300]}; build "
-            "both as in the run that was saved"
-        ) from error
-    set_model_state_dict(model, weights["model"])
-    set_optimizer_state_dict(model, ivon, state)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"cannot read {path}: {' '.join(str(error).split())[:200]}; take an earlier checkpoint"
-        ) from error
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    if any(isinstance(name, str) for name in names):
+        state = _numbered(state, model, ivon)
+    _load_whole(model, ivon, _completed(dict(weights), model), state)
 
 
 def _completed(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -122,7 +60,7 @@ def _completed(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     return weights
 
 
-def _numbered(saved: dict[str, Any], model: nn.Module, ivon: Any) -> dict[str, Any]:
+def _numbered(saved: Mapping[str, Any], model: nn.Module, ivon: Any) -> dict[str, Any]:
     """An optimizer state under the names of parameters as ``ivon.state_dict()`` has it, under their numbers."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -143,7 +81,7 @@ def _numbered(saved: dict[str, Any], model: nn.Module, ivon: Any) -> dict[str, A
     }
 
 
-def _load_whole(model: nn.Module, ivon: Any, weights: dict[str, Any], state: dict[str, Any]) -> None:
+def _load_whole(model: nn.Module, ivon: Any, weights: dict[str, Any], state: Mapping[str, Any]) -> None:
     """Put whole tensors into model and optimizer, weights first: IVON then takes a draw out of them."""
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
