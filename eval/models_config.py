@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from vlora.data.config import check_seed
+from vlora.data.config import check_counts, check_seed
 from vlora.errors import ConfigError
 
 __all__ = ["Detection", "Ensemble", "ModelEntry", "ModelsConfig"]
@@ -84,10 +84,7 @@ class ModelsConfig:
     """Replace a former evaluation in ``output``. A folder of anything else is never replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_tokens", "num_bootstrap"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_counts(self, ("batch_size", "batch_tokens", "num_bootstrap"))
         check_seed("seed", self.seed)
         if self.num_samples < 0:
             raise ConfigError(f"num_samples must be 0 or more, got {self.num_samples}")

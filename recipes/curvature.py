@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlora.curvature import collect_curvature, linear_layers
 from vlora.data import DataConfig, data_collator, fitting_length
-from vlora.data.config import Task, check_seed
+from vlora.data.config import Task, check_counts, check_seed
 from vlora.data.pieces import shuffled_batches
 from vlora.errors import ConfigError, OutputError, OutputExistsError
 from vlora.files import atomic_file
@@ -72,10 +72,7 @@ class CurvatureConfig:
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
-        for name in ("rank", "max_examples", "passes", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_counts(self, ("rank", "max_examples", "passes", "batch_size"))
 
 
 def run_curvature(config: CurvatureConfig) -> Path:

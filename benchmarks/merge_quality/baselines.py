@@ -12,10 +12,8 @@ the inverse of its posterior variance, which for independent factors is
 of those that were streamed while training. One JSON per set of four adapters trained with IVON.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from benchmarks.merge_quality.adapters import Adapter, Library
 from benchmarks.merge_quality.arms import KRONECKER, Arm, merge
 from benchmarks.merge_quality.curvature import loaded
 from benchmarks.merge_quality.network import MODULES
-from benchmarks.merge_quality.run import RESULTS, Unit, units
+from benchmarks.merge_quality.run import RESULTS, Unit, arguments, units
 from benchmarks.merge_quality.scores import MEAN_SCALARS, Scorer
 from benchmarks.merge_quality.tasks import head
 from benchmarks.merge_quality.training import measured
@@ -40,17 +38,10 @@ BY_ROWS = {"gradient matching": Arm("gradient_matching", KRONECKER), "RegMean": 
 
 def main() -> None:
     """One JSON per set of adapters."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--work", type=Path, required=True, help="folder for features and adapters")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", default="", help="only units whose name holds this")
-    args = parser.parse_args()
+    args = arguments(str(__doc__)).parse_args()
     torch.set_num_threads(1)
     library = Library(args.data, args.work)
-    for unit in units(args.seeds):
+    for unit in units(args.seeds or [0, 1, 2]):
         if unit.count == 4 and unit.optimizer == "ivon" and args.only in unit.name:
             keep_and_tell(RESULTS, "baselines", unit.name, lambda u=unit: compare(u, library))
 

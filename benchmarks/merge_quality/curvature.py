@@ -1,6 +1,6 @@
 """How well does each stand-in describe the curvature of an adapted weight? Against exact per-example gradients.
 
-    python -m benchmarks.merge_quality.curvature --data DATA --work WORK [--seeds 0 1 2]
+    python -m benchmarks.merge_quality.curvature --data DATA --work WORK [--seeds 0 1 2] [--only NAME]
 
 For a module let D_i be the gradient of row i's loss with respect to its full weight W, shape (m, n), over the training
 rows, at the trained adapter. The exact (empirical Fisher) curvature is F = sum_i vec D_i vec D_i^T. Two questions:
@@ -14,9 +14,7 @@ Stand-ins are made from what a merge has: Grams streamed during training (``stre
 afterwards (``one pass``), and IVON's h lifted to row col^T.
 """
 
-import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.merge_quality.adapters import Adapter, Library
 from benchmarks.merge_quality.network import MODULES, Network
-from benchmarks.merge_quality.run import RESULTS
+from benchmarks.merge_quality.run import RESULTS, arguments
 from benchmarks.merge_quality.tasks import MIXED
 from benchmarks.merge_quality.training import logits, measured
 from benchmarks.posterior_quality.tasks import Rows
@@ -41,23 +39,14 @@ ROWS = 320
 
 def main() -> None:
     """One JSON per task and seed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--work", type=Path, required=True, help="folder for features and adapters")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    args = parser.parse_args()
+    args = arguments(str(__doc__)).parse_args()
     torch.set_num_threads(1)
     library = Library(args.data, args.work)
-    for seed in args.seeds:
+    for seed in args.seeds or range(3):
         for adapter in library.adapters("mixed", MIXED, "independent", "ivon", seed):
-            keep_and_tell(
-                RESULTS,
-                "curvature",
-                f"{adapter.task}__{seed}",
-                lambda a=adapter, s=seed: compare(a, library, s),
-            )
+            name = f"{adapter.task}__{seed}"
+            if args.only in name:
+                keep_and_tell(RESULTS, "curvature", name, lambda a=adapter, s=seed: compare(a, library, s))
 
 
 def compare(adapter: Adapter, library: Library, seed: int) -> dict[str, Any]:

@@ -75,16 +75,22 @@ def units(seeds: list[int]) -> list[Unit]:
     ]
 
 
-def main() -> None:
-    """Parse the arguments and run what is missing."""
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every part of this benchmark is told."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["train", "merge", "more", "joint", "tune"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder for features and adapters")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--only", default="", help="only units whose name holds this")
+    return parser
+
+
+def main() -> None:
+    """Parse the arguments and run what is missing."""
+    parser = arguments(str(__doc__))
+    parser.add_argument("part", choices=["train", "merge", "more", "joint", "tune"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     library = Library(args.data, args.work)

@@ -27,7 +27,7 @@ from vlora.merge.update import LoraUpdate
 
 __all__ = ["MatchingCore", "full_losses", "matching_core"]
 
-_CHUNK, _LARGEST, _LOW, _MORE = 64, 256, 0.25, 8
+_LARGEST, _LOW, _MORE = 256, 0.25, 8
 _NULL = 1e-9  # directions of the snapshots below this share of the largest are rounding
 
 
@@ -51,64 +51,12 @@ class MatchingCore:
     """B^T B / 2 of the stacked s B. Shape ``(R, R)``."""
     tau: float
 
-    def losses(self, coefficients: Tensor, scale: float) -> Tensor:
-        """Loss increase of every adapter that is present.
-
-        Args:
-            coefficients: Weight per adapter that is present. Shape ``(k, P)``.
-            scale: Factor on the merge.
-
-        Returns:
-            Shape ``(k, P)``; lower is better.
-        """
-        return torch.cat([self._losses(chunk, scale) for chunk in coefficients.split(_CHUNK)])
-
-    def matched(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """What the merge itself minimises: 1/2 |X - W_s|^2 in the metric I (x) (G_s + tau I), without ``scale``.
-
-        From Q = X^T X and X's products with the W_s, so that adapters beyond the first cost next to nothing.
-
-        Args:
-            coefficients: Weight per adapter that is present; the sign bit says whose negative is meant. Shape
-                ``(k, P)``.
-
-        Returns:
-            One loss per adapter, shape ``(k, P)``, and 1/2 tau |X|^2, shape ``(k,)``: the loss of one that is absent.
-        """
-        pairs = [self._matched(chunk) for chunk in coefficients.split(_CHUNK)]
-        return torch.cat([losses for losses, _ in pairs]), torch.cat([prior for _, prior in pairs])
-
-    def merged(self, coefficients: Tensor) -> Tensor:
-        """Rows of the merge per stacked row of A. Shape ``(k, R, K)``."""
-        return coefficients[:, self.owner].unsqueeze(-1) * self.solved(coefficients)
-
     def solved(self, coefficients: Tensor) -> Tensor:
         """a_s C(w)^-1, stacked: rows of the merge before they are weighted. Shape ``(k, R, K)``."""
         total = torch.tensordot(coefficients.abs(), self.grams, 1)
         total.diagonal(dim1=-2, dim2=-1).add_(self.tau)
         root = torch.linalg.cholesky(total)
         return torch.cholesky_solve(self.damped.mT.expand(len(total), -1, -1), root).mT
-
-    def _matched(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.merged(coefficients)
-        size = found.shape[-1]
-        square = found.mT @ (self.left @ found)
-        prior = self.tau * square.diagonal(dim1=-2, dim2=-1).sum(-1)
-        own = torch.nn.functional.one_hot(self.owner, len(self.adapters)).to(self.damped.dtype)
-        targets = torch.einsum("qr,rp,rj->pqj", self.left, own, self.damped)  # of <X, W_s>
-        crossed = found.flatten(1) @ targets.flatten(1).mT
-        alone = torch.einsum("pqj,qp,qj->p", targets, own, self.plain)
-        quadratic = square.flatten(1) @ self.grams.reshape(-1, size * size).mT + prior.unsqueeze(-1)
-        sign = torch.where(coefficients.signbit(), -1.0, 1.0)
-        return (quadratic - 2 * sign * crossed + alone).clamp_min(0), prior
-
-    def _losses(self, coefficients: Tensor, scale: float) -> Tensor:
-        found, losses = scale * self.merged(coefficients), []
-        for t in range(len(self.adapters)):
-            own = (self.owner == t).unsqueeze(-1)
-            gap = found - torch.where(own, self.plain, torch.zeros_like(self.plain))
-            losses.append(((gap @ self.grams[t] @ gap.mT) * self.outputs[t]).sum((-2, -1)))
-        return torch.stack(losses, -1)
 
 
 def matching_core(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matching_oracle import losses
 from merge_cases import add_curvature, gram, make_update, positive, rand, two
 
 from vlora.errors import IncompatibleAdaptersError
@@ -121,7 +122,7 @@ def test_conflict_map_and_preview_read_short_grams():
         )
     weightings = torch.tensor([[1.0, 1.0], [0.2, 1.5]], dtype=torch.float64)
     cores = [
-        matching_core(some, [0, 1], [True, True], 0.3).losses(weightings, 1.0) for some in (updates, whole)
+        losses(matching_core(some, [0, 1], [True, True], 0.3), weightings, 1.0) for some in (updates, whole)
     ]
     same(*cores, 1e-7)
 

@@ -4,6 +4,7 @@ A value that names a column (``text: review``) reads that column as it is. A val
 (``prompt: "Question: {question}\nAnswer:"``) is a template over the row's columns.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,23 @@ def check_seed(name: str, seed: int) -> None:
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"{name} must be from 0 to 2**32 - 1, got {seed}")
+
+
+def check_counts(config: object, names: Sequence[str], prefix: str = "") -> None:
+    """Refuse settings that count something and are below 1; None passes.
+
+    Args:
+        config: Holds the settings as attributes.
+        names: Which of them.
+        prefix: Stands before the name in the message.
+
+    Raises:
+        ConfigError: One is below 1.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{prefix}{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +131,4 @@ class DataConfig(RowFormat):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed("data.seed", self.seed)
-        for name in ("max_rows", "max_validation_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {value}")
+        check_counts(self, ("max_rows", "max_validation_rows"), "data.")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from vlora.data.config import DataConfig, Task, check_seed
+from vlora.data.config import DataConfig, Task, check_counts, check_seed
 from vlora.errors import ConfigError
 
 __all__ = ["Fisher", "PosteriorConfig", "PriorScope"]
@@ -95,10 +95,7 @@ class PosteriorConfig:
             raise ConfigError(f"prior_precision must be > 0, got {self.prior_precision}")
         if not self.prior_grid or min(self.prior_grid) <= 0:
             raise ConfigError(f"prior_grid must hold numbers > 0, got {self.prior_grid}")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_counts(self, _COUNTS)
         if self.health_examples < 0:
             raise ConfigError(f"health_examples must be 0 (off) or more, got {self.health_examples}")
         if self.prior_precision == "held_out" and self.data.validation is None:

@@ -1,11 +1,14 @@
 """The rule for "don't know" as ``calibration.json`` holds it, and checks of the fields of its sections."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Abstention", "count", "number", "one_of", "read_abstention"]
+from vlora.errors import PosteriorFormatError
+
+__all__ = ["Abstention", "count", "number", "one_of", "read_abstention", "reading_section"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,22 @@ def read_abstention(
         risk_bound=number("risk_bound", rule["risk_bound"], -1, 2),
         **{name: count(name, rule[name]) for name in ("n", "answered", "wrong")},
     )
+
+
+@contextmanager
+def reading_section(key: str, where: str) -> Iterator[None]:
+    """Tell a missing or bad field of a section in one line.
+
+    Raises:
+        PosteriorFormatError: A key is missing or holds what it cannot.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise PosteriorFormatError(
+            f"{where}: the section {key!r} is damaged ({reason}); run vlora calibrate again"
+        ) from None
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:

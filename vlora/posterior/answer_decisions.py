@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vlora.errors import PosteriorFormatError
-from vlora.posterior.abstention import Abstention, count, number, read_abstention
+from vlora.posterior.abstention import Abstention, count, number, read_abstention, reading_section
 
 __all__ = ["KEY", "AnswerDecisions"]
 
@@ -55,7 +54,7 @@ class AnswerDecisions:
         Raises:
             PosteriorFormatError: A key is missing or holds what it cannot.
         """
-        try:
+        with reading_section(KEY, where):
             warmth = section["temperature"]
             return cls(
                 task_file=str(section["task_file"]),
@@ -70,11 +69,6 @@ class AnswerDecisions:
                 abstention=read_abstention(section["abstention"], None, (-math.inf, math.inf)),
                 verified=tuple(section.get("verified") or ()),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise PosteriorFormatError(
-                f"{where}: the section {KEY!r} is damaged ({reason}); run vlora calibrate again"
-            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """The section; a threshold of minus infinity becomes null."""

@@ -150,12 +150,8 @@ def decisions_of(posterior: Posterior) -> Decisions | None:
     Raises:
         PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior.
     """
-    stored = posterior.calibration or {}
-    if DECISIONS not in stored:
-        return None
-    check_content(stored, "calibration.json")
-    _check_identity(posterior, stored)
-    return Decisions.from_json(stored[DECISIONS])
+    section = _own_section(posterior, DECISIONS)
+    return None if section is None else Decisions.from_json(section)
 
 
 def answer_decisions_of(posterior: Posterior) -> AnswerDecisions | None:
@@ -164,12 +160,18 @@ def answer_decisions_of(posterior: Posterior) -> AnswerDecisions | None:
     Raises:
         PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior.
     """
+    section = _own_section(posterior, ANSWERS)
+    return None if section is None else AnswerDecisions.from_json(section)
+
+
+def _own_section(posterior: Posterior, key: str) -> Any:
+    """A section that was fitted for this posterior; None if there is none."""
     stored = posterior.calibration or {}
-    if ANSWERS not in stored:
+    if key not in stored:
         return None
     check_content(stored, "calibration.json")
     _check_identity(posterior, stored)
-    return AnswerDecisions.from_json(stored[ANSWERS])
+    return stored[key]
 
 
 def kept_sections(posterior: Posterior, replaced: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vlora.errors import PosteriorFormatError
-from vlora.posterior.abstention import Abstention, count, number, one_of, read_abstention
+from vlora.posterior.abstention import Abstention, count, number, one_of, read_abstention, reading_section
 from vlora.posterior.answer_decisions import KEY as ANSWERS
 from vlora.posterior.answer_decisions import AnswerDecisions
 
@@ -96,7 +96,7 @@ class Decisions:
         Raises:
             PosteriorFormatError: A key is missing or holds what it cannot.
         """
-        try:
+        with reading_section(KEY, where):
             return cls(
                 task=str(section["task"]),
                 predictor=one_of("predictor", section["predictor"], PREDICTORS),
@@ -112,11 +112,6 @@ class Decisions:
                 quantization=str(section.get("quantization", "none")),
                 verified=tuple(section.get("verified") or ()),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise PosteriorFormatError(
-                f"{where}: the section {KEY!r} is damaged ({reason}); run vlora calibrate again"
-            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """The section; infinite thresholds become null."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from vlora.data.config import DataConfig, Task, check_seed
+from vlora.data.config import DataConfig, Task, check_counts, check_seed
 from vlora.errors import ConfigError
 
 __all__ = ["OptimizerConfig", "TrainConfig"]
@@ -175,10 +175,7 @@ class TrainConfig:
         if not self.output:
             raise ConfigError("output must name a folder")
         check_seed("seed", self.seed)
-        for name in ("curvature_examples", "curvature_rank", "directions", "directions_examples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_counts(self, ("curvature_examples", "curvature_rank", "directions", "directions_examples"))
         if self.directions is not None and self.optimizer.name != "ivon":
             raise ConfigError(
                 "directions belong to a posterior, which optimizer.name ivon trains; for an adapter of adamw, run "
