@@ -10,12 +10,12 @@ import torch
 from vlora.merge.checkpoints.headers import DTYPES
 from vlora.merge.checkpoints.rules import Copy
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
+from vlora.merge.speed import product_speed
 
 __all__ = ["Estimate", "estimate"]
 
 _WRITE_SPEED = 1e9  # bytes a second; only assumed, since a plan writes nothing
 _SAMPLE = 2**24  # bytes of each input that are read for the estimate
-_PRODUCT = 384  # size of the matrices whose product is timed
 _SEARCH = 32 * 2**20  # histograms and samples of a threshold search
 
 
@@ -55,7 +55,7 @@ def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int) -> Estim
         f"{largest.name}), {cores} threads, {written / 1e9:.2f} GB written at an assumed {_WRITE_SPEED / 1e9:g} GB/s"
     )
     if work:
-        rate = _product_speed()
+        rate = product_speed(threads=1)
         seconds += work / rate / cores
         basis += f"; {work / 1e9:,.0f} G multiply-adds of matrix algebra at {rate / 1e9:.1f} G/s a thread"
     return Estimate(memory, seconds, basis, holder.rule.held(holder.shape), holder.name)
@@ -75,20 +75,6 @@ def _memory(job: TensorJob, block_bytes: int) -> int:
     blocks = block * (sum(DTYPES[e.dtype].itemsize for e in job.inputs) + DTYPES[job.dtype].itemsize)
     tiles = 4 * min(tiling.tile, tiling.numel) * (len(job.inputs) + job.rule.tiles)
     return blocks + tiles + job.rule.held(job.shape) + (_SEARCH if job.rule.passes > 1 else 0)
-
-
-def _product_speed() -> float:
-    """Multiply-adds a second of one thread in a product of matrices in double precision."""
-    matrix = torch.rand(_PRODUCT, _PRODUCT, dtype=torch.float64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.mm(matrix, matrix)  # the first product sets things up
-        start = time.perf_counter()
-        torch.mm(matrix, matrix)
-        return _PRODUCT**3 / max(1e-9, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _measure(job: TensorJob, block_bytes: int) -> float:

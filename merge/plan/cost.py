@@ -1,13 +1,10 @@
-"""Memory and time of a merge of adapters, from shapes alone."""
+"""Memory and operations of a merge of adapters, from shapes alone."""
 
-import time
 from dataclasses import dataclass
-
-import torch
 
 from vlora.merge.config import MergeConfig
 
-__all__ = ["Cost", "module_cost", "processor_speed"]
+__all__ = ["Cost", "module_cost"]
 
 _WIDE = 8  # bytes of an entry while it is worked on
 _DENSE = ("ties", "dare_linear", "dare_ties", "della")
@@ -55,13 +52,3 @@ def module_cost(
         flops += 40.0 * m * n * max(ranks) + 30.0 * count * m * n
         memory += _WIDE * (count + 2) * m * n
     return Cost(flops, memory)
-
-
-def processor_speed() -> float:
-    """Operations a second of a product of double precision matrices here, measured for a few milliseconds."""
-    a = torch.ones(384, 384, dtype=torch.float64)
-    torch.mm(a, a)
-    start = time.perf_counter()
-    for _ in range(4):
-        torch.mm(a, a)
-    return 4 * 2 * 384**3 / max(1e-9, time.perf_counter() - start)

@@ -17,9 +17,10 @@ from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.layers import OptionsByModule, count_layers
 from vlora.merge.methods import get_method
-from vlora.merge.plan.cost import module_cost, processor_speed
+from vlora.merge.plan.cost import module_cost
 from vlora.merge.plan.headers import AdapterHeaders, read_adapter_headers
 from vlora.merge.plan.needs import curvature_kind, describe_lacking, lacking
+from vlora.merge.speed import product_speed
 from vlora.merge.weights import check_weights
 
 __all__ = ["AdapterPlan", "make_adapter_plan"]
@@ -109,7 +110,7 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
         costs.append(module_cost(config, row["shape"], ranks, _gram_bytes(name, adapters), row["curvature"]))
     lacks, written = lacking(config, adapters), _written(config, modules, adapters)
     read, flops = sum(a.nbytes for a in adapters), sum(cost.flops for cost in costs)
-    speed = processor_speed()
+    speed = 2 * product_speed()  # a multiply-add is two operations
     basis = (
         f"{flops / 1e9:.3g} billion operations at {speed / 1e9:.3g} a nanosecond (a matrix product measured just now), "
         f"{read / 1e6:.3g} MB read and {written / 1e6:.3g} MB written at an assumed {_WRITE / 1e9:g} GB/s"
