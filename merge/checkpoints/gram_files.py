@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vlora.merge.checkpoints.draft import Draft
     from vlora.merge.checkpoints.stream import TensorStream
 
-__all__ = ["NEEDS_GRAMS", "CurvatureFiles", "ModuleGrams", "draft_curvature", "read_curvature"]
+__all__ = ["NEEDS_GRAMS", "CurvatureFiles", "ModuleGrams", "draft_curvature"]
 
 NEEDS_GRAMS = {
     "regmean": ("activation_gram",),
@@ -165,8 +165,8 @@ def draft_curvature(
     known = {}
     for name, path in paths.items():
         if path is not None:
-            known[name] = read_curvature(path, name, reference.tensors, draft.config)
             entries, digest = read_header(path)
+            known[name] = _by_tensor(entries, path, name, reference.tensors, draft.config)
             held = {entry.name: entry for entry in entries}
             found = Checkpoint(f"curvature of {name}", path.parent, held, {path.name: digest})
             draft.add_checkpoint(found, "curvature", str(path), None)
@@ -189,27 +189,21 @@ def _path(folder: Path, given: str | None, name: str) -> Path | None:
     return path
 
 
-def read_curvature(
-    path: Path, name: str, tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]
+def _by_tensor(
+    entries: Sequence[TensorEntry],
+    path: Path,
+    name: str,
+    tensors: Mapping[str, TensorEntry],
+    config: Mapping[str, Any],
 ) -> dict[str, ModuleGrams]:
-    """Tensor -> its Grams, from the header of a curvature file.
-
-    Args:
-        path: The file.
-        name: Of the model, for messages.
-        tensors: Tensors of the models that are merged.
-        config: Their ``config.json``.
-
-    Raises:
-        CheckpointError: The file is damaged, holds no Gram, or a layer that the models do not have.
-    """
+    """Tensor -> its Grams, from the header of a model's curvature file; ``tensors`` and ``config`` are the models'."""
     modules: dict[str, dict[str, TensorEntry]] = {}
-    for entry in read_header(path)[0]:
+    for entry in entries:
         match = _KEY.fullmatch(entry.name)
         if match:
             modules.setdefault(plain_name(match[1]), {})[match[2] + (match[3] or "")] = entry
     found = {}
-    for module, entries in modules.items():
+    for module, own in modules.items():
         key = base_key(f"{module}.weight", tensors, config)
         if key is None:
             raise CheckpointError(
@@ -217,9 +211,7 @@ def read_curvature(
                 "another model"
             )
         if key.endswith(f"{module}.weight") or module.endswith(key.removesuffix(".weight")):
-            found[key] = ModuleGrams(
-                name, module, entries
-            )  # else an output layer that is tied: shared weights
+            found[key] = ModuleGrams(name, module, own)  # else an output layer that is tied: shared weights
     if not modules:
         raise CheckpointError(f"{path} of {name!r} holds no Gram; gather it with vlora curvature")
     return found
