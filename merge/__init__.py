@@ -1,5 +1,11 @@
 """Merging LoRA posteriors: pure methods per module, and the programs that apply them to whole adapters.
 
+A merge of adapters goes through the rooms of this package from below: ``update.py`` is what a method sees of one
+module, ``curvature``, ``low_rank`` and ``kronecker`` the algebra on it, ``methods`` one file per method. ``config.py``
+says what can be asked for, ``adapters`` reads, checks and assembles posteriors, ``report`` explains; ``in_memory.py``
+and ``run.py`` put it together. ``checkpoints`` is the same for whole models, block by block. ``plan``, ``preview``
+and ``unmerge`` answer questions before and after; ``mergekit`` reads that tool's YAML.
+
 The names below load on first use, so that the pure methods (floor 0) stay importable with torch alone.
 """
 
@@ -9,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlora.merge.config import AdapterSource, MergeConfig
     from vlora.merge.methods import METHODS, Method
-    from vlora.merge.remove import remove_adapter
     from vlora.merge.run import MergeReport, merge_adapters, run_merge
-    from vlora.merge.unmerge import Removal, remove_contributors
+    from vlora.merge.unmerge.remove import remove_adapter
+    from vlora.merge.unmerge.run import Removal, remove_contributors
 
 __all__ = [
     "METHODS",
@@ -33,9 +39,9 @@ _HOME = {
     "MergeReport": "vlora.merge.run",
     "Method": "vlora.merge.methods",
     "merge_adapters": "vlora.merge.run",
-    "Removal": "vlora.merge.unmerge",
-    "remove_adapter": "vlora.merge.remove",
-    "remove_contributors": "vlora.merge.unmerge",
+    "Removal": "vlora.merge.unmerge.run",
+    "remove_adapter": "vlora.merge.unmerge.remove",
+    "remove_contributors": "vlora.merge.unmerge.run",
     "run_merge": "vlora.merge.run",
 }
 

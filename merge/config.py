@@ -102,7 +102,7 @@ class MethodOptions:
     """``gradient_matching``, ``mats``: prior precision relative to an adapter's mean curvature; .3 if not given."""
     prior: str | None = None
     """``gradient_matching`` of adapters: safetensors file, or curvature or posterior folder, with the prior's precision
-    per module (:mod:`vlora.merge.prior`), which ``tau`` multiplies; isotropic if not given."""
+    per module (:mod:`vlora.merge.adapters.prior`), which ``tau`` multiplies; isotropic if not given."""
     scale: float | None = None
     """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None

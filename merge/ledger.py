@@ -1,9 +1,9 @@
 """The ledger of a merge: what went in, so that it can be taken out again exactly.
 
-A site (natural parameters, :mod:`vlora.merge.sites`) is a function of an adapter's mean, h, N and delta, and so is what
-any other method takes from it. The ledger therefore keeps the inputs, not rounded sums: un-merging adds up the sites of
-those who stay, in the same order and by the same program, which gives the bits of a merge without the one who left.
-Subtracting floats would not.
+A site (natural parameters, :mod:`vlora.merge.methods.sites`) is a function of an adapter's mean, h, N and delta, and so
+is what any other method takes from it. The ledger therefore keeps the inputs, not rounded sums: un-merging adds up the
+sites of those who stay, in the same order and by the same program, which gives the bits of a merge without the one who
+left. Subtracting floats would not.
 
     reference   hashes of the inputs and where they lie (the default; a few kB)
     full        a copy of every input inside the merged folder, under ``ledger/``

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlora.errors import ConfigError
-from vlora.merge.gradient_matching import CURVATURES, NEGATIVE
 from vlora.merge.layers import Setting, check_pattern, check_setting
-from vlora.merge.spaces import SPACES
+from vlora.merge.low_rank.spaces import SPACES
+from vlora.merge.methods.gradient_matching import CURVATURES, NEGATIVE
 
 __all__ = ["BY_MODULE", "OPTIONS", "Option", "check_module_options", "check_option", "check_rank"]
 

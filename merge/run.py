@@ -14,9 +14,9 @@ from tqdm import tqdm
 from vlora.config import config_sha256, to_plain
 from vlora.files import atomic_folder, check_output_folder
 from vlora.merge import ledger
-from vlora.merge.adapters import merge_adapters, merge_with_report
 from vlora.merge.config import MergeConfig, check_apart
-from vlora.merge.report import MergeReport
+from vlora.merge.in_memory import merge_adapters, merge_with_report
+from vlora.merge.report.report import MergeReport
 from vlora.posterior import Posterior
 
 __all__ = ["MergeReport", "merge_adapters", "merge_with_report", "run_merge", "write_merge"]

@@ -153,7 +153,7 @@ def remove(
     debug: Debug = False,
 ) -> None:
     """Take a contributor out of a merge: the others are merged again from the ledger, to the last bit."""
-    from vlora.merge.unmerge import remove_contributors
+    from vlora.merge.unmerge.run import remove_contributors
     from vlora.recipes.merge_pages import merge_page
 
     moved = pairs(source or (), "--source")
@@ -225,7 +225,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Set merges or adapters side by side: methods, weights, and how far apart their updates are, per module."""
-    from vlora.merge.compare import compare as compare_folders
+    from vlora.merge.report.compare import compare as compare_folders
     from vlora.recipes.merge_compare import comparison_text
 
     facts = compare_folders(folders)

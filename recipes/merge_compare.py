@@ -14,7 +14,7 @@ def comparison_text(facts: Mapping[str, Any], *, every_module: bool = False) -> 
     """What the adapters are, how far apart each pair is, and the modules where they differ most.
 
     Args:
-        facts: What :func:`vlora.merge.compare.compare` gave.
+        facts: What :func:`vlora.merge.report.compare.compare` gave.
         every_module: All modules instead of the ten that differ most.
     """
     return "\n\n".join([_adapters(facts), _pairs(facts), _modules(facts, every_module)])

@@ -12,8 +12,8 @@ from benchmarks.merge_quality.curvature import gradients, one_module
 from benchmarks.merge_quality.network import MODULES, Merged, Network
 from benchmarks.merge_quality.training import logits
 from benchmarks.posterior_quality.tasks import Rows
-from vlora.merge.lift import lift_update
-from vlora.merge.quadratic import increase, metric_of
+from vlora.merge.curvature.lift import lift_update
+from vlora.merge.curvature.quadratic import increase, metric_of
 from vlora.merge.update import LoraUpdate
 
 MODULE = MODULES[0]

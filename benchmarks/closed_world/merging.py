@@ -20,7 +20,7 @@ from vlora.config import load_config
 from vlora.curvature import collect_curvature
 from vlora.laplace.config import PosteriorConfig
 from vlora.laplace.prepare import prepare
-from vlora.merge.adapters import merge_adapters
+from vlora.merge.in_memory import merge_adapters
 from vlora.recipes.closed_world import model_folder
 
 __all__ = ["METHODS", "SOURCES", "units"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.network import MODULES, RANK
 from vlora.grams import Gram, compress_grams, dense, stored_gram
-from vlora.merge.kronecker import metric_root
-from vlora.merge.low_rank import truncate
+from vlora.merge.kronecker.closed_form import metric_root
+from vlora.merge.low_rank.algebra import truncate
 from vlora.merge.methods import get_method
 from vlora.merge.update import LoraUpdate
 

@@ -3,7 +3,7 @@
 Take an adapter, put the merged update into one module only, and look at the task's NLL: that is the measured cost of
 this module for this task. With D = merged - own update and the curvature at the adapter, a quadratic predicts
 
-    kronecker   1/2 c tr(S D G D^T)              what the conflict map predicts (vlora.merge.quadratic), c from h
+    kronecker   1/2 c tr(S D G D^T)              what the conflict map predicts (merge/curvature/quadratic.py), c from h
     separable   1/2 sum_ij row_i col_j D_ij^2    the lifted h
     shape       tr(S D G D^T)                    without the scale c, which Grams alone do not have
     distance    |D|^2                            no curvature
@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.network import MODULES
 from vlora.grams import dense
-from vlora.merge.kronecker import normalised_gram
-from vlora.merge.lift import lift_update
-from vlora.merge.quadratic import metric_of
+from vlora.merge.curvature.lift import lift_update
+from vlora.merge.curvature.quadratic import metric_of
+from vlora.merge.curvature.unit import normalised_gram
 
 Nll = Callable[[str, Mapping[str, Tensor], str], float]
 """Task, updates and split -> mean NLL."""

@@ -29,8 +29,8 @@ from benchmarks.merge_quality.training import logits, measured
 from benchmarks.posterior_quality.tasks import Rows
 from benchmarks.rows import keep_and_tell
 from vlora.backward import watched
-from vlora.merge.kronecker import normalised_gram
-from vlora.merge.lift import lift_update
+from vlora.merge.curvature.lift import lift_update
+from vlora.merge.curvature.unit import normalised_gram
 from vlora.posterior.ranks import spearman
 
 ROWS = 320

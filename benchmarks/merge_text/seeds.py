@@ -23,8 +23,8 @@ def mixtures(bench: Bench, name: str) -> dict[str, Any]:
         ``arms``: name -> ``test`` (NLL per token and text), ``predicted`` (relative loss increase per text) and
         ``weights`` of the single adapters; arms are temperatures and the seeds alone.
     """
+    from vlora.merge.adapters.reading import read_inputs
     from vlora.merge.preview.build import build_model
-    from vlora.merge.reading import read_inputs
     from vlora.posterior import Posterior
 
     seeds = SETS[name]

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
-from vlora.merge.adapters import merge_with_report
+from vlora.merge.adapters.compatibility import check_adapter, check_together
 from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
 from vlora.merge.checkpoints.draft import Draft, layer_count
-from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import distinct, group_module_weights, group_weights
+from vlora.merge.in_memory import merge_with_report
 from vlora.merge.weights import Weights, check_weights
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256

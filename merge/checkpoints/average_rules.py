@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlora.errors import CheckpointError
 from vlora.merge.checkpoints.rules import NotFinite, Rule, differences
-from vlora.merge.slerp import slerp_coefficients
+from vlora.merge.methods.slerp import slerp_coefficients
 
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.headers import TensorEntry
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FLOOR", "Fisher", "Slerp"]
 
 FLOOR = 1e-6
-"""Share of the mean Fisher that every entry has at least, as in :mod:`vlora.merge.fisher`."""
+"""Share of the mean Fisher that every entry has at least, as in :mod:`vlora.merge.methods.fisher`."""
 
 
 @dataclass

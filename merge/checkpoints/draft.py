@@ -59,7 +59,7 @@ class Draft:
     agreement: dict[str, dict[str, float]] = field(default_factory=dict)
     """Kind of tensor -> how far the models agree, see :mod:`vlora.merge.checkpoints.agreement`."""
     adapter_report: dict[str, Any] = field(default_factory=dict)
-    """Report of the merge of several adapters with each other, as :class:`vlora.merge.report.MergeReport` has it."""
+    """Report of the merge of several adapters with each other, as :class:`vlora.merge.MergeReport` has it."""
     identities: dict[str, Any] = field(default_factory=dict)
     """What :func:`vlora.merge.checkpoints.verify.check_output` found."""
     files: dict[str, Path] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from vlora.errors import CheckpointError
 from vlora.grams import Gram, stored_gram
 from vlora.merge.checkpoints.adapter_keys import base_key, plain_name
 from vlora.merge.checkpoints.headers import Checkpoint, TensorEntry, read_header
-from vlora.merge.kronecker import unit_factor
+from vlora.merge.curvature.unit import unit_factor
 from vlora.posterior.hashing import CURVATURE
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """Methods with curvature on whole checkpoints: gradient matching, RegMean, MaTS.
 
-The closed forms of :mod:`vlora.merge.kronecker` and :mod:`vlora.merge.regmean` treat every row of a weight on its own,
-so these two work by tiles of whole rows, with the Grams of one layer at hand. MaTS couples the rows and takes the whole
-matrix. Grams stay in the precision of their file; everything else is in double precision.
+The closed forms of :mod:`vlora.merge.kronecker.closed_form` and :mod:`vlora.merge.methods.regmean` treat every row of a
+weight on its own, so these two work by tiles of whole rows, with the Grams of one layer at hand. MaTS couples the rows
+and takes the whole matrix. Grams stay in the precision of their file; everything else is in double precision.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ from vlora.grams import Gram, ShortGram, dense
 from vlora.merge.checkpoints.gram_files import ModuleGrams
 from vlora.merge.checkpoints.matrix_rules import EIGEN, WholeMatrix
 from vlora.merge.checkpoints.rules import Rule
-from vlora.merge.kronecker import kronecker_rows, normalised_gram
-from vlora.merge.kronecker_system import PRECONDITIONED
-from vlora.merge.mats import mats_dense
-from vlora.merge.positive import check_definite
-from vlora.merge.regmean import regmean_merge, seen_gram, shrunk_gram, total_root
-from vlora.merge.total import Total, total_curvature
+from vlora.merge.curvature.positive import check_definite
+from vlora.merge.curvature.total import Total, total_curvature
+from vlora.merge.curvature.unit import normalised_gram
+from vlora.merge.kronecker.closed_form import kronecker_rows
+from vlora.merge.kronecker.system import PRECONDITIONED
+from vlora.merge.methods.mats import mats_dense
+from vlora.merge.methods.regmean import regmean_merge, seen_gram, shrunk_gram, total_root
 
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.headers import TensorEntry
@@ -81,7 +82,7 @@ class GramRows(Rule):
 class GradientMatching(GramRows):
     """W_0 + scale * sum_t w_t (W_t - W_0) (G_t + tau I) (tau I + sum_t w_t G_t)^-1, the base first.
 
-    See :mod:`vlora.merge.gradient_matching`; ``negative`` as there for Kronecker curvature.
+    See :mod:`vlora.merge.methods.gradient_matching`; ``negative`` as there for Kronecker curvature.
     """
 
     tau: float = 0.3
@@ -127,7 +128,7 @@ class GradientMatching(GramRows):
 
 @dataclass
 class RegMean(GramRows):
-    """(sum_t w_t W_t G_t) (sum_t w_t G_t)^-1, see :mod:`vlora.merge.regmean`; no base.
+    """(sum_t w_t W_t G_t) (sum_t w_t G_t)^-1, see :mod:`vlora.merge.methods.regmean`; no base.
 
     The first model is taken off all of them before and added after, which changes nothing but the rounding.
     """
@@ -159,7 +160,7 @@ class RegMean(GramRows):
 class Mats(WholeMatrix):
     """W_0 + scale * X with sum_t w_t S_t X G_t + tau X = sum_t w_t (S_t D_t G_t + tau D_t) for D_t = W_t - W_0.
 
-    See :mod:`vlora.merge.mats`.
+    See :mod:`vlora.merge.methods.mats`.
     """
 
     grams: Sequence[ModuleGrams] = ()

@@ -1,8 +1,9 @@
 """Methods that need whole matrices of whole checkpoints: TSV, Iso-C, MaTS.
 
-Where all other rules see a tile, these see W_t - W_0 as a matrix in double precision, as :mod:`vlora.merge.tsv` and its
-neighbours see an adapter's update. The result is held in float32 and added to the base tile by tile. Memory grows with
-the matrix (:meth:`WholeMatrix.held`), not with the model. Tensors that are no weight matrices never come here.
+Where all other rules see a tile, these see W_t - W_0 as a matrix in double precision, as :mod:`vlora.merge.methods.tsv`
+and its neighbours see an adapter's update. The result is held in float32 and added to the base tile by tile. Memory
+grows with the matrix (:meth:`WholeMatrix.held`), not with the model. Tensors that are no weight matrices never come
+here.
 """
 
 import math
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from vlora.merge.checkpoints.headers import DTYPES
 from vlora.merge.checkpoints.rules import NotFinite, Rule
-from vlora.merge.dense_svd import gram_svd, rounding_level
-from vlora.merge.iso import isotropic
-from vlora.merge.low_rank import kept_components
-from vlora.merge.tsv import triples_per_task, tsv_merge
+from vlora.merge.low_rank.algebra import kept_components
+from vlora.merge.low_rank.dense_svd import gram_svd, rounding_level
+from vlora.merge.methods.iso import isotropic
+from vlora.merge.methods.tsv import triples_per_task, tsv_merge
 
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.headers import TensorEntry
@@ -117,7 +118,7 @@ class WholeMatrix(Rule):
 
 @dataclass
 class Tsv(WholeMatrix):
-    """TSV-Merge, see :mod:`vlora.merge.tsv`; k = min(m, n) / number of models that changed the matrix.
+    """TSV-Merge, see :mod:`vlora.merge.methods.tsv`; k = min(m, n) / number of models that changed the matrix.
 
     Deviation: directions that the rounding of float32 weights explains are left out, as a model that is its base and an
     adapter has min(m, n) - r of them.
@@ -151,7 +152,7 @@ class Tsv(WholeMatrix):
 
 @dataclass
 class IsoC(WholeMatrix):
-    """Iso-C, see :mod:`vlora.merge.iso`; all directions of the sum but those that the rounding of float32 explains."""
+    """Iso-C, see :mod:`vlora.merge.methods.iso`; all directions of the sum but those that float32 rounding explains."""
 
     rank: int | float | None = None
     """Leading directions, or the share of the sum's energy that they hold; all of them if None."""

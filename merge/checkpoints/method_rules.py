@@ -13,7 +13,7 @@ from vlora.merge.checkpoints.masks import MaskSource
 from vlora.merge.checkpoints.matrix_rules import IsoC, Tsv
 from vlora.merge.checkpoints.rules import Rule, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.sparse_rules import Dare, Della, Ties
-from vlora.merge.linear import normalised
+from vlora.merge.methods.linear import normalised
 
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.stream import TensorJob

@@ -2,7 +2,7 @@
 
 A rule sees one tile of every input of a tensor (the base first where it needs one) and gives the merged tile; what it
 must know about the whole tensor it finds in a reading pass before. The formulas are those of the pure methods of the
-same name (:mod:`vlora.merge.ties` and the others), on differences to the base where a method is about updates.
+same name (:mod:`vlora.merge.methods.ties` and the others), on differences to the base where a method is about updates.
 """
 
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ def differences(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def elect(tensors: Sequence[Tensor], weights: Sequence[float], normalise: bool) -> Tensor:
-    """:func:`vlora.merge.ties.elect_and_merge` without comparisons, in place of ``tensors``.
+    """:func:`vlora.merge.methods.ties.elect_and_merge` without comparisons, in place of ``tensors``.
 
     With e the elected sign, relu(e w_t t_t) is |w_t t_t| where an entry agrees and 0 elsewhere; arithmetic on signs is
     vectorised where comparisons and masks of torch are not (some 5 times the speed on a CPU).

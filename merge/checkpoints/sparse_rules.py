@@ -1,4 +1,4 @@
-"""TIES, DARE and DELLA on tiles of whole checkpoints, as :mod:`vlora.merge.ties` and its neighbours have them.
+"""TIES, DARE and DELLA on tiles of whole checkpoints, as :mod:`vlora.merge.methods.ties` and its neighbours have them.
 
 Trimming is per tensor, the weights of the whole tensor compared. Masks belong to model, tensor and place
 (:mod:`vlora.merge.checkpoints.masks`), so they differ from those of an adapter merge with the same seed.
@@ -14,7 +14,7 @@ from torch import Tensor
 from vlora.merge.checkpoints.masks import MaskSource
 from vlora.merge.checkpoints.rules import NotFinite, Rule, differences, elect
 from vlora.merge.checkpoints.thresholds import KEEP_ALL, KthLargest, lowest_kept, shrink
-from vlora.merge.sparsify import keep_by_magnitude, keep_random
+from vlora.merge.methods.sparsify import keep_by_magnitude, keep_random
 
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.stream import TensorStream

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from vlora.merge.adapters.identities import worst_difference
 from vlora.merge.checkpoints.case import Case
 from vlora.merge.checkpoints.config import MODEL_METHODS
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
@@ -27,7 +28,6 @@ from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.checkpoints.rules import Copy, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
-from vlora.merge.identities import worst_difference
 
 __all__ = ["TENSORS", "check_output", "chosen_jobs"]
 

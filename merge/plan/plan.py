@@ -12,8 +12,8 @@ from typing import Any
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.files import check_output_folder
+from vlora.merge.adapters.compatibility import check_adapter, check_together
 from vlora.merge.checkpoints.headers import DTYPES
-from vlora.merge.compatibility import check_adapter, check_together
 from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.layers import OptionsByModule, count_layers
 from vlora.merge.methods import get_method

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vlora.merge.gradient_matching import choose_curvature
+from vlora.merge.adapters.reading import Inputs
+from vlora.merge.curvature.quadratic import Metric, metric_of, product
+from vlora.merge.methods.gradient_matching import choose_curvature
 from vlora.merge.preview.matching import full_losses, matching_core
 from vlora.merge.preview.matching_noise import matching_noise, matching_variance
 from vlora.merge.preview.mixture import one_of_each
@@ -15,8 +17,6 @@ from vlora.merge.preview.model import PreviewModel, Solved
 from vlora.merge.preview.noise import linear_noise, square_noise
 from vlora.merge.preview.reduced import Nodes, ReducedCore, make_nodes, reduced_core
 from vlora.merge.preview.spread import Spread, noise_weightings
-from vlora.merge.quadratic import Metric, metric_of, product
-from vlora.merge.reading import Inputs
 from vlora.merge.update import LoraUpdate
 
 __all__ = ["build_model", "solve_in_full"]

@@ -1,10 +1,10 @@
 """The preview of gradient matching: every weighting solved in a small basis, per module with input Grams.
 
 The merge X(w) = sum_s w_s W_s (G_s + tau I) C(w)^-1 with C(w) = tau I + sum_s |w_s| G_s is not linear in the weights
-(:mod:`vlora.merge.kronecker`; a negative weight negates the adapter). Its rows hardly leave a small space, so they are
-looked for in one: V spans the rows of every A_s (the solution when s is alone), and of the solutions with all weights
-1, all 1 / P, one of them a quarter, and of some spread weightings where there is room (a reduced basis with these
-snapshots; Galerkin: the best approximation in the norm of C(w)). Up to 256 inputs V is everything. There
+(:mod:`vlora.merge.kronecker.closed_form`; a negative weight negates the adapter). Its rows hardly leave a small space,
+so they are looked for in one: V spans the rows of every A_s (the solution when s is alone), and of the solutions with
+all weights 1, all 1 / P, one of them a quarter, and of some spread weightings where there is room (a reduced basis with
+these snapshots; Galerkin: the best approximation in the norm of C(w)). Up to 256 inputs V is everything. There
 
     X(w) ~ sum_s w_s s_s B_s  a_s (V^T C(w) V)^-1 V^T,      a_s = A_s (G_s + tau I) V
 
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from vlora.grams import Gram
-from vlora.merge.kronecker import unit_factor
-from vlora.merge.quadratic import metric_of
-from vlora.merge.total import total_curvature
+from vlora.merge.curvature.quadratic import metric_of
+from vlora.merge.curvature.total import total_curvature
+from vlora.merge.curvature.unit import unit_factor
 from vlora.merge.update import LoraUpdate
 
 __all__ = ["MatchingCore", "full_losses", "matching_core"]
@@ -71,7 +71,7 @@ def matching_core(
     Args:
         updates: The updates that are present, each with an input Gram.
         adapters: Their numbers.
-        absolute: Whether the loss of each is scaled by h, see :func:`vlora.merge.quadratic.metric_of`.
+        absolute: Whether the loss of each is scaled by h, see :func:`vlora.merge.curvature.quadratic.metric_of`.
         tau: Prior precision of the merge.
         further: Weights >= 0 per adapter at which the basis is exact too.
     """

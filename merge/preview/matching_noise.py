@@ -4,9 +4,9 @@ The predicted loss of task t at the merge X = k sum_s w_s W_s (G_s + tau I) C(w)
 
     l_t = 1/2 |sum_s W_s N_s|_t^2,      N_s = k w_s (G_s + tau I) C(w)^-1 - delta_st I,      D = sum_s W_s N_s
 
-with |W|_t^2 = c_t tr(S_t W G_t W^T) (:mod:`vlora.merge.quadratic`). The updates are uncertain: the factors theta =
-(B_s, A_s) have independent Gaussian posteriors of variances v = 1 / (N (h + delta)); dW_s = s_s (dB_s A_s + B_s dA_s).
-For Gaussian noise e with covariance V = diag(v), a loss l(theta + e) = l + g^T e + 1/2 e^T H e has
+with |W|_t^2 = c_t tr(S_t W G_t W^T) (:mod:`vlora.merge.curvature.quadratic`). The updates are uncertain: the factors
+theta = (B_s, A_s) have independent Gaussian posteriors of variances v = 1 / (N (h + delta)); dW_s = s_s (dB_s A_s + B_s
+dA_s). For Gaussian noise e with covariance V = diag(v), a loss l(theta + e) = l + g^T e + 1/2 e^T H e has
 
     Var = g^T V g + 1/2 tr((H V)^2)        (moments of a quadratic form; Mathai and Provost 1992, section 3.2)
     g:  dl/dB_s = s_s Gamma_s A_s^T,    dl/dA_s = s_s B_s^T Gamma_s,      Gamma_s = c_t S_t D G_t N_s^T
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from vlora.grams import Gram
-from vlora.merge.kronecker import unit_factor
-from vlora.merge.quadratic import Metric, metric_of
-from vlora.merge.total import Total, total_curvature
+from vlora.merge.curvature.quadratic import Metric, metric_of
+from vlora.merge.curvature.total import Total, total_curvature
+from vlora.merge.curvature.unit import unit_factor
 from vlora.merge.update import LoraUpdate
 
 __all__ = ["matching_noise", "matching_variance"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlora.merge.mixture import Losses, mixture_mode, responsibilities, soft_minimum
+from vlora.merge.preview.mode import Losses, mixture_mode, responsibilities, soft_minimum
 from vlora.merge.preview.reduced import ReducedCore
 
 __all__ = ["member_weights", "one_of_each", "over_members", "surrogate"]

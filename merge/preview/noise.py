@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlora.grams import Gram, ShortGram
-from vlora.merge.quadratic import Metric
+from vlora.merge.curvature.quadratic import Metric
 from vlora.merge.update import LoraUpdate
 
 __all__ = ["linear_noise", "square_noise"]

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from vlora.merge.adapters.reading import Inputs
 from vlora.merge.config import MergeConfig
 from vlora.merge.preview.model import PreviewModel
-from vlora.merge.reading import Inputs
 
 __all__ = ["count_examples", "preview_notes"]
 

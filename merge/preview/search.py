@@ -5,7 +5,7 @@ divides by the sum of the weights. ``gradient_matching`` has a reduced model (:m
 modules where it uses Kronecker curvature; the weightings with a name are solved in full, and what that changed is told.
 Where it has sites or h alone, the sum stands in for it, and a note says where. The rank is taken as lossless. With
 ``mixture`` several seeds of a task are not averaged: each task is a mixture posterior, and its adapters count by their
-responsibilities (:mod:`vlora.merge.mixture`).
+responsibilities (:mod:`vlora.merge.preview.mode`).
 
 ``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter, as far as
 the quadratic model of :mod:`vlora.merge.preview.model` reaches. Lower is better. Where h gives the scale, the increase
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError
-from vlora.merge.compatibility import check_adapter, check_together
+from vlora.merge.adapters.compatibility import check_adapter, check_together
+from vlora.merge.adapters.reading import Inputs, read_inputs
 from vlora.merge.config import MergeConfig
-from vlora.merge.gradient_matching import DEFAULT_TAU
+from vlora.merge.methods.gradient_matching import DEFAULT_TAU
 from vlora.merge.preview.build import build_model, solve_in_full
 from vlora.merge.preview.model import PreviewModel
 from vlora.merge.preview.notes import count_examples, preview_notes
 from vlora.merge.preview.weightings import Family, pareto_front, special_weightings
-from vlora.merge.reading import Inputs, read_inputs
 from vlora.posterior import Posterior
 
 __all__ = ["METHODS", "Preview", "preview"]
@@ -128,8 +128,8 @@ def preview(
         high: Largest weight.
         seed: Of the weightings.
         mixture: Temperature > 0 of mixture posteriors, relative to what a task's adapters are worth: every weighting is
-            then merged at the mode of the mixture of each task's adapters (:mod:`vlora.merge.mixture`), and the weight
-            of each adapter is told. None averages the adapters of a task, as ``vlora merge`` does.
+            then merged at the mode of the mixture of each task's adapters (:mod:`vlora.merge.preview.mode`), and the
+            weight of each adapter is told. None averages the adapters of a task, as ``vlora merge`` does.
         variance: Whether standard deviations are wanted where all adapters have posteriors; under gradient matching
             they take most of the time.
         watch: Wraps the list of modules while the model is built, for a progress bar.

@@ -87,7 +87,7 @@ def test_options_per_module_are_those_of_single_merges(tmp_path):
 
 
 def test_the_program_takes_them_and_the_ledger_gives_the_merge_again(tmp_path):
-    from vlora.merge.unmerge import remove_contributors
+    from vlora.merge.unmerge.run import remove_contributors
 
     folders = [make_adapter(tmp_path / name, seed) for seed, name in enumerate("abc", 1)]
     values = {

@@ -7,8 +7,8 @@ import torch
 from merge_cases import add_curvature, add_posterior, peft_deltas, tiny_llama, two
 from peft import PeftModel
 
-from vlora.merge.remove import remove_adapter
 from vlora.merge.run import merge_adapters, merge_with_report
+from vlora.merge.unmerge.remove import remove_adapter
 from vlora.posterior import Posterior
 
 

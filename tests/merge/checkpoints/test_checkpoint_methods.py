@@ -10,10 +10,10 @@ from vlora.errors import ConfigError
 from vlora.merge.checkpoints.masks import MaskSource
 from vlora.merge.checkpoints.rules import elect
 from vlora.merge.checkpoints.tiles import TILE, Tiling
-from vlora.merge.fisher import fisher_merge
-from vlora.merge.slerp import slerp_merge
-from vlora.merge.sparsify import keep_by_magnitude, keep_random
-from vlora.merge.ties import elect_and_merge, ties_merge
+from vlora.merge.methods.fisher import fisher_merge
+from vlora.merge.methods.slerp import slerp_merge
+from vlora.merge.methods.sparsify import keep_by_magnitude, keep_random
+from vlora.merge.methods.ties import elect_and_merge, ties_merge
 
 WEIGHTS = {2: [1.0, 2.5], 3: [1.0, -0.5, 2.0]}
 

@@ -13,7 +13,7 @@ from vlora.merge import merge_adapters
 from vlora.merge.checkpoints import engine, make_plan
 from vlora.merge.checkpoints.plan_text import render
 from vlora.merge.checkpoints.run import carry_out
-from vlora.merge.dense_svd import gram_svd, rounding_level
+from vlora.merge.low_rank.dense_svd import gram_svd, rounding_level
 from vlora.posterior import Posterior
 from vlora.posterior.lora_layout import module_scaling, split_keys
 

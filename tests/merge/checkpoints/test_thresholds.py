@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlora.merge.checkpoints.thresholds import KEEP_ALL, KthLargest, lowest_kept, shrink
-from vlora.merge.sparsify import keep_largest
+from vlora.merge.methods.sparsify import keep_largest
 
 KINDS = {
     "normal": lambda g, n: torch.randn(n, generator=g),

@@ -67,8 +67,8 @@ def test_the_best_average_is_the_closed_form_where_the_box_does_not_bind(folder)
     best = done.weights[done.named["best average"]]
     config = load_config(MergeConfig, values(folder, NAMES[:2]))
     inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
+    from vlora.merge.adapters.reading import read_inputs
     from vlora.merge.preview.build import build_model
-    from vlora.merge.reading import read_inputs
 
     model = build_model(read_inputs(inputs, ["a", "b"]), ["a", "b"])
     base = model.without()

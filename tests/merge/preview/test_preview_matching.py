@@ -6,11 +6,11 @@ from matching_oracle import losses
 from merge_cases import add_curvature, add_posterior, gram, make_update, two
 
 from vlora.merge import merge_adapters
-from vlora.merge.gradient_matching import gradient_matching
+from vlora.merge.adapters.reading import read_inputs
+from vlora.merge.curvature.quadratic import increase, metric_of, product
+from vlora.merge.methods.gradient_matching import gradient_matching
 from vlora.merge.preview.build import build_model, solve_in_full
 from vlora.merge.preview.matching import full_losses, matching_core
-from vlora.merge.quadratic import increase, metric_of, product
-from vlora.merge.reading import read_inputs
 
 TAU = 0.4
 

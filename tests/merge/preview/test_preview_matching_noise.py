@@ -7,12 +7,12 @@ import torch
 from merge_cases import gram, make_update, positive, rand
 
 from vlora.grams import ShortGram
-from vlora.merge.kronecker import normalised_gram
+from vlora.merge.curvature.quadratic import metric_of
+from vlora.merge.curvature.unit import normalised_gram
 from vlora.merge.preview.matching import full_losses
 from vlora.merge.preview.matching_noise import matching_noise, matching_variance
 from vlora.merge.preview.noise import linear_noise, square_noise
 from vlora.merge.preview.spread import Spread, noise_weightings
-from vlora.merge.quadratic import metric_of
 from vlora.merge.update import LoraUpdate
 
 TAU, SCALE = 0.4, 0.9

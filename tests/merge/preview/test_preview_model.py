@@ -7,9 +7,9 @@ import torch
 from merge_cases import add_curvature, add_posterior, gram, make_update, positive, rand, two
 
 from vlora.merge import merge_adapters
+from vlora.merge.adapters.reading import read_inputs
+from vlora.merge.curvature.quadratic import increase, metric_of, product
 from vlora.merge.preview.build import build_model
-from vlora.merge.quadratic import increase, metric_of, product
-from vlora.merge.reading import read_inputs
 
 
 def dense(metric, m, n):

@@ -3,8 +3,8 @@
 import torch
 
 from vlora.grams import ShortGram
+from vlora.merge.curvature.quadratic import Metric
 from vlora.merge.preview.noise import linear_noise, square_noise
-from vlora.merge.quadratic import Metric
 from vlora.merge.update import LoraUpdate
 
 

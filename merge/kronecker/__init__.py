@@ -1,0 +1,1 @@
+"""Merging with Kronecker-factored curvature: the closed form, under another prior, and the two-sided linear system."""

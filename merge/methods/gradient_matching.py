@@ -1,0 +1,174 @@
+r"""Uncertainty-based gradient matching for LoRA (Daheim et al. 2024, arXiv:2310.12808).
+
+    theta' = theta_0 + sum_t w_t (H_0 + sum_u w_u H_u)^-1 (H_0 + H_t) (theta_t - theta_0)
+
+exact for quadratic losses. What stands in for the Hessians H_t decides how well it works, best first:
+
+=========== ============================== ======================================================================
+sites       frozen A, h on B               exact sums of natural parameters in factor space
+kronecker   input Gram G of every adapter  closed form in update space; by far the largest gain for independent A
+separable   only h                         lifted to row col^T, weighted re-factorisation; a small gain
+isotropic   nothing                        H_t = 0 against H_0 = tau I: the weighted sum (task arithmetic)
+=========== ============================== ======================================================================
+
+Weights count an adapter's data: w = 1 for all approximates joint training, and one adapter of weight 1 is unchanged.
+
+A negative weight has two meanings (``negative``):
+
+``negate``  unlearning: the merge gets the adapter's negative, -W_t with weight \|w\| and curvature H_t > 0. It moves
+            away from W_t as far as w says, and little where the others have curvature. Always well posed.
+``remove``  the formula as it stands: data that are in the sum are taken out of it. Exact for sites that are in there;
+            else the objective l_0 - \|w\| l_t has no minimum where H_t outweighs the rest. Precisions are then kept at
+            5 % of their positive part (:mod:`vlora.merge.curvature.positive`), and the clamped share is reported.
+
+The default is ``remove`` for sites, where it undoes a merge, and ``negate`` for all other curvatures. In a linear model
+of two tasks with overlapping inputs (``tests/merge/methods/test_unlearning.py``) ``remove`` with Kronecker curvature
+blows up both losses; at the same weight ``negate`` costs the task that stays about half of what subtracting the update
+does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor
+
+from vlora.errors import IncompatibleAdaptersError
+from vlora.grams import Gram
+from vlora.merge.kronecker.closed_form import total_metric
+from vlora.merge.kronecker.under_prior import solution_under_prior
+from vlora.merge.low_rank.algebra import resolve_rank
+from vlora.merge.low_rank.recompress import recompress
+from vlora.merge.methods.separable import separable_merge
+from vlora.merge.methods.sites import merge_shared_a
+from vlora.merge.methods.task_arithmetic import weighted_sum
+from vlora.merge.update import LoraUpdate, MergedModule, present, shared_a
+
+__all__ = ["CURVATURES", "DEFAULT_TAU", "NEGATIVE", "choose_curvature", "gradient_matching"]
+
+DEFAULT_TAU = 0.3
+"""Prior precision if none is given."""
+
+CURVATURES = ("auto", "sites", "kronecker", "separable", "isotropic")
+"""Accepted values of the option ``curvature``."""
+NEGATIVE = ("negate", "remove")
+"""Accepted values of the option ``negative``."""
+
+
+class ModulePrior(Protocol):
+    """H_0 of one module, relative to tau."""
+
+    @property
+    def input(self) -> Gram:
+        """P over the inputs. Shape ``(n, n)``."""
+        ...
+
+    @property
+    def rows(self) -> Tensor:
+        """Diagonal over the outputs. Shape ``(m,)``."""
+        ...
+
+    @property
+    def columns(self) -> Tensor:
+        """Diagonal over the inputs. Shape ``(n,)``."""
+        ...
+
+
+class PriorSource(Protocol):
+    """Where priors come from."""
+
+    def of(self, module: str, outputs: int, inputs: int) -> ModulePrior:
+        """That of a module, by its name and its size."""
+        ...
+
+
+def gradient_matching(
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    *,
+    rank: str | float = "keep",
+    tau: float = DEFAULT_TAU,
+    scale: float = 1.0,
+    curvature: str = "auto",
+    negative: str | None = None,
+    prior: PriorSource | None = None,
+) -> MergedModule:
+    """Merge the updates of one module by what each adapter is sure of.
+
+    Args:
+        updates: Updates of one module with whatever posterior and curvature they have.
+        weights: w_t, how often an adapter's data count; negative takes them away.
+        rank: ``keep``, ``lossless`` (not for separable curvature) or a number.
+        tau: Prior precision H_0 relative to the mean curvature of an adapter. Hardly matters between .1 and 1.
+        scale: Factor on the merged update; 1 leaves a single adapter unchanged.
+        curvature: ``auto`` takes the best that all adapters have, see :data:`CURVATURES`.
+        negative: What a negative weight means, ``negate`` or ``remove``; see above for the default.
+        prior: Gives P of H_0 = tau P per module (:mod:`vlora.merge.adapters.prior`), for Kronecker and separable
+            curvature; the identity if not given. Sites have the priors of their posteriors.
+
+    Returns:
+        The merged update; its report names the curvature that was used.
+
+    Raises:
+        IncompatibleAdaptersError: The curvature asked for is not at hand, or ranks do not fit.
+    """
+    updates, weights = present(updates, weights)
+    kind = choose_curvature(updates) if curvature == "auto" else curvature
+    wanted = resolve_rank(updates, rank)
+    if (negative or ("remove" if kind == "sites" else "negate")) == "negate":
+        updates = [replace(u, b=-u.b) if w < 0 else u for u, w in zip(updates, weights, strict=True)]
+        weights = [abs(w) for w in weights]
+    known = None
+    if prior is not None and kind in ("kronecker", "separable"):
+        known = prior.of(updates[0].module, updates[0].b.shape[0], updates[0].a.shape[1])
+    if kind == "sites":
+        merged = _sites(updates, weights, wanted)
+    elif kind == "kronecker":
+        merged = _kronecker(updates, weights, wanted, tau, None if known is None else known.input)
+    elif kind == "separable":
+        merged = separable_merge(
+            updates, weights, wanted, tau, None if known is None else (known.rows, known.columns)
+        )
+    else:
+        merged = weighted_sum(updates, weights, rank)
+    report = {**merged.report, "curvature": kind}
+    return MergedModule(replace(merged.update, scale=merged.update.scale * scale), report)
+
+
+def choose_curvature(updates: Sequence[LoraUpdate]) -> str:
+    """Best kind of curvature that every update of a module has."""
+    if all(u.precision_b is not None for u in updates):
+        if shared_a(updates) and all(u.precision_a is None for u in updates):
+            return "sites"
+        fallback = "separable"
+    else:
+        fallback = "isotropic"
+    return "kronecker" if all(u.input_gram is not None for u in updates) else fallback
+
+
+def _sites(updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None) -> MergedModule:
+    for update in updates:
+        if update.precision_b is None or update.precision_a is not None or not shared_a(updates):
+            raise IncompatibleAdaptersError(
+                f"curvature: sites needs one frozen A and h on B for all adapters, which does not hold for "
+                f"{update.adapter!r} on {update.module}; set curvature: auto"
+            )
+    merged = merge_shared_a(updates, weights)
+    done = recompress(merged.update, updates, weights, rank)
+    return MergedModule(done.update, {**merged.report, **done.report})
+
+
+def _kronecker(
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    rank: int | float | None,
+    tau: float,
+    prior: Gram | None,
+) -> MergedModule:
+    """Closed form at full rank, then S^1/2 X G^1/2 truncated; S is left out unless every adapter has it."""
+    full, clamped, total = solution_under_prior(updates, weights, tau, prior)
+    metrics = None
+    if rank is not None and full.rank > rank:
+        metrics = total_metric([u.output_gram for u in updates], weights, tau), total
+    done = recompress(full, updates, weights, rank, metrics=metrics)
+    return MergedModule(done.update, {"clamped_fraction": clamped, **done.report})

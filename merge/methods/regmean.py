@@ -1,0 +1,138 @@
+"""RegMean: outputs closest to every adapter's on its own inputs (Jin et al. 2023, arXiv:2212.09849).
+
+    X = argmin sum_t w_t |X x - W_t x|^2  over the inputs x of adapter t
+    X = (sum_t w_t W_t G_t) (sum_t w_t G_t)^-1,     G_t = sum x x^T shrunk:  a G + (1 - a) diag(G)
+
+Notation (paper -> code): G -> ``activation_gram`` (the unweighted Gram of a module's inputs), a -> ``shrink`` (the
+factor on off-diagonal entries). The base weights drop out, so the same holds for updates. In factors, B stays and
+A_t' = A_t G_t (sum w G)^-1: concatenation is lossless, and a lower rank is the best in the metric sum_t w_t G_t.
+
+The Gram in ``curvature.safetensors`` by default, ``input_gram``, weights tokens by their squared gradient. It is
+another matrix and is never taken here: ``method: gradient_matching`` uses it. Deviations: every G_t is scaled to mean
+diagonal 1, so that more or longer inputs do not outvote, and gets 1e-6 on the diagonal, so that inputs which never
+occur do not make the sum singular.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.grams import Gram, product
+from vlora.merge.curvature.positive import cholesky
+from vlora.merge.curvature.unit import normalised_gram
+from vlora.merge.low_rank.algebra import concatenate, resolve_rank
+from vlora.merge.low_rank.recompress import pooled_precision, recompress
+from vlora.merge.update import LoraUpdate, MergedModule, present
+
+__all__ = ["regmean", "regmean_merge", "seen_gram", "shrunk_gram", "total_root"]
+
+_JITTER = 1e-6
+
+
+def regmean(
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    *,
+    rank: str | float = "keep",
+    shrink: float = 0.9,
+) -> MergedModule:
+    """RegMean merge of the updates of one module.
+
+    Args:
+        updates: Updates with ``activation_gram``; an adapter without the module has no say in it.
+        weights: w_t > 0; only their ratios count.
+        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
+        shrink: Factor on the off-diagonal entries of every Gram, in [0, 1]; 0 is an average per input.
+
+    Returns:
+        The merged update; a truncation is measured on the adapters' inputs.
+
+    Raises:
+        ConfigError: A weight is negative.
+        IncompatibleAdaptersError: An adapter has no unweighted Gram, or one that does not fit.
+    """
+    updates, weights = present(updates, weights)
+    if min(weights) < 0:
+        raise ConfigError(
+            f"RegMean takes positive weights, got {min(weights):g}; to subtract an adapter use method: "
+            "gradient_matching or task_arithmetic"
+        )
+    wanted = resolve_rank(updates, rank)
+    grams = [shrunk_gram(_gram(u), shrink) for u in updates]
+    root = total_root(grams, weights)
+    moved = [
+        replace(u, a=torch.cholesky_solve(g @ u.a.mT, root).mT, precision_a=None, precision_b=None)
+        for u, g in zip(updates, grams, strict=True)
+    ]
+    done = recompress(concatenate(moved, weights), updates, [1.0] * len(updates), wanted, right=root)
+    merged = pooled_precision(done.update, updates, [1.0] * len(updates))
+    return MergedModule(merged, {"clamped_fraction": 0.0, **done.report, "curvature": "activations"})
+
+
+def regmean_merge(
+    tensors: Sequence[Tensor],
+    grams: Sequence[Tensor],
+    weights: Sequence[float],
+    root: Tensor | None = None,
+) -> Tensor:
+    """RegMean on plain weights of shape ``(m, n)``, or on some of their rows.
+
+    Args:
+        tensors: W_t.
+        grams: G_t of shape ``(n, n)``, used as they are.
+        weights: w_t > 0.
+        root: Cholesky factor of sum w G, see :func:`total_root`; made here if not given.
+    """
+    pulled = torch.zeros_like(tensors[0])
+    for weight, tensor, gram in zip(weights, tensors, grams, strict=True):
+        pulled.add_(product(tensor, gram), alpha=weight)
+    return torch.cholesky_solve(pulled.mT, total_root(grams, weights) if root is None else root).mT
+
+
+def shrunk_gram(gram: Tensor, shrink: float) -> Tensor:
+    """Shrink off-diagonal entries, a G + (1 - a) diag(G), with 1e-6 of the mean diagonal added to the diagonal."""
+    diagonal = gram.diagonal()
+    return shrink * gram + torch.diag((1 - shrink) * diagonal + _JITTER * diagonal.mean())
+
+
+def total_root(
+    grams: Sequence[Tensor],
+    weights: Sequence[float],
+    dtype: torch.dtype | None = None,
+    where: str = "a module",
+) -> Tensor:
+    """Cholesky factor of sum w G, in the Grams' precision if no other is asked for."""
+    total = torch.zeros_like(grams[0], dtype=dtype or grams[0].dtype)
+    for weight, gram in zip(weights, grams, strict=True):
+        total.add_(gram, alpha=weight)
+    return cholesky(total, where, "lower shrink")
+
+
+def _gram(update: LoraUpdate) -> Tensor:
+    where = f"{update.adapter!r} in {update.module}"
+    if update.activation_gram is None:
+        weighted = "only the gradient-weighted one" if update.input_gram is not None else "none"
+        raise IncompatibleAdaptersError(
+            f"method: regmean needs the unweighted Gram of every module's inputs, but {where} has {weighted}; gather "
+            "it with collect_curvature(..., activations=True), or use method: gradient_matching"
+        )
+    gram = seen_gram(update.activation_gram, where)
+    if gram.shape[0] != update.a.shape[1]:
+        raise IncompatibleAdaptersError(
+            f"the activation Gram of {where} has {gram.shape[0]} inputs, its A has {update.a.shape[1]}; the file "
+            "belongs to another adapter"
+        )
+    return gram
+
+
+def seen_gram(gram: Gram, where: str) -> Tensor:
+    """A Gram of mean diagonal 1, refused if no input was ever seen."""
+    found = normalised_gram(gram, where)
+    if not found.any():
+        raise IncompatibleAdaptersError(
+            f"the activation Gram of {where} is zero; gather it on data of the task"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""What a merge says about itself: its report, the conflict map, the sensitivity to the prior, and comparisons."""

@@ -1,0 +1,164 @@
+"""What a merge did to every module, as numbers and as sentences."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from vlora.merge.adapters.assemble import mean_ess
+from vlora.merge.adapters.reading import Inputs
+from vlora.merge.curvature.positive import PRECISION_FLOOR
+from vlora.merge.low_rank.algebra import cosine, relative_distance
+from vlora.merge.report.conflict import conflict
+from vlora.merge.update import LoraUpdate, MergedModule, shared_a
+
+__all__ = ["MergeReport", "describe_module", "merge_notes"]
+
+_KINDS = {
+    "separable": "weighted by h alone (separable curvature): expect a small gain over a plain sum; "
+    "gather curvature for a larger one",
+    "isotropic": "nothing known about the uncertainty (isotropic curvature): gradient matching is the plain sum here; "
+    "give posteriors or gather curvature",
+}
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """Outcome of a merge, written beside it as ``merge_report.json``."""
+
+    method: str
+    rank: str | float
+    adapters: list[dict[str, Any]]
+    """Name, path, weight and hash of each input."""
+    modules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per module: rank, curvature, exact, retained_energy, clamped_fraction, lowest cosine between two updates, and
+    per adapter ``distance``, the share of its update that the merge lost (0 none, 1 all); and the conflict map, see
+    :mod:`vlora.merge.report.conflict`."""
+    full_tensors: list[str] = field(default_factory=list)
+    """Keys that were averaged whole."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences a reader should see."""
+    conflict: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per adapter the predicted loss over all modules, see :func:`vlora.merge.report.conflict.total_conflict`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the method that were given."""
+    sensitivity: dict[str, Any] = field(default_factory=dict)
+    """What half and twice the prior would change (:mod:`vlora.merge.report.sensitivity`); of gradient matching only."""
+    prior: dict[str, Any] = field(default_factory=dict)
+    """Path and hash of a prior from a file."""
+    identities: dict[str, Any] = field(default_factory=dict)
+    """Golden identities on these inputs, see :mod:`vlora.merge.adapters.identities`; empty if ``verify`` was false."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def describe_module(
+    updates: Sequence[LoraUpdate], merged: MergedModule, examples: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Numbers of one module; distances are in the metric of each adapter's own input Gram where there is one.
+
+    Args:
+        updates: The updates that took part.
+        merged: What came out.
+        examples: Training examples behind each adapter.
+    """
+    present = [u for u in updates if u.rank > 0]
+    cosines = [cosine(first, second) for first, second in combinations(present, 2)]
+    return {
+        "rank": merged.update.rank,
+        **merged.report,
+        "lowest_cosine": min(cosines) if cosines else None,
+        "distance": {u.adapter: relative_distance(merged.update, u, u.input_gram) for u in present},
+        **conflict(updates, merged.update, examples or [0] * len(updates)),
+    }
+
+
+def merge_notes(inputs: Inputs, report: MergeReport, stochastic: bool) -> list[str]:
+    """Sentences about approximations and gaps, most important first."""
+    notes = _about_curvature(report) if report.method == "gradient_matching" else []
+    return [
+        *notes,
+        *_about_loss(report),
+        *_about_inputs(inputs, stochastic),
+        *_about_coverage(inputs, report),
+    ]
+
+
+def _about_curvature(report: MergeReport) -> list[str]:
+    kinds = Counter(values["curvature"] for values in report.modules.values())
+    total = len(report.modules)
+    return [f"{kinds[kind]} of {total} modules: {text}" for kind, text in _KINDS.items() if kinds[kind]]
+
+
+def _about_loss(report: MergeReport) -> list[str]:
+    notes = []
+    kept = {m: v["retained_energy"] for m, v in report.modules.items() if "retained_energy" in v}
+    worst = min(kept, key=lambda m: kept[m], default=None)
+    if worst is not None and kept[worst] < 1 - 1e-9:
+        mean = sum(kept.values()) / len(kept)
+        notes.append(
+            f"rank: {report.rank} retains {mean:.1%} of the merged update on average, {kept[worst]:.1%} in {worst}; "
+            "a higher rank or lossless retains more"
+        )
+    shares = {m: v.get("clamped_fraction", 0.0) for m, v in report.modules.items()}
+    worst = max(shares, key=lambda m: shares[m], default=None)
+    clamped = shares[worst] if worst is not None else 0.0
+    if clamped > 0:
+        notes.append(
+            f"negative weights would have made precisions non-positive; kept at {PRECISION_FLOOR:.0%} of their "
+            f"positive part, in up to {clamped:.1%} of a module ({worst})"
+        )
+    return notes
+
+
+def _about_inputs(inputs: Inputs, stochastic: bool) -> list[str]:
+    notes = []
+    plain = [n for n, p in zip(inputs.names, inputs.posteriors, strict=True) if not p.has_hess]
+    if plain:
+        notes.append(
+            f"no posterior in {', '.join(plain)}: the merged adapter is a plain one, without uncertainty"
+        )
+    elif not stochastic:
+        notes.append("the inputs have h on different tensors: the merged adapter has no uncertainty")
+    metas = [p.meta for p in inputs.posteriors if p.has_hess]
+    heats = [m.num_examples / mean_ess(m) for m in metas]
+    if heats and max(heats) > 1.001 * min(heats):
+        notes.append(
+            f"the temperatures N / ess of the inputs range from {min(heats):.3g} to {max(heats):.3g}; the merged "
+            "posterior has the pooled one, sum N / sum ess"
+        )
+    if len({m.loss_reduction for m in metas}) > 1:
+        notes.append(
+            "some inputs average their loss over examples, others over tokens; their N h are not one unit"
+        )
+    return notes
+
+
+def _about_coverage(inputs: Inputs, report: MergeReport) -> list[str]:
+    notes = []
+    for name, layout in zip(inputs.names, inputs.layouts, strict=True):
+        lacking = [module for module in inputs.modules if module not in layout]
+        if lacking:
+            notes.append(
+                f"{name} leaves {len(lacking)} modules alone (first {lacking[0]}); counted as a zero update"
+            )
+    if report.full_tensors:
+        notes.append(
+            f"{len(report.full_tensors)} fully trained tensors (first {report.full_tensors[0]}) were averaged, "
+            "not summed: they are weights, not updates"
+        )
+    gauges = {p.meta.gauge for p in inputs.posteriors}
+    if len(inputs.posteriors) > 1 and len(gauges) == 1 and None not in gauges and not _frozen(inputs):
+        notes.append(
+            "the adapters share the start of A but trained it: sums of such adapters interfere more than sums of "
+            "independent ones; use another seed per adapter, or freeze A"
+        )
+    return notes
+
+
+def _frozen(inputs: Inputs) -> bool:
+    return all(shared_a([u for u in inputs.updates(m) if u.rank > 0]) for m in inputs.modules)

@@ -1,0 +1,74 @@
+"""Un-merge: take one adapter out of a merge again, where that is exact."""
+
+from dataclasses import replace
+
+from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.adapters.assemble import MergedTensors, assemble, mean_ess
+from vlora.merge.adapters.compatibility import check_adapter, check_together
+from vlora.merge.adapters.reading import read_inputs
+from vlora.merge.methods.sites import remove_shared_a
+from vlora.merge.update import LoraUpdate, shared_a
+from vlora.merge.weights import check_weights
+from vlora.posterior import Posterior
+from vlora.posterior.hashing import tensors_sha256
+
+__all__ = ["remove_adapter"]
+
+
+def remove_adapter(merged: Posterior, adapter: Posterior, *, weight: float = 1.0) -> Posterior:
+    """Subtract the sites of an adapter from a merge of adapters with one frozen A.
+
+    The inverse of ``gradient_matching`` with curvature ``sites``, and of nothing else: the result is what the merge
+    of the other adapters would have been, up to float32 (entries of h below 0 count as 0; the adapters' prior
+    precisions N delta must have been equal).
+
+    Args:
+        merged: The merge.
+        adapter: The adapter to take out.
+        weight: The weight it was merged with.
+
+    Returns:
+        The posterior of the remaining adapters.
+
+    Raises:
+        IncompatibleAdaptersError: A is not common and frozen, a tensor has no h, or nothing would be left.
+    """
+    (weight,) = check_weights([weight], 1).scalars
+    names = ["the merge", "the adapter"]
+    for posterior, name in zip((merged, adapter), names, strict=True):
+        check_adapter(posterior, name)
+    check_together([merged, adapter], names)
+    inputs = read_inputs([merged, adapter], names)
+    left = merged.meta.num_examples - adapter.meta.num_examples
+    if left < 1 or inputs.full_keys:
+        raise IncompatibleAdaptersError(
+            f"cannot take {adapter.meta.num_examples} examples out of a merge of {merged.meta.num_examples}"
+            if left < 1
+            else f"{inputs.full_keys[0]} was trained whole and averaged, which cannot be undone; merge the others anew"
+        )
+    tensors = MergedTensors(left)
+    for module in inputs.modules:
+        total, update = inputs.updates(module)
+        rest = total
+        if update.rank:
+            _check_removable(total, update)
+            rest = remove_shared_a(total, update, weight).update
+        tensors.add_module(inputs, module, rest)
+    sources = _without(merged, adapter)
+    result = assemble(read_inputs([merged], ["the merge"]), tensors, sources, merged.meta.notes)
+    ess = mean_ess(merged.meta) - mean_ess(adapter.meta)
+    return replace(result, meta=replace(result.meta, num_examples=left, ess=ess))
+
+
+def _check_removable(total: LoraUpdate, update: LoraUpdate) -> None:
+    frozen = total.precision_a is None and update.precision_a is None and shared_a([total, update])
+    if not frozen or total.precision_b is None or update.precision_b is None:
+        raise IncompatibleAdaptersError(
+            f"{total.module}: removal is exact only for adapters with one frozen A and h on B; "
+            "merge the remaining adapters anew"
+        )
+
+
+def _without(merged: Posterior, adapter: Posterior) -> list[dict]:
+    sha = adapter.meta.mean_sha256 or tensors_sha256(adapter.mean)
+    return [source for source in merged.meta.sources if source.get("mean_sha256") != sha]
