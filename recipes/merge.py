@@ -128,7 +128,7 @@ def _show_plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
     from vlora.merge.plan.text import render_adapters
     from vlora.recipes.merge_config import load_merge
 
-    settings = load_merge(config, overrides)
+    settings = load_merge(config, overrides, writes=False)
     if isinstance(settings, ModelMergeConfig):
         found = make_plan(settings, dry=True)
         text = render(found)

@@ -9,7 +9,6 @@ written out. Values per filter and gradients over layers become ``module_weights
 difference that stays is told in one line. Written from mergekit's documentation (0.1).
 """
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from vlora.errors import ConfigError
 from vlora.merge.mergekit.models import Entry, are_adapters, entries_of, layers_of, split_revision
 from vlora.merge.mergekit.settings import EVERYWHERE, Spread, common_spread, scalar, spread_of
+from vlora.merge.methods.hints import method_hint
 
 __all__ = ["is_mergekit", "translate"]
 
@@ -74,8 +74,8 @@ def translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _method(values: Mapping[str, Any]) -> str:
     method = str(values["merge_method"])
     if method not in _METHODS:
-        close = difflib.get_close_matches(method, _METHODS, n=1, cutoff=0.5)
-        hint = f"; nearest: {close[0]}" if close else ""
+        hint = method_hint(method, _METHODS)
+        hint = f"; {hint}" if hint else ""
         raise ConfigError(
             f"mergekit merge_method {method!r} is none of those that vlora shares with it ({', '.join(_METHODS)}){hint}"
         )

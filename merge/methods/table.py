@@ -1,6 +1,5 @@
 """The table of merge methods: what can be written after ``method:``."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from vlora.merge.methods.dare import dare_linear, dare_ties
 from vlora.merge.methods.della import della
 from vlora.merge.methods.fisher import fisher
 from vlora.merge.methods.gradient_matching import gradient_matching
+from vlora.merge.methods.hints import method_hint
 from vlora.merge.methods.iso import iso_c
 from vlora.merge.methods.linear import linear
 from vlora.merge.methods.mats import mats
@@ -158,7 +158,7 @@ def get_method(name: str) -> Method:
         ConfigError: There is none of that name.
     """
     if name not in METHODS:
-        close = difflib.get_close_matches(name.lower().replace("-", "_"), METHODS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = method_hint(name, list(METHODS))
+        hint += " " if hint.endswith("?") else "; " if hint else ""
         raise ConfigError(f"unknown merge method {name!r}; {hint}methods: {', '.join(METHODS)}")
     return METHODS[name]

@@ -167,7 +167,9 @@ def test_one_slice_of_all_layers_is_the_whole_model(tmp_path):
     ("method", "entries", "values", "message"),
     [
         ("sce", models(1), {}, "'sce' is none of those that vlora shares with it"),
-        ("dare_tie", models(1), {}, "nearest: dare_ties"),
+        ("dare_tie", models(1), {}, "did you mean 'dare_ties'?"),
+        ("breadcrumbs", models(1), {}, "'breadcrumbs' is none of those .*; not supported .* nearest: ties"),
+        ("nuslerp", models(1), {}, "that is method slerp"),
         ("ties", models(1), {"modules": {}}, "key 'modules' has no counterpart"),
         ("ties", models(1), {"tokenizer": {}}, "key 'tokenizer' has no counterpart"),
         ("ties", models([]), {}, "weight of org/lora0: expected values from the first layer to the last"),

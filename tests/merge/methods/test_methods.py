@@ -1,6 +1,7 @@
 """What every merge method must satisfy, on random updates: identities, order, shapes, errors."""
 
 import copy
+import re
 from dataclasses import replace
 from itertools import permutations
 
@@ -12,7 +13,7 @@ from merge_cases import gram, make_update, rand
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge import METHODS
-from vlora.merge.methods import get_method
+from vlora.merge.methods import get_method, hints
 from vlora.merge.methods.gradient_matching import gradient_matching
 from vlora.merge.methods.linear import linear
 from vlora.merge.methods.task_arithmetic import task_arithmetic
@@ -202,7 +203,7 @@ def test_a_mean_needs_a_positive_sum_of_weights():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("TIES", "ties"), ("dare-linear", "dare_linear"), ("iso", "iso_c"), ("fischer", "fisher")],
+    [("TIES", "ties"), ("dare-linear", "dare_linear"), ("iso_cc", "iso_c"), ("fischer", "fisher")],
 )
 def test_an_unknown_method_is_answered_with_the_nearest(name, near):
     with pytest.raises(ConfigError, match=f"unknown merge method {name!r}; did you mean {near!r}"):
@@ -211,3 +212,29 @@ def test_an_unknown_method_is_answered_with_the_nearest(name, near):
         ConfigError, match="unknown merge method 'xyz'; methods: linear, slerp, task_arithmetic"
     ):
         get_method("xyz")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("KnOTS", "a choice of coordinates here, not a method: method ties, .* with space: knots"),
+        ("core-space", "a choice of coordinates here, not a method: .* with space: core"),
+        ("breadcrumbs", r"not supported \(drops the largest .*\); nearest: ties"),
+        ("model_stock", "not supported .*; nearest: linear"),
+        ("nuslerp", "that is method slerp"),
+        ("karcher", "not supported .*; nearest: slerp for two adapters"),
+        ("cat", "that is method task_arithmetic, with rank: lossless"),
+        ("k-fac", "that is method mats"),
+    ],
+)
+def test_names_of_other_tools_are_answered_with_what_they_are_here(name, told):
+    with pytest.raises(ConfigError, match=f"unknown merge method {name!r}; {told}.*; methods: linear, slerp"):
+        get_method(name)
+
+
+def test_hints_name_methods_that_there_are():
+    for name, told in hints._ELSEWHERE.items():
+        assert name not in METHODS
+        named = re.findall(r"(?:method|nearest:) ([a-z_]+)", told)
+        assert named or "not supported" in told
+        assert set(named) - {"with"} <= set(METHODS), told
