@@ -10,10 +10,10 @@
     python -m benchmarks.merge_quality.table
 
 DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps features and adapters; an adapter or a
-result that exists is not made again. ``merge`` has the main methods, ``more`` the others, merges at the adapters' rank,
-curvature taken apart, and the conflict check; both look at the test rows, with settings fixed beforehand and one scalar
-per method from validation rows. ``joint`` trains and scores one adapter on all tasks of a set. ``tune`` does what
-``merge`` and ``more`` do on seeds of its own, with validation rows only.
+result that exists is not made again. ``merge`` has the main methods, ``more`` the others, and for four adapters merges
+at their rank, curvature taken apart, and the conflict check; both look at the test rows, with settings fixed beforehand
+and one scalar per method from validation rows. ``joint`` trains and scores one adapter on all tasks of a set. ``tune``
+does what ``merge`` and ``more`` do on seeds of its own, with validation rows only.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.merge_quality.adapters import Library
-from benchmarks.merge_quality.arms import MAIN, MORE
+from benchmarks.merge_quality.arms import MAIN, MORE, OTHERS
 from benchmarks.merge_quality.scores import evaluate, evaluate_joint
 from benchmarks.merge_quality.tasks import DOMAINS, MIXED
 from benchmarks.rows import keep_and_tell
@@ -56,7 +56,7 @@ class Unit:
 
     @property
     def whole(self) -> bool:
-        """Whether all methods are compared, not only the main ones."""
+        """Whether merges at the adapters' rank, curvature taken apart and the conflict map are wanted too."""
         return self.family == "mixed" or self.count == 4
 
     @property
@@ -105,15 +105,10 @@ def run_unit(unit: Unit, library: Library, part: str) -> None:
         library.adapters(unit.family, unit.tasks, unit.gauge, unit.optimizer, unit.seed)
         print(f"{unit.name}: trained", flush=True)
     elif part == "joint":
-        if unit.whole:
-            keep_and_tell(
-                RESULTS,
-                part,
-                f"{unit.family}{unit.count}__{unit.seed}",
-                lambda: evaluate_joint(unit, library),
-            )
-    elif part == "tune" or part == "merge" or unit.whole:
-        arms = {"merge": MAIN, "more": MORE, "tune": MAIN | MORE}[part]
+        name = f"{unit.family}{unit.count}__{unit.seed}"
+        keep_and_tell(RESULTS, part, name, lambda: evaluate_joint(unit, library))
+    else:
+        arms = {"merge": MAIN, "more": MORE if unit.whole else OTHERS, "tune": MAIN | MORE}[part]
         keep_and_tell(RESULTS, part, unit.name, lambda: evaluate(unit, library, arms, test=part != "tune"))
 
 

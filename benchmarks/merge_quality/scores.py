@@ -59,7 +59,7 @@ def evaluate(unit: "Unit", library: Library, arms: Mapping[str, Arm], *, test: b
             found[name] = scorer.tuned(made[name], MEAN_SCALARS if arm.method in MEANS else SCALARS)
         found[name]["merge_seconds"] = seconds
     record = {**vars(unit), "tasks": list(unit.tasks), "unseen": list(unit.unseen), "arms": found}
-    if test and unit.optimizer == "ivon" and "Fisher" in arms:
+    if test and unit.whole and unit.optimizer == "ivon" and "Fisher" in arms:
         record["conflict"] = conflict(adapters, merge(MAIN["task arithmetic (sum)"], adapters), scorer.nll)
     return record
 

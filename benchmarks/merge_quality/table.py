@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.merge_quality.arms import MAIN
+from benchmarks.merge_quality.pairs_tables import pair_differences, pair_scores, sets_of
 from benchmarks.merge_quality.records import (
     FAMILIES,
     OURS,
@@ -106,7 +107,7 @@ def curve_table(records: Records) -> str:
     """Mean accuracy and NLL of independent domain adapters over their number, default scalars."""
     counts = sorted({r["count"] for r in records if (r["family"], r["gauge"]) == ("domains", "independent")})
     found = {c: family(records, ("domains", c, "independent", "ivon")) for c in counts}
-    arms = [a for a in found[counts[-1]][0]["arms"] if a not in ("joint training",)] if counts else []
+    arms = list(found[counts[-1]][0]["arms"]) if counts else []
     rows = []
     for arm in arms:
         cells = []
@@ -227,6 +228,7 @@ def block(root: Path) -> str:
         ),
         ("What a merge of four adapters costs, one thread of a busy machine", timed, cost_table),
         ("More adapters", [r for r in records if r["family"] == "domains"], curve_table),
+        *_pair_sections(load(root, "pairs")),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
         ("Stand-ins against exact gradients", load(root, "curvature"), curvature_table),
         ("Gathering while training: operations it adds", load(root, "gathering_flops"), gathering_table),
@@ -236,6 +238,17 @@ def block(root: Path) -> str:
         if found:
             parts += [f"**{title}.**", make(found)]
     return "\n\n".join(parts) + "\n"
+
+
+def _pair_sections(records: Records) -> list[tuple[str, Records, Callable[[Records], str]]]:
+    """Two adapters at a time, by family."""
+    found = []
+    for name, title in (("mixed", "different tasks"), ("domains", "domains of one task")):
+        pairs = [pair for one in sets_of(_of(records, name)) for pair in one]
+        starts = " and ".join(sorted({record["gauge"] for record in pairs}))
+        told = f"Two adapters, {title}: {len(pairs)} merges of pairs, {starts} starts"
+        found += [(told, pairs, pair_scores), ("Paired differences on these", pairs, pair_differences)]
+    return found
 
 
 def _of(records: Records, name: str) -> Records:
