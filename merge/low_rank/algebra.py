@@ -79,21 +79,30 @@ def truncate(
         b: Shape ``(m, R)``.
         a: Shape ``(R, n)``.
         rank: Wanted rank, fewer come back when the product cannot have as many; or a share of the squared norm.
-        left: L, lower triangular, shape ``(m, m)``; None is the identity.
-        right: R, lower triangular, shape ``(n, n)``; None is the identity.
+        left: L, lower triangular, shape ``(m, m)``, or the diagonal of one, shape ``(m,)``; None is the identity.
+        right: R, lower triangular, shape ``(n, n)``, or the diagonal of one, shape ``(n,)``; None is the identity.
 
     Returns:
         ``(b, a, retained)``: factors that share the singular values evenly, and the share of the squared
         norm they keep (1 is lossless).
     """
-    scaled_b = b if left is None else left.mT @ b
-    scaled_a = a if right is None else a @ right
+    scaled_b = b if left is None else left[:, None] * b if left.ndim == 1 else left.mT @ b
+    scaled_a = a if right is None else a * right if right.ndim == 1 else a @ right
     u, values, vh = thin_svd(scaled_b, scaled_a)
     new_b, new_a, retained = _halved(u, values, vh, rank, values.square().sum().item())
     if left is not None:
-        new_b = torch.linalg.solve_triangular(left.mT, new_b, upper=True)
+        new_b = (
+            new_b / left[:, None]
+            if left.ndim == 1
+            else torch.linalg.solve_triangular(left.mT, new_b, upper=True)
+        )
     if right is not None:
-        new_a = torch.linalg.solve_triangular(right, new_a, upper=False, left=False)
+        diagonal = right.ndim == 1
+        new_a = (
+            new_a / right
+            if diagonal
+            else torch.linalg.solve_triangular(right, new_a, upper=False, left=False)
+        )
     return new_b, new_a, retained
 
 

@@ -103,7 +103,7 @@ def _separable(
         columns.append(weight * col / col.mean())
     shares = [(r / torch.stack(rows).sum(0)).mean().item() for r in rows]
     full = concatenate(updates, shares)
-    left, right = (torch.diag((torch.stack(v).sum(0) / sum(weights)).sqrt()) for v in (rows, columns))
+    left, right = ((torch.stack(v).sum(0) / sum(weights)).sqrt() for v in (rows, columns))
     start = truncate(full.b, full.a, full.rank if rank is None else rank, left, right)
     b, a, clamped = weighted_als(precisions, targets, start[:2])
     merged = LoraUpdate(b, a, adapter="merged", module=full.module)

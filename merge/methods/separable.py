@@ -85,7 +85,7 @@ def _scaling(precisions: Sequence[Precision]) -> tuple[Tensor, Tensor]:
     positive = [p for p in precisions if p.weight > 0]
     row = torch.stack([p.weight * p.row * p.col.mean() for p in positive]).sum(0)
     col = torch.stack([p.weight * p.col * p.row.mean() for p in positive]).sum(0)
-    return torch.diag(row.sqrt()), torch.diag((col / col.mean()).sqrt())
+    return row.sqrt(), (col / col.mean()).sqrt()
 
 
 def _unit_curvature(update: LoraUpdate) -> tuple[Tensor, Tensor]:

@@ -18,17 +18,16 @@ from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.layers import OptionsByModule, count_layers
 from vlora.merge.methods import get_method
 from vlora.merge.plan.cost import module_cost
+from vlora.merge.plan.duration import duration
 from vlora.merge.plan.headers import AdapterHeaders, read_adapter_headers
+from vlora.merge.plan.kinds import GRAMS, gram_bytes, module_kind, uncertain_entries
 from vlora.merge.plan.needs import curvature_kind, describe_lacking, lacking
-from vlora.merge.speed import product_speed
 from vlora.merge.weights import check_weights
 
 __all__ = ["AdapterPlan", "make_adapter_plan"]
 
-_READ, _WRITE = 1e9, 1e9  # bytes a second; only assumed
 _POSITIVE = ("slerp", "fisher", "regmean", "mats")
 _FULL_RANK = ("mats", "fisher", "ties", "dare_linear", "dare_ties", "della")
-_GRAMS = ("input_gram", "output_gram", "activation_gram")
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class AdapterPlan:
     free_bytes: int
     memory_bytes: int
     seconds: float
+    """0 where there are problems."""
     basis: str
     notes: list[str]
     problems: list[str]
@@ -102,20 +102,23 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
     adapters = [read_adapter_headers(source.path, source.revision, name) for source, name in rows]
     names = sorted({module for adapter in adapters for module in adapter.modules})
     mismatched = _mismatched(names, adapters)
-    modules, costs = {}, []
-    for name in names:
-        row = _module(config, name, adapters)
-        modules[name] = row
-        ranks = [rank for rank in row["ranks"].values() if rank]
-        costs.append(module_cost(config, row["shape"], ranks, _gram_bytes(name, adapters), row["curvature"]))
+    modules = {name: _module(config, name, adapters) for name in names}
+    kinds = {name: module_kind(name, row, adapters) for name, row in modules.items()}
+    work = [module_cost(config, kind).memory + gram_bytes(name, adapters) for name, kind in kinds.items()]
     lacks, written = lacking(config, adapters), _written(config, modules, adapters)
-    read, flops = sum(a.nbytes for a in adapters), sum(cost.flops for cost in costs)
-    speed = 2 * product_speed()  # a multiply-add is two operations
-    basis = (
-        f"{flops / 1e9:.3g} billion operations at {speed / 1e9:.3g} a nanosecond (a matrix product measured just now), "
-        f"{read / 1e6:.3g} MB read and {written / 1e6:.3g} MB written at an assumed {_WRITE / 1e9:g} GB/s"
+    read, free = sum(a.nbytes for a in adapters), _free(output)
+    problems = (
+        _problems(config, adapters, modules)
+        + describe_lacking(lacks, config.method)
+        + _space(written, free, output)
     )
-    free = _free(output)
+    seconds, basis = 0.0, "not estimated"
+    if not problems:
+        entries = uncertain_entries(modules, adapters)
+        try:
+            seconds, basis = duration(config, list(kinds.values()), read, written, entries)
+        except (ConfigError, IncompatibleAdaptersError) as error:
+            problems.append(str(error))  # what the method refuses of random numbers, it refuses of these
     return AdapterPlan(
         config,
         adapters,
@@ -125,13 +128,11 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
         lacks,
         written,
         free,
-        read + written + max((cost.memory for cost in costs), default=0),
-        flops / speed + read / _READ + written / _WRITE,
+        read + written + max(work, default=0),
+        seconds,
         basis,
         _notes(config, modules, adapters),
-        _problems(config, adapters, modules)
-        + describe_lacking(lacks, config.method)
-        + _space(written, free, output),
+        problems,
     )
 
 
@@ -162,13 +163,6 @@ def _mismatched(names: Sequence[str], adapters: Sequence[AdapterHeaders]) -> dic
         if len({tuple(shape) for shape in shapes.values()}) > 1:
             found[name] = shapes
     return found
-
-
-def _gram_bytes(name: str, adapters: Sequence[AdapterHeaders]) -> int:
-    """Bytes of a module's Grams in double precision."""
-    stems = [f"{a.modules[name].stem}.{kind}" for a in adapters if name in a.modules for kind in _GRAMS]
-    keys = {key for stem in stems for key in (stem, f"{stem}.vectors")}
-    return 8 * sum(a.curvature[key].numel for a in adapters for key in keys if key in a.curvature)
 
 
 def _written(
@@ -269,7 +263,7 @@ def _free(output: Path) -> int:
 
 
 def _input(source: Any, weight: float, adapter: AdapterHeaders) -> dict[str, Any]:
-    has = {kind: sum(adapter.gram(m, kind) is not None for m in adapter.modules) for kind in _GRAMS}
+    has = {kind: sum(adapter.gram(m, kind) is not None for m in adapter.modules) for kind in GRAMS}
     return {
         "name": adapter.name,
         "path": source.path,

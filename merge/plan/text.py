@@ -21,7 +21,7 @@ def render_adapters(plan: AdapterPlan) -> str:
         f"read       {shown_size(plan.bytes_read)}",
         f"write      {shown_size(plan.bytes_written)}, {shown_size(plan.free_bytes)} free",
         f"memory     about {shown_size(plan.memory_bytes)}: inputs, result, and the largest module at work",
-        f"time       about {plan.seconds:.2g} s: {plan.basis}",
+        *([] if plan.problems else [f"time       about {plan.seconds:.2g} s: {plan.basis}"]),
     ]
     lines += [f"note       {note}" for note in plan.notes]
     for name, modules in plan.missing.items():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from merge_cases import add_curvature, add_posterior, make_adapter, tiny_bert
 
 from vlora.config import load_config
 from vlora.errors import CheckpointError, ConfigError, OutputExistsError, PosteriorFormatError
-from vlora.merge import MergeConfig, run_merge
+from vlora.merge import METHODS, MergeConfig, run_merge
 from vlora.merge.plan import headers as headers_file
 from vlora.merge.plan.plan import make_adapter_plan
 from vlora.posterior import Posterior
@@ -194,3 +195,29 @@ def test_the_command(folder, tmp_path, capsys):
     assert outcome("plan", tmp_path / "c.yaml", "method=fisher") == 1
     assert capsys.readouterr().out.endswith("cannot be carried out\n")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_time_that_the_merge_takes_up_to_a_factor(folder, tmp_path, method):
+    """On modules of 12 inputs the time is that of the interpreter; only nonsense is noticed here."""
+    if method in ("slerp", "regmean"):
+        names = ("math", "code") if method == "slerp" else ("seen/math", "seen/code")
+        for name in names if method == "regmean" else ():
+            changed = Posterior.from_pretrained(folder / Path(name).name)
+            grams = {
+                k.replace("input_gram", "activation_gram"): v
+                for k, v in changed.curvature.items()
+                if "input" in k
+            }
+            replace(changed, curvature={**changed.curvature, **grams}).save_pretrained(tmp_path / name)
+        names = tuple(tmp_path / name for name in names) if method == "regmean" else names
+    else:
+        names = ("math", "code")
+    plan = planned(folder, names, method=method)
+    assert plan.problems == [] and 0 < plan.seconds < 30
+    assert "trials on random numbers of their shapes" in plan.basis
+
+
+def test_a_rank_that_a_method_cannot_have_is_a_problem_of_the_plan(folder):
+    (problem,) = planned(folder, method="ties", rank="lossless").problems
+    assert "lossless" in problem and planned(folder, method="ties", rank="lossless").seconds == 0.0
