@@ -17,7 +17,15 @@ from vlora.eval.predictions import ChoiceTable
 from vlora.eval.summaries import NUM_BINS
 from vlora.eval.tables import ALL, ModelTable, finite_or_none
 
-__all__ = ["figure_data", "wilson_interval"]
+__all__ = [
+    "MAX_POINTS",
+    "figure_data",
+    "reliability_bins",
+    "risk_points",
+    "rounded",
+    "some_rows",
+    "wilson_interval",
+]
 
 MAX_POINTS = 600
 """Points of one model in the entropy figure, shared out evenly over its groups."""
@@ -76,12 +84,17 @@ def wilson_interval(share: Array, count: Array, level: float = 0.95) -> tuple[Ar
     return np.clip((centre - reach) / scale, 0, 1), np.clip((centre + reach) / scale, 0, 1)
 
 
-def _reliability(table: ModelTable, predictor: str, rows: IntArray) -> dict[str, Any]:
-    """Occupied bins of the equal-width reliability diagram."""
-    bins = calibration(*table.reliability(predictor, rows), NUM_BINS)
+def reliability_bins(confidence: Array, correct: Array) -> list[dict[str, float]]:
+    """Occupied bins of the equal-width reliability diagram, with Wilson intervals of their accuracies.
+
+    Args:
+        confidence: Probability of being right, ``(N,)``.
+        correct: Whether it is, in [0, 1], ``(N,)``.
+    """
+    bins = calibration(confidence, correct, NUM_BINS)
     used = np.flatnonzero(bins.count)
     low, high = wilson_interval(bins.accuracy[used], bins.count[used].astype(np.float64))
-    entries = [
+    return [
         {
             "lower": index / NUM_BINS,
             "upper": (index + 1) / NUM_BINS,
@@ -93,16 +106,29 @@ def _reliability(table: ModelTable, predictor: str, rows: IntArray) -> dict[str,
         }
         for place, index in enumerate(used.tolist())
     ]
-    return {"model": table.model, "predictor": predictor, "group": ALL, "bins": entries}
+
+
+def risk_points(uncertainty: Array, correct: Array) -> dict[str, list[float]]:
+    """``coverage`` and ``risk`` of the risk-coverage curve, thinned evenly, both ends kept."""
+    curve, size = risk_coverage(uncertainty, correct), len(correct)
+    kept = np.unique(np.linspace(0, size - 1, min(CURVE_POINTS, size)).round().astype(int))
+    return {"coverage": rounded(curve.coverage[kept]), "risk": rounded(curve.risk[kept])}
+
+
+def some_rows(rows: IntArray, room: int, rng: np.random.Generator) -> IntArray:
+    """At most ``room`` of some rows, drawn without replacement and in order."""
+    return np.sort(rng.choice(rows, room, replace=False)) if len(rows) > room else rows
+
+
+def _reliability(table: ModelTable, predictor: str, rows: IntArray) -> dict[str, Any]:
+    head = {"model": table.model, "predictor": predictor, "group": ALL}
+    return {**head, "bins": reliability_bins(*table.reliability(predictor, rows))}
 
 
 def _risk_coverage(table: ChoiceTable, predictor: str, rows: IntArray) -> dict[str, Any]:
-    """The risk-coverage curve, thinned evenly, both ends kept."""
     columns = table.predictive(predictor).columns
-    curve = risk_coverage(-columns["log_confidence"][rows], columns["correct"][rows])
-    kept = np.unique(np.linspace(0, len(rows) - 1, min(CURVE_POINTS, len(rows))).round().astype(int))
     head = {"model": table.model, "predictor": predictor, "group": ALL}
-    return {**head, "coverage": _rounded(curve.coverage[kept]), "risk": _rounded(curve.risk[kept])}
+    return {**head, **risk_points(-columns["log_confidence"][rows], columns["correct"][rows])}
 
 
 def _entropy_mi(table: ModelTable, seed: int) -> list[dict[str, Any]]:
@@ -114,8 +140,8 @@ def _entropy_mi(table: ModelTable, seed: int) -> list[dict[str, Any]]:
     room, found = max(MAX_POINTS // len(groups), 1), []
     for group in groups:
         rows = table.rows(group)
-        kept = np.sort(rng.choice(rows, room, replace=False)) if len(rows) > room else rows
-        points = {name: _rounded(scores[name][kept]) for name in ("entropy", "mutual_information")}
+        kept = some_rows(rows, room, rng)
+        points = {name: rounded(scores[name][kept]) for name in ("entropy", "mutual_information")}
         found.append(
             {"model": table.model, "predictor": "samples", "group": group, "shown": len(kept), **points}
         )
@@ -154,5 +180,6 @@ def _answer(table: ChoiceTable, row: int) -> dict[str, Any]:
     }
 
 
-def _rounded(values: Array) -> list[float]:
+def rounded(values: Array) -> list[float]:
+    """Numbers with the digits that a figure needs."""
     return values.round(_DECIMALS).tolist()

@@ -1,26 +1,19 @@
-"""Figures of the report as inline SVG: reliability diagram, risk-coverage curve, entropy against mutual information.
+"""Figures of the reports as inline SVG: reliability diagram, risk-coverage curve, entropy against mutual information.
 
-Each function draws one small panel and returns one ``<svg>`` element, so that a page can lay panels out freely.
-Matplotlib's object-oriented API and its SVG backend are used, never ``pyplot``: no global figure, no display.
-Three properties are added afterwards:
-
-* colours are CSS variables (``--ink``, ``--c0`` ...), so one figure serves light mode, dark mode and print;
-* no element holds an external reference (namespaces, metadata and document type are removed);
-* the same input gives the same bytes (fixed hash salt, no date), and ids do not clash between panels.
-
-No text of the user enters a figure: names belong into the caption beside it, where HTML escaping applies.
+Each function draws one small panel and returns one ``<svg>`` element (:mod:`vlora.eval.svg`), so that a page can lay
+panels out freely. No text of the user enters a figure: names belong into the caption beside it, where HTML escaping
+applies.
 """
 
-import hashlib
-import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from vlora.eval.svg import COLOURS, PALETTE_SIZE, RC, svg
 
 __all__ = [
     "COLOURS",
@@ -33,23 +26,8 @@ __all__ = [
     "svg",
 ]
 
-_NAMED = {"ink": "#fe0100", "muted": "#fe0200", "grid": "#fe0300", "paper": "#fe0400"}
-PALETTE_SIZE = 10
-COLOURS = _NAMED | {f"c{i}": f"#fe10{i:02x}" for i in range(PALETTE_SIZE)}
 _WIDTH = 3.3  # inches; the page scales panels, so this sets only the size of text relative to the drawing
 _MARKERS = ("o", "^", "s", "D")
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "vlora",
-    "path.simplify": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 8.0,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "text.usetex": False,
-    "axes.unicode_minus": True,
-}
 
 
 @dataclass(frozen=True)
@@ -64,6 +42,7 @@ class Curve:
         high: Upper ends of the intervals, or empty.
         counts: Items behind each point (the histogram of a reliability diagram), or empty.
         dashed: Whether the line is dashed.
+        mark: A point on the line that is set off, or None.
     """
 
     x: Sequence[float]
@@ -73,6 +52,7 @@ class Curve:
     high: Sequence[float] = ()
     counts: Sequence[int] = ()
     dashed: bool = False
+    mark: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,18 +92,25 @@ def reliability_diagram(curves: Sequence[Curve], *, key: str = "") -> str:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=[""] * 5)
     _histogram(below, curves)
-    return svg(figure, key, "reliability diagram")
+    return svg(figure, key, "reliability diagram", _in_words(curves, "confidence", "accuracy"))
 
 
 def risk_coverage(
-    curves: Sequence[Curve], background: Sequence[Curve] = (), *, top: float = 1.0, key: str = ""
+    curves: Sequence[Curve],
+    background: Sequence[Curve] = (),
+    *,
+    top: float = 1.0,
+    limit: float | None = None,
+    key: str = "",
 ) -> str:
     """Draw the error rate among the most confident answers against the share of questions answered.
 
     Args:
-        curves: The curves to look at: ``x`` coverage in (0, 1], ``y`` the error rate among the answered.
+        curves: The curves to look at: ``x`` coverage in (0, 1], ``y`` the error rate among the answered, ``mark`` where
+            a fitted threshold for "don't know" stands.
         background: Curves drawn thin and grey for comparison.
         top: Upper end of the vertical axis; use one value for all panels of a page.
+        limit: Error rate that the thresholds are to keep, as a horizontal line; None draws none.
         key: As for :func:`reliability_diagram`.
 
     Returns:
@@ -132,6 +119,8 @@ def risk_coverage(
     figure, (axes,) = panel(height=2.55)
     for curve in background:
         axes.plot(curve.x, curve.y, color=COLOURS["muted"], lw=0.8, alpha=0.4)
+    if limit is not None:
+        axes.axhline(limit, color=COLOURS["muted"], lw=0.8, ls=(0, (1, 2)))
     for curve in curves:
         _line(axes, curve)
     axes.set(
@@ -141,16 +130,24 @@ def risk_coverage(
         ylabel="risk (share wrong)",
     )
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], labels=["0", ".25", ".5", ".75", "1"])
-    return svg(figure, key, "risk-coverage curves")
+    return svg(figure, key, "risk-coverage curves", _in_words(curves, "coverage", "risk"))
 
 
-def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key: str = "") -> str:
+def entropy_scatter(
+    points: Sequence[PointSet],
+    *,
+    right: float,
+    top: float,
+    names: tuple[str, str] = ("predictive entropy", "mutual information"),
+    key: str = "",
+) -> str:
     """Draw mutual information against predictive entropy, one dot per question, in nats.
 
     Args:
         points: One set per group.
         right: Right end of the entropy axis; use one value for all panels of a page.
         top: Upper end of the mutual-information axis.
+        names: Of the two axes.
         key: As for :func:`reliability_diagram`.
 
     Returns:
@@ -165,14 +162,14 @@ def entropy_scatter(points: Sequence[PointSet], *, right: float, top: float, key
         face = "none" if group.hollow else colour
         style: dict[str, Any] = {"ls": "none", "marker": marker, "ms": 3.2, "mew": 0.7, "alpha": 0.6}
         axes.plot(group.x, group.y, color=colour, mfc=face, **style)
-    axes.set(xlabel="predictive entropy (nats)", ylabel="mutual information (nats)")
+    axes.set(xlabel=f"{names[0]} (nats)", ylabel=f"{names[1]} (nats)")
     axes.set(xlim=(-0.02 * right, 1.03 * right), ylim=(-0.03 * top, 1.05 * top))
-    return svg(figure, key, "entropy against mutual information")
+    return svg(figure, key, f"{names[1]} against {names[0]}", _sets_in_words(points, names))
 
 
 def panel(height: float, ratios: Sequence[float] = (1.0,)) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure of the common width with stacked, plainly styled axes."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(_WIDTH, height))
         # Fixed margins: labels have known sizes here, and matplotlib's own layout costs more than all drawing.
         margins = {"left": 0.155, "right": 0.985, "bottom": 0.40 / height, "top": 1 - 0.05 / height}
@@ -195,6 +192,10 @@ def _line(axes: Axes, curve: Curve) -> None:
     """Add one curve."""
     style = (0, (4, 2)) if curve.dashed else "-"
     axes.plot(curve.x, curve.y, color=COLOURS[curve.colour], lw=1.4, ls=style)
+    if curve.mark is not None:
+        at, height = curve.mark
+        style = {"ls": "none", "marker": "D", "ms": 5.5, "mfc": "none", "mew": 1.4, "clip_on": False}
+        axes.plot([at], [height], color=COLOURS[curve.colour], zorder=4, **style)
 
 
 def _bins(axes: Axes, curve: Curve, *, alone: bool) -> None:
@@ -225,56 +226,24 @@ def _histogram(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_yticks([0, 1.0], labels=["0", "1"])
 
 
-def svg(figure: Figure, key: str, name: str) -> str:
-    """Return the figure as one self-contained ``<svg>`` element coloured by CSS variables and named for readers."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(_RC):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:xlink)?="[^"]*"|\sversion="1.1"', "", text).replace("xlink:href", "href")
-    opened = rf'<svg class="plot" role="img" aria-label="{name}" viewBox="\1">'
-    text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', opened, text, count=1)
-    text = re.sub(r"font(-family|-size)?: [^;\"]*'[^\"]*\"|font-size: [^\"]*\"", _font_size_only, text)
-    return _colours_to_variables(_own_ids(_compact(text), key)).strip()
+def _in_words(curves: Sequence[Curve], across: str, up: str) -> str:
+    """What curves show, in the order of the legend: up to 15 of their points, and what is set off."""
+    told = []
+    for number, curve in enumerate(curves, start=1):
+        count = len(curve.x)
+        chosen = sorted({round(i * (count - 1) / 14) for i in range(15)}) if count else []
+        points = ", ".join(f"{curve.y[i]:.2f} at {curve.x[i]:.2f}" for i in chosen)
+        mark = f"; threshold: {curve.mark[1]:.2f} at {curve.mark[0]:.2f}" if curve.mark else ""
+        told.append(f"Line {number}, {up} at {across}: {points or 'no point'}{mark}.")
+    return " ".join(told)
 
 
-def _font_size_only(match: re.Match[str]) -> str:
-    """Keep size and anchor of a text style; the family is the page's own."""
-    style = match.group(0)
-    size = re.search(r"(\d+(?:\.\d+)?)px", style)
-    anchor = re.search(r"text-anchor: (\w+)", style)
-    kept = [f"font-size: {size.group(1)}px"] if size else []
-    kept += [f"text-anchor: {anchor.group(1)}"] if anchor else []
-    return "; ".join(kept) + '"'
-
-
-def _compact(text: str) -> str:
-    """Drop comments, unused ids, invisible paths and digits; hoist the style that repeated markers share."""
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)
-    text = re.sub(r'<path d="[^"]*" style="fill: none"/>\s*', "", text)
-    text = re.sub(r"(?<=[\s\"(\-])(\d{2,}\.\d|\d\.\d{2})\d+", r"\1", text)
-    text = re.sub(r"<g>\s*(<defs>\s*</defs>\s*)?</g>\s*", "", text)
-    text = re.sub(
-        r'<g([^>]*)>\s*((?:<use [^>]*?style="([^"]*)"\s*/>\s*){2,})</g>',
-        lambda m: f'<g{m[1]} style="{m[3]}">' + re.sub(r'\s*style="[^"]*"\s*/>', "/>", m[2]) + "</g>",
-        text,
-    )
-    return re.sub(r"\s*\n\s*", " ", text).replace("> <", ">\n<")
-
-
-def _own_ids(text: str, key: str) -> str:
-    """Rename ids after a hash of the key and the drawing, so that panels on one page do not refer to each other."""
-    prefix = hashlib.sha256((key + text).encode()).hexdigest()[:6]
-    for number, name in enumerate(dict.fromkeys(re.findall(r'\sid="([^"]*)"', text))):
-        new = f"v{prefix}-{number}"
-        text = text.replace(f'id="{name}"', f'id="{new}"').replace(f"#{name}", f"#{new}")
-    return text
-
-
-def _colours_to_variables(text: str) -> str:
-    """Replace the placeholder colours by the CSS variables they stand for."""
-    names: Mapping[str, str] = {code: name for name, code in COLOURS.items()}
-    return re.sub(r"#fe[0-9a-f]{4}", lambda m: f"var(--{names[m[0]]})" if m[0] in names else m[0], text)
+def _sets_in_words(points: Sequence[PointSet], names: tuple[str, str]) -> str:
+    """Number and means of the points of every group, in the order of the legend."""
+    told = []
+    for number, group in enumerate(points, start=1):
+        if len(group.x):
+            means = [sum(values) / len(values) for values in (group.x, group.y)]
+            means_told = ", ".join(f"mean {name} {mean:.2f}" for name, mean in zip(names, means, strict=True))
+            told.append(f"Group {number}: {len(group.x)} questions, {means_told}.")
+    return " ".join(told)

@@ -162,6 +162,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "detection": detection_table(results),
         "comparisons": comparison_tables(results),
         "figures": figures,
+        "thresholds": _promised(results),
         "mistakes": mistake_blocks(results),
         "cost": [(_plain_key(k), amount(k, v)) for k, v in _flat(results.get("cost")) if k != "by_estimator"],
         "cost_table": cost_table(results),
@@ -169,6 +170,12 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "hardware": [(_plain_key(k), amount(k, v)) for k, v in _flat(results.get("hardware"))],
         "settings": _yaml(results.get("settings")),
     }
+
+
+def _promised(results: Results) -> str:
+    """Return the error rate that thresholds on the test rows were to keep, or nothing."""
+    rules = [one.get("abstention") or {} for one in results.get("promises") or [] if one["set"] == "test"]
+    return next((f"{100 * r['promised']:g} %" for r in rules if value_of(r.get("risk")) is not None), "")
 
 
 def _model_row(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ __all__ = ["Row", "answer_text", "common_rows"]
 Row = dict[str, Any]
 
 
-def common_rows(row: Row, task: TaskFile, where: str, number: int) -> Iterable[Row]:
+def common_rows(row: Row, task: TaskFile, where: str, number: int, *, labelled: bool = True) -> Iterable[Row]:
     """The common form of one row: one, or one a side.
 
     Args:
@@ -21,6 +21,7 @@ def common_rows(row: Row, task: TaskFile, where: str, number: int) -> Iterable[R
         task: The task.
         where: Name of the row, for messages.
         number: Its place in the data, its identity where the task names none.
+        labelled: False leaves ``correct`` of a given answer None, whatever the data say.
 
     Raises:
         DataError: A missing column or label, a bad value, or an unwanted number of choices.
@@ -40,7 +41,7 @@ def common_rows(row: Row, task: TaskFile, where: str, number: int) -> Iterable[R
     if task.kind == "open_qa":
         return [shared | {"references": _texts(row, task.references, where, empty=True)}]
     if task.sides is None:
-        correct = _label(row, task, where)
+        correct = _label(row, task, where) if labelled else None
         return [shared | {"response": _texts(row, task.response, where)[0], "correct": correct}]
     return [
         shared

@@ -1,6 +1,11 @@
-"""A task's rows for a predictor: the task file says how they become prompts, and choices if any; no right answers."""
+"""A task's rows for a predictor: the task file says how they become prompts, and choices if any; no right answers.
+
+A task of given answers with several ``sides`` a row is read, when predicting, as one answer a row, in the column that
+``response`` names: which side it comes from is what is to be found out.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from string import Formatter
 from typing import Any, Literal
 
@@ -11,7 +16,7 @@ from vlora.eval.task_files import TaskFile, load_task, task_sha256
 from vlora.eval.task_forms import answer_text
 from vlora.eval.task_rows import form_rows, raw_rows, solved_rows
 
-__all__ = ["TaskReader", "choices_task", "open_task"]
+__all__ = ["TaskReader", "answers_task", "choices_task"]
 
 Row = dict[str, Any]
 
@@ -30,16 +35,16 @@ def choices_task(name: str) -> TaskFile:
     return task
 
 
-def open_task(name: str) -> TaskFile:
-    """A task of open questions, by name or path.
+def answers_task(name: str) -> TaskFile:
+    """A task of open questions or of given answers, by name or path.
 
     Raises:
-        ConfigError: There is none, or it has choices or brings its answers along.
+        ConfigError: There is none, or it has choices.
     """
     task = load_task(name)
-    if task.kind != "open_qa":
+    if task.kind == "multiple_choice":
         raise ConfigError(
-            f"task {name} is of kind {task.kind}; answers are generated for tasks of kind open_qa alone"
+            f"task {name} has choices; answers are judged for tasks of open questions or given answers"
         )
     return task
 
@@ -49,26 +54,26 @@ class TaskReader:
 
     Attributes:
         name: Name of the task or path of its file.
-        task: The task, of choices or of open questions.
+        task: The task, of choices, of open questions or of given answers.
     """
 
     def __init__(
         self,
         name: str,
         fewshot: Source | None = None,
-        kind: Literal["multiple_choice", "open_qa"] = "multiple_choice",
+        kind: Literal["choices", "answers"] = "choices",
     ) -> None:
         """Read the task file.
 
         Args:
             name: Name of a task, or path of a task file.
             fewshot: Rows with answers, for tasks whose prompts begin with examples.
-            kind: Kind of the task.
+            kind: What the task is to be about.
 
         Raises:
             ConfigError: No such task, or one of another kind.
         """
-        task = choices_task(name) if kind == "multiple_choice" else open_task(name)
+        task = choices_task(name) if kind == "choices" else answers_task(name)
         self.name, self.task, self._fewshot = name, task, fewshot
         self._solved: list[Row] | None = None
 
@@ -102,22 +107,33 @@ class TaskReader:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         """Rows with ``prompt``, ``choices`` or else ``question``, and as ``id`` their own, the task's, or none.
 
+        Rows of given answers have their ``response``, too.
+
         Raises:
             DataError: A column is missing, a bad value, or no examples for prompts that begin with some.
         """
         raw = [dict(row) for row in rows]
-        formed, _ = form_rows(self.task, raw, self._examples(), name="data", labelled=False)
-        column = self.task.id or "id"
-        second = "choices" if self.task.kind == "multiple_choice" else "question"
+        task = replace(self.task, sides=None)
+        formed, _ = form_rows(task, raw, self._examples(), name="data", labelled=False)
+        column = task.id or "id"
+        more = {
+            "multiple_choice": ("choices",),
+            "open_qa": ("question",),
+            "given_answers": ("question", "response"),
+        }
         return [
-            {"prompt": row["prompt"], second: row[second], "id": own.get("id", own.get(column))}
+            {
+                **{name: row[name] for name in ("prompt", *more[task.kind])},
+                "id": own.get("id", own.get(column)),
+            }
             for row, own in zip(formed, raw, strict=True)
         ]
 
     @property
     def columns(self) -> list[str]:
-        """Columns that the prompt is made of, each under the name that the data are looked for first."""
+        """Columns that a row needs, each under the name that the data are looked for first."""
         found = dict.fromkeys(name for _, name, _, _ in Formatter().parse(self.task.prompt) if name)
+        found |= {self.task.response: None} if self.task.kind == "given_answers" else {}
         named = [self.task.columns.get(name, name) for name in found]
         return [column if isinstance(column, str) else column[0] for column in named]
 

@@ -77,7 +77,7 @@ def form_rows(
     Raises:
         DataError: As :func:`read_task`.
     """
-    hidden = task.references if task.kind == "open_qa" else task.answer
+    hidden = {"open_qa": task.references, "given_answers": task.label}.get(task.kind, task.answer)
     renamed = _renamed(raw, task, name, without=() if labelled else (hidden,))
     if labelled:
         _check_ids(renamed, task, name)
@@ -87,7 +87,7 @@ def form_rows(
     rows = [
         row
         for number, one in enumerate(renamed)
-        for row in common_rows(one, task, f"{name} row {number}", number)
+        for row in common_rows(one, task, f"{name} row {number}", number, labelled=labelled)
     ]
     prefix, shots = _prefixes(task, solved, [row["group"] for row in rows])
     for row in rows:

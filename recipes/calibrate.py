@@ -8,6 +8,7 @@ from vlora.eval.calibration_file import Calibrated
 from vlora.eval.config import EvalConfig
 from vlora.eval.generation.calibrate import run_answer_calibration
 from vlora.eval.generation.config import GenerationConfig
+from vlora.eval.task_files import load_task
 from vlora.posterior.calibration import ANSWERS, DECISIONS, KEY, PRIOR
 
 __all__ = ["answer_calibration_table", "calibrate", "calibration_table", "run_calibration"]
@@ -38,12 +39,13 @@ def answer_calibration_table(results: Sequence[Calibrated]) -> str:
     for result in results:
         section = result.content[ANSWERS]
         rule = section["abstention"]
-        limit = "answers nothing" if rule["threshold"] is None else f"answers up to {rule['threshold']:.4g}"
+        done = "trusts" if load_task(section["task_file"]).kind == "given_answers" else "answers"
+        limit = f"{done} nothing" if rule["threshold"] is None else f"{done} up to {rule['threshold']:.4g}"
         lines.append(
             f"{result.name}: {rule['score']} {limit}: {rule['answered']} of {rule['n']} held-out attempts, "
             f"{rule['wrong']} wrong; confidence {section['confidence']} with T {1 / section['power']:.3g}"
         )
-        lines += _decision_lines({"predictor": "mean", **section})
+        lines += _decision_lines({"predictor": "mean", **section}, done)
     return "\n".join(lines)
 
 
@@ -89,8 +91,8 @@ def _end(fit: Mapping[str, Any], what: str) -> str:
     return f" (end of the {what})" if fit["at_bound"] else ""
 
 
-def _decision_lines(decisions: Mapping[str, Any]) -> list[str]:
-    """What was promised, and what is left of it on every set that it was not fitted on."""
+def _decision_lines(decisions: Mapping[str, Any], done: str = "answers") -> list[str]:
+    """What was promised, and what is left of it on every set that it was not fitted on; ``done`` is what it does."""
     lines = []
     if decisions and decisions["predictor"] not in ("samples", "mean"):
         lines.append(f"  sets and threshold are those of the predictor {decisions['predictor']}")
@@ -106,7 +108,7 @@ def _decision_lines(decisions: Mapping[str, Any]) -> list[str]:
             found = entry["abstention"]
             risk = "–" if found["risk"] is None else _percent(found["risk"], found["low"], found["high"])
             lines.append(
-                f"    answers {100 * found['coverage']:.1f} %, errors among them {risk}, promised at most "
+                f"    {done} {100 * found['coverage']:.1f} %, errors among them {risk}, promised at most "
                 f"{100 * found['promised']:g} %{'' if found['holds'] else '  (more than promised)'}"
             )
         if "unanswerable" in entry:

@@ -1,4 +1,4 @@
-"""What is said to one open question, and how it follows from its record."""
+"""What is said to one open question or about one given answer, and how it follows from its record."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,14 @@ class AnswerPrediction:
     item: str
     """The row's ``id``, else its number."""
     answer: str | None
-    """The greedy answer of the mean; None for "don't know"."""
+    """The greedy answer of the mean, or the given one; None for "don't know"."""
     dont_know: bool
     """Whether the threshold says not to answer, or the model declines by itself."""
     best: str
-    """The greedy answer, whether it is given or not."""
+    """The same, whether the threshold lets it through or not."""
+    trusted: bool | None
+    """Of an answer that came with its row, whether the threshold trusts it; None for a generated one, and without a
+    calibration."""
     confidence: float
     """Probability that it is right, at the fitted temperature; without a calibration the probability of its words."""
     score: str | None
@@ -52,6 +55,7 @@ def answer_prediction(
     confidence: float,
     score: float | None,
     given: bool,
+    trusted: bool | None = None,
 ) -> AnswerPrediction:
     """A record with what was decided about it, as a prediction.
 
@@ -62,6 +66,7 @@ def answer_prediction(
         confidence: Probability that the answer is right, at the fitted temperature.
         score: Value of the rule's score, infinite where it could not be had.
         given: Whether the answer is given.
+        trusted: Whether an answer that came with its row is to be trusted.
     """
     scores = item_scores(record)
     total = scores.get("scored_semantic_total", scores.get("semantic_entropy"))
@@ -73,6 +78,7 @@ def answer_prediction(
         answer=record.answer.text if given else None,
         dont_know=not given,
         best=record.answer.text,
+        trusted=trusted,
         confidence=confidence,
         score=None if rule is None else rule.score,
         uncertainty=score if score is not None and np.isfinite(score) else None,

@@ -16,7 +16,8 @@ from vlora.config import to_plain
 from vlora.errors import ConfigError, DataError
 from vlora.eval.calibration_file import Calibrated, check_local, write_calibration
 from vlora.eval.generation.config import GenerationConfig
-from vlora.eval.generation.decide import fit_answers, verify_answers
+from vlora.eval.generation.decide import fit_answers, validation_parts, verify_answers
+from vlora.eval.generation.estimators import OF_QUESTION
 from vlora.eval.generation.questions import Question, question_sources
 from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.generation.session import Session, answer_all, prepare_session, say_cut
@@ -24,6 +25,7 @@ from vlora.eval.generation.slim import slim
 from vlora.eval.generation.store import AnswerStore
 from vlora.eval.metrics.risk_control import items_for_risk
 from vlora.eval.subjects import Subject
+from vlora.eval.task_files import load_task
 from vlora.eval.task_reader import TaskReader
 from vlora.posterior.answer_decisions import KEY as ANSWERS
 from vlora.posterior.answer_decisions import AnswerDecisions
@@ -42,22 +44,26 @@ def run_answer_calibration(config: GenerationConfig) -> list[Calibrated]:
     """Fit every adapter of an evaluation of answers on ``data.validation`` and write its ``calibration.json``.
 
     Args:
-        config: The configuration of the evaluation, of a task of kind ``open_qa``.
+        config: The configuration of the evaluation. Of a task of given answers the threshold says which of them to
+            trust.
 
     Returns:
         One entry per posterior and plain adapter; the base model is passed over.
 
     Raises:
-        ConfigError: No validation questions, no adapter in a local folder, or another kind of task.
+        ConfigError: No validation questions, no adapter in a local folder, or a score that given answers do not have.
         PosteriorFormatError: An adapter is damaged or belongs to another base model.
         DataError: Data that cannot be read, too few questions, or answers that lack the score.
         OutputError: A file cannot be written.
     """
-    session = prepare_session(slim(replace(config, ensemble=False, detect={})))
-    if session.task.kind != "open_qa":
+    kind = load_task(config.task).kind
+    config = replace(config, ensemble=False, detect={}, calibration=config.calibration.for_task(kind))
+    if kind == "given_answers" and config.calibration.score in OF_QUESTION:
         raise ConfigError(
-            f"task {config.task} brings its answers along; a threshold for them is not applied by predict"
+            f"calibration.score: {config.calibration.score} is that of a question, the same for every answer that is "
+            "given to it; choose one of the answer (token_nll, mixture_per_token, disagreement, p_true)"
         )
+    session = prepare_session(slim(config))
     asked = [speaker for speaker in session.speakers if speaker.members[0].posterior is not None]
     if not asked:
         raise ConfigError("no model of this configuration is an adapter, so calibration.json has no place")
@@ -83,24 +89,15 @@ def _parts(session: Session) -> tuple[list[str], list[str]]:
             "data.validation is needed: calibration fits on questions apart from the test questions"
         )
     _check_apart(questions, [question for question in session.questions if question.split == "test"])
-    size = round(config.calibration.threshold_share * len(questions))
-    if not 1 <= size < len(questions):
-        raise DataError(
-            f"{len(questions)} validation questions cannot be shared between temperature and threshold; give more, or "
-            "change calibration.threshold_share"
-        )
-    order = np.random.default_rng(config.seed).permutation(len(questions)).tolist()
-    held, names = set(order[:size]), [question.item for question in questions]
-    return (
-        [name for row, name in enumerate(names) if row not in held],
-        [name for row, name in enumerate(names) if row in held],
-    )
+    parts = validation_parts(len(questions), config.calibration.threshold_share, config.seed)
+    first, second = ([questions[i].item for i in part] for part in parts)
+    return first, second
 
 
 def _check_apart(validation: Sequence[Question], test: Sequence[Question]) -> None:
     """Refuse to verify on the questions of the fit; say so when some of them are among the test questions."""
-    fitted, asked = {q.prompt for q in validation}, [q.prompt for q in test]
-    shared = sum(prompt in fitted for prompt in asked)
+    fitted, asked = {(q.prompt, q.response) for q in validation}, [(q.prompt, q.response) for q in test]
+    shared = sum(one in fitted for one in asked)
     if shared == len(asked):
         raise ConfigError(
             f"all {shared} test questions are among the validation questions, so nothing can be verified on them; "
@@ -127,7 +124,7 @@ def _fit(
     decisions = AnswerDecisions(
         task_file=config.task,
         task_sha256=TaskReader(
-            config.task, question_sources(config, session.task).get("fewshot"), "open_qa"
+            config.task, question_sources(config, session.task).get("fewshot"), "answers"
         ).sha256,
         num_samples=config.num_samples,
         antithetic=config.antithetic,
@@ -141,7 +138,7 @@ def _fit(
         power=power,
         abstention=rule,
     )
-    _warn(decisions, subject.name)
+    _warn(decisions, subject.name, "trusted" if session.task.kind == "given_answers" else "answered")
     sets = dict.fromkeys(question.set for question in session.questions if question.split != "validation")
     verified = [
         verify_answers(decisions, [records[q.item] for q in session.questions if q.set == name], name)
@@ -150,13 +147,13 @@ def _fit(
     return replace(decisions, verified=verified)
 
 
-def _warn(decisions: AnswerDecisions, name: str) -> None:
+def _warn(decisions: AnswerDecisions, name: str, done: str) -> None:
     """Say where no threshold could be shown to keep the risk."""
     rule = decisions.abstention
     if rule is not None and np.isinf(rule.threshold):
         logger.warning(
-            '%s: no threshold on %s could be shown to keep the error rate at %g, so everything is "don\'t know"; it '
+            "%s: no threshold on %s could be shown to keep the error rate at %g, so nothing is %s; it "
             "takes at least %d right answers in a row among the most certain ones, another calibration.score, or a "
             "larger calibration.risk",
-            *(name, rule.score, rule.risk, items_for_risk(rule.risk, rule.delta / 5)),
+            *(name, rule.score, rule.risk, done, items_for_risk(rule.risk, rule.delta / 5)),
         )

@@ -1,6 +1,6 @@
 """Settings of ``vlora eval`` with ``kind: generation``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import ConfigDict
@@ -166,8 +166,9 @@ class AnswerCalibrationConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    score: str = "semantic_entropy"
-    """Uncertainty that is held against the threshold for "don't know": any estimator of ``docs/hallucination.md``."""
+    score: str | None = None
+    """Uncertainty that is held against the threshold for "don't know": any estimator of ``docs/hallucination.md``. None
+    takes ``semantic_entropy``, and for given answers ``token_nll``: it must depend on the answer that is given."""
     confidence: str = "max_probability"
     """Probability of being right that ``vlora predict`` tells, with its temperature fitted."""
     threshold_share: float = 0.5
@@ -182,16 +183,23 @@ class AnswerCalibrationConfig:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("score", self.score, tuple(ESTIMATORS)),
+            ("score", self.score, (None, *ESTIMATORS)),
             ("confidence", self.confidence, CONFIDENCES),
         ):
             if value not in known:
-                raise ConfigError(f"calibration.{name} must be one of {', '.join(known)}, got {value}")
+                raise ConfigError(
+                    f"calibration.{name} must be one of {', '.join(filter(None, known))}, got {value}"
+                )
         for name in ("threshold_share", "risk", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"calibration.{name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.num_thresholds < 1:
             raise ConfigError(f"calibration.num_thresholds must be at least 1, got {self.num_thresholds}")
+
+    def for_task(self, kind: str) -> "AnswerCalibrationConfig":
+        """With the score that a kind of task takes where none was asked for."""
+        default = "token_nll" if kind == "given_answers" else "semantic_entropy"
+        return self if self.score is not None else replace(self, score=default)
 
 
 @dataclass(frozen=True, kw_only=True)

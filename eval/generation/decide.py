@@ -26,7 +26,14 @@ from vlora.eval.metrics.risk_control import controlled_threshold, threshold_grid
 from vlora.posterior.abstention import Abstention
 from vlora.posterior.answer_decisions import AnswerDecisions
 
-__all__ = ["DecidedAnswers", "decide_answers", "fit_answers", "verify_answers"]
+__all__ = [
+    "DecidedAnswers",
+    "decide_answers",
+    "fit_answers",
+    "risk_of",
+    "validation_parts",
+    "verify_answers",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,30 @@ class DecidedAnswers:
     """The score that decides, infinite where a question lacks it, ``(N,)``; None without a rule."""
     answered: Array
     """1 where the answer is given, 0 for "don't know", ``(N,)``."""
+
+
+def validation_parts(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Divide validation questions: for the grid of thresholds and the temperature, and for the threshold.
+
+    Args:
+        count: Questions.
+        share: Of them for the threshold.
+        seed: Of the division.
+
+    Returns:
+        Indices of both parts, in order.
+
+    Raises:
+        DataError: A part would be empty.
+    """
+    size = round(share * count)
+    if not 1 <= size < count:
+        raise DataError(
+            f"{count} validation questions cannot be shared between temperature and threshold; give more, or "
+            "change calibration.threshold_share"
+        )
+    held = set(np.random.default_rng(seed).permutation(count).tolist()[:size])
+    return [i for i in range(count) if i not in held], sorted(held)
 
 
 def fit_answers(
@@ -58,23 +89,24 @@ def fit_answers(
         DataError: The records lack the score or the confidence, or a part holds no attempt.
     """
     first, second = AnswerTable("fit", fit), AnswerTable("held", held)
-    score, sure = _column(first, rules.score), _confidence(first, rules.confidence)
+    name = rules.score or "semantic_entropy"
+    score, sure = _column(first, name), _confidence(first, rules.confidence)
     ranked, attempts = first.ranked, np.flatnonzero(second.attempted == 1)
     finite = score[(first.attempted == 1) & np.isfinite(score)]
     if not ranked.any() or not len(finite) or not len(attempts):
         raise DataError(
             f"of {len(fit)} and {len(held)} validation questions {int(ranked.sum())} and {len(attempts)} have an "
-            f"attempt that can be graded and scored by {rules.score}; a threshold needs both, give more questions"
+            f"attempt that can be graded and scored by {name}; a threshold needs both, give more questions"
         )
     found = controlled_threshold(
-        _column(second, rules.score)[attempts],
+        _column(second, name)[attempts],
         _wrong(second)[attempts],
         threshold_grid(finite, rules.num_thresholds),
         risk=rules.risk,
         delta=rules.delta,
     )
     rule = Abstention(
-        score=rules.score,
+        score=name,
         risk=rules.risk,
         delta=rules.delta,
         threshold=found.threshold,
@@ -129,14 +161,21 @@ def verify_answers(decisions: AnswerDecisions, records: Sequence[AnswerRecord], 
         entry |= {"ece_floor": calibration_floor(sure).mean}
     if decisions.abstention is not None:
         given = decided.answered == 1
-        entry["abstention"] = _risk(
+        entry["abstention"] = risk_of(
             decisions.abstention, int(given.sum()), int(wrong[given].sum()), len(records)
         )
     return entry
 
 
-def _risk(rule: Abstention, count: int, wrong: int, rows: int) -> dict[str, Any]:
-    """Error rate of the answers against what was promised."""
+def risk_of(rule: Abstention, count: int, wrong: int, rows: int) -> dict[str, Any]:
+    """Error rate of the answers against what was promised.
+
+    Args:
+        rule: What was fitted.
+        count: Answers given.
+        wrong: Wrong ones among them.
+        rows: Questions asked.
+    """
     low, high = clopper_pearson(wrong, count) if count else (0.0, 1.0)
     return {
         **{"answered": count, "wrong": wrong, "coverage": count / rows, "promised": rule.risk},

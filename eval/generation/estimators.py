@@ -15,7 +15,17 @@ from vlora.eval.semantic import entropy as semantic
 from vlora.eval.semantic import sequence
 from vlora.eval.semantic.lexical import lexical_dissimilarity
 
-__all__ = ["CONFIDENCES", "ESTIMATORS", "Estimator", "columns", "confidences", "item_scores"]
+__all__ = [
+    "CONFIDENCES",
+    "ESTIMATORS",
+    "OF_QUESTION",
+    "SCORED_INFORMATION",
+    "SCORED_TOTAL",
+    "Estimator",
+    "columns",
+    "confidences",
+    "item_scores",
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,25 @@ ESTIMATORS = {
     "scored_semantic_information": Estimator("posterior", "semantic mutual information, scored"),
 }
 """Name -> what it is, in the order of the tables."""
+
+SCORED_TOTAL, SCORED_INFORMATION = "scored_semantic_total", "scored_semantic_information"
+"""Entropy over meanings of the mixture of draws, and the part of it that more training data could settle."""
+
+OF_QUESTION = frozenset(
+    {
+        *("prompt_length", "monte_carlo_entropy", "length_normalised_entropy", "lexical_dissimilarity"),
+        *(
+            "num_clusters",
+            "semantic_entropy",
+            "weighted_semantic_entropy",
+            "kernel_language_entropy",
+            "eigenscore",
+        ),
+        *("semantic_expected", "semantic_information", "scored_semantic_total", "scored_semantic_expected"),
+        "scored_semantic_information",
+    }
+)
+"""Those of the question alone: whatever answer is given to it, they are the same."""
 
 CONFIDENCES = ("max_probability", "token_probability", "mixture", "cluster_share", "p_true")
 """Probabilities of being right that are calibrated and thresholded."""

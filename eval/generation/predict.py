@@ -1,4 +1,4 @@
-"""Generated answers of a posterior: each with its confidence, its epistemic share, or "don't know".
+"""Answers of a posterior, generated or given: each with its confidence, its epistemic share, or "don't know".
 
     predictor = AnswerPredictor.from_pretrained("out/posterior", task="nq_open")
     for one in predictor.predict([{"question": "…"}]):
@@ -6,7 +6,8 @@
 
 Answers are made, scored and clustered by the very steps of ``vlora eval`` with ``kind: generation``, under the settings
 that ``vlora calibrate`` stored. An answer depends on its question alone, not on its place among the rows: its random
-stream is keyed by a hash of the prompt.
+stream is keyed by a hash of the prompt. With a task of given answers (``evouna_nq``) the rows bring their answers, and
+what is decided is which of them to trust.
 """
 
 import hashlib
@@ -80,7 +81,7 @@ class AnswerPredictor:
         Args:
             source: Folder or hub id.
             base_model: Folder or hub id; None takes the one that the adapter names.
-            task: Task file of kind ``open_qa``; None takes that of the calibration.
+            task: Task file of kind ``open_qa`` or ``given_answers``; None takes that of the calibration.
             num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
             fewshot: Rows with answers, for prompts that begin with examples.
             device: None takes the accelerator if there is one.
@@ -117,11 +118,11 @@ class AnswerPredictor:
         answer_all: bool = False,
         tick: Callable[[int], object] = int,
     ) -> list[AnswerPrediction]:
-        """Answer questions, in their order.
+        """Answer questions, or judge given answers, in their order.
 
         Args:
             rows: Columns by name, as the task has them; right answers are not needed and not looked at.
-            answer_all: Answer also where the threshold says "don't know".
+            answer_all: Answer also where the threshold says "don't know"; ``trusted`` of a given answer stays.
             tick: Called with the number of questions answered.
 
         Raises:
@@ -145,9 +146,14 @@ class AnswerPredictor:
                     confidence=float(decided.confidence[number]),
                     score=score,
                     given=given,
+                    trusted=self._trusted(record, bool(decided.answered[number])),
                 )
             )
         return found
+
+    def _trusted(self, record: AnswerRecord, kept: bool) -> bool | None:
+        """Whether a given answer is to be trusted; None for a generated one, and without a threshold."""
+        return kept if record.answer.given and self.decisions.abstention is not None else None
 
     def _records(self, questions: Sequence[Question], tick: Callable[[int], object]) -> list[AnswerRecord]:
         """Answers with their scores, a few questions at a time; verdicts of a judge are not kept."""
@@ -174,7 +180,8 @@ class AnswerPredictor:
 def _question(row: Mapping[str, Any]) -> Question:
     """A row as a question whose random streams depend on its prompt alone."""
     name = hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]
-    return Question(f"data/{name}", "test", "data", row["prompt"], row["question"])
+    given = row.get("response")
+    return Question(f"data/{name}", "test", "data", row["prompt"], row["question"], response=given)
 
 
 def _reader(fitted: AnswerDecisions | None, task: str | None, fewshot: Source | None) -> TaskReader:
@@ -182,9 +189,9 @@ def _reader(fitted: AnswerDecisions | None, task: str | None, fewshot: Source | 
     name = task or (fitted.task_file if fitted is not None else None)
     if name is None:
         raise ConfigError(
-            "name a task file of kind open_qa by task (nq_open, mine.yaml): it says how rows become prompts"
+            "name a task file of open questions by task (nq_open, mine.yaml): it says how rows become prompts"
         )
-    reader = TaskReader(name, fewshot, "open_qa")
+    reader = TaskReader(name, fewshot, "answers")
     if fitted is not None and other_task(reader, fitted):
         raise ConfigError(
             f"task is {name} but the answers were calibrated with {fitted.task_file}, asked in another way; leave task "

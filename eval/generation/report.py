@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlora.eval.generation.columns import ALL
 from vlora.eval.generation.costs import NEEDED_BY
 from vlora.eval.generation.estimators import ESTIMATORS
+from vlora.eval.generation.report_figures import (
+    figure_blocks,
+    hollow_groups,
+    mistake_blocks,
+    promised,
+    threshold_table,
+)
 from vlora.eval.item_warnings import item_notes
 from vlora.files import atomic_write
 
@@ -56,7 +63,7 @@ def render_answer_report(results: Results) -> str:
         results: Content of a ``results.json`` of kind ``generation``.
     """
     environment = Environment(
-        loader=PackageLoader("vlora.eval.generation", "."),
+        loader=ChoiceLoader([PackageLoader("vlora.eval.generation", "."), PackageLoader("vlora.eval", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -66,7 +73,7 @@ def render_answer_report(results: Results) -> str:
     style = (resources.files("vlora.eval") / "report.css").read_text(encoding="utf-8")
     answers = results["answers"]
     return environment.get_template("answers.html.j2").render(
-        title=f"How far can the answers be trusted: {results['task']}",
+        title=f"How far can the answers be trusted: {_task_name(results)}",
         subtitle=_subtitle(results),
         css=Markup(style),
         threshold=results["settings"]["threshold"],
@@ -78,7 +85,12 @@ def render_answer_report(results: Results) -> str:
         estimators=_estimators(results, models),
         detection=_detection(results, models),
         confidences=_confidences(results, models),
-        mistakes=[_mistake(row) for row in results.get("mistakes", [])],
+        thresholds=threshold_table(results, models),
+        promised=f"{100 * (promised(results) or 0):g} %",
+        questions=_questions(results),
+        figures=figure_blocks(results, models),
+        hollow=hollow_groups(results),
+        mistakes=mistake_blocks(results, models),
         facts=_facts(results),
         costs=_costs(results, models),
         settings=yaml.safe_dump(results["settings"], sort_keys=False, allow_unicode=True, width=100),
@@ -201,17 +213,14 @@ def _confidences(results: Results, models: Sequence[str]) -> dict[str, Any]:
     return {"first": "confidence", "columns": list(_CONFIDENCE), "blocks": blocks, "caption": ""}
 
 
-def _mistake(row: Mapping[str, Any]) -> dict[str, str]:
-    spread = row["disagreement"]
-    return {
-        "question": row["question"],
-        "model": row["model"],
-        "said": row["said"],
-        "right": "; ".join(row["references"][:3]) or "has no answer",
-        "confidence": f"{row['confidence']:.3f}",
-        "disagreement": "–" if spread is None else f"{spread:.2f}",
-        "group": row["group"],
-    }
+def _task_name(results: Results) -> str:
+    """Name of the task; of a task file without its folder."""
+    return Path(results["task"]).stem if results["task"].endswith((".yaml", ".yml")) else results["task"]
+
+
+def _questions(results: Results) -> int:
+    """How many test questions there are."""
+    return max((row["questions"] for row in results["answers"] if row["group"] == ALL), default=0)
 
 
 def _costs(results: Results, models: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from vlora.errors import DataError
 from vlora.eval.compare_parts import ratio_of
 from vlora.eval.generation.columns import AnswerTable, Resampler, default_detection, number, plain_number
 from vlora.eval.generation.confidence import sharpen
+from vlora.eval.generation.config import AnswerCalibrationConfig
 from vlora.eval.generation.estimators import ESTIMATORS
+from vlora.eval.generation.figure_data import answer_figures, answer_mistakes
 from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.metrics.abstention import penalties
 from vlora.eval.metrics.arrays import Array, IntArray
@@ -33,10 +35,6 @@ from vlora.eval.metrics.selective import Kept
 
 __all__ = ["compute_answer_results"]
 
-NUM_MISTAKES = 8
-"""Confident mistakes kept of every model."""
-SHOWN = 200
-"""Characters of a text that results show."""
 COVERAGE = 0.8
 """Share of the most certain answers whose accuracy is reported."""
 SLOW_RESAMPLES = 200
@@ -48,6 +46,7 @@ def compute_answer_results(
     *,
     detect: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     threshold: float = 0.75,
+    rules: AnswerCalibrationConfig | None = None,
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -57,13 +56,14 @@ def compute_answer_results(
         records: Of all models and splits.
         detect: Questions of the form "do these groups look less certain than those" by name.
         threshold: Probability of being right above which answering pays, for the penalised score.
+        rules: Risk of the thresholds that are fitted on validation questions; None takes the defaults of calibration.
         num_bootstrap: Resamples of the questions.
-        seed: Seed of the resampling.
+        seed: Seed of the resampling, and of the division of the validation questions.
 
     Returns:
         ``answers`` (how right, per model and group), ``estimators`` (how well each tells wrong from right),
         ``confidences`` (calibration and penalised score), ``detection``; every number with value, low, high, n.
-        ``mistakes`` are the wrong answers that each model found most probable.
+        ``mistakes`` are the wrong answers that each model found most probable, ``figures`` what the plots show.
 
     Raises:
         DataError: No record to report on, or an identity that one model has twice.
@@ -76,7 +76,8 @@ def compute_answer_results(
         "estimators": [row for table in tables for row in _estimator_rows(table, resample)],
         "confidences": [row for table in tables for row in _confidence_rows(table, threshold, resample)],
         "detection": [row for table in tables for row in _detection_rows(table, questions, resample)],
-        "mistakes": [row for table in tables for row in _mistakes(table)],
+        "mistakes": [row for table in tables for row in answer_mistakes(table)],
+        "figures": answer_figures(tables, rules or AnswerCalibrationConfig(), seed),
     }
 
 
@@ -254,27 +255,3 @@ def _detection_rows(
             shared = {"model": table.model, "estimator": name, "family": ESTIMATORS[name].family}
             rows.append({**shared, "question": question, "auroc": number(found)})
     return rows
-
-
-def _mistakes(table: AnswerTable) -> list[dict[str, Any]]:
-    """Wrong answers of highest probability."""
-    reported = np.flatnonzero((table.split != "validation") & table.ranked)
-    wrong = [int(row) for row in reported if table.correct[row] < 0.5]
-    sure = table.confidences["max_probability"]
-    spread = table.scores.get("disagreement")
-    found = []
-    for row in sorted(wrong, key=lambda row: -sure[row])[:NUM_MISTAKES]:
-        record = table.records[row]
-        found.append(
-            {
-                "model": table.model,
-                "item": record.item,
-                "group": record.group,
-                "question": record.question[:SHOWN],
-                "said": record.answer.text[:SHOWN],
-                "references": [reference[:SHOWN] for reference in record.references[:3]],
-                "confidence": float(sure[row]),
-                "disagreement": None if spread is None or np.isinf(spread[row]) else float(spread[row]),
-            }
-        )
-    return found

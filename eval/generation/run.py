@@ -56,6 +56,7 @@ def run_generation(config: GenerationConfig) -> Path:
         records,
         detect=to_plain(config.detect),
         threshold=config.threshold,
+        rules=config.calibration,
         num_bootstrap=config.num_bootstrap,
         seed=config.seed,
     )

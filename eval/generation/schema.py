@@ -72,8 +72,77 @@ class Mistake(Strict):
     question: str
     said: str
     references: list[str]
+    answerable: bool | None = Field(None, description="whether the question has an answer")
     confidence: float
     disagreement: float | None = Field(description="share of sampled answers of another meaning")
+    entropy: float | None = Field(None, description="over meanings, scored, in nats; null without draws")
+    mutual_information: float | None = Field(None, description="of meaning and draw, in nats")
+
+
+class Bin(Strict):
+    """One occupied bin of a reliability diagram."""
+
+    lower: float
+    upper: float
+    confidence: float = Field(description="mean")
+    accuracy: float
+    low: float = Field(description="Wilson interval of the accuracy, 95 %")
+    high: float
+    n: int
+
+
+class Reliability(Strict):
+    """Accuracy against confidence."""
+
+    model: str
+    confidence: str = Field(description="with +temperature where fitted on the validation questions")
+    group: str
+    bins: list[Bin]
+
+
+class Threshold(Strict):
+    """What a threshold that was fitted on the validation questions lets through among the attempts."""
+
+    at: float | None = Field(description="answered up to this score; null answers nothing")
+    fitted_on: int = Field(description="attempts that the threshold was fitted on")
+    answered: int
+    wrong: int
+    coverage: float
+    promised: float = Field(description="error rate that was to be kept")
+    risk: float | None = Field(description="wrong among the answered; null when nothing is")
+    low: float = Field(description="exact 95 % interval of the risk")
+    high: float
+    holds: bool = Field(description="whether the interval allows for what was promised")
+
+
+class Curve(Strict):
+    """Risk against coverage over the attempts at all test questions."""
+
+    model: str
+    estimator: str
+    group: str
+    coverage: list[float]
+    risk: list[float]
+    threshold: Threshold | None = Field(description="null without enough validation questions")
+
+
+class Points(Strict):
+    """Entropy over meanings and its epistemic part, of some questions of a group, scored, in nats."""
+
+    model: str
+    group: str
+    entropy: list[float]
+    mutual_information: list[float]
+    shown: int
+    n: int
+
+
+class Figures(Strict):
+    """The numbers behind the plots."""
+
+    reliability: list[Reliability]
+    risk_coverage: list[Curve]
+    entropy_mi: list[Points]
 
 
 class AnswerResults(Strict):
@@ -98,6 +167,7 @@ class AnswerResults(Strict):
     confidences: list[ConfidenceRow]
     detection: list[DetectionRow]
     mistakes: list[Mistake]
+    figures: Figures | None = None
     truncated: dict[str, int] | None = Field(None, description="questions whose prompts lost tokens, by set")
     repeated: int | None = Field(None, description="questions that repeat an earlier one of their set")
     cost: Cost

@@ -11,8 +11,9 @@ import pytest
 from report_fixture import check, entry, make_records, make_results
 
 from vlora.errors import DataError, OutputError
+from vlora.eval.figure_blocks import MAX_POINTS
 from vlora.eval.report import render_report, write_report
-from vlora.eval.report_figures import MAX_POINTS, figure_blocks
+from vlora.eval.report_figures import figure_blocks
 from vlora.eval.report_format import number
 from vlora.eval.report_tables import group_names
 from vlora.eval.results import compute_results
