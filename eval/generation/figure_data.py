@@ -70,7 +70,7 @@ def _risk_coverage(
     table: AnswerTable, rows: IntArray, rules: AnswerCalibrationConfig, seed: int
 ) -> list[dict[str, Any]]:
     found = []
-    for name in dict.fromkeys((*DRAWN, *([rules.score] if rules.score else []))):
+    for name in dict.fromkeys(one for one in (*DRAWN, rules.score) if one):
         if name in table.scores:
             values = table.scores[name][rows]
             finite = np.where(np.isfinite(values), values, _beyond(values))

@@ -22,6 +22,9 @@ from vlora.eval.semantic.entropy import (
 
 def test_discrete_anchor():
     assert semantic_entropy([0, 0, 1, 2]) == pytest.approx(1.0397207708, abs=1e-10)
+    assert semantic_entropy([0, 0, 1, 2]) / np.log(5) == pytest.approx(
+        0.646015, abs=5e-7
+    )  # as uqlm scales it
     assert semantic_entropy([0]) == 0.0
     assert semantic_entropy([0, 1, 2, 3]) == pytest.approx(np.log(4))
 

@@ -1,9 +1,14 @@
 """Compute the same metrics with other packages and freeze what they say in peers.json, next to this file.
 
-    pip install torchmetrics netcal uncertainty-calibration relplot lm-polygraph
-    python tests/eval/metrics/peers/make_peers.py
+To rebuild peers.json, in an environment of its own (lm-polygraph brings some 160 packages along):
 
-Packages that are not installed are skipped; what they said before is kept.
+    python -m venv peers && . peers/bin/activate
+    pip install -e '.[peers]'
+    python tests/eval/metrics/peers/make_peers.py
+    git diff tests/eval/metrics/peers/peers.json      # empty: the extra pins the versions that the file names
+
+Packages that are not installed are skipped; what they said before is kept. Only metric functions of lm-polygraph are
+imported, so `pip install --no-deps lm-polygraph==0.7.0` beside the other packages and scikit-learn is enough.
 """
 
 import functools
