@@ -85,13 +85,14 @@ def test_scores_by_hand():
 
 
 def test_tables_average_adapters_and_pair_worlds(tmp_path):
+    silent = dict.fromkeys(("risk", "unknown_answered", "near_miss_answered"), 0.0)
     for world, gain in enumerate((0.1, 0.2)):
         one = {
             "groups": {"clean": {"correct": 0.5 + gain}},
             "errors": {"known": {"max_probability": {"auroc": 0.6}, "semantic_entropy": {"auroc": 0.6 + gain}}},
             "auroc": {"unknown vs ambiguous": {"max_probability": 0.7, "semantic_entropy": 0.7 - gain}},
             "calibration": {},
-            "abstention": {"max_probability": {**dict.fromkeys(("risk", "unknown_answered", "near_miss_answered"), 0.0), "coverage": gain}},
+            "abstention": {"max_probability": {**silent, "coverage": gain}},
         }  # fmt: skip
         record = {"world": world, "setting": "word", "scores": {"ivon": {"a": one, "b": one}}, "cost": {}}
         (tmp_path / f"word_{world}.json").write_text(json.dumps({**record, "versions": {"torch": "2"}}))

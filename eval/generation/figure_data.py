@@ -141,7 +141,7 @@ def _mistake(table: AnswerTable, row: int) -> dict[str, Any]:
         "answerable": bool(record.references) or record.answer.given,
         "confidence": float(table.confidences["max_probability"][row]),
         "disagreement": _known(table, "disagreement", row),
-        "entropy": _known(table, SCORED_TOTAL, row),
+        "entropy": _known(table, SCORED_TOTAL if SCORED_TOTAL in table.scores else "semantic_entropy", row),
         "mutual_information": _known(table, SCORED_INFORMATION, row),
     }
 

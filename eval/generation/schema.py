@@ -75,7 +75,9 @@ class Mistake(Strict):
     answerable: bool | None = Field(None, description="whether the question has an answer")
     confidence: float
     disagreement: float | None = Field(description="share of sampled answers of another meaning")
-    entropy: float | None = Field(None, description="over meanings, scored, in nats; null without draws")
+    entropy: float | None = Field(
+        None, description="over meanings, in nats; counted where there are no draws to score under"
+    )
     mutual_information: float | None = Field(None, description="of meaning and draw, in nats")
 
 

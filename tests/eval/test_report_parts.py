@@ -9,6 +9,7 @@ from report_fixture import SEEN, UNSEEN, check, entry, make_results
 from vlora.eval.metric_names import metric
 from vlora.eval.plots import Curve, PointSet, entropy_scatter, reliability_diagram, risk_coverage
 from vlora.eval.report import render_report
+from vlora.eval.report_figures import figure_blocks
 from vlora.eval.report_format import amount, cell, number
 from vlora.eval.report_pairs import best_keys, forest_table
 from vlora.eval.report_tables import group_names, main_table
@@ -123,3 +124,16 @@ def test_plots_hold_no_foreign_reference_and_follow_the_theme() -> None:
         assert svg.startswith("<svg") and svg.endswith("</svg>")
         assert not re.search(r"#fe[0-9a-f]{4}|http|<style|font-family|xmlns|<metadata", svg)
         assert "var(--ink)" in svg or "var(--muted)" in svg
+
+
+def test_thresholds_of_the_validation_rows_are_marked_on_the_curves() -> None:
+    curve = {"model": "m", "predictor": "mean", "group": "all", "coverage": [0.5, 1.0], "risk": [0.0, 0.3]}
+    results = {"models": [{"name": "m"}], "rows": [], "figures": {"risk_coverage": [curve]}}
+    rule = {"coverage": 0.5, "risk": 0.0, "promised": 0.05}
+    promise = {"model": "m", "predictor": "mean", "set": "test", "abstention": rule}
+    (panel,) = figure_blocks({**results, "promises": [promise]})["risk_coverage"]["panels"]
+    assert "threshold: 0.00 at 0.50" in panel["svg"]
+    silent = {**promise, "abstention": {**rule, "coverage": 0.0, "risk": None}}
+    for other in ({}, {"promises": [silent]}, {"promises": [{**promise, "set": "foreign"}]}):
+        (panel,) = figure_blocks({**results, **other})["risk_coverage"]["panels"]
+        assert "threshold" not in panel["svg"]
