@@ -25,12 +25,12 @@ CONFIG = {
 """The shape of TinyLlama 1.1B."""
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all tensors."""
+def shapes(layers: int = CONFIG["num_hidden_layers"]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all tensors of a model with so many layers."""
     width, inner, vocabulary = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
     narrow = width // CONFIG["num_attention_heads"] * CONFIG["num_key_value_heads"]
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
-    for layer in range(CONFIG["num_hidden_layers"]):
+    for layer in range(layers):
         stem = f"model.layers.{layer}"
         found |= {
             f"{stem}.self_attn.q_proj.weight": (width, width),
@@ -46,18 +46,20 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return {**found, "model.norm.weight": (width,), "lm_head.weight": (vocabulary, width)}
 
 
-def write_checkpoints(folder: Path, names: tuple[str, ...] = ("base", "a", "b")) -> None:
+def write_checkpoints(
+    folder: Path, names: tuple[str, ...] = ("base", "a", "b"), layers: int = CONFIG["num_hidden_layers"]
+) -> None:
     """One model folder per name: the first is random (standard deviation .02), the others differ from it by .002."""
     (folder / names[0]).mkdir(parents=True)
     base = {}
-    for number, (key, shape) in enumerate(shapes().items()):
+    for number, (key, shape) in enumerate(shapes(layers).items()):
         base[key] = (0.02 * _normal(shape, number)).bfloat16()
-    _save(folder / names[0], base)
+    _save(folder / names[0], base, layers)
     for index, name in enumerate(names[1:], 1):
         model = {}
         for number, (key, value) in enumerate(base.items()):
             model[key] = (value.float() + 0.002 * _normal(value.shape, 1000 * index + number)).bfloat16()
-        _save(folder / name, model)
+        _save(folder / name, model, layers)
 
 
 def write_adapter(folder: Path, rank: int = 16) -> None:
@@ -82,7 +84,7 @@ def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _save(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _save(folder: Path, tensors: dict[str, torch.Tensor], layers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}, indent=2), encoding="utf-8")

@@ -4,7 +4,6 @@ Trimming is per tensor, the weights of the whole tensor compared. Masks belong t
 (:mod:`vlora.merge.checkpoints.masks`), so they differ from those of an adapter merge with the same seed.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vlora.merge.checkpoints.masks import MaskSource
-from vlora.merge.checkpoints.rules import NotFinite, Rule, differences, elect
+from vlora.merge.checkpoints.rules import Rule, differences, elect
 from vlora.merge.checkpoints.thresholds import KEEP_ALL, KthLargest, lowest_kept, shrink
 from vlora.merge.methods.sparsify import keep_by_magnitude, keep_random
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Dare", "Della", "Ties"]
 
 _PIECES, _LENGTH = 64, 1024  # sample of a tensor for the bracket of its threshold
+_TILE = 2**18  # some 30 operations a tile: what each of them costs whatever the size outweighs the cache
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Ties(Rule):
     normalise: bool = True
     passes: int = 2
     tiles: int = 3
+    tile_entries: int = _TILE
 
     def prepare(self, stream: "TensorStream") -> list[float]:
         """Limit of every model: the exact magnitude below which its differences are trimmed."""
@@ -45,11 +46,8 @@ class Ties(Rule):
         searches = [KthLargest(count, numel, sample) for sample in sampled]
         while not all(search.settled for search in searches):
             for _, values in stream.passes():
-                for number, (search, update) in enumerate(zip(searches, differences(values), strict=True)):
-                    magnitude = update.abs_()
-                    if not math.isfinite(magnitude.sum().item()):
-                        raise NotFinite(number + 1)
-                    search.add(magnitude)
+                for search, update in zip(searches, differences(values), strict=True):
+                    search.add(update.abs_())  # NaN and infinity are the largest, stay, and show in the result
             for search in searches:
                 search.end_pass()
         return [lowest_kept(search) for search in searches]
@@ -57,8 +55,7 @@ class Ties(Rule):
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """Trim, elect, merge, add."""
         trimmed = [shrink(u, limit) for u, limit in zip(differences(values), known, strict=True)]
-        merged = elect(trimmed, self.weights, self.normalise)
-        return (merged.mul_(self.scale) if self.scale != 1 else merged).add_(values[0])
+        return values[0].add_(elect(trimmed, self.weights, self.normalise), alpha=self.scale)
 
 
 @dataclass

@@ -33,6 +33,7 @@ class KthLargest:
 
     def __init__(self, count: int, numel: int, sample: Tensor) -> None:
         self.count, self.bits = count, -1
+        self._compared = np.empty((2, 0), dtype=bool)
         patterns = _patterns(sample.abs())
         if patterns.size >= numel:
             self.bits = int(np.partition(patterns, numel - count)[numel - count])
@@ -53,22 +54,23 @@ class KthLargest:
         return self.bits >= 0
 
     def add(self, magnitudes: Tensor) -> None:
-        """Count one tile of a pass; non-negative float32, which is overwritten."""
+        """Count one tile of a pass; non-negative float32. NaN and infinity count as the largest."""
         if self.settled:
             return
-        offset, width = _patterns(magnitudes), self._high - self._low
-        offset -= np.int32(self._low)
-        self._above += np.count_nonzero(offset > width)
-        inside = np.flatnonzero(
-            offset.view(np.uint32) <= np.uint32(width)
-        )  # below the bracket: wrapped around
-        np.add.at(self._histogram, offset[inside] >> self._shift, 1)
+        patterns = _patterns(magnitudes)
+        at_least, above = self._flags(patterns.size)
+        np.greater_equal(patterns, np.int32(self._low), out=at_least)
+        np.greater(patterns, np.int32(self._high), out=above)
+        self._above += np.count_nonzero(above)
+        inside = patterns[np.flatnonzero(np.not_equal(at_least, above, out=at_least))]
+        np.add.at(self._histogram, (inside - np.int32(self._low)) >> self._shift, 1)
 
     def end_pass(self) -> None:
         """Use the counts of a whole pass: settle, or set the bracket of the next one."""
         if self.settled:
             return
-        at_least = self._above + np.cumsum(self._histogram[::-1])
+        at_least = self._histogram[::-1].cumsum()
+        at_least += self._above
         if self._above >= self.count:
             self._set(self._high + 1, _LARGEST)
         elif at_least[-1] < self.count:
@@ -80,6 +82,13 @@ class KthLargest:
                 self.bits = low
             else:
                 self._set(low, min(low + (1 << self._shift) - 1, self._high))
+
+    def _flags(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Memory for two comparisons of a tile."""
+        if self._compared.shape[1] < size:
+            self._compared = np.empty((2, size), dtype=bool)
+        first, second = self._compared[:, :size]
+        return first, second
 
     def _set(self, low: int, high: int) -> None:
         self._low, self._high, self._above = low, high, 0
