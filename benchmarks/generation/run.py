@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.generation.scores import score
+from benchmarks.generation.scores import plain_information, score
 from benchmarks.generation.worlds import ADAPTERS, SETTINGS, adapters, asked, task_of
 from benchmarks.rows import keep_record
 from vlora.config import load_config
@@ -74,7 +74,9 @@ def unit(seed: int, setting: str, work: Path) -> dict[str, Any]:
         found, files = asked(seed, adapter, work)
         parts = [part for part in found.part if part != "test"]
         for arm, (records, spent) in answered(seed, setting, adapter, files, work).items():
-            record["scores"].setdefault(arm, {})[adapter] = score(AnswerTable(arm, records), parts)
+            plain = plain_information(records)
+            numbers = score(AnswerTable(arm, records), parts) | ({"plain": plain} if plain else {})
+            record["scores"].setdefault(arm, {})[adapter] = numbers
             record["cost"].setdefault(arm, {})[adapter] = answer_costs(records, spent)
     return record
 

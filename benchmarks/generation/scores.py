@@ -12,12 +12,14 @@ import numpy as np
 from benchmarks.closed_world.worlds import KNOWN
 from vlora.eval.generation.columns import AnswerTable
 from vlora.eval.generation.confidence import fit_power, sharpen
+from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.metrics.calibration import calibration, calibration_floor
 from vlora.eval.metrics.ranking import auroc
 from vlora.eval.metrics.rejection import prediction_rejection_ratio
 from vlora.eval.metrics.risk_control import controlled_threshold, threshold_grid
+from vlora.eval.semantic.entropy import cluster_shares, semantic_split
 
-__all__ = ["DELTA", "DETECTION", "RISK", "score"]
+__all__ = ["DELTA", "DETECTION", "RISK", "plain_information", "score"]
 
 RISK, DELTA = 0.05, 0.1
 DETECTION = {
@@ -57,6 +59,30 @@ def score(table: AnswerTable, held_parts: Sequence[str]) -> dict[str, Any]:
         "calibration": _calibration(table, part, test["known"]),
         "abstention": {key: _abstention(value, table, part) for key, value in table.scores.items()},
     }
+
+
+def plain_information(records: Sequence[AnswerRecord]) -> dict[str, dict[str, float]] | None:
+    """Semantic mutual information as counted, with what chance alone shows left in; None without draws.
+
+    Returns:
+        ``mean`` by group, in nats, and ``auroc`` by question.
+    """
+    asked = [record for record in records if record.split == "test"]
+    if len({sample.draw for sample in asked[0].samples}) < 2:
+        return None
+    value, group = np.array([_counted(record) for record in asked]), np.array([r.group for r in asked])
+    every = np.ones(len(asked), dtype=bool)
+    return {
+        "mean": {name: float(value[group == name].mean()) for name in dict.fromkeys(group.tolist())},
+        "auroc": {name: _told_apart(value, group, every, sides) for name, sides in DETECTION.items()},
+    }
+
+
+def _counted(record: AnswerRecord) -> float:
+    found = [record.pool[sample.pool].cluster for sample in record.samples]
+    names = {cluster: number for number, cluster in enumerate(dict.fromkeys(found))}
+    shares = cluster_shares([names[cluster] for cluster in found], [sample.draw for sample in record.samples])
+    return semantic_split(shares, antithetic=record.antithetic)["mutual_information"]
 
 
 def _names(table: AnswerTable) -> list[str]:

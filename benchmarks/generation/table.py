@@ -26,6 +26,14 @@ DIFFERENCES = (
     "kernel_language_entropy", "eigenscore", "disagreement", "mixture", "scored_semantic_total",
     "scored_semantic_information",
 )  # fmt: skip
+APART = ("unknown vs ambiguous", "ambiguous vs clean")
+OURS = (
+    ("ivon", "max_probability"), ("ivon", "mean_token_entropy"), ("ivon", "semantic_entropy"), ("ivon", "mixture"),
+    ("ivon", "scored_semantic_total"), ("ivon", "scored_semantic_information"), ("ensemble", "max_probability"),
+    ("ensemble", "mean_token_entropy"), ("ensemble", "scored_semantic_total"),
+    ("ensemble", "scored_semantic_information"),
+)  # fmt: skip
+AGAINST = ("adamw", "mean_token_entropy")
 ABSTENTION = ("max_probability", "token_nll", "semantic_entropy", "mixture", "scored_semantic_total")
 Keys = Sequence[str]
 
@@ -108,6 +116,53 @@ def difference_table(records: Records, setting: str) -> str:
         lines.append([name, *cells])
     header = [f"{ARMS[arm]}: {words}" for words in paths for arm in arms(records, setting)]
     return markdown([f"− {BASELINE}", *header], lines)
+
+
+def against_table(records: Records, setting: str) -> str:
+    """Scores of the other methods less AdamW's entropy, paired by world."""
+    paths: dict[str, Keys] = {
+        "wrong, known people": ("errors", "known", "*", "auroc"),
+        "wrong, everybody": ("errors", "everybody", "*", "auroc"),
+        "unknown vs known": ("auroc", "unknown vs known", "*"),
+        "unknown vs ambiguous": ("auroc", "unknown vs ambiguous", "*"),
+    }
+
+    def found(arm: str, name: str, path: Keys) -> np.ndarray:
+        return values(records, setting, arm, *(name if key == "*" else key for key in path))
+
+    lines = [
+        [ARMS[arm], name, *(interval(found(arm, name, p) - found(*AGAINST, p), 3) for p in paths.values())]
+        for arm, name in OURS
+        if arm in arms(records, setting)
+    ]
+    return markdown(["", f"− AdamW's {AGAINST[1]}", *paths], lines)
+
+
+def information_table(records: Records, setting: str) -> str:
+    """Semantic mutual information by group, scored and counted, and what it tells apart."""
+    kinds = {
+        "scored": ("mean_scored_semantic_information", "scored_semantic_information"),
+        "counted, chance taken out": ("mean_semantic_information", "semantic_information"),
+    }
+    lines = []
+    for arm in arms(records, setting):
+        rows = {
+            words: [
+                *(values(records, setting, arm, "groups", group, mean_key) for group in GROUPS),
+                *(values(records, setting, arm, "auroc", question, key) for question in APART),
+            ]
+            for words, (mean_key, key) in kinds.items()
+        }
+        rows["counted as it is"] = [
+            *(values(records, setting, arm, "plain", "mean", group) for group in GROUPS),
+            *(values(records, setting, arm, "plain", "auroc", question) for question in APART),
+        ]
+        lines += [
+            [ARMS[arm], words, *(number(mean(one), 3) for one in found)]
+            for words, found in rows.items()
+            if not np.isnan(found[0]).all()
+        ]
+    return markdown(["", "nats", *GROUPS, *(f"AUROC {question}" for question in APART)], lines)
 
 
 def calibration_table(records: Records, setting: str) -> str:
@@ -194,6 +249,10 @@ def block(folder: Path) -> str:
             estimator_table(records, setting, apart) + "\n",
             f"**Against `{BASELINE}` of the same model**, AUROC, paired by world.\n",
             difference_table(records, setting) + "\n",
+            f"**Against AdamW's `{AGAINST[1]}`**, AUROC, paired by world.\n",
+            against_table(records, setting) + "\n",
+            "**Semantic information** of meaning and draw, mean by group.\n",
+            information_table(records, setting) + "\n",
             "**Confidences** on known people.\n",
             calibration_table(records, setting) + "\n",
             "**“Don't know” at 5 % risk.**\n",

@@ -256,9 +256,9 @@ def test_bad_input_is_one_line(built, tmp_path):
         ConfigError, match="task is simpleqa but the answers were calibrated with closed_world"
     ):
         AnswerPredictor.from_pretrained(adapter, task="simpleqa")
-    with pytest.raises(ConfigError, match="task arc_easy is of kind multiple_choice"):
+    with pytest.raises(ConfigError, match="task arc_easy has choices; answers are judged for"):
         AnswerPredictor.from_pretrained(adapter, task="arc_easy")
-    with pytest.raises(ConfigError, match="name a task file of kind open_qa"):
+    with pytest.raises(ConfigError, match="name a task file of open questions"):
         AnswerPredictor.from_pretrained(folder / "plain")
     with pytest.raises(DataError, match="data row 0: no column 'prompt'"):
         AnswerPredictor.from_pretrained(adapter).predict([{"question": "x"}])

@@ -93,7 +93,7 @@ def test_the_command_reads_a_task_and_refuses_others(world, capsys):
         (("--task", "siqaa", "--data", world / "bare.jsonl"), "did you mean 'siqa'?"),
         (
             ("--task", "halueval_qa", "--data", world / "bare.jsonl"),
-            "is of kind given_answers; answers are gen",
+            "data row 0: no column 'knowledge'",
         ),
         (("--task", "winogrande", "--data", world / "bare.jsonl"), "data row 0: no '_' in the sentence"),
         ((*mine, "--text", "Q", "--choice", "a", "--choice", "b"), "--text cannot fill the columns of task"),
