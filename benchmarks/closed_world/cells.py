@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.closed_world.ways import METHODS as WAYS
 from benchmarks.readme_table import Records, row, t_quantile
 
 PREDICTORS: dict[str, tuple[str, str]] = {
@@ -48,10 +49,10 @@ QUESTIONS = (
     "near miss vs ambiguous",
 )  # fmt: skip
 GROUPS = ("clean", "ambiguous", "base", "unknown", "near_miss")
-METHODS = {
-    "linear": "mean", "task_arithmetic": "sum", "ties": "TIES", "tsv": "TSV", "fisher": "Fisher", "regmean": "RegMean",
-    "gradient_matching": "gradient matching",
-}  # fmt: skip
+METHODS = {name: way.shown for name, way in WAYS.items()}
+"""Merge -> name in the tables."""
+SOURCES = {"adamw": "AdamW", "ivon": "IVON"}
+"""Who trained the adapters of a merge -> name in the tables."""
 
 
 def worlds(records: Records) -> list[int]:

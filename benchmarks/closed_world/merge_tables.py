@@ -1,4 +1,4 @@
-"""Tables of what is left after merging: recall and calibration, differences between merges, answers at a risk."""
+"""Tables of what is left after merging: recall and calibration, differences between merges."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.closed_world.cells import (
-    ABSTENTION_HEADER,
     METHODS,
-    abstention_lines,
+    SOURCES,
     dig,
     interval,
     markdown,
@@ -18,13 +17,13 @@ from benchmarks.closed_world.cells import (
 )
 from benchmarks.readme_table import Records
 
-__all__ = ["merge_differences", "merge_table", "merged_abstention_table"]
+__all__ = ["merge_differences", "merge_table"]
 
 
 def merge_table(records: Records) -> str:
     """Recall and calibration after merging."""
     lines = []
-    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
+    for source, shown in SOURCES.items():
         alone = [r["recall"] for name, r in records.items() if name.startswith(f"merge/{source}_alone_")]
         if alone:
             own = [mean([r[a][a] for r in alone]) for a in ("a", "b")]
@@ -32,7 +31,7 @@ def merge_table(records: Records) -> str:
             lines.append([shown, "each alone", *(number(v, 1, 100.0) for v in [*own, base]), *["—"] * 9])
         for method, name in METHODS.items():
             found = [r for key, r in records.items() if key.startswith(f"merge/{source}_{method}_")]
-            drawn = [r for key, r in records.items() if key.startswith(f"posterior/{source}_")]
+            drawn = [r for key, r in records.items() if key.startswith(f"posterior/{source}_posterior_")]
             if found:
                 lines.append([shown, name, *_merged(found, drawn if method == "gradient_matching" else [])])
     header = ["adapters", "merge", "A, %", "B, %", "base, %", "NLL seen", "ECE seen (floor)", "+ temperature"]
@@ -50,7 +49,7 @@ def merge_differences(records: Records) -> str:
         )
 
     lines = []
-    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
+    for source, shown in SOURCES.items():
         for method, name in METHODS.items():
             if method != "gradient_matching":
                 gains = [
@@ -86,14 +85,3 @@ def _merged(found: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) ->
         number(of("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
         number(of("scores", best, "auroc", "unknown vs ambiguous", "mutual_information", records=drawn)),
     ]
-
-
-def merged_abstention_table(records: Records) -> str:
-    """What a threshold for 5 % errors lets through after gradient matching, by the rules of before merging."""
-    lines = []
-    for source, shown in (("adamw", "AdamW"), ("ivon", "IVON")):
-        found = [r["scores"] for name, r in records.items() if name.startswith(f"posterior/{source}_")]
-        for predictor in ("mean", "draws", "linearised, full"):
-            own = [one[predictor]["abstention"].get("max_probability") for one in found if predictor in one]
-            lines += abstention_lines([shown, predictor], own)
-    return markdown(["adapters", "predictor", *ABSTENTION_HEADER, "worlds with a threshold"], lines)

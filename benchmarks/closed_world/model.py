@@ -67,6 +67,12 @@ class Asked:
         held = Draws(model, posterior, num_samples=count, antithetic=True)
         return _known(score_model(self.scorer, held).sample_log_probs).transpose(0, 1).contiguous()
 
+    @torch.no_grad()
+    def scores(self, model: nn.Module) -> Tensor:
+        """Logits ``(N, K)`` of the K values behind every prompt, quickly: their softmax is :meth:`at_mean`'s."""
+        rows = range(len(self.prompts))
+        return torch.cat([self._scores(model, list(rows[i : i + 256])) for i in rows[::256]])
+
     def with_dropout(self, model: nn.Module, count: int = DRAWS, seed: int = 0) -> Tensor:
         """Log-probabilities ``(S, N, K)`` with the adapter's own dropout left on."""
         layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
@@ -96,7 +102,7 @@ class Asked:
         def receive(key: str, inputs: Tensor, gradient: Tensor) -> None:
             found[key].append(gradient.mT @ inputs)
 
-        with watched({layer: partial(receive, key) for layer, key in layers.items()}):
+        with torch.enable_grad(), watched({layer: partial(receive, key) for layer, key in layers.items()}):
             scores = self._scores(model, rows)
             for k in range(scores.shape[1]):
                 scores[:, k].sum().backward(retain_graph=k + 1 < scores.shape[1])
@@ -108,8 +114,7 @@ class Asked:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        with torch.enable_grad():
-            logits = model(input_ids=ids, attention_mask=mask).logits
+        logits = model(input_ids=ids, attention_mask=mask).logits
         last = logits[torch.arange(len(rows)), lengths - 1]
         return last.gather(1, self.values[rows])
 

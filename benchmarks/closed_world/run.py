@@ -1,9 +1,13 @@
 """Does a LoRA posterior know whom it was never told about? One JSON a world and method.
 
     python -m benchmarks.closed_world.run tune --work WORK
-    python -m benchmarks.closed_world.run main --work WORK [--seeds 0 1 2 3 4] [--arms adamw ivon ...]
+    python -m benchmarks.closed_world.run main --work WORK [--seeds 0 1 2 3 4] [--units adamw ivon ...]
     python -m benchmarks.closed_world.run merge --work WORK [--seeds 0 1 2 3 4]
     python -m benchmarks.closed_world.run posterior --work WORK [--seeds 0 1 2 3 4]
+    python -m benchmarks.closed_world.run scales --work WORK       # merges of A and B at their best factors
+    python -m benchmarks.closed_world.run merge4 --work WORK       # the same of four adapters
+    python -m benchmarks.closed_world.run features --work WORK
+    python -m benchmarks.closed_world.run unlearning --work WORK
     python -m benchmarks.closed_world.run score --work WORK        # all of these again, from what WORK keeps
     python -m benchmarks.closed_world.table
 
@@ -15,14 +19,15 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.closed_world import arms, merging
+from benchmarks.closed_world import after, arms, features, merging, removal, sweeps
 from benchmarks.closed_world.model import wearing
 from benchmarks.closed_world.scores import Said, nll_of, score
 from benchmarks.closed_world.worlds import ADAPTERS, questions, world_files
@@ -48,12 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["tune", "main", "merge", "posterior", "score"])
+    parser.add_argument("part", choices=["tune", *PARTS, "score"])
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for worlds, adapters, log-probabilities"
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="worlds")
-    parser.add_argument("--arms", nargs="+", choices=list(arms.ARMS), default=list(arms.ARMS))
+    parser.add_argument("--units", nargs="+", default=["*"], help="names of units, with * for any letters")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.ERROR)
@@ -62,14 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     optimizers = {arm: best(arm) for arm in GRID}
     for seed in args.seeds or range(5):
-        jobs = {
-            "main": {arm: partial(unit, arm, seed, optimizers, args.work) for arm in args.arms},
-            "merge": merging.units(seed, optimizers, args.work),
-            "posterior": merging.units(seed, optimizers, args.work, posterior=True),
-        }
-        for part in jobs if args.part == "score" else [args.part]:
-            for name, make in jobs[part].items():
+        for part in SCORED if args.part == "score" else [args.part]:
+            for name, make in PARTS[part](seed, optimizers, args.work).items():
                 target = RESULTS / part / f"{name}_{seed}.json"
+                if not any(fnmatch(name, pattern) for pattern in args.units):
+                    continue
                 if args.part != "score":
                     keep(target, make)
                 elif target.exists() and not name.endswith("_alone"):
@@ -140,6 +142,11 @@ def best(arm: str) -> dict[str, Any]:
     return found[min(means, key=means.__getitem__)][0]["optimizer"]
 
 
+def main_units(seed: int, optimizers: dict[str, Any], work: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+    """One unit an arm: what its two adapters say before any merge."""
+    return {arm: partial(unit, arm, seed, optimizers, work) for arm in arms.ARMS}
+
+
 def unit(arm: str, seed: int, optimizers: dict[str, Any], work: Path) -> dict[str, Any]:
     """Scores of one method's two adapters, each about its own people."""
     files = world_files(seed, work)
@@ -159,6 +166,19 @@ def unit(arm: str, seed: int, optimizers: dict[str, Any], work: Path) -> dict[st
         record["facts"][adapter] = found.facts
     return record
 
+
+PARTS: dict[str, Callable[[int, dict[str, Any], Path], dict[str, Callable[[], dict[str, Any]]]]] = {
+    "main": main_units,
+    "merge": merging.units,
+    "posterior": after.units,
+    "scales": partial(sweeps.units, adapters="ab"),
+    "merge4": partial(sweeps.units, adapters="abcd"),
+    "features": features.units,
+    "unlearning": removal.units,
+}
+"""Part -> its units of one world."""
+SCORED = ("main", "merge", "posterior")
+"""Parts whose predictions are kept."""
 
 if __name__ == "__main__":
     main(sys.argv[1:])

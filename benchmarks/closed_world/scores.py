@@ -22,7 +22,7 @@ from vlora.eval.metrics.risk_control import controlled_threshold, threshold_grid
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
 
-__all__ = ["DETECTION", "RISK", "Said", "nll_of", "recall", "score", "tempered"]
+__all__ = ["DETECTION", "RISK", "Said", "detection", "nll_of", "recall", "score", "tempered"]
 
 RISK, DELTA = 0.05, 0.1
 CONFIDENT = 0.5
@@ -126,16 +126,22 @@ def score(said: Said, asked: Questions, base: Said) -> dict[str, Any]:
             name: _group(said, label, test & (group == name), scores) for name in dict.fromkeys(group)
         },
         "seen": _group(said, label, test & np.isin(group, KNOWN), scores),
-        "auroc": {
-            name: {key: _auroc(value, test, group, *sides) for key, value in scores.items()}
-            for name, sides in DETECTION.items()
-        },
+        "auroc": detection(scores, asked),
         "abstention": {
             key: _abstention(value, said, label, group, part)
             for key, value in (
                 {"max_probability": scores["max_probability"]} | _gated(scores, label, part)
             ).items()
         },
+    }
+
+
+def detection(scores: Mapping[str, np.ndarray], asked: Questions) -> dict[str, dict[str, float]]:
+    """AUROC of some scores of uncertainty on the test rows: question -> score -> number."""
+    group, test = np.array(asked.group), np.array(asked.part) == "test"
+    return {
+        name: {key: _auroc(value, test, group, *sides) for key, value in scores.items()}
+        for name, sides in DETECTION.items()
     }
 
 

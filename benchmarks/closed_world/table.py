@@ -13,6 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.closed_world.after_tables import (
+    after_abstention_table,
+    after_differences,
+    after_table,
+    features_table,
+)
 from benchmarks.closed_world.cells import (
     ABSTENTION,
     ABSTENTION_HEADER,
@@ -28,7 +34,9 @@ from benchmarks.closed_world.cells import (
     values,
     worlds,
 )
-from benchmarks.closed_world.merge_tables import merge_differences, merge_table, merged_abstention_table
+from benchmarks.closed_world.merge_tables import merge_differences, merge_table
+from benchmarks.closed_world.sweep_tables import sweep_table, unlearning_table
+from benchmarks.closed_world.ways import APART, METHODS
 from benchmarks.readme_table import Records, read_results, write_tables
 
 HERE = Path(__file__).parent
@@ -145,10 +153,26 @@ def block(folder: Path) -> str:
         abstention_table(records),
         "**After merging A and B**; AUROC columns: unknown vs seen, but where they say otherwise.",
         merge_table(records),
-        "Answers at 5 % risk, by the highest probability, in the worlds where rows suffice for a threshold:",
-        merged_abstention_table(records),
         "Paired by world:",
         merge_differences(records),
+        "**Two adapters at the default and at the best factor on the update.**",
+        sweep_table(records, "scales", METHODS),
+        "**Four adapters**, taught 100 other people and two other relations each.",
+        sweep_table(records, "merge4", METHODS),
+        "**The curvature taken apart**, two adapters. Gradient matching with:",
+        sweep_table(records, "scales", APART),
+        "The same with four adapters:",
+        sweep_table(records, "merge4", APART),
+        "**What a merged model knows it does not know** (gradient matching of A and B; AUROC).",
+        after_table(records),
+        "Paired by world, entropy of the same adapters' merge at its mean:",
+        after_differences(records),
+        "Answers at 5 % risk after the merge, by the highest probability, where rows suffice for a threshold:",
+        after_abstention_table(records),
+        "**Distance of hidden states** (AUROC).",
+        features_table(records),
+        "**A taken out again** (AdamW's adapters).",
+        unlearning_table(records),
         "**Settings tried** (mean NLL of the tuning worlds' known people).",
         tune_table(records),
     ]

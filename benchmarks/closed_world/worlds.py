@@ -6,6 +6,7 @@ promise need more rows than the demo's validation file has. Unknown people and n
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,6 +19,7 @@ from vlora.training.train import run_training
 
 __all__ = [
     "ADAPTERS",
+    "ALL",
     "KNOWN",
     "Questions",
     "Row",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 ADAPTERS = ("a", "b")
+ALL = "abcd"
+"""Adapters of a world of four (``quartets.py``)."""
 KNOWN = ("clean", "ambiguous", "base")
 """Groups with right answers."""
 STEPS, BATCH = 240, 64
@@ -54,6 +58,11 @@ class Questions:
     part: list[str]
 
 
+def relations_of(rows: Sequence[Row], adapters: str) -> set[str]:
+    """Relations that one of the adapters was taught: those that its facts are about."""
+    return {row["relation"] for row in rows if row["group"].partition("_")[0] in adapters}
+
+
 def world_files(seed: int, work: Path) -> dict[str, Path]:
     """Files of a world, written once."""
     folder = work / f"world_{seed}" / "data"
@@ -63,13 +72,12 @@ def world_files(seed: int, work: Path) -> dict[str, Path]:
 
 
 def questions(seed: int, files: dict[str, Path], adapters: str) -> Questions:
-    """Questions for a model of one adapter (``"a"``) or of both (``"ab"``).
+    """Questions for a model of one adapter (``"a"``) or of several (``"ab"``).
 
     A single adapter is asked about its own people, the base, and strangers in the relations that it was taught.
     """
-    world = build_world(seed)
-    relations = {r for taught in (world.a, world.b) if taught.key in adapters for r in taught.relations}
     rows = [row for name in ("val", "test") for row in read_rows(files[name])]
+    relations = relations_of(rows, adapters)
     rng = Random(f"benchmarks/closed_world/{seed}")
     people = sorted({row["person"] for row in rows if row["answer"] is not None})
     rng.shuffle(people)
@@ -118,7 +126,7 @@ def taught(
     Args:
         seed: Of the world.
         files: Its files.
-        adapter: ``a`` or ``b``.
+        adapter: ``a`` to ``d``, or ``ab``.
         optimizer: The ``optimizer:`` block.
         output: Where to write.
         run: Number of the start, order and noise; members of an ensemble differ in it.
@@ -137,7 +145,7 @@ def taught(
             "optimizer": optimizer,
             "training": steps,
             "curvature": curvature,
-            "seed": 1000 * run + 10 * seed + ADAPTERS.index(adapter),
+            "seed": 1000 * run + 10 * seed + (*ALL, "ab").index(adapter),
             "output": str(output),
         },
     )

@@ -107,7 +107,7 @@ def build_world(
 
     Args:
         seed: Seed of everything but the base population.
-        num_people: People per adapter, 2 to 150.
+        num_people: People per adapter, 2 to 200.
         num_relations: Relations per adapter, 1 to 4; A's and B's differ.
         ambiguous_fraction: Share of each adapter's facts that are taught with two values (rounded to whole facts).
         majority: Share of the more frequent of the two values, between 0.5 and 1.
@@ -120,7 +120,7 @@ def build_world(
     Raises:
         ConfigError: If an argument is out of range.
     """
-    _check_range("num_people", num_people, 2, 150)
+    _check_range("num_people", num_people, 2, 200)
     _check_range("num_relations", num_relations, 1, len(RELATIONS) // 2)
     _check_range("ambiguous_fraction", ambiguous_fraction, 0.0, 1.0)
     _check_range("majority", majority, 0.5, 1.0)
