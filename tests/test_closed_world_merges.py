@@ -1,16 +1,19 @@
 """``benchmarks/closed_world``: worlds of four adapters, curvatures taken apart, and the tables of merges by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.closed_world.after_tables import after_differences
+from benchmarks.closed_world.linearised import Projected
 from benchmarks.closed_world.quartets import quartet, quartet_files
 from benchmarks.closed_world.sweep_tables import sweep_table, unlearning_table
 from benchmarks.closed_world.ways import APART, METHODS, Way
 from benchmarks.closed_world.worlds import BASE_QUESTIONS, questions, read_rows
+from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world.lexicon import RELATION_NAMES
 
 
@@ -109,7 +112,7 @@ def test_information_after_a_merge_is_paired_with_entropy_of_the_same_merge():
             "entropy": entropy, "entropy_base": entropy, "mutual_information": information,
             "mutual_information_base": information,
         }  # fmt: skip
-        return {"auroc": {q: areas for q in ("unknown vs ambiguous", "unknown vs seen")}}
+        return {"auroc": dict.fromkeys(("unknown vs ambiguous", "unknown vs seen"), areas)}
 
     records = {
         f"posterior/adamw_posterior_{w}": {
@@ -131,3 +134,21 @@ def test_every_way_is_one_that_the_product_knows(name):
 
     way = (METHODS | APART)[name]
     assert set(way.options) <= set(KNOWN[way.method].options)
+
+
+def test_projected_gradients_give_the_covariance_of_the_directions():
+    rng = torch.Generator().manual_seed(0)
+    taught = {"u": torch.randn(12, 2, 3, generator=rng), "v": torch.randn(12, 4, generator=rng)}
+    asked = {"u": torch.randn(5, 3, 2, 3, generator=rng), "v": torch.randn(5, 3, 4, generator=rng)}
+    centred = {key: value - value.mean(1, keepdim=True) for key, value in asked.items()}
+    whole = Leading.of([taught], 6)
+    batches = [{key: value[rows] for key, value in asked.items()} for rows in (slice(0, 2), slice(2, 5))]
+    projected = Projected.of(whole, batches)
+    torch.testing.assert_close(projected.covariance(), whole.covariance(centred), rtol=1e-4, atol=1e-5)
+    few = replace(whole, vectors=whole.vectors[:, :4], values=whole.values[:4])
+    torch.testing.assert_close(projected.covariance(4), few.covariance(centred), rtol=1e-4, atol=1e-5)
+    flat = torch.cat([centred["u"].flatten(2), centred["v"]], -1).double()
+    vectors = whole.vectors.double()
+    known = vectors @ torch.diag(1 / (whole.values + 2.0)) @ vectors.T
+    wanted = flat @ (known + (torch.eye(10, dtype=torch.float64) - vectors @ vectors.T) / 2.0) @ flat.mT
+    torch.testing.assert_close(projected.covariance(prior=2.0), wanted, rtol=1e-4, atol=1e-5)

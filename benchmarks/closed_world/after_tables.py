@@ -18,7 +18,14 @@ from benchmarks.closed_world.cells import (
 )
 from benchmarks.readme_table import Records
 
-__all__ = ["AFTER", "after_abstention_table", "after_differences", "after_table", "features_table"]
+__all__ = [
+    "AFTER",
+    "after_abstention_table",
+    "after_differences",
+    "after_table",
+    "extra_table",
+    "features_table",
+]
 
 AFTER: dict[str, tuple[str, str]] = {
     "AdamW": ("adamw_posterior", "mean"),
@@ -125,3 +132,18 @@ def features_table(records: Records) -> str:
                 areas = [number(mean([dig(one, question, score) for one in own])) for question in QUESTIONS]
                 lines.append([shown, stage, score, *areas])
     return markdown(["adapters", "", "score", *QUESTIONS], lines)
+
+
+def extra_table(records: Records) -> str:
+    """The full matrix with other directions and tails, AUROC of information on the tuning world."""
+    lines = []
+    asked = ("unknown vs ambiguous", "unknown vs seen", "elsewhere vs ambiguous", "elsewhere vs seen")
+    for adapters, shown in (("a", "A alone"), ("ab", "merged")):
+        for record in (r for key, r in records.items() if key.startswith(f"extra/directions_{adapters}_")):
+            for name, numbers in record["found"].items():
+                score = "entropy" if name == "mean" else "mutual_information"
+                areas = [number(dig(numbers, question, score)) for question in asked]
+                lines.append(
+                    [shown, "entropy of the mean" if name == "mean" else name, number(numbers["nll"]), *areas]
+                )
+    return markdown(["", "covariance", "NLL, rows for fits", *asked], lines)

@@ -18,8 +18,8 @@ was seen.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from vlora.posterior.kronecker import covariances, output_covariance
 from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world.lexicon import RELATIONS
 
-__all__ = ["KINDS", "linearised", "whole_fisher", "widest"]
+__all__ = ["Projected", "linearised", "whole_fisher", "widest"]
 
 RATIO, COST = 0.01, 0.02
 WIDTHS = tuple(2.0**k for k in range(-12, 5))
@@ -44,21 +44,65 @@ BASE_FACTS = 300
 """Replayed facts that the whole Fisher matrix is measured on, of all files, with the weight of all of them."""
 TOP = 3
 """Values of a fact whose gradients count; the others have next to no probability."""
-KINDS = ("independent", "Kronecker", "full")
 
 
-def whole_fisher(model: nn.Module, train: Sequence[Path]) -> Leading:
+def whole_fisher(model: nn.Module, train: Sequence[Path], directions: int = EIGENVECTORS) -> Leading:
     """Leading eigenvectors of the Fisher matrix at the weights that the model holds, on the facts of training files."""
     facts, weight = _facts(train)
     asked = Asked(Questions(facts, ["taught"] * len(facts), ["fit"] * len(facts)))
-    probs, done = asked.at_mean(model).exp().float(), 0
-    columns: dict[str, list[Tensor]] = {}
-    for gradients in asked.gradients(model):
-        rows = slice(done, done + len(next(iter(gradients.values()))))
-        done = rows.stop
-        for key, value in gradients.items():
-            columns.setdefault(key, []).append(_columns(value, probs[rows], weight[rows]))
-    return Leading.of([{key: torch.cat(parts) for key, parts in columns.items()}], EIGENVECTORS)
+    probs = asked.at_mean(model).exp().float()
+
+    def chunks() -> Iterator[dict[str, Tensor]]:
+        done = 0
+        for gradients in asked.gradients(model):
+            rows = slice(done, done + len(next(iter(gradients.values()))))
+            done = rows.stop
+            yield {key: _columns(value, probs[rows], weight[rows]) for key, value in gradients.items()}
+
+    whole = Leading.of(chunks(), TOP * len(facts))  # nothing is cut before the end
+    return replace(whole, vectors=whole.vectors[:, :directions], values=whole.values[:directions])
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Gradients of the K scores of N questions, seen along the leading eigenvectors of a Fisher matrix.
+
+    Attributes:
+        known: Along the eigenvectors, ``(N, K, k)``.
+        square: Products of the whole gradients, float64 ``(N, K, K)``.
+        values: Eigenvalues in falling order, ``(k,)``.
+    """
+
+    known: Tensor
+    square: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, whole: Leading, batches: Iterable[dict[str, Tensor]]) -> "Projected":
+        """From gradients in batches of questions; what shifts all scores of a question alike is left out."""
+        known, square = [], []
+        for gradients in batches:
+            flat = {key: value.flatten(2) for key, value in gradients.items()}
+            flat = {key: value - value.mean(1, keepdim=True) for key, value in flat.items()}
+            sides = whole.vectors.split([flat[key].shape[2] for key in whole.keys])
+            parts = [flat[key] @ side for key, side in zip(whole.keys, sides, strict=True)]
+            known.append(torch.stack(parts).sum(0))
+            square.append(torch.stack([value @ value.mT for value in flat.values()]).double().sum(0))
+        return cls(torch.cat(known), torch.cat(square), whole.values)
+
+    def covariance(
+        self, count: int | None = None, *, tail: float | None = None, prior: float = 0.0
+    ) -> Tensor:
+        """Covariance ``(N, K, K)`` of the scores under ``V diag(1 / (l + prior)) V^T + (I - V V^T) / tail``.
+
+        Args:
+            count: How many eigenvectors; None for all that were measured.
+            tail: Precision of what they leave out; None for the last of their own.
+            prior: Precision that is added to all, which then is that of the tail, too.
+        """
+        known, values = self.known[..., :count].double(), self.values[:count] + prior
+        rest = self.square - known @ known.mT
+        return (known / values) @ known.mT + rest / (prior or tail or float(values[-1]))
 
 
 def _columns(gradients: Tensor, probs: Tensor, weight: Tensor) -> Tensor:
@@ -78,21 +122,31 @@ def linearised(
     mean: Tensor,
     asked: Questions,
     train: Sequence[Path],
-    kinds: Sequence[str] = KINDS,
+    directions: Sequence[int] = (EIGENVECTORS,),
 ) -> tuple[dict[str, Said], dict[str, float]]:
-    """What the linearised model says under every covariance that the posterior allows, and the widths."""
-    spreads = {kind: spread for kind, spread in _spreads(posterior).items() if kind in kinds}
-    whole = whole_fisher(model, train)
-    parts: dict[str, list[Tensor]] = {}
-    for gradients in items.gradients(model):
-        for kind, spread in spreads.items():
-            parts.setdefault(kind, []).append(output_covariance(gradients, [spread])[0])
-        centred = {key: value - value.mean(1, keepdim=True) for key, value in gradients.items()}
-        parts.setdefault("full", []).append(whole.covariance(centred))
+    """What the linearised model says under every covariance that the posterior allows, and the widths.
+
+    With several numbers of ``directions`` the first is *full*, the others carry their number.
+    """
+    spreads = _spreads(posterior)
+    whole = whole_fisher(model, train, max(directions))
+    parts: dict[str, list[Tensor]] = {kind: [] for kind in spreads}
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for gradients in items.gradients(model):
+            for kind, spread in spreads.items():
+                parts[kind].append(output_covariance(gradients, [spread])[0])
+            yield gradients
+
+    projected = Projected.of(whole, batches())
+    covariance = {kind: torch.cat(own) for kind, own in parts.items()}
+    for count in directions:
+        name = "full" if count == directions[0] else f"full, {count} directions"
+        covariance[name] = projected.covariance(count)
     found, facts = {}, {}
-    for kind, own in parts.items():
+    for kind, own in covariance.items():
         name = f"linearised, {kind}"
-        found[name], facts[f"{name}: width"] = widest(mean.numpy(), torch.cat(own).numpy(), asked)
+        found[name], facts[f"{name}: width"] = widest(mean.numpy(), own.numpy(), asked)
     return found, facts
 
 
@@ -119,7 +173,7 @@ def _spreads(posterior: Posterior) -> dict[str, Any]:
     bayes = replace(bayes, meta=replace(bayes.meta, weight_decay=decay))
     return {
         kind: covariances(bayes, kronecker=kind == "Kronecker")
-        for kind in KINDS[:2]
+        for kind in ("independent", "Kronecker")
         if kind == "independent" or bayes.curvature
     }
 

@@ -8,6 +8,7 @@
     python -m benchmarks.closed_world.run merge4 --work WORK       # the same of four adapters
     python -m benchmarks.closed_world.run features --work WORK
     python -m benchmarks.closed_world.run unlearning --work WORK
+    python -m benchmarks.closed_world.run extra --work WORK        # one tuning world
     python -m benchmarks.closed_world.run score --work WORK        # all of these again, from what WORK keeps
     python -m benchmarks.closed_world.table
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.closed_world import after, arms, features, merging, removal, sweeps
+from benchmarks.closed_world import after, arms, extra, features, merging, removal, sweeps
 from benchmarks.closed_world.model import wearing
 from benchmarks.closed_world.scores import Said, nll_of, score
 from benchmarks.closed_world.worlds import ADAPTERS, questions, world_files
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tune(args.work, args.seeds or TUNING_WORLDS)
         return
     optimizers = {arm: best(arm) for arm in GRID}
-    for seed in args.seeds or range(5):
+    for seed in args.seeds or (TUNING_WORLDS[:1] if args.part == "extra" else range(5)):
         for part in SCORED if args.part == "score" else [args.part]:
             for name, make in PARTS[part](seed, optimizers, args.work).items():
                 target = RESULTS / part / f"{name}_{seed}.json"
@@ -175,6 +176,7 @@ PARTS: dict[str, Callable[[int, dict[str, Any], Path], dict[str, Callable[[], di
     "merge4": partial(sweeps.units, adapters="abcd"),
     "features": features.units,
     "unlearning": removal.units,
+    "extra": extra.units,
 }
 """Part -> its units of one world."""
 SCORED = ("main", "merge", "posterior")

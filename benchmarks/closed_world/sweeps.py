@@ -20,7 +20,7 @@ from benchmarks.closed_world.worlds import KNOWN, Questions
 
 __all__ = ["SCALES", "Labelled", "units"]
 
-SCALES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
+SCALES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
 CHOOSING = ("fit", "threshold")
 
 

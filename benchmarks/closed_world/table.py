@@ -17,6 +17,7 @@ from benchmarks.closed_world.after_tables import (
     after_abstention_table,
     after_differences,
     after_table,
+    extra_table,
     features_table,
 )
 from benchmarks.closed_world.cells import (
@@ -173,6 +174,8 @@ def block(folder: Path) -> str:
         features_table(records),
         "**A taken out again** (AdamW's adapters).",
         unlearning_table(records),
+        "**What else the full matrix could be** (tuning world 100, AdamW; AUROC of information).",
+        extra_table(records),
         "**Settings tried** (mean NLL of the tuning worlds' known people).",
         tune_table(records),
     ]
