@@ -1,7 +1,8 @@
 """What a merged model knows it does not know: posteriors and their rivals after gradient matching of A and B.
 
-``{source}_posterior``: draws and the linearised model of the merged posterior, whose h and Grams the merge itself
-carried out; the directions of the full matrix are measured again at the merge, on the facts of both adapters.
+``{source}_posterior``: draws of the merged posterior, whose h the merge itself carried out, and the full matrix, whose
+directions are measured again at the merge, on the facts of both adapters. ``{source}_linearised``: independent entries
+and Kronecker factors, carried out by the merge too, and the full matrix with ``MORE`` directions.
 ``adamw_ensemble``: four trainings of A and four of B, merged one by one, averaged after. ``adamw_dropout``: the merge
 of adapters trained with dropout, which stays on for 8 passes.
 """
@@ -24,39 +25,53 @@ from benchmarks.closed_world.ways import METHODS, merged
 __all__ = ["units"]
 
 WAY = METHODS["gradient_matching"]
+MORE = 1024
+"""Directions, where a single adapter has 256: on more facts than one adapter was taught, all of them unsure."""
 
 
 def units(seed: int, optimizers: dict[str, Any], work: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is to be done for one world: name -> a function that does it."""
     group = Group(seed, "ab", optimizers, work)
-    jobs = {f"{source}_posterior": partial(_posterior, group, source) for source in SOURCES}
-    made = {"adamw_ensemble": _ensemble, "adamw_dropout": _dropout}
-    return jobs | {name: partial(_unit, group, name, make) for name, make in made.items()}
+    made: dict[str, Callable[[Group, arms.Setting], arms.Found]] = {
+        "adamw_ensemble": _ensemble,
+        "adamw_dropout": _dropout,
+    }
+    for source in SOURCES:
+        made[f"{source}_posterior"] = partial(_posterior, source)
+        made[f"{source}_linearised"] = partial(_linearised, source)
+    return {name: partial(_unit, group, name, make) for name, make in made.items()}
 
 
 def _unit(group: Group, name: str, make: Callable[[Group, arms.Setting], arms.Found]) -> dict[str, Any]:
     setting = group.setting()
     source, _, method = name.partition("_")
-    return record(
-        group, source, method, arms.remembered(f"{name}_merged", setting, partial(make, group, setting))
-    )
+    return record(group, source, method, arms.remembered(name, setting, partial(make, group, setting)))
 
 
-def _posterior(group: Group, source: str) -> dict[str, Any]:
-    def make(group: Group, setting: arms.Setting) -> arms.Found:
-        posterior = group.merged(source, WAY)
-        found, asked = arms.Found(), setting.asked
-        with wearing(posterior) as model:
-            mean = setting.items.at_mean(model)
-            found.add_point("mean", Said(mean.numpy()), asked)
-            draws = setting.items.under_draws(model, posterior).numpy()
-            found["draws"] = Said.of_draws(draws, antithetic=True)
-            more, facts = linearised(model, posterior, setting.items, mean, asked, setting.train)
-        found.update(more)
-        found.facts |= facts
-        return found
+def _posterior(source: str, group: Group, setting: arms.Setting) -> arms.Found:
+    """The mean, draws, and the full matrix as it is measured for a single adapter."""
+    posterior, found = group.merged(source, WAY), arms.Found()
+    with wearing(posterior) as model:
+        mean = setting.items.at_mean(model)
+        found.add_point("mean", Said(mean.numpy()), setting.asked)
+        found["draws"] = Said.of_draws(setting.items.under_draws(model, posterior).numpy(), antithetic=True)
+        given = (posterior, setting.items, mean, setting.asked, setting.train)
+        more, facts = linearised(model, *given, kinds=())
+    found.update(more)
+    found.facts |= facts
+    return found
 
-    return _unit(group, f"{source}_posterior", make)
+
+def _linearised(source: str, group: Group, setting: arms.Setting) -> arms.Found:
+    """The covariances that the merge carried out, and the full matrix with more directions."""
+    posterior, found = group.merged(source, WAY), arms.Found()
+    with wearing(posterior) as model:
+        mean = setting.items.at_mean(model)
+        given = (posterior, setting.items, mean, setting.asked, setting.train)
+        more, facts = linearised(model, *given, directions=MORE)
+    found.update(more)
+    found.facts |= facts
+    return found
 
 
 def _ensemble(group: Group, setting: arms.Setting) -> arms.Found:

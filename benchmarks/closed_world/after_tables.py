@@ -33,23 +33,23 @@ AFTER: dict[str, tuple[str, str]] = {
     "AdamW, MC dropout, 8": ("adamw_dropout", "draws"),
     "AdamW, ensemble of 4 merges": ("adamw_ensemble", "mixture"),
     "AdamW, Laplace, 8 draws": ("adamw_posterior", "draws"),
-    "AdamW, Laplace, linearised": ("adamw_posterior", "linearised, independent"),
-    "AdamW, Laplace, Kronecker": ("adamw_posterior", "linearised, Kronecker"),
+    "AdamW, Laplace, linearised": ("adamw_linearised", "linearised, independent"),
+    "AdamW, Laplace, Kronecker": ("adamw_linearised", "linearised, Kronecker"),
     "AdamW, Laplace, full": ("adamw_posterior", "linearised, full"),
-    "AdamW, Laplace, full, all directions": ("adamw_posterior", "linearised, full, all directions"),
+    "AdamW, Laplace, full, 1024 directions": ("adamw_linearised", "linearised, full, 1024 directions"),
     "IVON, mean": ("ivon_posterior", "mean"),
     "IVON, 8 draws": ("ivon_posterior", "draws"),
-    "IVON, linearised": ("ivon_posterior", "linearised, independent"),
-    "IVON, Kronecker": ("ivon_posterior", "linearised, Kronecker"),
+    "IVON, linearised": ("ivon_linearised", "linearised, independent"),
+    "IVON, Kronecker": ("ivon_linearised", "linearised, Kronecker"),
     "IVON, full": ("ivon_posterior", "linearised, full"),
-    "IVON, full, all directions": ("ivon_posterior", "linearised, full, all directions"),
+    "IVON, full, 1024 directions": ("ivon_linearised", "linearised, full, 1024 directions"),
 }
 """Name in the tables -> unit, predictor."""
 GROUPS = ("clean", "ambiguous", "base", "unknown")
 COMPARED = (
     "AdamW, MC dropout, 8", "AdamW, ensemble of 4 merges", "AdamW, Laplace, linearised", "AdamW, Laplace, Kronecker",
-    "AdamW, Laplace, full", "AdamW, Laplace, full, all directions", "IVON, linearised", "IVON, Kronecker", "IVON, full",
-    "IVON, full, all directions",
+    "AdamW, Laplace, full", "AdamW, Laplace, full, 1024 directions", "IVON, linearised", "IVON, Kronecker",
+    "IVON, full", "IVON, full, 1024 directions",
 )  # fmt: skip
 
 

@@ -35,13 +35,15 @@ from vlora.posterior.kronecker import covariances, output_covariance
 from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world.lexicon import RELATIONS
 
-__all__ = ["Projected", "linearised", "whole_fisher", "widest"]
+__all__ = ["KINDS", "Projected", "linearised", "whole_fisher", "widest"]
 
 RATIO, COST = 0.01, 0.02
 WIDTHS = tuple(2.0**k for k in range(-12, 5))
 EIGENVECTORS = 256
 BASE_FACTS = 300
 """Replayed facts that the whole Fisher matrix is measured on, of all files, with the weight of all of them."""
+KINDS = ("independent", "Kronecker")
+"""Covariances that a posterior has by itself."""
 TOP = 3
 """Values of a fact whose gradients count; the others have next to no probability."""
 
@@ -122,14 +124,11 @@ def linearised(
     mean: Tensor,
     asked: Questions,
     train: Sequence[Path],
-    directions: Sequence[int] = (EIGENVECTORS,),
+    kinds: Sequence[str] = KINDS,
+    directions: int = EIGENVECTORS,
 ) -> tuple[dict[str, Said], dict[str, float]]:
-    """What the linearised model says under every covariance that the posterior allows, and the widths.
-
-    With several numbers of ``directions`` the first is *full*, the others carry their number.
-    """
-    spreads = _spreads(posterior)
-    whole = whole_fisher(model, train, max(directions))
+    """What the linearised model says under the full matrix and the posterior's own covariances, and the widths."""
+    spreads = {kind: spread for kind, spread in _spreads(posterior).items() if kind in kinds}
     parts: dict[str, list[Tensor]] = {kind: [] for kind in spreads}
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -138,13 +137,11 @@ def linearised(
                 parts[kind].append(output_covariance(gradients, [spread])[0])
             yield gradients
 
-    projected = Projected.of(whole, batches())
+    projected = Projected.of(whole_fisher(model, train, directions), batches())
     covariance = {kind: torch.cat(own) for kind, own in parts.items()}
-    for count in directions:
-        name = "full" if count == directions[0] else f"full, {count} directions"
-        covariance[name] = projected.covariance(count)
+    full = "full" if directions == EIGENVECTORS else f"full, {directions} directions"
     found, facts = {}, {}
-    for kind, own in covariance.items():
+    for kind, own in (covariance | {full: projected.covariance()}).items():
         name = f"linearised, {kind}"
         found[name], facts[f"{name}: width"] = widest(mean.numpy(), own.numpy(), asked)
     return found, facts
@@ -173,7 +170,7 @@ def _spreads(posterior: Posterior) -> dict[str, Any]:
     bayes = replace(bayes, meta=replace(bayes.meta, weight_decay=decay))
     return {
         kind: covariances(bayes, kronecker=kind == "Kronecker")
-        for kind in ("independent", "Kronecker")
+        for kind in KINDS
         if kind == "independent" or bayes.curvature
     }
 
