@@ -92,8 +92,9 @@ def test_gradient_matching_at_its_default_is_compared_with_the_others_at_their_b
         f"{cell} " for cell in ("AdamW", "sum", "50.0", "90.0", "1.000", "0.70", "60.0", "90.0", "0.950")
     ]
     half = 12.706 * 0.1 / math.sqrt(2) / math.sqrt(2)
-    assert table[2].endswith(f"| +20.0 [+20.0, +20.0] | -0.450 [{-0.45 - half:+.3f}, {-0.45 + half:+.3f}] |")
-    assert table[3].endswith("| 1.20 | 90.0 | 90.0 | 0.400 | — | — |")
+    nll = f"-0.450 [{-0.45 - half:+.3f}, {-0.45 + half:+.3f}]"
+    assert table[2].endswith(f"| +20.0 [+20.0, +20.0] | {nll} | +30.0 [+30.0, +30.0] |")
+    assert table[3].endswith("| 1.20 | 90.0 | 90.0 | 0.400 | — | — | — |")
 
 
 def test_a_refused_removal_is_counted_and_has_no_recall():

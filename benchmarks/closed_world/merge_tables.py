@@ -51,7 +51,9 @@ def merge_differences(records: Records) -> str:
     lines = []
     for source, shown in SOURCES.items():
         for method, name in METHODS.items():
-            if method != "gradient_matching":
+            if method != "gradient_matching" and any(
+                f"merge/{source}_{method}_{w}" in records for w in worlds(records)
+            ):
                 gains = [
                     of(source, one, "recall", "mean", "a") + of(source, one, "recall", "mean", "b")
                     for one in ("gradient_matching", method)
