@@ -88,8 +88,8 @@ def test_gradient_matching_at_its_default_is_compared_with_the_others_at_their_b
         }.items()
     }
     table = sweep_table(records, "scales", ways).splitlines()
-    assert table[2].split("| ")[1:10] == [
-        f"{cell} " for cell in ("AdamW", "sum", "50.0", "90.0", "1.000", "0.70", "60.0", "90.0", "0.950")
+    assert table[2].split("| ")[1:11] == [
+        f"{cell} " for cell in ("AdamW", "sum", "2", "50.0", "90.0", "1.000", "0.70", "60.0", "90.0", "0.950")
     ]
     half = 12.706 * 0.1 / math.sqrt(2) / math.sqrt(2)
     nll = f"-0.450 [{-0.45 - half:+.3f}, {-0.45 + half:+.3f}]"

@@ -24,12 +24,21 @@ def sweep_table(records: Records, part: str, ways: Mapping[str, Way]) -> str:
         if alone:
             own = mean([one[a]["recall"][a] for one in alone for a in one])
             base = mean([numbers["recall"]["base"] for one in alone for numbers in one.values()])
-            lines.append([shown, "each alone", number(own, 1, 100), number(base, 1, 100), *["—"] * 8])
+            lines.append(
+                [shown, "each alone", str(len(alone)), number(own, 1, 100), number(base, 1, 100), *["—"] * 8]
+            )
         ours = [records[f"{part}/{source}_{OURS}_{seed}"] for seed in seeds]
         for name, way in ways.items():
             found = [records.get(f"{part}/{source}_{name}_{seed}", {}) for seed in seeds]
             if any(found):
-                lines.append([shown, way.shown, *_cells(found, ours if name != OURS else [])])
+                lines.append(
+                    [
+                        shown,
+                        way.shown,
+                        str(sum(map(bool, found))),
+                        *_cells(found, ours if name != OURS else []),
+                    ]
+                )
     header = [
         "adapters",
         "merge",
