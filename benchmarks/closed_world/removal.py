@@ -18,10 +18,10 @@ from benchmarks.closed_world.sweeps import Labelled
 from vlora import Posterior
 from vlora.config import load_config
 from vlora.errors import VloraError
-from vlora.merge.adapters import merge_adapters
 from vlora.merge.config import MergeConfig
+from vlora.merge.in_memory import merge_adapters
 from vlora.merge.run import run_merge
-from vlora.merge.unmerge import remove_contributors
+from vlora.merge.unmerge.run import remove_contributors
 from vlora.posterior.hashing import tensors_sha256
 
 __all__ = ["SUBTRACTIONS", "units"]
@@ -66,8 +66,8 @@ def _unit(group: Group) -> dict[str, Any]:
 
 def _less(
     group: Group, inputs: Sequence[Posterior], weights: Sequence[float], options: dict[str, Any]
-) -> dict[str, Any] | None:
-    """What is left; None where the merge is refused."""
+) -> dict[str, Any]:
+    """What is left, or why the merge is refused."""
     try:
         return _asked(group, merge_adapters(inputs, weights=weights, verify=False, **options))
     except VloraError as error:

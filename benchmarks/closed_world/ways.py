@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlora import Posterior
-from vlora.merge.adapters import merge_adapters
+from vlora.merge.in_memory import merge_adapters
 
 __all__ = ["APART", "METHODS", "Way", "merged"]
 
