@@ -26,7 +26,7 @@ from vlora.merge.checkpoints.layout import Shard
 from vlora.merge.checkpoints.rules import Copy, NotFinite
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
 
-__all__ = ["Engine", "create_shards"]
+__all__ = ["Engine", "create_shards", "make_tensor"]
 
 _LARGEST_HALF = 65504.0
 _FLUSH_SECONDS = 1.0
@@ -77,7 +77,7 @@ class Engine:
                 local.buffers = Buffers()
             file, entry = places[job.name]
             stream = TensorStream(job, files, local.buffers, self.block_bytes)
-            findings = _make(job, stream, local.buffers, outputs[file], entry, stop)
+            findings = make_tensor(job, stream, local.buffers, outputs[file], entry, stop)
             with lock:
                 finished(job, findings)
 
@@ -131,7 +131,7 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _make(
+def make_tensor(
     job: TensorJob,
     stream: TensorStream,
     buffers: Buffers,
@@ -139,6 +139,20 @@ def _make(
     entry: TensorEntry,
     stop: threading.Event,
 ) -> Mapping[str, Any]:
+    """Merge one tensor and write it to its place; the findings of its rule.
+
+    Args:
+        job: The tensor.
+        stream: Its inputs.
+        buffers: Memory of the thread.
+        descriptor: The output, open for writing.
+        entry: Where the tensor lies in it.
+        stop: Set when another thread failed.
+
+    Raises:
+        CheckpointError: An input holds NaN or infinity, or the result overflows.
+        OutputError: The output cannot be written.
+    """
     dtype = DTYPES[job.dtype]
     plain = isinstance(job.rule, Copy) and job.inputs[0].dtype == job.dtype
     try:

@@ -12,7 +12,7 @@ chosen by a fixed rule (:func:`chosen_jobs`). Reading by safetensors shares noth
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -25,9 +25,11 @@ from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
 from vlora.merge.checkpoints.lora_rules import AddLowRank
 from vlora.merge.checkpoints.matrix_rules import IsoC
 from vlora.merge.checkpoints.method_rules import rule_for
-from vlora.merge.checkpoints.plan import MergePlan
 from vlora.merge.checkpoints.rules import Copy, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
+
+if TYPE_CHECKING:
+    from vlora.merge.checkpoints.plan import MergePlan
 
 __all__ = ["TENSORS", "check_output", "chosen_jobs"]
 
@@ -51,7 +53,7 @@ def chosen_jobs(jobs: Sequence[TensorJob]) -> list[TensorJob]:
     return [known[i] for i in sorted(picks)]
 
 
-def check_output(plan: MergePlan, folder: Path) -> dict[str, Any]:
+def check_output(plan: "MergePlan", folder: Path) -> dict[str, Any]:
     """Run the identities on the shards in a folder.
 
     Args:
@@ -87,7 +89,7 @@ def check_output(plan: MergePlan, folder: Path) -> dict[str, Any]:
     }
 
 
-def _alone(plan: MergePlan, jobs: Sequence[TensorJob], files: Files) -> dict[str, float] | str:
+def _alone(plan: "MergePlan", jobs: Sequence[TensorJob], files: Files) -> dict[str, float] | str:
     """Difference per tensor, or why there is none."""
     if not plan.settings.models:
         return "holds for adapters"
