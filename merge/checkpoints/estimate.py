@@ -14,12 +14,13 @@ from vlora.errors import CheckpointError, IncompatibleAdaptersError
 from vlora.merge.checkpoints.engine import make_tensor
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
 from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStream
-from vlora.merge.checkpoints.verify import chosen_jobs
+from vlora.merge.checkpoints.verify import Sources, chosen_jobs, compare_inputs
 from vlora.merge.speed import product_speed
 
 __all__ = ["Estimate", "estimate"]
 
 _WRITE_SPEED = 1e9  # bytes a second; only assumed, since a plan writes nothing
+_FIXED = 0.5  # seconds of the card, the page and the small files; measured once
 _SAMPLE = 2**24  # bytes of each input that are read for the estimate
 _SEARCH = 32 * 2**20  # histograms and samples of a threshold search
 
@@ -39,7 +40,7 @@ class Estimate:
     """Which tensor that is."""
 
 
-def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int, verified: int = 0) -> Estimate:
+def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int, identities: int = 0) -> Estimate:
     """Memory by arithmetic; time from making a part of one tensor of every kind, up to 16 MiB of each input.
 
     seconds = (bytes of all passes / speed of their kind) / threads + bytes written / (1 GB/s), one after the other,
@@ -49,8 +50,8 @@ def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int, verified
         jobs: All tensors.
         threads: Tensors in work at once.
         block_bytes: Bytes of each input that a thread reads at once.
-        verified: How often the tensors that golden identities look at are made again, see
-            :func:`vlora.merge.checkpoints.verify.chosen_jobs`; 0 without them.
+        identities: How many golden identities the chosen tensors are held to
+            (:func:`vlora.merge.checkpoints.verify.chosen_jobs`); 0 without them.
     """
     if not jobs:
         return Estimate(0, 0.0, "nothing to do")
@@ -63,16 +64,16 @@ def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int, verified
     spent = {kind: sum(map(_moved, like)) / speeds[kind] for kind, like in kinds.items()}
     cores = min(threads, os.cpu_count() or 1)
     written, work = sum(entry_bytes(job) for job in jobs), sum(job.rule.operations(job.shape) for job in jobs)
-    seconds = sum(spent.values()) / cores + written / _WRITE_SPEED
+    seconds = sum(spent.values()) / cores + written / _WRITE_SPEED + _FIXED
     slowest = max(spent, key=lambda kind: spent[kind])
     basis = (
         f"{sum(map(_moved, jobs)) / 1e9:.2f} GB read and merged at {speeds[slowest] / 1e9:.2f} GB/s a thread "
         f"(measured just now on a part of most of it), {cores} threads, {written / 1e9:.2f} GB written at an assumed "
         f"{_WRITE_SPEED / 1e9:g} GB/s"
     )
-    if verified:
-        again = verified * sum(
-            _moved(job) / speeds[type(job.rule), len(job.inputs)] for job in chosen_jobs(jobs)
+    if identities:
+        again = (
+            identities * sum(job.tiling.numel for job in chosen_jobs(jobs)) * _comparing(chosen_jobs(jobs))
         )
         seconds += again
         basis += f", {again:.1f} s of golden identities"
@@ -120,6 +121,21 @@ def _speed(job: TensorJob, block_bytes: int) -> float:
     finally:
         torch.set_num_threads(before)
         files.close()
+
+
+def _comparing(jobs: Sequence[TensorJob]) -> float:
+    """Seconds an entry that a comparison of a tensor with its inputs takes, measured on a part of the largest."""
+    parts = [part for job in jobs if not job.rule.operations(job.shape) and (part := _part(job)) is not None]
+    if not parts:
+        return 0.0
+    part, sources = max(parts, key=lambda part: part.tiling.numel), Sources()
+    try:
+        start = time.perf_counter()
+        with suppress(CheckpointError, IncompatibleAdaptersError):
+            compare_inputs(part, sources)
+        return (time.perf_counter() - start) / max(1, part.tiling.numel)
+    finally:
+        sources.close()
 
 
 def _part(job: TensorJob) -> TensorJob | None:

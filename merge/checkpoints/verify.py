@@ -31,7 +31,7 @@ from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStre
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.plan import MergePlan
 
-__all__ = ["TENSORS", "check_output", "chosen_jobs"]
+__all__ = ["TENSORS", "Sources", "check_output", "chosen_jobs", "compare_inputs"]
 
 TENSORS = 3
 """How many tensors are looked at."""
@@ -41,6 +41,31 @@ _ALONE = {"scale": 1.0, "density": 1.0, "epsilon": 0.0}  # options that leave a 
 _BLOCK = 2**20  # bytes; not the default of a merge
 
 Tiles = Iterable[tuple[range, Tensor]]
+
+
+class Sources:
+    """Open files: as the merge reads them, and by safetensors for what it is compared with."""
+
+    def __init__(self) -> None:
+        self.files = Files()
+        self._opened: dict[Path, Any] = {}
+
+    def read(self, entry: TensorEntry, where: range) -> Tensor:
+        """A range of the entries of a tensor in double precision, by safetensors."""
+        if entry.path not in self._opened:  # opening parses the header, which a tile should not pay for
+            self._opened[entry.path] = safe_open(entry.path, "pt")
+        file = self._opened[entry.path]
+        if not entry.shape:
+            return file.get_tensor(entry.name).flatten().double()
+        inner = entry.numel // entry.shape[0]
+        first, last = where.start // inner, -(-where.stop // inner)
+        rows = file.get_slice(entry.name)[first:last].flatten()
+        return rows[where.start - first * inner : where.stop - first * inner].double()
+
+    def close(self) -> None:
+        """Close all files."""
+        self.files.close()
+        self._opened.clear()
 
 
 def chosen_jobs(jobs: Sequence[TensorJob]) -> list[TensorJob]:
@@ -68,16 +93,16 @@ def check_output(plan: "MergePlan", folder: Path) -> dict[str, Any]:
         IdentityError: An identity does not hold; which one, where, and by how much.
     """
     places = {name: folder / shard.file for shard in plan.shards for name in shard.tensors}
-    jobs, files, before = chosen_jobs(plan.draft.jobs), Files(), torch.get_num_threads()
+    jobs, sources, before = chosen_jobs(plan.draft.jobs), Sources(), torch.get_num_threads()
     if not jobs:
         return {}
     torch.set_num_threads(1)  # as in the merge, for the same order of summation
     try:
-        single = _alone(plan, jobs, files)
-        linear = {job.name: _linear(job, places[job.name], files) for job in jobs}
-        written = {job.name: _written(job, places[job.name], files) for job in jobs}
+        single = _alone(plan, jobs, sources)
+        linear = {job.name: _linear(job, places[job.name], sources) for job in jobs}
+        written = {job.name: _written(job, places[job.name], sources) for job in jobs}
     finally:
-        files.close()
+        sources.close()
         torch.set_num_threads(before)
     least = torch.finfo(torch.float32).eps
     stored = max(least, *(torch.finfo(DTYPES[job.dtype]).eps for job in jobs))
@@ -89,17 +114,26 @@ def check_output(plan: "MergePlan", folder: Path) -> dict[str, Any]:
     }
 
 
-def _alone(plan: "MergePlan", jobs: Sequence[TensorJob], files: Files) -> dict[str, float] | str:
+def compare_inputs(job: TensorJob, sources: Sources) -> float:
+    """The tensor against the sum of its inputs: a number that means nothing, for the time that an identity takes."""
+    return _difference(
+        _tiles(job, sources), lambda where: [sources.read(entry, where) for entry in job.inputs]
+    )
+
+
+def _alone(plan: "MergePlan", jobs: Sequence[TensorJob], sources: Sources) -> dict[str, float] | str:
     """Difference per tensor, or why there is none."""
     if not plan.settings.models:
         return "holds for adapters"
     left = [job for job in jobs if job.case is not None and not isinstance(job.rule, IsoC)]
     if not left:
         return "iso_c changes a single model too"
-    return {job.name: _single(plan.settings.chosen_method, job, job.case, files) for job in left if job.case}
+    return {
+        job.name: _single(plan.settings.chosen_method, job, job.case, sources) for job in left if job.case
+    }
 
 
-def _single(method: str, job: TensorJob, case: Case, files: Files) -> float:
+def _single(method: str, job: TensorJob, case: Case, sources: Sources) -> float:
     """Every model alone, by the method."""
     base, rest = job.inputs[: case.from_base], job.inputs[case.from_base :]
     models = rest[: len(rest) // 2] if method == "fisher" else rest
@@ -108,14 +142,14 @@ def _single(method: str, job: TensorJob, case: Case, files: Files) -> float:
     for index, model in enumerate(models):
         rule = rule_for(method, case.only(index), options)
         inputs = (*base, model, *rest[len(models) :][index : index + 1])
-        tiles = _tiles(replace(job, inputs=inputs, rule=rule), files)
-        worst = max(worst, _difference(tiles, lambda place, model=model: [_read(model, place)]))
+        tiles = _tiles(replace(job, inputs=inputs, rule=rule), sources)
+        worst = max(worst, _difference(tiles, lambda place, model=model: [sources.read(model, place)]))
     return worst
 
 
-def _linear(job: TensorJob, place: Path, files: Files) -> float:
+def _linear(job: TensorJob, place: Path, sources: Sources) -> float:
     """The output, or the mean of the inputs, against the sum written out."""
-    rule, output = job.rule, _stored(job, place)
+    rule, output = job.rule, _stored(job, place, sources)
     if isinstance(rule, WeightedMean):
         shares = list(rule.coefficients)
     elif isinstance(rule, WeightedSum):
@@ -124,10 +158,10 @@ def _linear(job: TensorJob, place: Path, files: Files) -> float:
         shares = [1.0]
     else:
         shares = [1 / len(job.inputs)] * len(job.inputs)
-        output = _tiles(replace(job, rule=WeightedMean(shares)), files)
+        output = _tiles(replace(job, rule=WeightedMean(shares)), sources)
 
     def terms(where: range) -> list[Tensor]:
-        found = [c * _read(entry, where) for c, entry in zip(shares, job.inputs, strict=True)]
+        found = [c * sources.read(entry, where) for c, entry in zip(shares, job.inputs, strict=True)]
         return found + _low_rank(rule, where) if isinstance(rule, AddLowRank) else found
 
     return _difference(output, terms)
@@ -140,37 +174,26 @@ def _low_rank(rule: AddLowRank, where: range) -> list[Tensor]:
     return [(update.left[rows].double() @ update.right.double()).flatten() for update in rule.updates]
 
 
-def _written(job: TensorJob, place: Path, files: Files) -> float:
+def _written(job: TensorJob, place: Path, sources: Sources) -> float:
     """The tensor made again, against the file."""
-    again = ((where, tile.to(DTYPES[job.dtype])) for where, tile in _tiles(job, files))
+    again = ((where, tile.to(DTYPES[job.dtype])) for where, tile in _tiles(job, sources))
     entry = TensorEntry(job.name, job.dtype, job.shape, place, 0)
-    return _difference(again, lambda where: [_read(entry, where)])
+    return _difference(again, lambda where: [sources.read(entry, where)])
 
 
-def _tiles(job: TensorJob, files: Files) -> Iterator[tuple[range, Tensor]]:
+def _tiles(job: TensorJob, sources: Sources) -> Iterator[tuple[range, Tensor]]:
     """The merged tensor, tile by tile in float32."""
-    stream = TensorStream(job, files, Buffers(), _BLOCK)
+    stream = TensorStream(job, sources.files, Buffers(), _BLOCK)
     known = job.rule.prepare(stream)
     for where, values in stream.passes(job.rule.tile_inputs):
         yield where, job.rule.tile(where, values, known)
 
 
-def _stored(job: TensorJob, place: Path) -> Iterator[tuple[range, Tensor]]:
+def _stored(job: TensorJob, place: Path, sources: Sources) -> Iterator[tuple[range, Tensor]]:
     """The tensor in the output, tile by tile."""
     entry = TensorEntry(job.name, job.dtype, job.shape, place, 0)
     for where in job.tiling.tiles(range(job.tiling.numel)):
-        yield where, _read(entry, where)
-
-
-def _read(entry: TensorEntry, where: range) -> Tensor:
-    """A range of the entries of a tensor in double precision, by safetensors."""
-    with safe_open(entry.path, "pt") as file:
-        if not entry.shape:
-            return file.get_tensor(entry.name).flatten().double()
-        inner = entry.numel // entry.shape[0]
-        first, last = where.start // inner, -(-where.stop // inner)
-        rows = file.get_slice(entry.name)[first:last].flatten()
-    return rows[where.start - first * inner : where.stop - first * inner].double()
+        yield where, sources.read(entry, where)
 
 
 def _difference(ours: Tiles, terms: Callable[[range], list[Tensor]]) -> float:

@@ -58,13 +58,14 @@ def _jobs():
 
 
 def test_seconds_are_bytes_over_speed_and_the_identities(monkeypatch):
-    """Two inputs of 301 x 517 in float32 at 1 MB/s, written at 1 GB/s, and made again twice."""
+    """Two inputs of 301 x 517 in float32 at 1 MB/s, written at 1 GB/s, compared twice."""
     monkeypatch.setattr(estimates, "_speed", lambda *_: 1e6)
     jobs, size = _jobs(), 4 * 301 * 517
     assert chosen_jobs(jobs) == jobs
-    plain = 2 * size / 1e6 + size / 1e9
+    monkeypatch.setattr(estimates, "_comparing", lambda _: 1e-6)
+    plain = 2 * size / 1e6 + size / 1e9 + 0.5
     assert estimates.estimate(jobs, 1, 2**20).seconds == pytest.approx(plain)
-    assert estimates.estimate(jobs, 1, 2**20, 2).seconds == pytest.approx(plain + 2 * 2 * size / 1e6)
+    assert estimates.estimate(jobs, 1, 2**20, 2).seconds == pytest.approx(plain + 2 * 301 * 517 * 1e-6)
 
 
 def test_damaged_values_are_left_to_the_merge(tmp_path, folders):
