@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.merge_quality import table
+from benchmarks.merge_quality import pairs, pairs_tables, table
 from benchmarks.merge_quality.records import OURS, differences, value
 from benchmarks.readme_table import replaced
 
@@ -55,6 +55,39 @@ def test_differences_are_paired_by_set():
         "| task arithmetic (sum) | default | +3.0 [+3.0, +3.0] | +2.0 [+2.0, +2.0] | -0.100 ["
     )
     assert "| task arithmetic (sum) | best | +0.0 [+0.0, +0.0] |" in lines[3]
+
+
+def pair(seed: int, number: int) -> dict:
+    """Ours is better than the sum in NLL by .1 for three pairs of tasks and worse by .02 for the others."""
+    tasks = [f"task {number}", "other"]
+
+    def scored(nll: float) -> dict:
+        return {name: {"accuracy": 0.8 + 0.01 * seed, "nll": nll, "ece": 0.1} for name in tasks}
+
+    ours = scored(0.4 if number < 3 else 0.52)
+    return {
+        "gauge": "independent", "seed": seed, "tasks": tasks, "unseen": [],
+        "arms": {OURS: {"default": ours, "best": ours, "scalar": 1.0}, "sum": {"default": scored(0.5), "best": ours}},
+    }  # fmt: skip
+
+
+def test_pairs_are_averaged_before_an_interval_is_taken():
+    records = [pair(seed, number) for seed in (0, 1) for number in range(6)]
+    assert [len(one) for one in pairs_tables.sets_of([*records, pair(2, 0)])] == [6, 6]
+    lines = pairs_tables.pair_differences(records).splitlines()
+    assert lines[2].startswith(
+        "| sum | default | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | -0.040 [-0.040, -0.040] |"
+    )
+    assert lines[2].endswith("| 3 of 6 |") and lines[3].endswith("| 0 of 6 |")
+    scores = pairs_tables.pair_scores(records).splitlines()
+    assert scores[2].startswith(f"| {OURS} | 80.5 | 80.5 | 0.460 | 0.100 |") and scores[2].endswith("| 1 |")
+
+
+def test_every_pair_of_four_is_merged_with_every_start_and_seed():
+    found = pairs.pairs([0, 1, 2])
+    assert len({one.name for one in found}) == len(found) == 2 * 2 * 3 * 6
+    assert {one.tasks for one in found if one.family == "mixed"} >= {("sst2", "trec"), ("subj", "fdu_books")}
+    assert {arm.count for arm in pairs.ARMS.values()} == {None, 2}
 
 
 def test_conflict_is_a_rank_correlation():

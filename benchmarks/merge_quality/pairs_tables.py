@@ -11,16 +11,16 @@ from benchmarks.readme_table import interval, markdown, number
 
 __all__ = ["pair_differences", "pair_scores", "sets_of"]
 
+_PAIRS = 6
 _METRICS = (("accuracy", 100, 1), ("worst", 100, 1), ("nll", 1, 3), ("ece", 1, 3))
 
 
 def sets_of(records: Records) -> list[Records]:
-    """The pairs of one set of four adapters together; sets that lack pairs are left out."""
+    """The six pairs of one set of four adapters together; sets that lack pairs are left out."""
     found: dict[tuple[str, int], Records] = {}
     for record in records:
         found.setdefault((record["gauge"], record["seed"]), []).append(record)
-    most = max((len(pairs) for pairs in found.values()), default=0)
-    return [pairs for _, pairs in sorted(found.items()) if len(pairs) == most]
+    return [pairs for _, pairs in sorted(found.items()) if len(pairs) == _PAIRS]
 
 
 def pair_scores(records: Records) -> str:

@@ -244,10 +244,14 @@ def _pair_sections(records: Records) -> list[tuple[str, Records, Callable[[Recor
     """Two adapters at a time, by family."""
     found = []
     for name, title in (("mixed", "different tasks"), ("domains", "domains of one task")):
-        pairs = [pair for one in sets_of(_of(records, name)) for pair in one]
+        sets = sets_of(_of(records, name))
+        pairs = [pair for one in sets for pair in one]
         starts = " and ".join(sorted({record["gauge"] for record in pairs}))
         told = f"Two adapters, {title}: {len(pairs)} merges of pairs, {starts} starts"
-        found += [(told, pairs, pair_scores), ("Paired differences on these", pairs, pair_differences)]
+        found += [
+            (told, pairs, pair_scores),
+            ("Paired differences on these", pairs if len(sets) > 1 else [], pair_differences),
+        ]
     return found
 
 
