@@ -62,19 +62,19 @@ def write_checkpoints(
         _save(folder / name, model, layers)
 
 
-def write_adapter(folder: Path, rank: int = 16) -> None:
+def write_adapter(folder: Path, rank: int = 16, layers: int = CONFIG["num_hidden_layers"]) -> None:
     """A PEFT adapter on all linear layers of the decoder."""
     folder.mkdir()
-    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     tensors = {}
-    for number, (key, shape) in enumerate(shapes().items()):
-        if len(shape) == 2 and any(layer in key for layer in layers):
+    for number, (key, shape) in enumerate(shapes(layers).items()):
+        if len(shape) == 2 and any(layer in key for layer in adapted):
             stem = f"base_model.model.{key.removesuffix('.weight')}"
             tensors[f"{stem}.lora_A.weight"] = 0.02 * _normal((rank, shape[1]), 5000 + number)
             tensors[f"{stem}.lora_B.weight"] = 0.02 * _normal((shape[0], rank), 6000 + number)
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": layers,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": adapted,
         "base_model_name_or_path": None, "bias": "none", "inference_mode": True,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -87,4 +87,6 @@ def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 def _save(folder: Path, tensors: dict[str, torch.Tensor], layers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}, indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({**CONFIG, "num_hidden_layers": layers}, indent=2), encoding="utf-8"
+    )

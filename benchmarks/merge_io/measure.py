@@ -10,11 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["copy", "linear_family", "mergekit", "peft_into", "vlora", "vlora_into"]
+if TYPE_CHECKING:
+    from vlora.merge.checkpoints import ModelMergeConfig
+
+__all__ = ["copy", "linear_family", "mergekit", "peft_into", "phases", "vlora", "vlora_into", "warmed"]
 
 BLOCK = 4 * 2**20
 Result = dict[str, Any]
@@ -32,6 +35,21 @@ def timed(work: Callable[[], Any]) -> Result:
         "before": before,
         "load": os.getloadavg()[0],
     }
+
+
+def warmed(folder: Path, names: Sequence[str] = ("base", "a", "b")) -> Result:
+    """Bring a measurement to a known start: what others wrote is on the disk, the inputs are in the page cache.
+
+    Returns:
+        Seconds that this took (many where the inputs had left the cache), and the load average.
+    """
+    start, buffer = time.perf_counter(), bytearray(BLOCK)
+    os.sync()
+    for name in names:
+        with (folder / name / "model.safetensors").open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return {"warmed": time.perf_counter() - start, "load_before": os.getloadavg()[0]}
 
 
 def copy(folder: Path, threads: int, inputs: int = 2) -> Result:
@@ -66,17 +84,36 @@ def copy(folder: Path, threads: int, inputs: int = 2) -> Result:
 
 def vlora(folder: Path, method: str, threads: int) -> Result:
     """A merge of two models (with their base, if the method has one) by the streaming engine."""
-    from vlora.merge.checkpoints import ModelMergeConfig, ModelSource, make_plan
+    from vlora.merge.checkpoints import make_plan
     from vlora.merge.checkpoints.run import carry_out
 
-    config = ModelMergeConfig(
-        method=method, models=tuple(ModelSource(path=str(folder / name)) for name in "ab"), threads=threads,
-        base_model=None if method == "linear" else str(folder / "base"), output=str(folder / "out"),
-    )  # fmt: skip
+    config = _merge(folder, method, threads)
     plan = make_plan(config)  # imports what is left to import, so that it counts as the interpreter's own
     found = timed(lambda: carry_out(make_plan(config)))
     shutil.rmtree(folder / "out")
     return {**found, "planned_memory": plan.estimate.memory_bytes, "planned_seconds": plan.estimate.seconds}
+
+
+def phases(folder: Path, method: str, threads: int) -> Result:
+    """The same merge, with its CPU seconds by phase; what measuring itself costs is in them."""
+    from benchmarks.merge_io.phases import recorded
+    from vlora.merge.checkpoints import make_plan
+    from vlora.merge.checkpoints.run import carry_out
+
+    plan = make_plan(_merge(folder, method, threads))
+    with recorded() as found:
+        spent = timed(lambda: carry_out(plan))
+    shutil.rmtree(folder / "out")
+    return {**spent, "phases": found.spent}
+
+
+def _merge(folder: Path, method: str, threads: int) -> "ModelMergeConfig":
+    from vlora.merge.checkpoints import ModelMergeConfig, ModelSource
+
+    return ModelMergeConfig(
+        method=method, models=tuple(ModelSource(path=str(folder / name)) for name in "ab"), threads=threads,
+        base_model=None if method == "linear" else str(folder / "base"), output=str(folder / "out"),
+    )  # fmt: skip
 
 
 def vlora_into(folder: Path, threads: int) -> Result:

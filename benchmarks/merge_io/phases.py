@@ -1,6 +1,6 @@
 """Where a streamed merge spends its time: CPU seconds of all threads per phase, and the wall clock of the whole.
 
-    python -m benchmarks.merge_io.run --only phases_ties
+    python -m benchmarks.merge_io.run --only phases_ties --layers 6
 
 The functions of a phase are wrapped for the duration of one merge. A call counts for its own phase, less what phases
 inside it take; the phases of :data:`WHOLE` keep everything that happens in them. Seconds are those of the thread's own

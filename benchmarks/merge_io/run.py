@@ -1,10 +1,12 @@
 """What a merge costs: whole checkpoints against a plain copy, mergekit and PEFT; adapters module by module.
 
-    python -m benchmarks.merge_io.run [--folder DIR] [--mergekit PROGRAM] [--only linear ...] [--again]
+    python -m benchmarks.merge_io.run [--folder DIR] [--mergekit PROGRAM] [--only round_0 ...] [--again]
 
-Generates three bf16 checkpoints of 1.1 B parameters (6.6 GB) in a temporary folder and deletes them. Each unit is one
-child process per round and leaves one JSON file under ``results/``; a unit whose file exists is not repeated unless
-``--again`` says so. ``--mergekit`` names the ``mergekit-yaml`` program of an environment of its own. Linux.
+Generates three bf16 checkpoints of 1.1 B parameters (6.6 GB) in a temporary folder and deletes them; ``--checkpoints``
+names a folder that keeps them for another run. Whole checkpoints are measured in rounds, one JSON file under
+``results/`` each; in a round every competitor has a process of its own and is measured once, in an order that moves on
+by one from round to round. Other units have a file each. What has a file is not measured again unless ``--again`` says
+so. ``--mergekit`` names the ``mergekit-yaml`` program of an environment of its own. Linux.
 """
 
 import argparse
@@ -20,10 +22,28 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CHECKPOINTS = ("linear", "task_arithmetic", "ties")
+ROUNDS, WITH_MERGEKIT = 7, (1, 3, 5)
+COMPETITORS = [
+    ["copy", "2"],
+    ["vlora", "linear"],
+    ["copy", "3"],
+    ["vlora", "task_arithmetic"],
+    ["vlora", "ties"],
+]
+OTHERS = [["mergekit", "linear"], ["mergekit", "task_arithmetic"]]
+
+
+def _round(number: int) -> list[list[str]]:
+    """Competitors of a round; who is first moves on, so that a slow minute and what is left behind hit all."""
+    everyone = COMPETITORS + (OTHERS if number in WITH_MERGEKIT else [])
+    first = number % len(everyone)
+    return everyone[first:] + everyone[:first]
+
+
 UNITS: dict[str, list[list[str]]] = {
-    # competitors of one unit take turns, round by round, so that slow minutes hit all
-    **{method: [["copy", "2" if method == "linear" else "3"], ["vlora", method]] for method in CHECKPOINTS},
-    **{f"mergekit_{method}": [["mergekit", method]] for method in CHECKPOINTS},
+    **{f"round_{number}": _round(number) for number in range(ROUNDS)},
+    "mergekit_ties": [["mergekit", "ties"]],  # takes longer than all others together
+    **{f"phases_{method}": [["phases", method]] for method in CHECKPOINTS},
     "into_base": [["vlora_into"], ["peft_into"]],
     "module_linear": [["linear_family", "linear", "keep"], ["peft_module", "linear"]],
     "module_peft_svd": [["peft_module", "svd"]],
@@ -35,8 +55,8 @@ UNITS: dict[str, list[list[str]]] = {
         ["linear_family", "gradient_matching, 64", "keep"], ["linear_family", "gradient_matching, 64", "lossless"],
     ],
 }  # fmt: skip
-ROUNDS = {**dict.fromkeys(CHECKPOINTS, 3), "module_linear": 3, "module_sum": 3}
-ROUNDS |= dict.fromkeys(["module_gradient_matching", "module_short_grams"], 3)
+TURNS = dict.fromkeys(["module_linear", "module_sum"], 3)
+TURNS |= dict.fromkeys(["module_gradient_matching", "module_short_grams"], 5)
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -46,6 +66,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="where the checkpoints are generated (needs 9 GB)")
+    parser.add_argument("--checkpoints", type=Path, help="made there if missing, and kept")
+    parser.add_argument("--layers", type=int, default=22, help="of the checkpoints, for a rehearsal")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--mergekit", help="mergekit-yaml of an environment of its own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=UNITS, help="these units only")
@@ -55,30 +78,33 @@ def main() -> None:
     if args.child:
         print(json.dumps(measured(args.child, args.folder, args.threads, args.mergekit)))
         return
-    wanted = [name for name in args.only or UNITS if args.again or not _path(name).exists()]
+    wanted = [name for name in args.only or UNITS if args.again or not _path(name, args).exists()]
     if not args.mergekit:
         wanted = [name for name in wanted if not name.startswith("mergekit")]
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        folder = args.checkpoints or Path(temporary)
         for name in wanted:
             if not name.startswith("module"):
-                _prepare(Path(temporary))
-            write(name, Path(temporary), args)
-    subprocess.run([sys.executable, "-m", "benchmarks.merge_io.table"], check=True)
+                _prepare(folder, args.layers)
+            write(name, folder, args)
+    if args.results == HERE / "results":
+        subprocess.run([sys.executable, "-m", "benchmarks.merge_io.table"], check=True)
 
 
 def write(name: str, folder: Path, args: argparse.Namespace) -> None:
     """Measure one unit and write its file."""
+    commands = [c for c in UNITS[name] if args.mergekit or c[0] != "mergekit"]
     rounds = []
-    for number in range(ROUNDS.get(name, 1)):
-        print(f"{name}, round {number + 1}", file=sys.stderr, flush=True)
-        order = UNITS[name] if number % 2 == 0 else UNITS[name][::-1]
+    for number in range(TURNS.get(name, 1)):
+        print(f"{name}, turn {number + 1}", file=sys.stderr, flush=True)
+        order = commands if number % 2 == 0 else commands[::-1]
         rounds.append({" ".join(command): child(command, folder, args) for command in order})
     record = {
-        "unit": name, "rounds": rounds, "threads": args.threads, "hardware": hardware(),
+        "unit": name, "rounds": rounds, "threads": args.threads, "layers": args.layers, "hardware": hardware(),
         "versions": {package: metadata.version(package) for package in PACKAGES},
     }  # fmt: skip
-    _path(name).parent.mkdir(exist_ok=True)
-    _path(name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _path(name, args).parent.mkdir(exist_ok=True)
+    _path(name, args).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def child(command: list[str], folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -109,10 +135,17 @@ def measured(command: list[str], folder: Path, threads: int, program: str | None
     from benchmarks.merge_io import measure
 
     kind, *rest = command
+    before = {} if "module" in kind or "family" in kind else measure.warmed(folder)
+    return {**_measured(kind, rest, folder, threads, program), **before}
+
+
+def _measured(kind: str, rest: list[str], folder: Path, threads: int, program: str | None) -> dict[str, Any]:
+    from benchmarks.merge_io import measure
+
     if kind == "copy":
         return measure.copy(folder, threads, int(rest[0]))
-    if kind == "vlora":
-        return measure.vlora(folder, rest[0], threads)
+    if kind in ("vlora", "phases"):
+        return getattr(measure, kind)(folder, rest[0], threads)
     if kind == "mergekit":
         return measure.mergekit(folder, str(program), rest[0], threads)
     if kind in ("vlora_into", "peft_into"):
@@ -128,18 +161,18 @@ def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "cpu": model, "cores": os.cpu_count(), "load": load}
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, layers: int) -> None:
     """Generate the checkpoints and the adapter once."""
     if not (folder / "adapter").exists():
         from benchmarks.merge_io.generate import write_adapter, write_checkpoints
 
         print("generating checkpoints", file=sys.stderr, flush=True)
-        write_checkpoints(folder)
-        write_adapter(folder / "adapter")
+        write_checkpoints(folder, layers=layers)
+        write_adapter(folder / "adapter", layers=layers)
 
 
-def _path(name: str) -> Path:
-    return HERE / "results" / f"{name}.json"
+def _path(name: str, args: argparse.Namespace) -> Path:
+    return args.results / f"{name}.json"
 
 
 if __name__ == "__main__":

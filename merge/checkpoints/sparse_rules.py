@@ -47,7 +47,9 @@ class Ties(Rule):
         while not all(search.settled for search in searches):
             for _, values in stream.passes():
                 for search, update in zip(searches, differences(values), strict=True):
-                    search.add(update.abs_())  # NaN and infinity are the largest, stay, and show in the result
+                    search.add(
+                        update.abs_()
+                    )  # NaN and infinity are the largest, stay, and show in the result
             for search in searches:
                 search.end_pass()
         return [lowest_kept(search) for search in searches]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vlora.grams import Gram, ShortGram, dense
 from vlora.merge.curvature.positive import PRECISION_FLOOR, cholesky, subtract_clamped
+from vlora.merge.curvature.summed import weighted_sum
 
 __all__ = ["DenseTotal", "SpanTotal", "Total", "total_curvature"]
 
@@ -33,6 +34,9 @@ SINGLE_FROM = 1024
 RESIDUAL = 1e-9
 """Largest residual of a row of a refined solution, relative to its right-hand side."""
 _CORRECTIONS = 4
+_MARGIN = (
+    100.0  # a correction shrinks the residual as the one before did; with this to spare it is not looked at
+)
 _ROWS = 512
 
 
@@ -109,12 +113,17 @@ class DenseTotal:
         if self.single is None:
             return None
         found, rest = torch.zeros_like(rows), rows
-        allowed = RESIDUAL * rows.norm(dim=1)
+        size = rows.norm(dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
+        left, rate = torch.ones_like(size), torch.ones_like(size)
         for _ in range(1 + _CORRECTIONS):
             found = found + _solved(self.single, rest.float()).to(rows.dtype)
-            rest = rows - found @ self.matrix
-            if (rest.norm(dim=1) <= allowed).all():
+            if (_MARGIN * rate * left <= RESIDUAL).all():
                 return found
+            rest, before = rows - found @ self.matrix, left
+            left = rest.norm(dim=1) / size
+            if (left <= RESIDUAL).all():
+                return found
+            rate = left / before
         return None
 
 
@@ -198,23 +207,14 @@ def total_curvature(
     scaled = [weight * factor for weight, factor in zip(weights, factors, strict=True)]
     if len(shorts) == len(grams) and 2 * sum(g.vectors.shape[1] for g in shorts) < grams[0].shape[0]:
         return _span(shorts, scaled, tau)
-    total = _sum([dense(gram) for gram in grams], [max(0.0, w) for w in scaled], dtype)
+    total = weighted_sum([dense(gram) for gram in grams], [max(0.0, w) for w in scaled], dtype)
     total.diagonal().add_(tau)
     clamped = 0.0
     if min(weights) < 0:
         total, clamped = subtract_clamped(
-            total, _sum([dense(g) for g in grams], [max(0.0, -w) for w in scaled], dtype)
+            total, weighted_sum([dense(g) for g in grams], [max(0.0, -w) for w in scaled], dtype)
         )
     return DenseTotal(total, where), clamped
-
-
-def _sum(grams: Sequence[Tensor], weights: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
-    """Weighted sum, symmetric, in the Grams' precision if no other is asked for; no Gram is copied."""
-    total = weights[0] * grams[0] if dtype is None else grams[0].to(dtype, copy=True).mul_(weights[0])
-    for gram, weight in zip(grams[1:], weights[1:], strict=True):
-        if weight:
-            total.add_(gram, alpha=weight)
-    return total
 
 
 def _span(grams: Sequence[ShortGram], weights: Sequence[float], tau: float) -> tuple[SpanTotal, float]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram, dense, product
+from vlora.merge.curvature.summed import SummedMetric
 from vlora.merge.curvature.total import DenseTotal, SpanTotal, Total, total_curvature
 from vlora.merge.curvature.unit import unit_factor
 from vlora.merge.low_rank.algebra import concatenate
@@ -31,6 +32,7 @@ __all__ = [
     "kronecker_rows",
     "kronecker_solution",
     "metric_root",
+    "passing_metric",
     "total_metric",
 ]
 
@@ -110,6 +112,17 @@ def metric_root(grams: Sequence[Gram | None], weights: Sequence[float], tau: flo
     whole = [None if gram is None else dense(gram) for gram in grams]
     total = total_metric(whole, weights, tau)
     return total.factor if isinstance(total, DenseTotal) else None
+
+
+def passing_metric(
+    grams: Sequence[Gram | None], weights: Sequence[float], tau: float
+) -> SummedMetric | DenseTotal | SpanTotal | None:
+    """As :func:`total_metric`, for a product or two: whole Grams of positive weights are not added up beforehand."""
+    whole = [gram for gram in grams if isinstance(gram, Tensor)]
+    if len(whole) < len(grams) or min(weights) < 0:
+        return total_metric(grams, weights, tau)
+    scaled = [w * unit_factor(gram, "an adapter") for w, gram in zip(weights, whole, strict=True)]
+    return SummedMetric(whole, scaled, tau)
 
 
 def total_metric(

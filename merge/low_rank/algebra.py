@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram
+from vlora.merge.curvature.summed import SummedMetric
 from vlora.merge.curvature.total import Total
 from vlora.merge.update import LoraUpdate
 
@@ -30,7 +31,7 @@ __all__ = [
 _EXACT_SIZE = 512  # dense matrices with a smaller side than this get a full SVD
 _OVERSAMPLING, _POWER_STEPS = 16, 6
 _PROBES = 4
-Metric = Tensor | Total
+Metric = Tensor | Total | SummedMetric
 """A positive definite matrix; only its product with rows is needed."""
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram
-from vlora.merge.kronecker.closed_form import total_metric
+from vlora.merge.kronecker.closed_form import passing_metric
 from vlora.merge.kronecker.under_prior import solution_under_prior
 from vlora.merge.low_rank.algebra import resolve_rank
 from vlora.merge.low_rank.recompress import recompress
@@ -169,6 +169,6 @@ def _kronecker(
     full, clamped, total = solution_under_prior(updates, weights, tau, prior)
     metrics = None
     if rank is not None and full.rank > rank:
-        metrics = total_metric([u.output_gram for u in updates], weights, tau), total
+        metrics = passing_metric([u.output_gram for u in updates], weights, tau), total
     done = recompress(full, updates, weights, rank, metrics=metrics)
     return MergedModule(done.update, {"clamped_fraction": clamped, **done.report})
