@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.merge_io import table
+from benchmarks.merge_io import run, table
+from benchmarks.merge_io.phases import Phases
 from benchmarks.readme_table import read_results, replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "merge_io"
@@ -17,18 +18,22 @@ def turn(wall, cpu, memory=0.0, **more):
 
 @pytest.fixture
 def records() -> dict:
-    common = {"threads": 2, "hardware": {"cpu": "model", "cores": 2, "load": 0.5}, "versions": {"torch": "2"}}
+    common = {
+        "threads": 2, "layers": 22, "hardware": {"cpu": "model", "cores": 2, "load": 0.5}, "versions": {"torch": "2"},
+    }  # fmt: skip
+    other = turn(9.4, 11.0, 7.4e9, start_up=turn(4.0, 4.0, 0.9e9))
     rounds = [
         {"copy 2": turn(2.0, 1.0, 8e6), "vlora linear": turn(3.0, 2.0, 30e6)},
-        {"copy 2": turn(4.0, 1.0, 8e6), "vlora linear": turn(4.8, 1.5, 50e6)},
+        {"copy 2": turn(4.0, 1.0, 8e6), "vlora linear": turn(4.8, 1.5, 50e6), "mergekit linear": other},
         {"copy 2": turn(3.0, 1.0, 8e6), "vlora linear": turn(3.0, 1.9, 40e6)},
     ]
-    other = turn(9.4, 11.0, 7.4e9, start_up=turn(4.0, 4.0, 0.9e9))
     into = {"vlora_into": turn(1.5, 2.0, 60e6), "peft_into": turn(9.0, 8.0, 2.5e9)}
     matching = {f"linear_family gradient_matching {rank}": turn(0.5, 1.7) for rank in ("keep", "lossless")}
+    phases = turn(2.0, 3.0, phases={"read": {"cpu": 1.25, "calls": 9}, "elect": {"cpu": 1.5, "calls": 3}})
     return {
-        "linear": {**common, "rounds": rounds},
-        "mergekit_linear": {**common, "rounds": [{"mergekit linear": other}]},
+        **{f"round_{number}": {**common, "rounds": [found]} for number, found in enumerate(rounds)},
+        "mergekit_ties": {**common, "rounds": [{"mergekit ties": turn(200.0, 220.0, 9e9)}]},
+        "phases_ties": {**common, "layers": 6, "rounds": [{"phases ties": phases}]},
         "into_base": {**common, "rounds": [into]},
         "module_gradient_matching": {**common, "rounds": [matching]},
     }
@@ -43,17 +48,59 @@ def cells(text: str, name: str) -> list[str]:
 def test_ratios_are_paired_by_round(records):
     text = table.checkpoint_table(records)
     # wall ratios 1.5, 1.2 and 1.0; CPU ratios 2, 1.5 and 1.9
-    expected = ["3.0 (3.0 to 4.8)", "1.9 (1.5 to 2.0)", "40", "1.20", "1.90"]
-    assert cells(text, "vlora, linear, 2 models") == expected
-    assert cells(text, "plain copy for linear, 2 models") == [
-        "3.0 (2.0 to 4.0)",
-        "1.0 (1.0 to 1.0)",
-        "8",
-        "1.00",
-        "1.00",
+    expected = [
+        "3",
+        "3.0 (3.0 to 4.8)",
+        "1.9 (1.5 to 2.0)",
+        "40",
+        "1.20 (1.00 to 1.50)",
+        "1.90 (1.50 to 2.00)",
     ]
-    assert cells(text, "mergekit 0.1.5, linear, 2 models")[:3] == ["9.4", "11.0", "6500"]
-    assert cells(text, "TIES, base + 2") == ["—"] * 5
+    assert cells(text, "vlora, linear, 2 models") == expected
+    copy = ["3", "3.0 (2.0 to 4.0)", "1.0 (1.0 to 1.0)", "8", "", ""]
+    assert cells(text, "plain copy, 2 models") == copy
+    # of the one round with mergekit: 9.4 / 4.0 and 11.0 / 1.0
+    assert cells(text, "mergekit 0.1.5, linear, 2 models") == ["1", "9.4", "11.0", "6500", "2.35", "11.00"]
+    assert cells(text, "mergekit 0.1.5, TIES, base + 2") == ["1", "200.0", "220.0", "9000", "", ""]
+    assert cells(text, "vlora, TIES, base + 2") == ["—"] * 6
+
+
+def test_a_round_has_its_load(records):
+    turns = {who: turn(wall, 1.0, load_before=load) for who, wall, load in (
+        ("copy 2", 1.0, 0.1), ("vlora linear", 2.0, 1.5), ("copy 3", 3.0, 0.2), ("vlora task_arithmetic", 4.0, 0.3),
+        ("vlora ties", 5.0, 0.4),
+    )}  # fmt: skip
+    text = table.round_table({"into_base": {}, "round_4": {"rounds": [turns]}})
+    assert cells(text, "4") == ["0.1 to 1.5", "1.0", "2.0", "3.0", "4.0", "5.0"]
+
+
+def test_phases_are_ordered_by_their_time(records):
+    text = table.phase_table(records)
+    assert (
+        text.index("| elect | 1.50 |") < text.index("| read | 1.25 |") < text.index("| wall clock | 2.00 |")
+    )
+    assert text.startswith("Models of 6 layers.")
+    assert table.phase_table({}) == "Not measured.\n"
+
+
+def test_nested_phases_count_once_and_whole_ones_keep_what_is_inside():
+    phases = Phases()
+    burn = phases.wrap("inner", lambda: sum(range(100_000)))
+    phases.wrap("outer", lambda: [burn(), burn()])()
+    phases.wrap("identities", burn)()
+    assert {name: found["calls"] for name, found in phases.spent.items()} == {
+        "inner": 2,
+        "outer": 1,
+        "identities": 1,
+    }
+    assert phases.spent["outer"]["cpu"] < phases.spent["inner"]["cpu"]
+
+
+def test_every_competitor_is_in_every_round_and_the_order_moves_on():
+    rounds = [run.UNITS[f"round_{number}"] for number in range(run.ROUNDS)]
+    assert all(competitor in found for found in rounds for competitor in run.COMPETITORS)
+    assert len({str(found[0]) for found in rounds}) >= 5
+    assert sum(["mergekit", "linear"] in found for found in rounds) == 3
 
 
 def test_other_tables(records):

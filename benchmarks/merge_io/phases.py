@@ -21,39 +21,47 @@ WHOLE = ("plan", "identities", "agreement sample", "small files and rename")
 
 
 class Phases:
-    """CPU and wall seconds and number of calls per phase, added over threads."""
+    """CPU seconds and number of calls per phase, added over threads."""
 
     def __init__(self) -> None:
-        self.spent: dict[str, dict[str, float]] = {}
-        self._lock, self._local = threading.Lock(), threading.local()
+        self._all: list[dict[str, list[float]]] = []
+        self._local = threading.local()
+
+    @property
+    def spent(self) -> dict[str, dict[str, float]]:
+        """Phase -> CPU seconds and calls."""
+        names = {name: None for one in self._all for name in one}
+        sums = {name: [sum(one.get(name, [0, 0])[i] for one in self._all) for i in (0, 1)] for name in names}
+        return {name: {"cpu": cpu, "calls": calls} for name, (cpu, calls) in sums.items()}
 
     def wrap(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with its time counted."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            stack = self._local.__dict__.setdefault("stack", [])
+            stack, spent = self._of_this_thread()
             if stack and stack[-1][0] in WHOLE:
                 return function(*args, **kwargs)
-            stack.append([phase, 0.0, 0.0])
-            cpu, wall = time.thread_time(), time.perf_counter()
+            stack.append([phase, 0.0])
+            start = time.thread_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
-                _, inner_cpu, inner_wall = stack.pop()
+                own = time.thread_time() - start
+                _, inside = stack.pop()
                 if stack:
-                    stack[-1][1] += cpu
-                    stack[-1][2] += wall
-                self._add(phase, cpu - inner_cpu, wall - inner_wall)
+                    stack[-1][1] += own
+                found = spent.setdefault(phase, [0.0, 0])
+                found[0] += own - inside
+                found[1] += 1
 
         return counted
 
-    def _add(self, phase: str, cpu: float, wall: float) -> None:
-        with self._lock:
-            found = self.spent.setdefault(phase, {"cpu": 0.0, "wall": 0.0, "calls": 0})
-            found["cpu"] += cpu
-            found["wall"] += wall
-            found["calls"] += 1
+    def _of_this_thread(self) -> tuple[list[Any], dict[str, list[float]]]:
+        local = self._local
+        if not hasattr(local, "stack"):
+            local.stack, local.spent = [], {}
+            self._all.append(local.spent)
+        return local.stack, local.spent
 
 
 def phase_places() -> dict[str, list[tuple[Any, str]]]:

@@ -16,6 +16,7 @@ METHODS = {
     "task_arithmetic": "task arithmetic, base + 2",
     "ties": "TIES, base + 2",
 }
+COPIES = {"linear": "copy 2", "task_arithmetic": "copy 3", "ties": "copy 3"}
 MODULES = {
     "module_linear": {
         "linear_family linear keep": "vlora, mean at rank 16", "peft_module linear": "PEFT `linear` (of factors)",
@@ -40,43 +41,92 @@ def median(record: dict[str, Any], who: str, key: str) -> float:
     return statistics.median(turn[who][key] for turn in record["rounds"])
 
 
-def ratio(record: dict[str, Any], above: str, below: str, key: str) -> float:
-    """Median of the ratios within a round."""
-    return statistics.median(turn[above][key] / turn[below][key] for turn in record["rounds"])
+def ratios(record: dict[str, Any], above: str, below: str, key: str) -> str:
+    """Median and range of the ratios within a round."""
+    values = [turn[above][key] / turn[below][key] for turn in record["rounds"]]
+    return ranged(values, 2)
 
 
 def spread(record: dict[str, Any], who: str, key: str) -> str:
     """Median and range over the rounds, if there are several."""
-    values = [turn[who][key] for turn in record["rounds"]]
-    ranged = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-    return f"{statistics.median(values):.1f}{ranged}"
+    return ranged([turn[who][key] for turn in record["rounds"]], 1)
+
+
+def ranged(values: Sequence[float], digits: int) -> str:
+    """Median and, of several values, smallest and largest."""
+    text = f"{statistics.median(values):.{digits}f}"
+    return text + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else "")
+
+
+def with_rounds(records: Records, who: str) -> dict[str, Any] | None:
+    """One record of all turns that a competitor took part in, whichever files they are in."""
+    turns = [turn for record in records.values() for turn in record["rounds"] if who in turn]
+    return {"rounds": turns} if turns else None
 
 
 def checkpoint_table(records: Records) -> str:
-    """Whole checkpoints: seconds, memory, and the ratios to a plain copy."""
+    """Whole checkpoints: seconds, memory, and the ratios to a plain copy of the same round."""
     lines = [
-        row("what", "wall s", "CPU s", "memory MB", "x copy, wall", "x copy, CPU"),
-        row("---", *["---:"] * 5),
+        row("what", "rounds", "wall s", "CPU s", "memory MB", "x copy, wall", "x copy, CPU"),
+        row("---", *["---:"] * 6),
     ]
+    for who, words in {"copy 2": "plain copy, 2 models", "copy 3": "plain copy, 3 models"}.items():
+        lines.append(_checkpoint_row(with_rounds(records, who), who, words))
     for method, words in METHODS.items():
-        record = records.get(method)
-        if record is None:
-            lines.append(row(words, *["—"] * 5))
-            continue
-        ours, theirs = f"vlora {method}", next(who for who in record["rounds"][0] if who.startswith("copy"))
-        for who, name in ((theirs, f"plain copy for {words}"), (ours, f"vlora, {words}")):
-            ratios = [f"{ratio(record, who, theirs, key):.2f}" for key in ("wall", "cpu")]
-            memory = f"{median(record, who, 'memory') / 1e6:.0f}"
-            lines.append(row(name, spread(record, who, "wall"), spread(record, who, "cpu"), memory, *ratios))
-        other = records.get(f"mergekit_{method}")
-        if other is not None:
-            turn = other["rounds"][0][f"mergekit {method}"]
-            start = turn["start_up"]
-            lines.append(
-                row(f"mergekit 0.1.5, {words}", f"{turn['wall']:.1f}", f"{turn['cpu']:.1f}",
-                    f"{(turn['memory'] - start['memory']) / 1e6:.0f}", "", "")
-            )  # fmt: skip
+        below, ours, theirs = COPIES[method], f"vlora {method}", f"mergekit {method}"
+        lines.append(_checkpoint_row(with_rounds(records, ours), ours, f"vlora, {words}", below))
+        lines.append(_checkpoint_row(with_rounds(records, theirs), theirs, f"mergekit 0.1.5, {words}", below))
     return "\n".join(lines) + "\n"
+
+
+def _checkpoint_row(record: dict[str, Any] | None, who: str, words: str, below: str | None = None) -> str:
+    if record is None:
+        return row(words, *["—"] * 6)
+    known = below is not None and all(below in turn for turn in record["rounds"])
+    own = [
+        turn[who]["memory"] - turn[who].get("start_up", {"memory": 0})["memory"] for turn in record["rounds"]
+    ]
+    return row(
+        words, str(len(record["rounds"])), spread(record, who, "wall"), spread(record, who, "cpu"),
+        f"{statistics.median(own) / 1e6:.0f}",
+        *(ratios(record, who, below, key) if known else "" for key in ("wall", "cpu")),
+    )  # fmt: skip
+
+
+def round_table(records: Records) -> str:
+    """Every round: the load before its measurements, and wall seconds of ours."""
+    names = ["copy 2", "vlora linear", "copy 3", "vlora task_arithmetic", "vlora ties"]
+    lines = [
+        row("round", "load", "copy, 2", "linear", "copy, 3", "task arithmetic", "TIES"),
+        row("---", *["---:"] * 6),
+    ]
+    for name, record in records.items():
+        if name.startswith("round_"):
+            turn = record["rounds"][0]
+            loads = [turn[who]["load_before"] for who in turn]
+            cells = [f"{turn[who]['wall']:.1f}" for who in names]
+            lines.append(row(name.removeprefix("round_"), f"{min(loads):.1f} to {max(loads):.1f}", *cells))
+    return "\n".join(lines) + "\n"
+
+
+def phase_table(records: Records) -> str:
+    """CPU seconds of all threads by phase of a merge."""
+    found = {m: records[f"phases_{m}"] for m in METHODS if f"phases_{m}" in records}
+    if not found:
+        return "Not measured.\n"
+    turns = {m: record["rounds"][0][f"phases {m}"] for m, record in found.items()}
+    sums: dict[str, float] = {}
+    for turn in turns.values():
+        for phase, spent in turn["phases"].items():
+            sums[phase] = max(sums.get(phase, 0.0), spent["cpu"])
+    lines = [row("phase", *(METHODS[m] for m in turns)), row("---", *["---:"] * len(turns))]
+    for phase in sorted(sums, key=lambda name: -sums[name]):
+        cells = [turn["phases"].get(phase) for turn in turns.values()]
+        lines.append(row(phase, *("" if cell is None else f"{cell['cpu']:.2f}" for cell in cells)))
+    lines.append(row("whole process, CPU", *(f"{turn['cpu']:.2f}" for turn in turns.values())))
+    lines.append(row("wall clock", *(f"{turn['wall']:.2f}" for turn in turns.values())))
+    layers = next(iter(found.values()))["layers"]
+    return f"Models of {layers} layers.\n\n" + "\n".join(lines) + "\n"
 
 
 def base_table(records: Records) -> str:
@@ -133,6 +183,10 @@ def block(records: Records) -> str:
             conditions(records),
             "### Whole checkpoints, 1.1 B parameters in bf16\n",
             checkpoint_table(records),
+            "Wall seconds of every round, and the load average (what else ran) before its measurements:\n",
+            round_table(records),
+            "### Where the time goes: CPU seconds of all threads\n",
+            phase_table(records),
             "### A rank-16 adapter on all linear layers into its base\n",
             base_table(records),
             "### Four rank-16 adapters of one 4096 x 4096 module\n",
