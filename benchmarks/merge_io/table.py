@@ -82,14 +82,14 @@ def checkpoint_table(records: Records) -> str:
 def _checkpoint_row(record: dict[str, Any] | None, who: str, words: str, below: str | None = None) -> str:
     if record is None:
         return row(words, *["—"] * 6)
-    known = below is not None and all(below in turn for turn in record["rounds"])
+    known = all(below in turn for turn in record["rounds"])
     own = [
         turn[who]["memory"] - turn[who].get("start_up", {"memory": 0})["memory"] for turn in record["rounds"]
     ]
     return row(
         words, str(len(record["rounds"])), spread(record, who, "wall"), spread(record, who, "cpu"),
         f"{statistics.median(own) / 1e6:.0f}",
-        *(ratios(record, who, below, key) if known else "" for key in ("wall", "cpu")),
+        *(ratios(record, who, below, key) if below and known else "" for key in ("wall", "cpu")),
     )  # fmt: skip
 
 
