@@ -178,7 +178,7 @@ def stories(task: str, args: argparse.Namespace) -> dict[str, Any]:
         "base_model": str(args.stories), "task": "causal_lm", "seed": 0, "output": str(work / "adapter"),
         "data": {"train": path, "text": "text", "max_length": 96},
         "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-        "optimizer": {"name": "ivon"},
+        "optimizer": {"name": "ivon", "lr": 1e-3},
         "training": {"per_device_train_batch_size": 8, "max_steps": STEPS, "use_cpu": True, "max_grad_norm": 0},
     }  # fmt: skip
     trained(settings)

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+LR = 1e-3
+"""Of every run, and the package's default when most of them were made."""
 BITS8 = {"state_bits": 8, "min_8bit_size": 1}
 """8-bit states also for tensors that are smaller than the default leaves alone: these models have no others."""
 FORMATS: dict[str, dict[str, Any]] = {
@@ -27,7 +29,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 ADAMW: dict[str, dict[str, Any]] = {
-    name: {"optimizer": {"name": "adamw", "lr": 1e-3}, **form}
+    name: {"optimizer": {"name": "adamw", "lr": LR}, **form}
     for name, form in {"adamw": {}, "adamw_4bit_base": {"quantization": "4bit"}}.items()
 }
 """AdamW at the same learning rate: does the 4-bit base cost it less?"""

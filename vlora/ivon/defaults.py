@@ -24,6 +24,7 @@ __all__ = [
     "AUTO_KEYS",
     "IvonSettings",
     "auto_settings",
+    "default_lr",
     "describe_groups",
     "median_width",
     "short_run_defaults",
@@ -177,7 +178,7 @@ def auto_settings(
 ) -> IvonSettings:  # fmt: skip
     """Hyper-parameters that need nothing but the shape of the run; what is given wins.
 
-        lr           = 1e-3 min(1, 512 / width)        on AdamW's scale, as the mean moves as under AdamW
+        lr           = ``default_lr``                  on AdamW's scale, as the mean moves as under AdamW
         h            = squared gradients, corrected for its start as in Adam
         beta2        = 0.999                           Adam's; a shorter memory slows the mean
         max_grad_norm = 1                              as Trainer clips for AdamW (vlora.ivon.clipping)
@@ -187,8 +188,7 @@ def auto_settings(
     A given ``ess`` turns the control of the noise off; then ``weight_decay = 1 / (ess init_std^2)``, so that no draw is
     wider than ``init_std``.
 
-    Sources: our own study (benchmarks/posterior_quality); the width rule joins lr 1e-3, good for LoRA at width 384
-    here, to the 1e-4 to 2e-4 in general use at width 4096, and is otherwise untested.
+    Source: our own study (benchmarks/posterior_quality).
 
     Args:
         num_steps: T, optimizer steps of the run.
@@ -224,13 +224,30 @@ def auto_settings(
     if ess is not None and weight_decay is None:
         weight_decay = 1 / (ess * init_std**2)
     return IvonSettings(
-        lr=1e-3 * min(1.0, 512 / width) if lr is None else lr, ess=ess, hess_init=hess_init, beta1=beta1,
+        lr=default_lr(width, num_steps) if lr is None else lr, ess=ess, hess_init=hess_init, beta1=beta1,
         beta2=beta2, weight_decay=weight_decay,
         clip_radius=clip_radius, hess_approx="gradsq", grad_batch_size=grad_batch_size, mean_step="adam",
         rescale_lr=False, noise_cost=noise_cost if ess is None else None, init_std=init_std, max_std=max_std,
         max_std_ratio=max_std_ratio, noise_warmup=num_steps, noise_rate=min(NOISE_RATE / num_steps, 0.5),
         max_grad_norm=max_grad_norm,
     )  # fmt: skip
+
+
+def default_lr(width: int, num_steps: int) -> float:
+    """Peak learning rate of LoRA on AdamW's scale, with warm-up and decay.
+
+        lr = min( 1 / (2 width) * min(2, max(1, sqrt(200 / T))), 0.01 )
+
+    Sources: 1 / width joins what was best here at widths 64 (8e-3), 128 (3e-3 to 5e-3) and 384 (1e-3 to 2e-3) to the
+    1e-4 to 2e-4 in general use at 4096; between and above it is untested. That short runs want up to twice as much is
+    our own study (benchmarks/posterior_quality, ``rates``); "LoRA Without Regret" (Schulman et al. 2025) has 1.5 times.
+
+    Args:
+        width: Input width of the adapted layers.
+        num_steps: T, optimizer steps of the run.
+    """
+    short = min(2.0, max(1.0, math.sqrt(200 / num_steps)))
+    return min(0.5 / width * short, 0.01)
 
 
 AUTO_KEYS = frozenset(inspect.signature(auto_settings).parameters) - {"num_steps", "grad_batch_size", "width"}

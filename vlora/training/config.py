@@ -39,7 +39,7 @@ class OptimizerConfig:
     name: Literal["ivon", "adamw"] = "ivon"
     """``ivon`` learns a posterior; ``adamw`` is the baseline and learns a point."""
     lr: float | None = None
-    """Peak learning rate; the two optimizers want very different ones (adamw: 1e-3 if None)."""
+    """Peak learning rate, on AdamW's scale unless ``hess_approx: price``; None: by width and steps (``default_lr``)."""
     ess: float | None = None
     """IVON: effective sample size, in examples, fixed; larger is a narrower posterior. None: see ``noise_cost``."""
     noise_cost: float | None = None

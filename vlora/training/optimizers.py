@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlora.ivon.defaults import IvonSettings, auto_settings, median_width, short_run_defaults
+from vlora.ivon.defaults import IvonSettings, auto_settings, default_lr, median_width, short_run_defaults
 from vlora.ivon.optimizer import IVON
 from vlora.training.config import OptimizerConfig
 
@@ -24,7 +24,6 @@ _AUTO = (
 _PASSED_ON = (
     "state_bits", "min_8bit_size", "stochastic_rounding", "prior", "prior_update_every", "prior_pull",
 )  # fmt: skip
-_ADAMW_LR = 1e-3
 
 
 def build_optimizer(
@@ -56,7 +55,7 @@ def build_optimizer(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.name == "adamw":
-        adamw = _adamw_settings(config)
+        adamw = _adamw_settings(config, default_lr(median_width(parameters), num_steps))
         return torch.optim.AdamW(parameters, **adamw), {"name": "adamw", **adamw}
     if config.hess_approx == "price":
         settings = short_run_defaults(num_examples, num_steps, **_given(config, _PRICE))
@@ -76,10 +75,10 @@ def _given(config: OptimizerConfig, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
-def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:
-    """Keyword arguments of ``torch.optim.AdamW``."""
+def _adamw_settings(config: OptimizerConfig, lr: float) -> dict[str, Any]:
+    """Keyword arguments of ``torch.optim.AdamW``; ``lr`` where the configuration has none."""
     return {
-        "lr": _ADAMW_LR if config.lr is None else config.lr,
+        "lr": _or(config.lr, lr),
         "betas": (_or(config.beta1, 0.9), _or(config.beta2, 0.999)),
         "eps": _or(config.eps, 1e-8),
         "weight_decay": _or(config.weight_decay, 0.0),

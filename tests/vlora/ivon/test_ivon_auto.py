@@ -8,7 +8,7 @@ from torch import nn
 
 from vlora import IVON
 from vlora.errors import ConfigError
-from vlora.ivon.defaults import auto_settings, median_width
+from vlora.ivon.defaults import auto_settings, default_lr, median_width
 from vlora.ivon.step import corrected_decay, update_mean
 
 
@@ -68,8 +68,7 @@ def test_the_first_draws_have_the_first_width_whatever_h_starts_at():
 
 def test_given_settings_win_and_fix_the_noise():
     free = auto_settings(200, grad_batch_size=16, width=384)
-    assert (free.lr, free.ess, free.noise_cost, free.mean_step) == (1e-3, None, 0.01, "adam")
-    assert auto_settings(200, grad_batch_size=16, width=4096).lr == pytest.approx(1.25e-4)
+    assert (free.lr, free.ess, free.noise_cost, free.mean_step) == (0.5 / 384, None, 0.01, "adam")
     fixed = auto_settings(200, grad_batch_size=16, width=384, ess=1e6)
     assert fixed.noise_cost is None and fixed.first_std == pytest.approx(0.02)
     assert fixed.optimizer_kwargs()["prior_precision"] == pytest.approx(2500.0)
@@ -79,6 +78,25 @@ def test_given_settings_win_and_fix_the_noise():
     group = IVON.auto(params, num_steps=50, grad_batch_size=4, lr=0.5, skip_nonfinite=True).param_groups[0]
     assert (group["lr"], group["beta2"], group["noise_warmup"]) == (0.5, 0.999, 50)
     assert group["skip_nonfinite"] is True
+
+
+@pytest.mark.parametrize(
+    ("width", "steps", "lr"),
+    [
+        (4096, 10_000, 1.2207e-4),
+        (4096, 200, 1.2207e-4),
+        (384, 100, 1.8414e-3),  # sqrt(2) times
+        (384, 50, 2.6042e-3),
+        (384, 5, 2.6042e-3),  # at most twice
+        (128, 240, 3.9063e-3),
+        (64, 1000, 7.8125e-3),
+        (64, 50, 1e-2),
+        (1, 1000, 1e-2),
+    ],
+)
+def test_the_default_rate_falls_with_width_and_rises_for_short_runs(width, steps, lr):
+    assert default_lr(width, steps) == pytest.approx(lr, rel=1e-4)
+    assert auto_settings(steps, grad_batch_size=4, width=width).lr == default_lr(width, steps)
 
 
 def test_the_width_is_that_of_the_layers():
@@ -114,7 +132,7 @@ def test_impossible_numbers_are_refused(settings, message):
 
 def test_the_line_for_the_log_says_what_was_chosen():
     assert auto_settings(500, grad_batch_size=16.0, width=384).describe() == (
-        "ivon: adam step with lr 0.001, gradient norm at most 1, noise may cost 0.01 nats (std from 0.001 to at most "
+        "ivon: adam step with lr 0.0013, gradient norm at most 1, noise may cost 0.01 nats (std from 0.001 to at most "
         "0.1), h by gradsq of 16 examples, beta2 0.999"
     )
     assert "ess 1e+06, first std 0.02" in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()
@@ -132,7 +150,7 @@ def test_the_optimizer_tells_its_settings():
     first, second = optimizer.describe().splitlines()
     expected = auto_settings(500, grad_batch_size=16.0, width=4).describe()
     assert (first, second) == tuple(
-        expected.replace("lr 0.001", lr) + ", std 0.001 now" for lr in ("lr 0.001", "lr 0.5")
+        expected.replace("lr 0.01", lr) + ", std 0.001 now" for lr in ("lr 0.01", "lr 0.5")
     )
     fixed = IVON([params[0]], lr=1.0, ess=1e4, hess_init=0.24, weight_decay=0.01)
     assert (

@@ -1,6 +1,7 @@
 """IVON where other code owns the loop or the model: closures, compiled models, checkpointing, groups of LoRA+."""
 
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -65,17 +66,23 @@ def test_a_closure_loop_like_lightnings(tiny_llama, tmp_path, mc_samples):
     check_folder(model, optimizer, lambda: base(tiny_llama), logits, tmp_path / "out")
 
 
+needs_compiler = pytest.mark.skipif(
+    not any(which(name) for name in ("g++", "clang++")), reason="inductor writes C++: no compiler here"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*(Dynamo|dynamo|torch.compile).*")
-def test_a_compiled_model_sees_every_draw_and_saves_like_any_other(tiny_llama, tmp_path):
-    """Backend ``eager`` (no code generation, quick on a CPU): graph capture and guards are those of every backend."""
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=needs_compiler)])
+def test_a_compiled_model_sees_every_draw_and_saves_like_any_other(tiny_llama, tmp_path, backend):
+    """Backend ``eager`` captures the graph and guards it; ``inductor`` also generates its code."""
     shallow = tmp_path / "base"
     config = AutoConfig.from_pretrained(tiny_llama, num_hidden_layers=1)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(shallow)
     model, plain = adapted(shallow), adapted(shallow)
     optimizer, reference = ivon(model), ivon(plain)
-    compiled = torch.compile(model, backend="eager", dynamic=False)
+    compiled = torch.compile(model, backend=backend, dynamic=False)
     loop(compiled, optimizer)
     loop(plain, reference)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(means(model), means(plain), strict=True))

@@ -84,7 +84,7 @@ def test_adamw_starts_from_the_same_adapter_and_writes_a_plain_one(make_config, 
     }
     first, second = log_of(ivon), log_of(adamw)
     assert second["optimizer"] == {
-        "name": "adamw", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
+        "name": "adamw", "lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
     }  # fmt: skip
     assert first["steps"] == second["steps"]
     assert first["data"] == second["data"]
