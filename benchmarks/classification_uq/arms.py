@@ -22,8 +22,8 @@ from benchmarks.posterior_quality.arms import (
     fit,
     laplace_std,
     num_steps,
-    squared_gradients,
 )
+from benchmarks.posterior_quality.health import squared_gradients
 from benchmarks.posterior_quality.linearised import KINDS, PRIORS, by_prior, logit_moments, plain_posterior
 from benchmarks.posterior_quality.tasks import Rows
 from vlora import IVON, Posterior

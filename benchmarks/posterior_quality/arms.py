@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks.posterior_quality.health import health, settings_of, squared_gradients
 from benchmarks.posterior_quality.linearised import linearised, plain_posterior
 from benchmarks.posterior_quality.network import Network
 from benchmarks.posterior_quality.scores import draws_nll
 from benchmarks.posterior_quality.tasks import Rows, Task
 from vlora import IVON, Posterior
 from vlora.curvature import gathering
-from vlora.posterior.ranks import spearman
 
 BATCH, EPOCHS, WARMUP = 16, 5, 0.06
 DRAWS = 8
@@ -62,11 +63,19 @@ def batches(rows: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def fit(
-    network: Network, rows: Rows, optimizer: Any, seed: int, steps: int | None = None, *, gather: bool = True
+    network: Network,
+    rows: Rows,
+    optimizer: Any,
+    seed: int,
+    steps: int | None = None,
+    *,
+    gather: bool = True,
+    losses: list[float] | None = None,
+    clip: float | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """Train with a warm-up and a cosine; returns the mean loss of the last 20 steps and the curvature on the way.
 
-    Without ``gather`` there is no curvature.
+    Without ``gather`` there is no curvature. The loss of every step is added to ``losses``, if given.
     """
     total = steps or num_steps(rows)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -75,7 +84,7 @@ def fit(
     )
     torch.manual_seed(seed)
     network.train()
-    losses = []
+    losses = [] if losses is None else losses
     with gathering(network.peft) if gather else nullcontext() as stream:
         for hidden, mask, label in islice(batches(rows, seed), total):
             if isinstance(optimizer, IVON):
@@ -83,17 +92,21 @@ def fit(
             loss = cross_entropy(network(hidden, mask), label)
             optimizer.zero_grad()
             loss.backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(network.trained(), clip)
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
     return sum(losses[-20:]) / 20, stream.result() if stream else {}
 
 
-def adamw(task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True) -> Outcome:
-    """AdamW; with ``posthoc`` also MC dropout and a diagonal Laplace posterior of the same weights."""
+def adamw(
+    task: Task, seed: int, *, test: bool, lr: float, posthoc: bool = True, clip: float | None = None
+) -> Outcome:
+    """AdamW; with ``posthoc`` also MC dropout and a diagonal Laplace posterior. Gradients are cut to norm ``clip``."""
     network = Network(task.num_classes, seed)
     optimizer = torch.optim.AdamW(network.trained(), lr=lr, weight_decay=0.0)
-    loss = fit(network, task.train, optimizer, seed, task.steps, gather=False)[0]
+    loss = fit(network, task.train, optimizer, seed, task.steps, gather=False, clip=clip)[0]
     out = Outcome(facts={"lr": lr, "train_loss": loss})
     splits = SPLITS if test else SPLITS[:1]
     out.predictions["mean"] = {split: network.log_probs(getattr(task, split)) for split in splits}
@@ -162,7 +175,13 @@ def laplace_std(
 
 
 def ivon(
-    task: Task, seed: int, build: Callable[[Network], IVON], *, test: bool, scales: tuple[float, ...] = ()
+    task: Task,
+    seed: int,
+    build: Callable[[Network], IVON],
+    *,
+    test: bool,
+    scales: tuple[float, ...] = (),
+    losses: list[float] | None = None,
 ) -> Outcome:
     """IVON with the settings of ``build``: its mean, its draws, and draws of the best of ``scales`` on validation rows.
 
@@ -170,7 +189,9 @@ def ivon(
     """
     network = Network(task.num_classes, seed)
     optimizer = build(network)
-    loss, curvature = fit(network, task.train, optimizer, seed, task.steps, gather=bool(scales))
+    loss, curvature = fit(
+        network, task.train, optimizer, seed, task.steps, gather=bool(scales), losses=losses
+    )
     optimizer.eval()
     states = [optimizer.posterior_state(parameter) for parameter in network.trained()]
     mean = [state["mean"] for state in states]
@@ -197,20 +218,32 @@ def ivon(
     return out
 
 
-def auto(task: Task, seed: int, *, test: bool, scales: tuple[float, ...] = SCALES, **given: Any) -> Outcome:
-    """IVON with ``IVON.auto``: nothing chosen by hand but what ``given`` says; without ``scales`` mean and draws."""
+def auto(
+    task: Task,
+    seed: int,
+    *,
+    test: bool,
+    scales: tuple[float, ...] = SCALES,
+    losses: list[float] | None = None,
+    **given: Any,
+) -> Outcome:
+    """IVON with ``IVON.auto``: nothing chosen by hand but what ``given`` says; without ``scales`` mean and draws.
 
-    def build(network: Network) -> IVON:
-        return IVON.auto(
-            network.trained(),
-            num_steps=task.steps or num_steps(task.train),
-            grad_batch_size=BATCH,
-            seed=seed,
-            max_grad_norm=None,  # no gradient is clipped here, whoever trains
-            **given,
-        )
+    The loss of every step is added to ``losses``.
+    """
+    build = partial(auto_optimizer, task=task, seed=seed, **given)
+    return ivon(task, seed, build, test=test, scales=scales, losses=losses)
 
-    return ivon(task, seed, build, test=test, scales=scales)
+
+def auto_optimizer(network: Network, *, task: Task, seed: int, **given: Any) -> IVON:
+    """``IVON.auto`` for one run; no gradient is clipped, as for the other arms, unless ``given`` says so."""
+    return IVON.auto(
+        network.trained(),
+        num_steps=task.steps or num_steps(task.train),
+        grad_batch_size=BATCH,
+        seed=seed,
+        **{"max_grad_norm": None, **given},
+    )
 
 
 def published(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
@@ -234,41 +267,3 @@ def draw_log_probs(
     for parameter, m in zip(network.trained(), mean, strict=True):
         parameter.copy_(m)
     return torch.stack(out)
-
-
-def squared_gradients(network: Network, rows: Rows, count: int) -> list[Tensor]:
-    """Mean squared per-example gradient at the weights as they are, one row at a time."""
-    network.eval()
-    total = [torch.zeros_like(parameter) for parameter in network.trained()]
-    for i in range(min(count, len(rows))):
-        loss = cross_entropy(network(rows.hidden[i : i + 1], rows.mask[i : i + 1]), rows.label[i : i + 1])
-        for sum_, grad in zip(total, torch.autograd.grad(loss, network.trained()), strict=True):
-            sum_ += grad.square()
-    return [sum_ / min(count, len(rows)) for sum_ in total]
-
-
-def settings_of(optimizer: IVON) -> dict[str, Any]:
-    """The settings of a run as plain numbers."""
-    keys = ("ess", "weight_decay", "beta2", "hess_init", "mean_step", "hess_approx", "noise_cost", "std")
-    group = optimizer.param_groups[0]
-    return {key: group.get(key) for key in keys} | {"lr": optimizer.defaults["lr"]}
-
-
-def health(network: Network, task: Task, states: list[dict[str, Any]], std: list[Tensor]) -> dict[str, Any]:
-    """How far h has left its start, and how it ranks against squared gradients of 64 held-out rows."""
-    reference = squared_gradients(network, task.validation, 64)
-    hess = torch.cat([state["hess"].flatten() for state in states])
-    start = torch.cat([torch.full_like(state["hess"].flatten(), state["hess_init"]) for state in states])
-    flat = torch.cat([value.flatten() for value in reference])
-    within = [
-        spearman(state["hess"].flatten(), value.flatten()) or 0.0
-        for state, value in zip(states, reference, strict=True)
-    ]
-    wide = torch.cat([sd.flatten() for sd in std])
-    return {
-        "rank_correlation": spearman(hess, flat),
-        "rank_correlation_within": float(torch.tensor(within).median()),
-        "share_moved": float(((hess / start - 1).abs() > 0.1).double().mean()),
-        "hess_to_reference": float(hess.mean() / flat.mean()),
-        "std_quantiles": [float(wide.quantile(q)) for q in (0.05, 0.5, 0.95)],
-    }

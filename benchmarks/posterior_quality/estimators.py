@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.posterior_quality.arms import BATCH, squared_gradients
+from benchmarks.posterior_quality.arms import BATCH
+from benchmarks.posterior_quality.health import squared_gradients
 from benchmarks.posterior_quality.network import Network
 from benchmarks.posterior_quality.pool import load_pool
 from benchmarks.posterior_quality.processes import run_units

@@ -2,7 +2,8 @@
 
     python -m benchmarks.posterior_quality.lengths --data DATA --work WORK [--jobs 2]
 
-Both have a learning rate of 1e-3, the default of ``IVON.auto``, at every length. One file per run; a run whose file
+Both have a learning rate of 1e-3 at every length, which was the default of ``IVON.auto`` when these runs were made
+(today's is in ``shipped``). One file per run; a run whose file
 exists is not repeated.
 """
 
@@ -59,7 +60,7 @@ def measure(arm: str, task: Any, seed: int) -> dict[str, Any]:
     if arm == "adamw":
         outcome = arms.adamw(task, seed, test=True, lr=LR, posthoc=False)
     else:
-        outcome = arms.auto(task, seed, test=True, scales=())
+        outcome = arms.auto(task, seed, test=True, scales=(), lr=LR)
     label = {"validation": task.validation.label, "test": task.test.label}
     scores = {
         name: score_predictor(value, label, antithetic=name != "mean")

@@ -9,12 +9,19 @@ tasks' means over seeds, since seeds of one task share their test rows.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.posterior_quality.further_tables import Records, estimator_table, lengths_table
+from benchmarks.posterior_quality.rate_tables import (
+    priors_table,
+    pruning_table,
+    rates_table,
+    shipped_gaps,
+    shipped_table,
+)
 from benchmarks.readme_table import interval, markdown, mean, number, write_tables
 
 HERE = Path(__file__).parent
@@ -52,6 +59,11 @@ METRICS = {
 PAIRS = {
     "IVON auto mean − AdamW": ("IVON auto, mean", "AdamW"),
     "IVON auto draws − AdamW": ("IVON auto, 8 draws", "AdamW"),
+    "IVON auto draws − AdamW + temperature": ("IVON auto, 8 draws", "AdamW + temperature"),
+    "IVON auto draws + temperature − AdamW + temperature": (
+        "IVON auto, 8 draws + temperature",
+        "AdamW + temperature",
+    ),
     "IVON auto fitted width − AdamW": ("IVON auto, 8 draws, fitted width", "AdamW"),
     "IVON auto fitted width − AdamW + temperature": (
         "IVON auto, 8 draws, fitted width",
@@ -73,8 +85,15 @@ PAIRS = {
     "IVON auto Kronecker − MC dropout": ("IVON auto, linearised, Kronecker", "MC dropout, 8"),
     "IVON auto draws − IVON published draws": ("IVON auto, 8 draws", "IVON published, 8 draws"),
 }
-INFORMATION = ("IVON auto, 8 draws", "IVON auto, linearised", "IVON auto, linearised, Kronecker")
-"""Predictors whose mutual information is compared with AdamW's entropy as a score of foreign rows."""
+INFORMATION: dict[str, tuple[str, str, str]] = {
+    name: ROWS[name]
+    for name in (
+        "MC dropout, 8", "diagonal Laplace, 8", "Laplace, linearised", "Laplace, linearised, Kronecker",
+        "IVON auto, 8 draws", "IVON auto, linearised", "IVON auto, linearised, Kronecker",
+    )
+} | {"ensemble of 4 AdamW, one seed": ("adamw_ensemble", "members", "raw")}  # fmt: skip
+"""Predictors whose mutual information is compared as a score of foreign rows."""
+FOREIGN_BASELINES = {"entropy": "foreign_auroc_entropy", "max-probability": "foreign_auroc_max_probability"}
 
 
 def load(root: Path, part: str) -> Records:
@@ -84,7 +103,7 @@ def load(root: Path, part: str) -> Records:
 
 def value(records: Records, task: str, seed: int, row: str, metric: str) -> float:
     """One number, NaN where there is no file or the predictor has no such number."""
-    arm, predictor, kind = ROWS[row]
+    arm, predictor, kind = ROWS.get(row) or INFORMATION[row]
     for record in records:
         if (record["task"], record["seed"], record["arm"]) == (task, seed, arm):
             return record["scores"].get(predictor, {}).get(kind, {}).get(metric, math.nan)
@@ -122,14 +141,23 @@ def tasks_of(records: Records) -> list[str]:
 
 
 def information_table(records: Records) -> str:
-    """Foreign rows: mutual information of a posterior less AdamW's own entropy, AUROC, paired."""
+    """Foreign rows: mutual information of a posterior less scores of AdamW's own probabilities, AUROC, paired."""
     rows = []
     every = tasks_of(records)
     for row in INFORMATION:
-        found = [task_means(records, row, "foreign_auroc_mutual_information", every)]
-        found += [task_means(records, "AdamW", "foreign_auroc_entropy", every)]
-        rows.append([row, number(mean(found[0]), 3), interval(found[0] - found[1], 3)])
-    return markdown(["information of", "AUROC", "− AdamW's entropy"], rows)
+        found = task_means(records, row, "foreign_auroc_mutual_information", every)
+        gaps = [
+            interval(found - _beside(records, row, metric, every), 3) for metric in FOREIGN_BASELINES.values()
+        ]
+        rows.append([row, number(mean(found), 3), *gaps])
+    return markdown(["information of", "AUROC", *(f"− AdamW's {name}" for name in FOREIGN_BASELINES)], rows)
+
+
+def _beside(records: Records, row: str, metric: str, tasks: Sequence[str]) -> np.ndarray:
+    """AdamW's score over the seeds that the arm of ``row`` has, ``(tasks,)``."""
+    own = {record["seed"] for record in records if record["arm"] == INFORMATION[row][0]}
+    used = sorted(own & set(seeds(records)))
+    return np.array([mean([value(records, task, seed, "AdamW", metric) for seed in used]) for task in tasks])
 
 
 def main_table(records: Records) -> str:
@@ -145,13 +173,15 @@ def main_table(records: Records) -> str:
     return markdown(["predictor", *METRICS], rows)
 
 
-def task_table(records: Records, metric: str, digits: int, scale: float = 1.0) -> str:
+def task_table(
+    records: Records, metric: str, digits: int, scale: float = 1.0, rows: Iterable[str] = ROWS
+) -> str:
     """Every predictor by task, mean over seeds."""
     tasks = tasks_of(records)
-    rows = [
-        [row, *(number(v * scale, digits) for v in task_means(records, row, metric, tasks))] for row in ROWS
-    ]
-    return markdown(["predictor", *tasks], rows)
+    cells = {row: task_means(records, row, metric, tasks) * scale for row in rows}
+    return markdown(
+        ["predictor", *tasks], [[row, *(number(v, digits) for v in values)] for row, values in cells.items()]
+    )
 
 
 def pairs_table(records: Records) -> str:
@@ -208,13 +238,34 @@ def block(root: Path) -> str:
         "**Foreign rows by mutual information** (higher is better).", information_table(records),
         "**NLL by task.**", task_table(records, "nll", 3),
         "**Accuracy by task, %.**", task_table(records, "accuracy", 1, 100.0),
+        "**ECE by task** (the floor of the mean of AdamW is in the first table).", task_table(records, "ece", 3),
+        "**AURC by task** (lower is better).", task_table(records, "aurc", 3),
+        "**Foreign rows by mutual information, AUROC by task.**",
+        task_table(records, "foreign_auroc_mutual_information", 3, rows=INFORMATION),
         "**Foreign rows by entropy, AUROC by task.**", task_table(records, "foreign_auroc_entropy", 3),
         "**The posteriors.**", health_table(records),
         "**Length of the run** (`lengths.py`; both at a learning rate of 1e-3; lowest to highest seed in brackets).",
         lengths_table(load(root, "lengths")),
         "**Estimates of h** (`estimators.py`).", estimator_table(load(root, "estimators")),
+        *rate_parts(root, records),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def rate_parts(root: Path, tuned: Records) -> list[str]:
+    """Learning rates, shipped defaults, pruning and priors, where they were run."""
+    rates, shipped, surgery = (load(root, part) for part in ("rates", "shipped", "surgery"))
+    parts = []
+    if rates:
+        title = "**Learning rates** (`rates.py`, `rates_text.py`): validation NLL of the mean, accuracy in brackets."
+        parts += [title, rates_table(rates)]
+    if shipped:
+        parts += ["**The defaults as shipped** (`shipped.py`).", shipped_gaps(shipped, tuned)]
+        parts += [shipped_table(shipped, tuned)]
+    if surgery:
+        parts += ["**Pruning** (`surgery.py`): the mean after it.", pruning_table(surgery)]
+        parts += ["**A learned prior** at the same `ess`.", priors_table(surgery)]
+    return parts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
