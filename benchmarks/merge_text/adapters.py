@@ -36,7 +36,7 @@ def adapter(text: str, seed: int, files: Mapping[str, str], base: Path, work: Pa
 
 
 def settings(text: str, seed: int, files: Mapping[str, str], base: Path, place: Path) -> dict[str, Any]:
-    """Configuration of a training run: IVON as it comes but for the rate, 100 steps a text, another start of A for every adapter."""
+    """Configuration of a training run: IVON as it comes but for the rate, 100 steps a text, another start of A each."""
     return {
         "base_model": str(base),
         "task": "causal_lm",
