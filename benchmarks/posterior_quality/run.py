@@ -154,7 +154,7 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
     from safetensors.torch import save_file
 
     from benchmarks.posterior_quality import arms
-    from benchmarks.posterior_quality.scores import draws_nll, score_predictor
+    from benchmarks.posterior_quality.scores import draws_nll, score_all
 
     if unit["arm"] == "adamw_ensemble":
         outcome = arms.ensemble(work / "adamw", task, ENSEMBLE)
@@ -166,7 +166,7 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
         outcome = arms.published(task, unit["seed"], test=part == "main", **unit["given"])
     else:
         outcome = arms.auto(task, unit["seed"], test=part == "main", **unit["given"])
-    label = {"validation": task.validation.label, "test": task.test.label}
+    label = task.labels()
     mean = outcome.predictions["mean"]
     record: dict[str, Any] = {
         "facts": outcome.facts,
@@ -182,10 +182,7 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
         kept = work / "adamw" / f"{task.name}_{unit['seed']}.safetensors"
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(mean, kept)
-    record["scores"] = {
-        name: score_predictor(value, label, antithetic=name not in ("mean", "dropout", "members"))
-        for name, value in outcome.predictions.items()
-    }
+    record["scores"] = score_all(outcome.predictions, label)
     return record
 
 

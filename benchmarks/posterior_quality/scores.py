@@ -20,13 +20,23 @@ from vlora.eval.metrics.selective import aurc
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs, mutual_information
 
-__all__ = ["draws_nll", "quality", "score_predictor"]
+__all__ = ["draws_nll", "quality", "score_all", "score_predictor"]
 
 
 def draws_nll(draws: Tensor, label: Tensor) -> float:
     """NLL in nats of the mixture of draws ``(S, N, C)``."""
     mixture = torch.logsumexp(draws, 0) - math.log(len(draws))
     return -mixture[torch.arange(len(label)), label].mean().item()
+
+
+def score_all(
+    predictions: Mapping[str, Mapping[str, Tensor]], labels: Mapping[str, Tensor]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """``score_predictor`` of every predictor of an arm; draws come in pairs where noise was drawn for them."""
+    return {
+        name: score_predictor(value, labels, antithetic=name not in ("mean", "dropout", "members"))
+        for name, value in predictions.items()
+    }
 
 
 def score_predictor(

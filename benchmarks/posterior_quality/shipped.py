@@ -63,7 +63,7 @@ def one(unit: tuple[str, str, int, int, int, Path, Path]) -> str:
 def measure(arm: str, task: Any, seed: int) -> dict[str, Any]:
     """Facts and scores of one run."""
     from benchmarks.posterior_quality import arms
-    from benchmarks.posterior_quality.scores import score_predictor
+    from benchmarks.posterior_quality.scores import score_all
     from vlora.ivon.defaults import default_lr
 
     if arm == "adamw":
@@ -71,12 +71,7 @@ def measure(arm: str, task: Any, seed: int) -> dict[str, Any]:
         outcome = arms.adamw(task, seed, test=True, lr=lr, posthoc=False, clip=CLIP)
     else:
         outcome = arms.auto(task, seed, test=True, scales=(), max_grad_norm=CLIP)
-    label = {"validation": task.validation.label, "test": task.test.label}
-    scores = {
-        name: score_predictor(value, label, antithetic=name != "mean")
-        for name, value in outcome.predictions.items()
-    }
-    return {"facts": outcome.facts, "scores": scores}
+    return {"facts": outcome.facts, "scores": score_all(outcome.predictions, task.labels())}
 
 
 if __name__ == "__main__":

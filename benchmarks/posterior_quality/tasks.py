@@ -51,6 +51,10 @@ class Task:
     steps: int | None = None
     """Optimizer steps of a run; None is ``EPOCHS`` passes over the rows."""
 
+    def labels(self) -> dict[str, Tensor]:
+        """Classes of the validation and the test rows."""
+        return {"validation": self.validation.label, "test": self.test.label}
+
 
 def load_task(name: str, data: Path, cache: Path) -> Task:
     """Features of a task and of its foreign rows, from the cache or computed.
