@@ -39,6 +39,7 @@ _LARGEST = 2**25  # entries; a larger tensor is only taken if there is no other
 _STEPS = 8.0  # of the precision of float32, or of the output where that has less
 _ALONE = {"scale": 1.0, "density": 1.0, "epsilon": 0.0}  # options that leave a single model as it is
 _BLOCK = 2**20  # bytes; not the default of a merge
+_MOST_MAPPED = 2**22  # bytes of one file
 
 Tiles = Iterable[tuple[range, Tensor]]
 
@@ -49,18 +50,28 @@ class Sources:
     def __init__(self) -> None:
         self.files = Files()
         self._opened: dict[Path, Any] = {}
+        self._mapped: dict[Path, int] = {}
 
     def read(self, entry: TensorEntry, where: range) -> Tensor:
         """A range of the entries of a tensor in double precision, by safetensors."""
-        if entry.path not in self._opened:  # opening parses the header, which a tile should not pay for
-            self._opened[entry.path] = safe_open(entry.path, "pt")
-        file = self._opened[entry.path]
+        file = self._open(entry, len(where))
         if not entry.shape:
             return file.get_tensor(entry.name).flatten().double()
         inner = entry.numel // entry.shape[0]
         first, last = where.start // inner, -(-where.stop // inner)
         rows = file.get_slice(entry.name)[first:last].flatten()
         return rows[where.start - first * inner : where.stop - first * inner].double()
+
+    def _open(self, entry: TensorEntry, numel: int) -> Any:
+        """The file by safetensors: opening parses the header, which a tile should not pay for.
+
+        What was read of a mapped file stays resident, so it is opened anew after some megabytes.
+        """
+        path = entry.path
+        if path not in self._opened or self._mapped[path] > _MOST_MAPPED:
+            self._opened[path], self._mapped[path] = safe_open(path, "pt"), 0
+        self._mapped[path] += numel * DTYPES[entry.dtype].itemsize
+        return self._opened[path]
 
     def close(self) -> None:
         """Close all files."""

@@ -183,7 +183,7 @@ def test_threads_and_blocks_change_no_byte(tmp_path, method):
 
 def test_an_interrupted_run_goes_on_bit_for_bit(world, monkeypatch, capfd):
     whole = run(world, "tsv", "whole")
-    made, count = engine._make, [0]
+    made, count = engine.make_tensor, [0]
 
     def fails(*args):
         count[0] += 1
@@ -192,7 +192,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(world, monkeypatch, capfd):
         return made(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "_make", fails)
+        patch.setattr(engine, "make_tensor", fails)
         run(world, "tsv", threads=1)
     out = run(world, "tsv", threads=2)
     assert "going on: 3 of 6 tensors" in capfd.readouterr().err

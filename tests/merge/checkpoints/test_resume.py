@@ -21,12 +21,12 @@ PROGRAM = """
 import sys, time
 from checkpoint_cases import settings
 from vlora.merge.checkpoints import engine, run_model_merge
-made = engine._make
+made = engine.make_tensor
 def slowly(*args):
     findings = made(*args)
     time.sleep(0.01)
     return findings
-engine._make = slowly
+engine.make_tensor = slowly
 print("ready", flush=True)
 run_model_merge(settings(sys.argv[1], method="ties", base_model=sys.argv[2], models=[{"path": p} for p in sys.argv[3:]],
                 threads=2, max_shard_size="100KB"))
@@ -98,7 +98,7 @@ def unfinished(tmp_path, folders, monkeypatch, **options):
     """Leave a run that failed in the middle."""
     from vlora.merge.checkpoints import engine
 
-    made, count = engine._make, [0]
+    made, count = engine.make_tensor, [0]
 
     def fails(*args):
         count[0] += 1
@@ -107,7 +107,7 @@ def unfinished(tmp_path, folders, monkeypatch, **options):
         return made(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "_make", fails)
+        patch.setattr(engine, "make_tensor", fails)
         merged(tmp_path, folders, threads=1, **options)
 
 

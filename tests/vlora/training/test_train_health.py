@@ -18,7 +18,7 @@ def test_h_ranks_like_the_squared_gradients_of_validation_rows(make_config, writ
     rows = [{"text": f"{w} book {n}", "label": int(w == "good")} for n in range(20) for w in ("good", "bad")]
     config = classifier(make_config)
     data = {"train": config.data.train, "validation": write_rows(rows, "dev.jsonl")}
-    folder = run_training(classifier(make_config, data=data))
+    folder = run_training(classifier(make_config, "optimizer.lr=1e-3", data=data))
     health = Posterior.from_pretrained(folder).meta.health
     assert health["reference_examples"] == 32 and health["reference_held_out"] is True
     assert 0.6 < health["rank_correlation"] <= 1
