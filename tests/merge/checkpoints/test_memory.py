@@ -85,7 +85,10 @@ def test_memory_of_whole_matrices_stays_within_the_plan(tmp_path, method):
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"},  # freed matrices go back at once, in every run alike
+        env={
+            **os.environ,
+            "MALLOC_MMAP_THRESHOLD_": "1048576",
+        },  # freed matrices go back at once, in every run alike
     )
     used, planned, _ = map(int, done.stdout.split())
     assert 0.5 * planned < used < 1.1 * planned + 16 * 2**20
