@@ -1,15 +1,10 @@
 """What the FSDP2 tests of IVON run in each process."""
 
-import tempfile
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed_problems import expect_error, shard, state_of, whole
 from ivon_problems import batch, loss_of
-from safetensors.torch import load_file
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -150,25 +145,18 @@ def save_alone(folder, steps):
              checkpoint_id=folder, no_dist=True)  # fmt: skip
 
 
-def read_states(folder):
-    """Weights and optimizer state of a folder of ``accelerator.save_state``, as docs/processes.md reads them."""
-    folder = Path(folder)
-    if (folder / "optimizer_0").is_dir():
-        whole = []
-        with tempfile.TemporaryDirectory() as temporary:
-            for name, key in (("pytorch_model_fsdp_0", "model"), ("optimizer_0", "optimizer")):
-                dcp_to_torch_save(folder / name, f"{temporary}/{key}")
-                whole.append(torch.load(f"{temporary}/{key}", weights_only=True)[key])
-        return whole
-    model = folder / "pytorch_model_fsdp.bin"
-    weights = (
-        torch.load(model, weights_only=True) if model.is_file() else load_file(folder / "model.safetensors")
-    )
-    return weights, torch.load(folder / "optimizer.bin", map_location="cpu", weights_only=True)
+def load_parts(model, optimizer, folder):
+    """A ``SHARDED_STATE_DICT`` folder of accelerate on whatever processes are here, as docs/processes.md does."""
+    weights = get_model_state_dict(model)
+    dcp.load({"model": weights}, checkpoint_id=f"{folder}/pytorch_model_fsdp_0")
+    set_model_state_dict(model, weights)
+    state = get_optimizer_state_dict(model, optimizer)
+    dcp.load({"optimizer": state}, checkpoint_id=f"{folder}/optimizer_0")
+    set_optimizer_state_dict(model, optimizer, state)
 
 
 def accelerate_run(
-    kind, steps, save=None, load=None, start=0, state_dict_type="SHARDED_STATE_DICT", helper=False
+    kind, steps, save=None, load=None, start=0, state_dict_type="SHARDED_STATE_DICT", parts=False
 ):
     """A PEFT model in an accelerate loop, under the FSDP2 plugin ("fsdp"), DDP or alone; its posterior."""
     import contextlib
@@ -178,7 +166,6 @@ def accelerate_run(
     from test_ivon_trainer import rows, tiny_model
 
     from vlora import Posterior
-    from vlora.ivon.checkpoints import load_states
 
     AcceleratorState._reset_state(reset_partial_state=True)
     plugin = None
@@ -196,8 +183,8 @@ def accelerate_run(
     model, optimizer = accelerator.prepare(model, IVON.auto(model, num_steps=4, grad_batch_size=12))
     assert any(hasattr(p, "device_mesh") for p in model.parameters()) == (kind == "fsdp")
     assert isinstance(model, torch.nn.parallel.DistributedDataParallel) == (kind == "ddp")
-    if load and helper:
-        load_states(model, optimizer, *read_states(load))
+    if load and parts:
+        load_parts(model, optimizer.optimizer, load)
     elif load:
         accelerator.load_state(load)
     for step in range(start, start + steps):
