@@ -35,7 +35,7 @@ def prepare(data: Path, target: Path) -> dict[str, str]:
 
 
 def _splits(text: str, data: Path) -> dict[str, list[dict[str, Any]]]:
-    train, test = _texts(text, data)
+    train, test = read_texts(text, data)
     if test is None:
         random.Random(_SHUFFLE).shuffle(train)
         train, test = train[:-TEST_ROWS], train[-TEST_ROWS:]
@@ -47,7 +47,7 @@ def _splits(text: str, data: Path) -> dict[str, list[dict[str, Any]]]:
     return {split: [{"text": row, "kind": text} for row in rows] for split, rows in parts.items()}
 
 
-def _texts(text: str, data: Path) -> tuple[list[str], list[str] | None]:
+def read_texts(text: str, data: Path) -> tuple[list[str], list[str] | None]:
     """Training and test texts; None where the set has no split of its own."""
     if text == "school":
         splits = [read_rows(data / "gsm8k" / f"{split}.jsonl.gz") for split in ("train", "test")]

@@ -7,7 +7,6 @@ Both have a learning rate of 1e-3 at every length, which was the default of ``IV
 exists is not repeated.
 """
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ def main() -> None:
     run_units(str(__doc__), units, one)
 
 
-@lru_cache(maxsize=1)
-def _pool(data: Path, work: Path) -> Any:
-    from benchmarks.posterior_quality.pool import load_pool
-
-    return load_pool(data, work / "features")
-
-
 def one(unit: tuple[str, int | None, int, int, Path, Path]) -> str:
     """One run, unless its file exists."""
     arm, rows, steps, seed, data, work = unit
@@ -42,10 +34,10 @@ def one(unit: tuple[str, int | None, int, int, Path, Path]) -> str:
         return f"{target.stem}: there"
     import torch
 
-    from benchmarks.posterior_quality.pool import cut
+    from benchmarks.posterior_quality.pool import cut, load_by_name
 
     torch.set_num_threads(1)
-    whole = _pool(data, work)
+    whole = load_by_name("pool", data, work)
     task = cut(whole, rows or len(whole.train), steps)
     head = {"arm": arm, "task": task.name, "rows": len(task.train), "steps": steps, "seed": seed}
     record = keep_record(target, lambda: {**head, **measure(arm, task, seed)})

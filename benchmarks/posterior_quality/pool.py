@@ -5,15 +5,24 @@ first 32 tokens of each. Test rows: the first 400 of ``sst2`` and 100 of each do
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from benchmarks.posterior_quality.tasks import Rows, Task, encoded, foreign_rows, kept_features, ordered_rows
+from benchmarks.posterior_quality.tasks import (
+    Rows,
+    Task,
+    encoded,
+    foreign_rows,
+    kept_features,
+    load_task,
+    ordered_rows,
+)
 from benchmarks.rows import read_rows
 
-__all__ = ["DOMAINS", "cut", "load_pool"]
+__all__ = ["DOMAINS", "cut", "load_by_name", "load_pool"]
 
 DOMAINS = (
     "books", "camera_photo", "dvd", "electronics", "health_personal_care", "imdb", "kitchen_housewares", "music",
@@ -28,6 +37,13 @@ def load_pool(data: Path, cache: Path) -> Task:
     foreign = foreign_rows(("subj", "trec"), data, cache)
     validation = _first(splits["validation"], VALIDATION_ROWS)
     return Task("pool", num_classes, splits["train"], validation, splits["test"], foreign)
+
+
+@lru_cache(maxsize=1)
+def load_by_name(name: str, data: Path, work: Path) -> Task:
+    """One of the tasks, or ``pool``; the last one stays in memory."""
+    cache = work / "features"
+    return load_pool(data, cache) if name == "pool" else load_task(name, data, cache)
 
 
 def cut(task: Task, rows: int, steps: int) -> Task:

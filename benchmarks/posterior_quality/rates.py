@@ -7,7 +7,6 @@ The eight tasks at 640 rows, and the pool of ``lengths`` with the rows of each l
 are clipped as the package does by default. The loss of every step is kept. A run whose file exists is not repeated.
 """
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,6 @@ def units() -> list[tuple[str, int, int, float]]:
     return tasks + [("pool", rows, steps, lr) for steps, rows in POOL_ROWS.items() for lr in POOL_RATES]
 
 
-@lru_cache(maxsize=1)
-def _task(name: str, data: Path, work: Path) -> Any:
-    from benchmarks.posterior_quality.pool import load_pool
-    from benchmarks.posterior_quality.tasks import load_task
-
-    return load_pool(data, work / "features") if name == "pool" else load_task(name, data, work / "features")
-
-
 def one(unit: tuple[str, int, int, float, Path, Path]) -> str:
     """One run, unless its file exists."""
     name, rows, steps, lr, data, work = unit
@@ -52,10 +43,10 @@ def one(unit: tuple[str, int, int, float, Path, Path]) -> str:
         return f"{target.stem}: there"
     import torch
 
-    from benchmarks.posterior_quality.pool import cut
+    from benchmarks.posterior_quality.pool import cut, load_by_name
 
     torch.set_num_threads(1)
-    task = cut(_task(name, data, work), rows, steps)
+    task = cut(load_by_name(name, data, work), rows, steps)
     head = {"task": name, "rows": len(task.train), "steps": steps, "lr": lr, "seed": SEED}
     record = keep_record(target, lambda: {**head, **measure(task, lr)})
     return f"{target.stem}: {record['seconds']:.0f} s" if record else f"{target.stem}: there"

@@ -6,7 +6,6 @@ Both clip gradients to norm 1, as Trainer does. The eight tasks at 200 steps, an
 on 500 rows to 1,600 on 8,000. Test rows. One file per run; a run whose file exists is not repeated.
 """
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ def units() -> list[tuple[str, str, int, int, int]]:
     return pool + [(arm, task, TRAIN_ROWS, 200, seed) for seed in SEEDS for task in TASKS for arm in ARMS]
 
 
-@lru_cache(maxsize=1)
-def _task(name: str, data: Path, work: Path) -> Any:
-    from benchmarks.posterior_quality.pool import load_pool
-    from benchmarks.posterior_quality.tasks import load_task
-
-    return load_pool(data, work / "features") if name == "pool" else load_task(name, data, work / "features")
-
-
 def one(unit: tuple[str, str, int, int, int, Path, Path]) -> str:
     """One run, unless its file exists."""
     arm, name, rows, steps, seed, data, work = unit
@@ -51,10 +42,10 @@ def one(unit: tuple[str, str, int, int, int, Path, Path]) -> str:
         return f"{target.stem}: there"
     import torch
 
-    from benchmarks.posterior_quality.pool import cut
+    from benchmarks.posterior_quality.pool import cut, load_by_name
 
     torch.set_num_threads(1)
-    task = cut(_task(name, data, work), rows, steps)
+    task = cut(load_by_name(name, data, work), rows, steps)
     head = {"arm": arm, "task": name, "rows": len(task.train), "steps": steps, "seed": seed}
     record = keep_record(target, lambda: {**head, **measure(arm, task, seed)})
     return f"{target.stem}: {record['seconds']:.0f} s" if record else f"{target.stem}: there"
