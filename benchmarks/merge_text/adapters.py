@@ -13,13 +13,11 @@ LR = 1e-3
 """The package's default when these runs were made; today's is 1e-2 at this width and length."""
 
 
-def adapter(text: str, seed: int, files: Mapping[str, str], base: Path, work: Path) -> Path:
+def adapter(
+    text: str, seed: int, files: Mapping[str, str], base: Path, work: Path, votes: str = "equal"
+) -> Path:
     """Folder of the adapter of one text, or of ``joint``; with Grams for merging unless joint."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
     from vlora.config import load_config
-    from vlora.curvature import collect_curvature
     from vlora.posterior import Posterior
     from vlora.training import TrainConfig
     from vlora.training.train import run_training
@@ -27,12 +25,25 @@ def adapter(text: str, seed: int, files: Mapping[str, str], base: Path, work: Pa
     place = work / f"{text}_{seed}"
     if not place.exists():
         run_training(load_config(TrainConfig, settings(text, seed, files, base, place)))
-    if text == "joint" or (place / "curvature.safetensors").exists():
+    if text == "joint":
         return place
+    found = place if votes == "equal" else work / f"{text}_{seed}_{votes}"
+    if not (found / "curvature.safetensors").exists():
+        grams = measured(place, batches(files[f"train_{text}"], base), base, votes)
+        posterior = replace(Posterior.from_pretrained(place), curvature=grams)
+        posterior.save_pretrained(found, overwrite=True)
+    return found
+
+
+def measured(place: Path, rows: Iterator[dict[str, Any]], base: Path, votes: Any) -> dict[str, Any]:
+    """Grams of an adapter on rows."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from vlora.curvature import collect_curvature
+
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), place)
-    grams = collect_curvature(model, batches(files[f"train_{text}"], base), activations=True, progress=False)
-    replace(Posterior.from_pretrained(place), curvature=grams).save_pretrained(place, overwrite=True)
-    return place
+    return collect_curvature(model, rows, votes=votes, activations=True, progress=False)
 
 
 def settings(text: str, seed: int, files: Mapping[str, str], base: Path, place: Path) -> dict[str, Any]:

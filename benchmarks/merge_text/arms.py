@@ -27,12 +27,18 @@ ARMS: dict[str, dict[str, Any]] = {
         "method": "gradient_matching", "curvature": "separable", "rank": len(TEXTS) * RANK,
     },
     "gradient matching, Kronecker": {"method": "gradient_matching", "curvature": "kronecker"},
+    "gradient matching, votes by change": {
+        "method": "gradient_matching", "curvature": "kronecker", "votes": "change",
+    },
+    "MaTS": {"method": "mats", "rank": FULL},
+    "MaTS, votes by change": {"method": "mats", "rank": FULL, "votes": "change"},
     "task arithmetic, rank 8": {"method": "task_arithmetic", "rank": RANK},
     "gradient matching, Kronecker, rank 8": {
         "method": "gradient_matching", "curvature": "kronecker", "rank": RANK,
     },
 }  # fmt: skip
-"""Name -> keys of the merge's configuration; nothing is cut to a rank unless the name says so."""
+"""Name -> keys of the merge's configuration; nothing is cut to a rank unless the name says so. ``votes`` is what an
+example counts in the Grams, ``equal`` if not given."""
 _MEANS = ("linear", "regmean", "fisher")
 
 
@@ -44,9 +50,9 @@ class Bench:
     files: Mapping[str, str]
     work: Path
 
-    def adapters(self, seed: int) -> dict[str, Path]:
-        """Adapter per text."""
-        return {text: adapter(text, seed, self.files, self.base, self.work) for text in TEXTS}
+    def adapters(self, seed: int, votes: str = "equal") -> dict[str, Path]:
+        """Adapter per text, with Grams in which an example counts by ``votes``."""
+        return {text: adapter(text, seed, self.files, self.base, self.work, votes) for text in TEXTS}
 
     def merged(self, place: Path, sources: Sequence[Mapping[str, Any]], **keys: Any) -> Path:
         """Folder of a merge, made unless it exists."""
@@ -87,9 +93,10 @@ def whole(bench: Bench, seed: int) -> dict[str, Any]:
     """Scores of all arms on the adapters of one seed, of the base, the single adapters and joint training."""
     own = bench.adapters(seed)
     place = bench.work / f"merged_{seed}"
-    sources = [{"path": str(path)} for path in own.values()]
     by_scalar: dict[str, dict[float, Path]] = {}
     for number, (name, keys) in enumerate(ARMS.items()):
+        keys = dict(keys)
+        sources = [{"path": str(path)} for path in bench.adapters(seed, keys.pop("votes", "equal")).values()]
         default = bench.merged(place / f"{number}", sources, **keys)
         by_scalar[name] = {1.0: default} | {
             s: bench.merged(

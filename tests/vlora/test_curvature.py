@@ -22,7 +22,7 @@ from vlora.curvature import collect_curvature
 @pytest.mark.parametrize("normalise", [True, False])
 def test_equals_the_literal_computation_example_by_example(normalise):
     model, batch = with_adapter(tiny_llama()), token_rows([7, 7, 7, 7, 7])
-    got = collect_curvature(model, split(batch, 3), normalise=normalise, progress=False)
+    got = collect_curvature(model, split(batch, 3), normalise=normalise, votes="equal", progress=False)
     assert_same(got, literal_grams(model, split(batch, 1), normalise))
     assert len(got) == 2 * 2 * len(PROJECTIONS)
     key = "base_model.model.model.layers.0.mlp.up_proj"
@@ -85,9 +85,9 @@ def test_every_example_has_the_same_vote():
     rows = split(batch, 1)
     rows[1]["labels"][0, :-1] = -100
     both = {k: torch.cat([row[k] for row in rows]) for k in batch}
-    alone = [collect_curvature(model, [row], progress=False) for row in rows]
+    alone = [collect_curvature(model, [row], votes="equal", progress=False) for row in rows]
     raw = [collect_curvature(model, [row], normalise=False, progress=False) for row in rows]
-    got = collect_curvature(model, [both], progress=False)
+    got = collect_curvature(model, [both], votes="equal", progress=False)
     ratios = []
     for key in (k for k in got if k.endswith("output_gram")):
         torch.testing.assert_close(got[key], (alone[0][key] + alone[1][key]) / 2, rtol=1e-4, atol=1e-5)
@@ -131,12 +131,12 @@ def test_classification_encoder_in_float32_and_float64():
         BertForSequenceClassification(config), ["query", "value", "dense"], task_type="SEQ_CLS"
     )
     batch = token_rows([4, 7, 6]) | {"labels": torch.tensor([1, 0, 1])}
-    got = collect_curvature(model, [batch], progress=False)
+    got = collect_curvature(model, [batch], votes="equal", progress=False)
     rows = [row | {"labels": batch["labels"][i : i + 1]} for i, row in enumerate(unpadded_batches([4, 7, 6]))]
     assert_same(got, literal_grams(model, rows, True))
     assert "base_model.model.bert.pooler.dense.input_gram" in got  # sees [B, n], without a token axis
     model = model.double()
-    exact = collect_curvature(model, [batch], dtype=torch.float64, progress=False)
+    exact = collect_curvature(model, [batch], dtype=torch.float64, votes="equal", progress=False)
     assert_same(exact, literal_grams(model, rows, True), rtol=1e-12)
     assert {gram.dtype for gram in exact.values()} == {torch.float64}
 

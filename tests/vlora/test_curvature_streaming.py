@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from curvature_cases import assert_same, split, tiny_llama, token_rows, with_adapter
+from curvature_cases import assert_same, literal_grams, split, tiny_llama, token_rows, with_adapter
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,8 +29,8 @@ def backward(model, batches, scale=1.0):
 
 def test_exact_sums_equal_one_pass_over_the_same_rows():
     model, batches = model_and_batches()
-    want = collect_curvature(model, batches, activations=True, progress=False)
-    with gathering(model, draws=None, activations=True) as stream:
+    want = collect_curvature(model, batches, votes="equal", activations=True, progress=False)
+    with gathering(model, draws=None, activations=True, votes="equal") as stream:
         model.train()
         backward(model, batches, scale=2**-10)  # neither the scale of the loss nor accumulation matter
     assert_same(stream.result(), want, rtol=1e-4)
@@ -38,17 +38,43 @@ def test_exact_sums_equal_one_pass_over_the_same_rows():
     assert not any(stream.skipped.values())
 
 
+def test_a_visit_counts_as_much_as_its_gradient_is_large():
+    model, rows = with_adapter(tiny_llama(), lora_dropout=0.0), split(token_rows([7, 3, 6]), 1)
+    want = {}
+    for row in rows:
+        raw = literal_grams(model, [row], normalise=False)
+        for key, gram in raw.items():
+            size = raw[key.rpartition(".")[0] + ".output_gram"].trace().sqrt()
+            want[key] = want.get(key, 0) + size * gram / size.square()
+    want = {key: gram * (len(gram) / gram.trace()) for key, gram in want.items()}
+    with gathering(model, draws=None) as stream:
+        backward(model, rows, scale=2**-10)
+    assert_same(stream.result(), want, rtol=1e-4)
+
+
+def test_a_gradient_scaler_that_changes_its_scale_changes_no_vote():
+    model, batches = model_and_batches()
+    with gathering(model, draws=None) as stream:
+        backward(model, batches)
+    with gathering(model, draws=None) as scaled:
+        scaled.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for batch in batches:
+            scaled.scaler.scale(model(**batch).loss).backward()
+            scaled.scaler.update(new_scale=1024.0)
+    assert_same(scaled.result(), stream.result(), rtol=1e-4)
+
+
 def test_random_signs_have_the_exact_sums_as_their_expectation():
     model, batches = model_and_batches()
-    want = collect_curvature(model, batches, activations=True, progress=False)
-    with gathering(model, draws=3, activations=True) as stream:
+    want = collect_curvature(model, batches, votes="equal", activations=True, progress=False)
+    with gathering(model, draws=3, activations=True, votes="equal") as stream:
         for _ in range(40):
             backward(model, batches)
     got = stream.result()
     errors = [((got[key] - gram).norm() / gram.norm()).item() for key, gram in want.items()]
     # 120 draws an example: the off-diagonal part is off by its share / sqrt(120).
     assert max(errors) < 0.2
-    with gathering(model, draws=1) as short:
+    with gathering(model, draws=1, votes="equal") as short:
         backward(model, batches)
     once = short.result()
     assert max(((once[k] - want[k]).norm() / want[k].norm()).item() for k in once) > 0.3
@@ -62,7 +88,7 @@ def test_joined_tokens_give_partial_traces_of_the_examples_own_gradients():
     layer.register_forward_pre_hook(lambda _, args: seen.update(x=args[0].detach()))
     layer.register_full_backward_hook(lambda _, __, grads: seen.update(g=grads[0]))
     g_want = s_want = 0
-    with gathering(model, draws=None, joined=True) as exact:
+    with gathering(model, draws=None, joined=True, votes="equal") as exact:
         for row in rows:
             backward(model, [row])
             own = seen["g"][0].T @ seen["x"][0]  # the gradient of this row's loss in the full weight
@@ -72,7 +98,7 @@ def test_joined_tokens_give_partial_traces_of_the_examples_own_gradients():
     stem = "base_model.model.model.layers.0.mlp.up_proj"
     torch.testing.assert_close(found[f"{stem}.input_gram"], g_want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[f"{stem}.output_gram"], s_want, rtol=1e-4, atol=1e-5)
-    with gathering(model, draws=4, joined=True) as drawn:
+    with gathering(model, draws=4, joined=True, votes="equal") as drawn:
         for _ in range(60):
             backward(model, rows)
     rough = {key: gram / 60 for key, gram in drawn.result(normalise=False).items()}
@@ -114,8 +140,8 @@ def test_training_is_the_same_to_the_bit_with_and_without():
 
 def test_examples_that_overflowed_are_left_out_and_counted():
     model, batches = model_and_batches()
-    want = collect_curvature(model, batches[:1], progress=False)
-    with gathering(model, draws=None) as stream:
+    want = collect_curvature(model, batches[:1], votes="equal", progress=False)
+    with gathering(model, draws=None, votes="equal") as stream:
         backward(model, batches[:1])
         backward(model, batches[1:], scale=float("inf"))
     assert set(stream.skipped.values()) == {2}
@@ -124,8 +150,8 @@ def test_examples_that_overflowed_are_left_out_and_counted():
 
 def test_bfloat16_layers_and_outputs_left_out():
     model, batches = model_and_batches()
-    want = collect_curvature(model, batches, progress=False)
-    with gathering(model.to(torch.bfloat16), draws=None, outputs=False) as stream:
+    want = collect_curvature(model, batches, votes="equal", progress=False)
+    with gathering(model.to(torch.bfloat16), draws=None, outputs=False, votes="equal") as stream:
         backward(model, batches)
     got = stream.result()
     assert {key.rpartition(".")[2] for key in got} == {"input_gram"}

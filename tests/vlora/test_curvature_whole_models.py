@@ -17,7 +17,7 @@ def renamed(curvature):
 def test_a_merged_adapter_has_the_curvature_that_the_adapter_had():
     batch = token_rows([8, 5, 11])
     adapted = with_adapter(tiny_llama()).eval()
-    want = renamed(collect_curvature(adapted, [batch], activations=True, progress=False))
+    want = renamed(collect_curvature(adapted, [batch], votes="equal", activations=True, progress=False))
     model = adapted.merge_and_unload()
     got = collect_curvature(model, split(batch, 2), activations=True, progress=False, layers=PATTERN)
     assert len(got) == 3 * 2 * len(PROJECTIONS)
@@ -48,7 +48,7 @@ def test_gathering_while_a_whole_model_trains_changes_nothing_and_sees_every_ste
         optimizer.step()
 
     step(plain)
-    with gathering(watched, draws=None, layers=PATTERN) as stream:
+    with gathering(watched, draws=None, layers=PATTERN, votes="equal") as stream:
         step(watched)
     assert_same(stream.result(), want, rtol=1e-4)
     for one, two in zip(plain.parameters(), watched.parameters(), strict=True):

@@ -8,11 +8,12 @@ approximates the curvature of :math:`W` by a Kronecker product of two small matr
 .. math::
     G = \sum_i c_i \sum_t \|g_{it}\|^2 \, x_{it} x_{it}^\top, \qquad
     S = \sum_i c_i \sum_t g_{it} g_{it}^\top, \qquad
-    c_i = 1 / \sum_t \|g_{it}\|^2 .
+    c_i = v_i / \sum_t \|g_{it}\|^2 .
 
-Deviations from K-FAC, both chosen for merging: tokens enter :math:`G` weighted by their squared gradient
-(K-FAC counts them equally), and :math:`c_i`, taken per module, gives every example the same vote, so that one
-misfit example cannot dominate. The gradients are those of the labels in the data (the empirical Fisher).
+Deviations from K-FAC, chosen for merging: tokens enter :math:`G` weighted by their squared gradient
+(K-FAC counts them equally); :math:`c_i`, taken per module, takes the size of an example's gradient away, so that one
+misfit example cannot dominate; and :math:`v_i`, its vote, is what the adapter changed about it
+(:mod:`vlora.curvature.votes`), or 1. The gradients are those of the labels in the data (the empirical Fisher).
 
 Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_gram`` is :math:`S`, shape
 [out_features, out_features]; ``activation_gram``, on request, is the unweighted
@@ -22,9 +23,11 @@ Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_g
 from vlora.curvature.layers import adapted_layers, linear_layers
 from vlora.curvature.one_pass import collect_curvature
 from vlora.curvature.streaming import CurvatureStream, gathering, stream_bytes
+from vlora.curvature.votes import Votes
 
 __all__ = [
     "CurvatureStream",
+    "Votes",
     "adapted_layers",
     "collect_curvature",
     "gathering",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vlora.backward import watched
 from vlora.curvature.layers import measured_layers
+from vlora.curvature.votes import Votes, base_logits, change_votes
 from vlora.data.pieces import pieces
 from vlora.errors import ConfigError, DataError, TrainingError
 
@@ -24,6 +25,7 @@ def collect_curvature(
     adapter_name: str = "default",
     max_examples: int | None = None,
     normalise: bool = True,
+    votes: Votes = "auto",
     activations: bool = False,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -44,9 +46,11 @@ def collect_curvature(
             whose labels are all -100 are passed over.
         adapter_name: the adapter whose modules are measured.
         max_examples: stop after this many rows; None for all of them.
-        normalise: give each example the same vote (c_i above) and scale each matrix to mean eigenvalue 1
+        normalise: divide each example's gradient by its norm (c_i above) and scale each matrix to mean eigenvalue 1
             (trace = its size; a module without any gradient keeps zeros). False: c_i = 1, the plain sums of
-            the rows' own losses, computed one row at a time, which is slower.
+            the rows' own losses, computed one row at a time, which is slower, and no votes.
+        votes: v_i of normalised examples: ``change`` by what the adapter changed (:mod:`vlora.curvature.votes`; one
+            forward pass more, without the adapter), ``equal`` one each, ``auto`` the former where it is defined.
         activations: gather the unweighted Gram of the inputs too, for ``method: regmean``.
         progress: show a progress bar on stderr.
         dtype: of the sums and the result, float32 or float64.
@@ -60,8 +64,8 @@ def collect_curvature(
         the layer.
 
     Raises:
-        ConfigError: the adapter is unknown, inactive or disabled, ``layers`` matches none, or ``max_examples`` is not
-            positive.
+        ConfigError: the adapter is unknown, inactive, disabled or merged, ``layers`` matches none, ``max_examples`` is
+            not positive, or votes by change are asked for where they are not defined.
         IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes.
         DataError: no rows with labels, a loss without a path to the layers, or rows that cannot be told apart.
         TrainingError: a loss or a gradient is not finite.
@@ -82,12 +86,15 @@ def collect_curvature(
                 continue
             collector.rows = rows
             inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            _finite_loss(model(**inputs)).backward()
+            collector.add(model, inputs, votes if normalise else "equal")
     return collector.result()
 
 
 class _Collector:
-    """Running sums of G and S of all measured layers, fed by hooks; ``rows`` is the current batch size."""
+    """Running sums of G and S of all measured layers, fed by hooks.
+
+    ``rows`` is the current batch size, ``votes`` what its rows count, None for one each.
+    """
 
     def __init__(
         self,
@@ -98,6 +105,7 @@ class _Collector:
     ):
         self.layers, self.normalise, self.dtype, self.rows = layers, normalise, dtype, 0
         self.activations = activations
+        self.votes: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
         for name, (_, base) in layers.items():
             sizes = {"input_gram": base.in_features, "output_gram": base.out_features}
@@ -105,6 +113,19 @@ class _Collector:
                 sizes["activation_gram"] = base.in_features
             for gram, size in sizes.items():
                 self.sums[f"{name}.{gram}"] = torch.zeros(size, size, dtype=dtype, device=base.weight.device)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The layers that are watched."""
+        return [layer for layer, _ in self.layers.values()]
+
+    def add(self, model: nn.Module, inputs: Mapping[str, Any], votes: Votes) -> None:
+        """One batch: what its rows count, then its gradients."""
+        base = base_logits(votes, model, self.modules, inputs)
+        output = model(**inputs)
+        loss = _finite_loss(output)
+        self.votes = None if base is None else change_votes(model, output.logits, base, inputs["labels"])
+        loss.backward()
 
     def attached(self) -> AbstractContextManager[None]:
         """Hooks on every layer for the length of the block."""
@@ -121,9 +142,11 @@ class _Collector:
         if self.normalise:
             g = _unit_per_row(g)
         used = g.any(dim=-1)
-        x, g = x[used], g[used]
         if self.activations:
-            self.sums[f"{name}.activation_gram"].addmm_(x.T, x)
+            self.sums[f"{name}.activation_gram"].addmm_(x[used].T, x[used])
+        if self.votes is not None:
+            g = g * self.votes.to(g).sqrt()[:, None, None]
+        x, g = x[used], g[used]
         weighted = x * g.norm(dim=-1, keepdim=True)
         self.sums[f"{name}.input_gram"].addmm_(weighted.T, weighted)
         self.sums[f"{name}.output_gram"].addmm_(g.T, g)

@@ -1,7 +1,13 @@
 r"""Kronecker factors gathered while an adapter or a model trains: from every step, at a small share of its cost.
 
-The formulas are those of :mod:`vlora.curvature`, each example with one vote per visit. A full sum over tokens costs
-about as much as the layer's own forward pass. The tokens of an example are therefore first combined with random signs
+The formulas are those of :mod:`vlora.curvature`. The vote of a visit is the size of the example's gradient. What an
+adapter changed about an example is the sum of the steps it took for it, and these are as large as its gradients: those
+of an example that the base knows are small from the start, those of one that is taught until it is known. So these
+votes stand for the ones of :mod:`vlora.curvature.votes`, without a pass of the base. A loss scale that stays the same
+does not matter; one that changes, a gradient scaler's, is divided out (:attr:`CurvatureStream.scaler`).
+
+A full sum over tokens costs about as much as the layer's own forward pass. The tokens of an example are therefore first
+combined with random signs
 
 .. math::
     y_{ik} = \sum_t \varepsilon_{kt} \|g_{it}\| \, x_{it}, \qquad z_{ik} = \sum_t \varepsilon_{kt} \, g_{it},
@@ -39,6 +45,7 @@ from torch import Tensor, nn
 from vlora.backward import watched
 from vlora.curvature.layers import measured_layers
 from vlora.curvature.sums import RunningSum, make_sum, sum_bytes
+from vlora.curvature.votes import Votes
 from vlora.errors import ConfigError, DataError
 
 __all__ = ["CurvatureStream", "gathering", "stream_bytes"]
@@ -58,15 +65,18 @@ class CurvatureStream:
         seed: int = 0,
         joined: bool = False,
         layers: str | None = None,
+        votes: Votes = "auto",
     ) -> None:
         for name, value in (("draws", draws), ("rank", rank)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1 or None, got {value}")
         self.layers, self.draws, self.seed = measured_layers(model, adapter_name, layers), draws, seed
-        self.joined = joined
+        self.joined, self.equal = joined, votes == "equal"
         self.sums: dict[str, RunningSum] = {}
         self.visits: dict[str, int] = dict.fromkeys(self.layers, 0)
         self._skipped: dict[str, Tensor] = {}
+        self.scaler: torch.amp.GradScaler | None = None
+        """What scales the loss of this run, if anything does and changes it on the way."""
         self._generators: dict[torch.device, torch.Generator] = {}
         for name, (_, base) in self.layers.items():
             sizes = {"input_gram": base.in_features}
@@ -112,6 +122,10 @@ class CurvatureStream:
         skipped = (~good).sum()  # stays on the device: no waiting in a training step
         self._skipped[name] = self._skipped.get(name, skipped.new_zeros(())) + skipped
         share = torch.where(good, totals, 1.0).reciprocal() * good  # 1 / norm of the example's gradient, or 0
+        if not self.equal:
+            share = share.sqrt()
+            if self.scaler is not None:  # scale() gives a tensor: no waiting
+                share = share * self.scaler.scale(torch.ones_like(totals[:1])).rsqrt()
         norms = norms.nan_to_num(0.0, 0.0, 0.0)
         signs = self._signs(x.shape[:2], x.device) if x.shape[1] > (self.draws or x.shape[1]) else None
         joined = self.joined and x.shape[1] > 1
@@ -158,6 +172,7 @@ def gathering(
     seed: int = 0,
     joined: bool = False,
     layers: str | None = None,
+    votes: Votes = "auto",
 ) -> Iterator[CurvatureStream]:
     """Watch the layers of a model for the length of a block, usually around ``trainer.train()``.
 
@@ -178,6 +193,7 @@ def gathering(
         joined: sum the gradients of an example's tokens before they are squared, see above.
         layers: of a model without an adapter: regular expression that is searched in the names of its linear layers;
             None for all but the one that predicts tokens.
+        votes: what a visit counts: ``auto`` and ``change`` the size of its gradient, see above; ``equal`` one each.
 
     Yields:
         The stream; take ``stream.result()`` after training.
@@ -187,7 +203,9 @@ def gathering(
             not positive.
         IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes.
     """
-    stream = CurvatureStream(model, adapter_name, draws, rank, outputs, activations, seed, joined, layers)
+    stream = CurvatureStream(
+        model, adapter_name, draws, rank, outputs, activations, seed, joined, layers, votes
+    )
     with watched({layer: partial(stream._add, name) for name, (layer, _) in stream.layers.items()}):
         yield stream
 

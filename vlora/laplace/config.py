@@ -64,6 +64,8 @@ class PosteriorConfig:
     """Gather Kronecker factors for merging as well."""
     curvature_examples: int | None = 2048
     """At most so many rows for that pass."""
+    curvature_votes: Literal["auto", "change", "equal"] = "auto"
+    """What a row counts: ``auto``, ``change`` (as much as the adapter changed about it) or ``equal``."""
     directions: int | None = None
     """Measure so many leading directions of the Fisher matrix over all tensors as well, with the
     labels of ``fisher``, for ``linearised: leading``; the file is so many times the adapter, and measuring takes three

@@ -195,7 +195,10 @@ def _finished(run: Prepared, posterior: Posterior) -> Posterior:
     curvature = run.adapter.curvature
     if config.curvature:
         curvature = collect_curvature(
-            run.model, run.batches(run.train), max_examples=config.curvature_examples
+            run.model,
+            run.batches(run.train),
+            max_examples=config.curvature_examples,
+            votes=config.curvature_votes,
         )
     directions = None if config.directions is None else _directions(run, posterior, config.directions)
     return replace(posterior, meta=meta, curvature=curvature, directions=directions)

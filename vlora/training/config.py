@@ -154,6 +154,8 @@ class TrainConfig:
     step itself; a resumed run then has the steps since the resumption."""
     curvature_examples: int | None = 2048
     """At most so many examples for the pass."""
+    curvature_votes: Literal["auto", "change", "equal"] = "auto"
+    """What an example counts: ``auto``, ``change`` (as much as the adapter changed about it) or ``equal``."""
     curvature_rank: int | None = None
     """Leading directions that are kept of every factor, the rest as one isotropic value; None keeps all, which is large
     for wide layers."""

@@ -107,7 +107,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         max_grad_norm=config.training.get("max_grad_norm"),
     )
     with _streamed(run) as stream:
-        trainer = _fit(run, args, optimizer, checkpoint)
+        trainer = _fit(run, args, optimizer, checkpoint, stream)
     streamed = stream.result() if stream is not None else None  # on every process: their sums are added
     posterior = _posterior(run, trainer, optimizer, gauge)  # on every process: shards are gathered
     if not trainer.is_world_process_zero():
@@ -137,13 +137,19 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
 
 
 def _fit(
-    run: Prepared, args: "TrainingArguments", optimizer: "torch.optim.Optimizer", checkpoint: Path | None
+    run: Prepared,
+    args: "TrainingArguments",
+    optimizer: "torch.optim.Optimizer",
+    checkpoint: Path | None,
+    stream: CurvatureStream | None,
 ) -> "Trainer":
     """Run Trainer to its end, from a checkpoint if there is one."""
     from vlora.training.callbacks import ProgressBar
 
     bar = ProgressBar()
     trainer = _trainer(run, args, optimizer, bar)
+    if stream is not None:
+        stream.scaler = trainer.accelerator.scaler
     if checkpoint is not None:
         logger.info("resuming from %s, left by a run of the same configuration", checkpoint)
     try:
@@ -216,13 +222,18 @@ def _streamed(run: Prepared) -> AbstractContextManager[CurvatureStream | None]:
     config = run.config
     if not (config.curvature and config.curvature_source == "training"):
         return nullcontext()
-    return gathering(run.model, rank=config.curvature_rank, seed=config.seed)
+    return gathering(run.model, rank=config.curvature_rank, seed=config.seed, votes=config.curvature_votes)
 
 
 def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
     """Kronecker factors at the mean, on training rows in a seeded order."""
     config = run.config
-    found = collect_curvature(run.model, _loader(run, args), max_examples=config.curvature_examples)
+    found = collect_curvature(
+        run.model,
+        _loader(run, args),
+        max_examples=config.curvature_examples,
+        votes=config.curvature_votes,
+    )
     return found if config.curvature_rank is None else compress_grams(found, config.curvature_rank)
 
 
