@@ -62,8 +62,8 @@ def test_memory_is_in_copies_of_the_trainables(records, line):
 def test_the_whole_step_is_a_median_of_pairs(records, line):
     # ratios 1.01 ... 1.10: median 1.055; of ten values the second and the ninth hold the median with 97.9 %
     text = table.minilm_text(records)
-    assert line(text, "vlora, default path") == ["105.5", "1.055", "1.020 to 1.090"]
-    assert line(text, "vlora, `IVON.auto`") == ["200.0", "2.000", "2.000 to 2.000"]
+    assert line(text, "vlora, default path") == ["105.5", "1.055 [1.020, 1.090]"]
+    assert line(text, "vlora, `IVON.auto`") == ["200.0", "2.000 [2.000, 2.000]"]
 
 
 @pytest.mark.parametrize(("n", "low"), [(5, 0), (6, 0), (9, 1), (10, 1), (60, 21)])

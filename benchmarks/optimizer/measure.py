@@ -24,7 +24,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
 }
 ROUNDS = {"lora": 11, "small": 21, "single": 5}
 WARM_UP = 2
-MINILM_PAIRS, MINILM_BATCH, MINILM_TOKENS = 240, 16, 48
+MINILM_PAIRS, MINILM_BATCH, MINILM_TOKENS = 150, 16, 48
 
 
 def make_params(name: str) -> list[Tensor]:
@@ -148,14 +148,16 @@ def memory(case: str, competitor: str) -> dict[str, Any]:
 
 def minilm() -> dict[str, Any]:
     """Whole training steps of MiniLM with LoRA on all linear layers, each optimizer in turn on the same batches."""
-    models = {name: minilm_lora() for name in ("adamw", "ivon", "ivon_auto")}
+    names = ("adamw", "adamw_foreach", "adamw_fused", "ivon", "ivon_auto")
+    models = {name: minilm_lora() for name in names}
     params = {name: [p for p in model.parameters() if p.requires_grad] for name, model in models.items()}
     optimizers = {
         "adamw": torch.optim.AdamW(params["adamw"], lr=1e-4),
+        "adamw_foreach": torch.optim.AdamW(params["adamw_foreach"], lr=1e-4, foreach=True),
+        "adamw_fused": torch.optim.AdamW(params["adamw_fused"], lr=1e-4, fused=True),
         "ivon": IVON(params["ivon"], lr=1e-3, ess=1e5, hess_init=0.1, clip_radius=1.0),
         "ivon_auto": IVON.auto(params["ivon_auto"], num_steps=1000, grad_batch_size=MINILM_BATCH),
     }
-    names = list(models)
     g = torch.Generator().manual_seed(0)
     seconds: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in models}
     for pair in range(-WARM_UP, MINILM_PAIRS):
