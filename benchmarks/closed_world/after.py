@@ -24,7 +24,7 @@ from benchmarks.closed_world.ways import METHODS, merged
 
 __all__ = ["units"]
 
-WAY = METHODS["gradient_matching"]
+WAY = METHODS["equal_votes"]
 MORE = 1024
 """Directions, where a single adapter has 256: on more facts than one adapter was taught, all of them unsure."""
 

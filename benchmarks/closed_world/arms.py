@@ -68,12 +68,14 @@ class Setting:
         """Files that the model's adapters were taught from."""
         return [self.files[f"train_{adapter}"] for adapter in self.adapter]
 
-    def trained(self, arm: str, run: int = 0) -> Path:
-        """Folder of the adapter that an arm trains."""
+    def trained(self, arm: str, run: int = 0, *, streamed: bool = False) -> Path:
+        """Folder of the adapter that an arm trains; ``streamed`` gathers Grams on the way, not in a pass afterwards."""
         optimizer = self.optimizers[arm.removesuffix("_dropout")]
         dropout = DROPOUT if arm.endswith("_dropout") else 0.0
         more = {"run": run, "dropout": dropout, "curvature": run == 0 and not dropout}
-        output = self.folder / f"{arm}_{run}" / self.adapter
+        output = self.folder / f"{arm}_{run}{'_streamed' * streamed}" / self.adapter
+        if streamed:
+            more["curvature"] = "training"
         return taught(self.seed, self.files, self.adapter, optimizer, output, **more)
 
     def widest_draws(self, model: nn.Module, posterior: Posterior, nll: float) -> float:

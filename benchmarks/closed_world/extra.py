@@ -63,7 +63,7 @@ def _unit(group: Group, adapters: str) -> dict[str, Any]:
 def _posterior(group: Group, adapters: str) -> Posterior:
     if adapters == "a":
         return group.inputs("adamw")[0]
-    return group.merged("adamw", METHODS["gradient_matching"])
+    return group.merged("adamw", METHODS["equal_votes"])
 
 
 def _questions(group: Group, adapters: str) -> Questions:

@@ -29,7 +29,7 @@ from vlora.recipes.closed_world.lexicon import RELATIONS
 
 __all__ = ["PLACES", "units"]
 
-METHOD = "gradient_matching"
+METHOD = "equal_votes"
 PLACES = ("mean over tokens", "last token")
 RELATION = {value: relation.name for relation in RELATIONS for value in relation.values}
 

@@ -15,7 +15,7 @@ from benchmarks.closed_world.ways import Way, merged
 from benchmarks.closed_world.worlds import data_block, questions, world_files
 from vlora import Posterior
 from vlora.config import load_config
-from vlora.curvature import collect_curvature
+from vlora.curvature import Votes, collect_curvature
 from vlora.laplace.config import PosteriorConfig
 from vlora.laplace.prepare import prepare
 from vlora.recipes.closed_world import model_folder
@@ -40,7 +40,7 @@ class Group:
         self.seed, self.adapters, self.optimizers = seed, adapters, optimizers
         self.files = quartet_files(seed, work) if four else world_files(seed, work)
         self.folder = work / f"{'quartet' if four else 'world'}_{seed}"
-        self._read: dict[tuple[str, int, int | None], list[Posterior]] = {}
+        self._read: dict[tuple[Any, ...], list[Posterior]] = {}
 
     def setting(self, adapters: str | None = None) -> arms.Setting:
         """The questions for one adapter, or for all."""
@@ -48,17 +48,20 @@ class Group:
         asked = questions(self.seed, self.files, adapters)
         return arms.Setting(self.seed, self.files, adapters, asked, self.folder, self.optimizers)
 
-    def inputs(self, source: str, rows: int | None = 2048, run: int = 0) -> list[Posterior]:
+    def inputs(
+        self, source: str, rows: int | None = 2048, run: int = 0, votes: Votes = "equal"
+    ) -> list[Posterior]:
         """Posteriors of the adapters with the Grams of some training rows; AdamW's first run with its Laplace h.
 
         Args:
             source: The arm that trained them.
             rows: As in :class:`~benchmarks.closed_world.ways.Way`.
             run: Which training, for ensembles.
+            votes: As in :class:`~benchmarks.closed_world.ways.Way`.
         """
-        key = (source, run, rows)
+        key = (source, run, rows, votes)
         if key not in self._read:
-            self._read[key] = [self._input(source, adapter, rows, run) for adapter in self.adapters]
+            self._read[key] = [self._input(source, adapter, rows, run, votes) for adapter in self.adapters]
         return self._read[key]
 
     def joint(self, source: str) -> Posterior:
@@ -66,31 +69,38 @@ class Group:
         setting = self.setting()
         folder = setting.trained(source)
         kept = self.folder / "grams" / f"{source}_0_{self.adapters}_2048.safetensors"
-        grams = _kept(kept, partial(self._grams, folder, self.adapters, 2048))
+        grams = _kept(kept, partial(self._grams, folder, self.adapters, 2048, "equal"))
         return replace(Posterior.from_pretrained(folder), curvature=grams)
 
     def merged(self, source: str, way: Way) -> Posterior:
         """One merge."""
-        return merged(way, self.inputs(source, way.rows))
+        return merged(way, self.inputs(source, way.rows, votes=way.votes))
 
-    def _input(self, source: str, adapter: str, rows: int | None, run: int) -> Posterior:
+    def _input(self, source: str, adapter: str, rows: int | None, run: int, votes: Votes) -> Posterior:
         setting = self.setting(adapter)
         trained = setting.trained(source, run)
         folder = arms.laplace_folder(setting) if source == "adamw" and run == 0 else trained
         posterior = Posterior.from_pretrained(folder)
-        if rows is None:
-            return replace(posterior, curvature=Posterior.from_pretrained(trained).curvature)
-        kept = self.folder / "grams" / f"{source}_{run}_{adapter}_{rows}.safetensors"
-        return replace(posterior, curvature=_kept(kept, partial(self._grams, folder, adapter, rows)))
+        if rows is None:  # the same training again, which gathering does not change by a bit
+            streamed = setting.trained(source, run, streamed=True)
+            return replace(posterior, curvature=Posterior.from_pretrained(streamed).curvature)
+        name = f"{source}_{run}_{adapter}_{rows}" + ("" if votes == "equal" else f"_{votes}")
+        kept = self.folder / "grams" / f"{name}.safetensors"
+        return replace(posterior, curvature=_kept(kept, partial(self._grams, folder, adapter, rows, votes)))
 
-    def _grams(self, folder: Path, adapter: str, rows: int) -> dict[str, Tensor]:
+    def _grams(self, folder: Path, adapter: str, rows: int, votes: Votes) -> dict[str, Tensor]:
         config = {
             "adapter": str(folder), "base_model": str(model_folder()), "task": "causal_lm", "batch_size": 64,
             "data": data_block(self.files[f"train_{adapter}"]), "output": str(folder) + ".unused",
         }  # fmt: skip
         run = prepare(load_config(PosteriorConfig, config))
         return collect_curvature(
-            run.model, run.batches(run.train), max_examples=rows, activations=True, progress=False
+            run.model,
+            run.batches(run.train),
+            max_examples=rows,
+            votes=votes,
+            activations=True,
+            progress=False,
         )
 
 

@@ -33,7 +33,7 @@ def merge_table(records: Records) -> str:
             found = [r for key, r in records.items() if key.startswith(f"merge/{source}_{method}_")]
             drawn = [r for key, r in records.items() if key.startswith(f"posterior/{source}_posterior_")]
             if found:
-                lines.append([shown, name, *_merged(found, drawn if method == "gradient_matching" else [])])
+                lines.append([shown, name, *_merged(found, drawn if method == "equal_votes" else [])])
     header = ["adapters", "merge", "A, %", "B, %", "base, %", "NLL seen", "ECE seen (floor)", "+ temperature"]
     areas = ["entropy", "information", "entropy × base", "information × base"]
     areas += ["unknown vs ambiguous: entropy", "information"]

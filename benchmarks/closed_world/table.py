@@ -33,6 +33,7 @@ from benchmarks.closed_world.cells import (
     mean,
     number,
     values,
+    with_half_width,
     worlds,
 )
 from benchmarks.closed_world.merge_tables import merge_differences, merge_table
@@ -46,6 +47,7 @@ BASELINES = (
     ("AdamW", "max_probability"), ("AdamW", "entropy"), ("AdamW + temperature", "entropy"),
     ("AdamW, MC dropout, 8", "entropy"), ("AdamW, MC dropout, 8", "mutual_information"),
     ("AdamW, ensemble of 4", "entropy"), ("AdamW, ensemble of 4", "mutual_information"), ("AdamW", "entropy_base"),
+    ("AdamW, MC dropout, 8", "entropy_base"), ("AdamW, MC dropout, 8", "mutual_information_base"),
     ("AdamW, ensemble of 4", "mutual_information_base"),
 )  # fmt: skip
 OURS = (
@@ -67,7 +69,7 @@ def detection_table(records: Records) -> str:
                 continue
             found = [values(records, predictor, "auroc", question, score) for question in QUESTIONS]
             if not all(np.isnan(numbers).all() for numbers in found):
-                lines.append([predictor, shown, *(number(mean(numbers)) for numbers in found)])
+                lines.append([predictor, shown, *map(with_half_width, found)])
     return markdown(["predictor", "score", *QUESTIONS], lines)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlora import Posterior
+from vlora.curvature import Votes
 from vlora.merge.in_memory import merge_adapters
 
 __all__ = ["APART", "METHODS", "Way", "merged"]
@@ -36,6 +37,7 @@ class Way:
         options: Of the method.
         grams: Makes the Grams that the method sees from those that were measured; None leaves them.
         rows: Training rows that the Grams are measured on; None for those gathered while training.
+        votes: What an example counts in them, of :func:`vlora.curvature.collect_curvature`.
         most: Most adapters that it takes.
     """
 
@@ -45,6 +47,7 @@ class Way:
     options: Mapping[str, Any] = field(default_factory=dict)
     grams: Callable[[Grams], Grams] | None = None
     rows: int | None = ROWS
+    votes: Votes = "equal"
     most: int = 4
 
 
@@ -93,9 +96,10 @@ METHODS: dict[str, Way] = {
     "iso_c": Way("Iso-C", "iso_c"),
     "fisher": Way("Fisher", "fisher", ALL_RANKS),
     "regmean": Way("RegMean", "regmean"),
-    "mats": Way("MaTS", "mats", 128),
+    "mats": Way("MaTS", "mats", 128, votes="change"),
     "separable": Way("gradient matching by h", rank=ALL_RANKS, options={"curvature": "separable"}),
-    "gradient_matching": Way("gradient matching"),
+    "equal_votes": Way("gradient matching, equal votes"),
+    "gradient_matching": Way("gradient matching", votes="change"),
 }
 """Name of a unit -> the methods that are compared."""
 
@@ -105,12 +109,14 @@ APART: dict[str, Way] = {
     "output_only": Way("S alone", "mats", 128, grams=_output_only),
     "diagonal": Way("diagonal of G", grams=_diagonal),
     "unweighted": Way("Gram of inputs, unweighted", grams=_unweighted),
+    "equal_votes": METHODS["equal_votes"],
     "gradient_matching": METHODS["gradient_matching"],
+    "mats_equal": Way("MaTS, equal votes", "mats", 128),
     "mats": METHODS["mats"],
     "rows_32": Way("G of 32 rows", rows=32),
     "rows_128": Way("G of 128 rows", rows=128),
     "rows_512": Way("G of 512 rows", rows=512),
-    "streamed": Way("G gathered while training", rows=None),
+    "streamed": Way("G gathered while training, votes by change", rows=None, votes="change"),
     "tau_0.03": Way("G, tau .03", options={"tau": 0.03}),
     "tau_1": Way("G, tau 1", options={"tau": 1.0}),
     "rank_8": Way("G and S, cut to rank 8", rank=8),
@@ -119,4 +125,4 @@ APART: dict[str, Way] = {
         "Gram of inputs, cut to rank 8", rank=8, grams=lambda g: _no_output(_unweighted(g))
     ),
 }
-"""Name of a unit -> gradient matching with other curvatures."""
+"""Name of a unit -> gradient matching with other curvatures; equal votes but where it says so."""

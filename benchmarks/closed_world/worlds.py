@@ -119,7 +119,7 @@ def taught(
     *,
     run: int = 0,
     dropout: float = 0.0,
-    curvature: bool = True,
+    curvature: bool | str = True,
 ) -> Path:
     """Folder of an adapter taught A's or B's facts; a finished one is not repeated.
 
@@ -131,7 +131,7 @@ def taught(
         output: Where to write.
         run: Number of the start, order and noise; members of an ensemble differ in it.
         dropout: Of the adapter's input, for MC dropout.
-        curvature: Gather Kronecker factors, too.
+        curvature: Gather Kronecker factors, too, in a pass after training, or ``"training"`` while it goes on.
     """
     peft = {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": dropout}
     steps = {"per_device_train_batch_size": BATCH, "max_steps": STEPS, "warmup_steps": 0, "use_cpu": True}
@@ -144,7 +144,8 @@ def taught(
             "peft": peft,
             "optimizer": optimizer,
             "training": steps,
-            "curvature": curvature,
+            "curvature": bool(curvature),
+            "curvature_source": "training" if curvature == "training" else "pass",
             "seed": 1000 * run + 10 * seed + (*ALL, "ab").index(adapter),
             "output": str(output),
         },

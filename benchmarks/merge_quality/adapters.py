@@ -12,6 +12,7 @@ from benchmarks.merge_quality.network import MODULES, Merged
 from benchmarks.merge_quality.tasks import Task, head, load_task
 from benchmarks.merge_quality.training import Recipe, fit_head, train_adapter
 from benchmarks.posterior_quality.tasks import Rows
+from vlora.curvature import Votes
 from vlora.merge.update import LoraUpdate
 
 LEARNING_RATE = {"trec": 3e-3}
@@ -56,8 +57,9 @@ class Adapter:
 class Library:
     """Tasks, heads and adapters, from WORK or made now."""
 
-    def __init__(self, data: Path, work: Path) -> None:
+    def __init__(self, data: Path, work: Path, votes: Votes = "equal") -> None:
         self.data, self.work = data, work
+        self.votes: Votes = votes
         self.tasks: dict[str, Task] = {}
         self.keys: dict[tuple[str, str], Tensor] = {}
 
@@ -103,8 +105,9 @@ class Library:
                 seed=1000 * seed + index,
                 start=start,
                 own_head=family == "mixed",
+                votes=self.votes,
             )
-            file = f"{family}_{name}_{gauge}_{optimizer}_{seed}"
+            file = f"{family}_{name}_{gauge}_{optimizer}_{seed}" + ("" if self.votes == "equal" else "_votes")
             found.append(self._trained(file, family, [name], recipe))
         return found
 

@@ -147,3 +147,8 @@ ABLATIONS: dict[str, Arm] = {
 }
 """Curvature taken apart, at the default scalar only."""
 MORE = OTHERS | AT_RANK | ABLATIONS
+VOTES: dict[str, Arm] = {
+    "gradient matching, votes by change": MAIN["gradient matching, Kronecker"],
+    "MaTS, votes by change": OTHERS["MaTS"],
+}
+"""With Grams in which a visit counts by the size of its gradient."""

@@ -4,6 +4,7 @@
     python -m benchmarks.merge_quality.run merge --data DATA --work WORK
     python -m benchmarks.merge_quality.run more --data DATA --work WORK
     python -m benchmarks.merge_quality.run joint --data DATA --work WORK
+    python -m benchmarks.merge_quality.run votes --data DATA --work WORK
     python -m benchmarks.merge_quality.run tune --data DATA --work WORK
     python -m benchmarks.merge_quality.curvature --data DATA --work WORK
     python -m benchmarks.merge_quality.gathering --work WORK
@@ -12,8 +13,9 @@
 DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps features and adapters; an adapter or a
 result that exists is not made again. ``merge`` has the main methods, ``more`` the others, and for four adapters merges
 at their rank, curvature taken apart, and the conflict check; both look at the test rows, with settings fixed beforehand
-and one scalar per method from validation rows. ``joint`` trains and scores one adapter on all tasks of a set. ``tune``
-does what ``merge`` and ``more`` do on seeds of its own, with validation rows only.
+and one scalar per method from validation rows. ``joint`` trains and scores one adapter on all tasks of a set. ``votes``
+trains IVON's adapters again with Grams in which a visit counts by the size of its gradient. ``tune`` does what
+``merge`` and ``more`` do on seeds of its own, with validation rows only.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.merge_quality.adapters import Library
-from benchmarks.merge_quality.arms import MAIN, MORE, OTHERS
+from benchmarks.merge_quality.arms import MAIN, MORE, OTHERS, VOTES
 from benchmarks.merge_quality.scores import evaluate, evaluate_joint
 from benchmarks.merge_quality.tasks import DOMAINS, MIXED
 from benchmarks.rows import keep_and_tell
@@ -90,10 +92,10 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def main() -> None:
     """Parse the arguments and run what is missing."""
     parser = arguments(str(__doc__))
-    parser.add_argument("part", choices=["train", "merge", "more", "joint", "tune"])
+    parser.add_argument("part", choices=["train", "merge", "more", "joint", "votes", "tune"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    library = Library(args.data, args.work)
+    library = Library(args.data, args.work, "change" if args.part == "votes" else "equal")
     for unit in units(args.seeds or list(TUNING_SEEDS if args.part == "tune" else range(3))):
         if args.only in unit.name:
             run_unit(unit, library, args.part)
@@ -108,7 +110,11 @@ def run_unit(unit: Unit, library: Library, part: str) -> None:
         name = f"{unit.family}{unit.count}__{unit.seed}"
         keep_and_tell(RESULTS, part, name, lambda: evaluate_joint(unit, library))
     else:
-        arms = {"merge": MAIN, "more": MORE if unit.whole else OTHERS, "tune": MAIN | MORE}[part]
+        if part == "votes" and unit.optimizer != "ivon":
+            return  # only Grams that are gathered on the way
+        arms = {"merge": MAIN, "more": MORE if unit.whole else OTHERS, "tune": MAIN | MORE, "votes": VOTES}[
+            part
+        ]
         keep_and_tell(RESULTS, part, unit.name, lambda: evaluate(unit, library, arms, test=part != "tune"))
 
 

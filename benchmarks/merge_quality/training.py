@@ -18,7 +18,7 @@ from benchmarks.merge_quality.network import Network
 from benchmarks.merge_quality.tasks import Task
 from benchmarks.posterior_quality.tasks import Rows
 from vlora import IVON
-from vlora.curvature import gathering
+from vlora.curvature import Votes, gathering
 
 BATCH, WARMUP = 16, 0.06
 
@@ -36,6 +36,8 @@ class Recipe:
     """Seed of A."""
     own_head: bool = False
     """Whether the head trains too."""
+    votes: Votes = "equal"
+    """What a visit counts in the Grams that are gathered on the way."""
 
 
 def fit_head(states: Tensor, label: Tensor, num_classes: int, decay: float = 1e-2) -> Tensor:
@@ -72,7 +74,7 @@ def train_adapter(
     steps = recipe.epochs * sum(math.ceil(len(task.train) / BATCH) for task, _ in parts)
     optimizer = _optimizer(trained, recipe, steps)
     started = time.process_time()
-    with gathering(network.peft, activations=True, seed=recipe.seed) as stream:
+    with gathering(network.peft, activations=True, seed=recipe.seed, votes=recipe.votes) as stream:
         loss = _fit(network, [task for task, _ in parts], heads, optimizer, steps, recipe)
     if isinstance(optimizer, IVON):
         optimizer.eval()
@@ -88,7 +90,7 @@ def train_adapter(
 
 def measured(network: Network, rows: Rows, head: Tensor, **options: Any) -> dict[str, Tensor]:
     """Exact Grams in one pass over rows at the weights as they are."""
-    with gathering(network.peft, draws=None, activations=True, **options) as stream:
+    with gathering(network.peft, draws=None, activations=True, votes="equal", **options) as stream:
         for i in range(0, len(rows), 32):
             states = network(rows.hidden[i : i + 32], rows.mask[i : i + 32])
             cross_entropy(logits(states, head.detach()), rows.label[i : i + 32], reduction="sum").backward()

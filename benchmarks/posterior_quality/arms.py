@@ -6,7 +6,7 @@ factor of ``SCALES`` that has the lowest NLL on the validation rows.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,9 +31,9 @@ BATCH, EPOCHS, WARMUP = 16, 5, 0.06
 DRAWS = 8
 CHOICE_DRAWS = 4
 """Draws with which a width or a prior is chosen on the validation rows."""
-SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
+SCALES = (0.125, 0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 SPLITS = ("validation", "test", "foreign")
-PRIORS = (1e2, 3e2, 1e3, 3e3, 1e4)
+PRIORS = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5)
 PUBLISHED: dict[str, Any] = {
     "ess": 1e7, "hess_init": 3e-4, "beta2": 0.99999, "weight_decay": 0.0, "clip_radius": 1e-3, "rescale_lr": False,
 }  # fmt: skip
@@ -85,7 +85,7 @@ def fit(
     torch.manual_seed(seed)
     network.train()
     losses = [] if losses is None else losses
-    with gathering(network.peft) if gather else nullcontext() as stream:
+    with gathering(network.peft, votes="equal") if gather else nullcontext() as stream:
         for hidden, mask, label in islice(batches(rows, seed), total):
             if isinstance(optimizer, IVON):
                 optimizer.train()
@@ -132,13 +132,16 @@ def adamw_laplace(task: Task, seed: int, *, test: bool, lr: float) -> Outcome:
     return out
 
 
-def ensemble(folder: Path, task: Task, members: int) -> Outcome:
-    """Mixture of AdamW runs that differ in seed, from their kept log-probabilities."""
-    kept = [load_file(folder / f"{task.name}_{seed}.safetensors") for seed in range(members)]
-    draws = {split: torch.stack([member[split] for member in kept]) for split in SPLITS}
-    return Outcome(
-        {"mean": {split: draws[split].logsumexp(0) - math.log(members) for split in SPLITS}, "members": draws}
-    )
+def ensemble(folder: Path, task: Task, seeds: Iterable[int]) -> Outcome:
+    """Mixture of runs that differ in seed, from their kept log-probabilities (of one model, or of its draws)."""
+    kept = [load_file(folder / f"{task.name}_{seed}.safetensors") for seed in seeds]
+    draws = {split: torch.cat([_as_draws(member[split]) for member in kept]) for split in SPLITS}
+    mixture = {split: value.logsumexp(0) - math.log(len(value)) for split, value in draws.items()}
+    return Outcome({"mean": mixture, "members": draws})
+
+
+def _as_draws(log_probs: Tensor) -> Tensor:
+    return log_probs if log_probs.ndim == 3 else log_probs[None]
 
 
 def gaussian(network: Network, posterior: Posterior, task: Task, seed: int, out: Outcome) -> None:

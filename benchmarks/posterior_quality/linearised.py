@@ -24,7 +24,7 @@ from vlora.posterior import Posterior
 from vlora.posterior.keys import adapter_tensors
 from vlora.posterior.kronecker import Independent, Kronecker, Spread, output_covariance, under_priors
 
-PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 1e4, 1e5)
 LOGIT_DRAWS = 64
 ROWS = 50
 

@@ -7,9 +7,11 @@ import numpy as np
 
 from benchmarks.readme_table import interval, markdown, mean, number
 
-__all__ = ["priors_table", "pruning_table", "rates_table", "shipped_gaps", "shipped_table"]
+__all__ = ["priors_table", "probe_table", "pruning_table", "rates_table", "shipped_gaps", "shipped_table"]
 
 Records = list[dict[str, Any]]
+PROBES = ((10, 20), (20, 40), (40, 80))
+"""Steps over which a probe would compare training losses."""
 
 
 def rates_table(records: Records) -> str:
@@ -28,6 +30,30 @@ def rates_table(records: Records) -> str:
 def _cell(record: dict[str, Any], *, marked: bool) -> str:
     nll = f"**{record['nll']:.3f}**" if marked else f"{record['nll']:.3f}"
     return nll + (f" ({100 * record['accuracy']:.0f})" if "accuracy" in record else "")
+
+
+def probe_table(records: Records) -> str:
+    """Would a probe find the rate: the lowest training loss over some first steps against the lowest validation NLL?"""
+    runs: dict[tuple[str, int], Records] = {}
+    for record in records:
+        if "losses" in record:
+            runs.setdefault((record["task"], record["steps"]), []).append(record)
+    rows = []
+    for first, last in PROBES:
+        picked = [(min(own, key=lambda r: sum(r["losses"][first:last])), own) for own in runs.values()]
+        best = [min(own, key=lambda r: r["nll"]) for _, own in picked]
+        highest = sum(one["lr"] == max(r["lr"] for r in own) for one, own in picked)
+        right = sum(one["lr"] == other["lr"] for (one, _), other in zip(picked, best, strict=True))
+        cost = np.array([one["nll"] - other["nll"] for (one, _), other in zip(picked, best, strict=True)])
+        rows.append([f"{first} to {last}", str(len(picked)), str(highest), str(right), interval(cost, 3)])
+    header = [
+        "steps compared",
+        "runs",
+        "highest rate chosen",
+        "best rate chosen",
+        "NLL above that of the best",
+    ]
+    return markdown(header, rows)
 
 
 def shipped_table(records: Records, tuned: Records) -> str:

@@ -22,18 +22,25 @@ from benchmarks.rows import keep_record
 RESULTS = Path(__file__).parent / "results"
 TUNING_SEED = 100
 GRID: dict[str, list[dict[str, float]]] = {
-    "adamw": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
+    "adamw": [{"lr": 5e-4}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
     "ivon_published": [{"lr": 0.03}, {"lr": 0.3}, {"lr": 3.0}],
     "ivon_auto": [
         {"noise_cost": 0.003, "lr": 1e-3},
         {"noise_cost": 0.01, "lr": 1e-3},
         {"noise_cost": 0.03, "lr": 1e-3},
+        {"noise_cost": 0.01, "lr": 5e-4},
         {"noise_cost": 0.01, "lr": 3e-3},
     ],
 }
 ENSEMBLE = 4
+"""Members. Ensemble s has the AdamW runs of seeds 4 s to 4 s + 3, so that no two share a run."""
+IVON_ENSEMBLES = 1
+MEMBERS = {"adamw_ensemble": "adamw", "ivon_ensemble": "ivon_member"}
+"""Ensemble -> the arm whose log-probabilities are kept for it."""
 NOISE_COST = 0.01
 """Default of ``IVON.auto``."""
+WIDE = 0.03
+"""A noise that costs three times as much."""
 
 
 def main() -> None:
@@ -56,7 +63,7 @@ def main() -> None:
     (RESULTS / args.part).mkdir(parents=True, exist_ok=True)
     run_all(units, args)
     if args.part == "main":
-        run_all(ensemble_units(tasks), args)
+        run_all(ensemble_units(tasks, args.seeds), args)
 
 
 def run_all(units: list[dict[str, Any]], args: argparse.Namespace) -> None:
@@ -78,31 +85,46 @@ def tuning_units(tasks: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def main_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Every arm with its setting, task and seed (the published setting once), then further members of ensembles."""
-    arms = {
-        "ivon_auto": best_given,
-        "adamw_laplace": best_given,
-        "adamw": best_given,
-        "ivon_published": best_given,
-    }
+    """Every arm with its setting, task and seed, then the runs that only ensembles need."""
     units = [
-        {"task": task, "arm": arm, "seed": seed, "given": choose(arm, task)}
+        {"task": task, "arm": arm, "seed": seed, "given": best_given(arm, task)}
         for seed in seeds
         for task in tasks
-        for arm, choose in arms.items()
-        if arm != "ivon_published" or seed == seeds[0]
+        for arm in ("ivon_auto", "adamw_laplace", "adamw", "ivon_published")
     ]
-    further = range(len(seeds), ENSEMBLE)
-    return units + [
-        {"task": task, "arm": "adamw", "seed": seed, "given": {**best_given("adamw", task), "posthoc": False}}
-        for seed in further
+    wide = [
+        {
+            "task": task,
+            "arm": "ivon_wide",
+            "seed": seed,
+            "given": {**best_given("ivon_auto", task), "noise_cost": WIDE},
+        }
+        for seed in seeds
         for task in tasks
     ]
+    members = [
+        {"task": task, "arm": "adamw", "seed": seed, "given": {**best_given("adamw", task), "posthoc": False}}
+        for seed in range(ENSEMBLE * len(seeds))
+        for task in tasks
+        if seed not in seeds
+    ]
+    mixed = [
+        {"task": task, "arm": "ivon_member", "seed": seed, "given": best_given("ivon_auto", task)}
+        for seed in range(ENSEMBLE * IVON_ENSEMBLES)
+        for task in tasks
+    ]
+    return units + members + wide + mixed
 
 
-def ensemble_units(tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """One ensemble of ``ENSEMBLE`` AdamW runs a task."""
-    return [{"task": task, "arm": "adamw_ensemble", "seed": 0, "given": {}} for task in tasks]
+def ensemble_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Ensembles of ``ENSEMBLE`` runs: of AdamW one a seed, of IVON's posteriors ``IVON_ENSEMBLES``."""
+    counts = {"adamw_ensemble": len(seeds), "ivon_ensemble": IVON_ENSEMBLES}
+    return [
+        {"task": task, "arm": arm, "seed": seed, "given": {}}
+        for arm, count in counts.items()
+        for seed in range(count)
+        for task in tasks
+    ]
 
 
 def best_given(arm: str, task: str) -> dict[str, float]:
@@ -156,14 +178,17 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
     from benchmarks.posterior_quality import arms
     from benchmarks.posterior_quality.scores import draws_nll, score_all
 
-    if unit["arm"] == "adamw_ensemble":
-        outcome = arms.ensemble(work / "adamw", task, ENSEMBLE)
+    if unit["arm"].endswith("_ensemble"):
+        first = ENSEMBLE * unit["seed"]
+        outcome = arms.ensemble(work / MEMBERS[unit["arm"]], task, range(first, first + ENSEMBLE))
     elif unit["arm"] == "adamw":
         outcome = arms.adamw(task, unit["seed"], test=part == "main", **unit["given"])
     elif unit["arm"] == "adamw_laplace":
         outcome = arms.adamw_laplace(task, unit["seed"], test=part == "main", **unit["given"])
     elif unit["arm"] == "ivon_published":
         outcome = arms.published(task, unit["seed"], test=part == "main", **unit["given"])
+    elif unit["arm"] in ("ivon_member", "ivon_wide"):
+        outcome = arms.auto(task, unit["seed"], test=True, scales=(), **unit["given"])
     else:
         outcome = arms.auto(task, unit["seed"], test=part == "main", **unit["given"])
     label = task.labels()
@@ -178,10 +203,10 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
         )
     if part == "tune":
         return record  # nothing of the test rows
-    if unit["arm"] == "adamw":
-        kept = work / "adamw" / f"{task.name}_{unit['seed']}.safetensors"
+    if unit["arm"] in MEMBERS.values():
+        kept = work / unit["arm"] / f"{task.name}_{unit['seed']}.safetensors"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file(mean, kept)
+        save_file(outcome.predictions.get("draws", mean), kept)
     record["scores"] = score_all(outcome.predictions, label)
     return record
 

@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.posterior_quality.further_tables import Records, estimator_table, lengths_table
 from benchmarks.posterior_quality.rate_tables import (
     priors_table,
+    probe_table,
     pruning_table,
     rates_table,
     shipped_gaps,
@@ -43,11 +44,16 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "IVON auto, 8 draws, fitted width": ("ivon_auto", "scaled", "raw"),
     "IVON auto, 8 draws + temperature": ("ivon_auto", "draws", "tempered"),
     "IVON auto, 8 draws, fitted width + temperature": ("ivon_auto", "scaled", "tempered"),
+    "IVON auto, noise .03, mean": ("ivon_wide", "mean", "raw"),
+    "IVON auto, noise .03, 8 draws": ("ivon_wide", "draws", "raw"),
+    "IVON auto, noise .03, 8 draws + temperature": ("ivon_wide", "draws", "tempered"),
     "IVON auto, linearised": ("ivon_auto", "linearised", "raw"),
     "IVON auto, linearised, Kronecker": ("ivon_auto", "kronecker", "raw"),
     "IVON auto, linearised, Kronecker + temperature": ("ivon_auto", "kronecker", "tempered"),
     "ensemble of 4 AdamW (4 × the cost)": ("adamw_ensemble", "mean", "raw"),
     "ensemble of 4 AdamW + temperature": ("adamw_ensemble", "mean", "tempered"),
+    "mixture of 4 IVON posteriors (4 × the cost)": ("ivon_ensemble", "mean", "raw"),
+    "mixture of 4 IVON posteriors + temperature": ("ivon_ensemble", "mean", "tempered"),
 }
 """Row of the tables -> arm, predictor, raw or tempered."""
 METRICS = {
@@ -62,6 +68,12 @@ PAIRS = {
     "IVON auto draws − AdamW + temperature": ("IVON auto, 8 draws", "AdamW + temperature"),
     "IVON auto draws + temperature − AdamW + temperature": (
         "IVON auto, 8 draws + temperature",
+        "AdamW + temperature",
+    ),
+    "IVON auto, noise .03, mean − AdamW": ("IVON auto, noise .03, mean", "AdamW"),
+    "IVON auto, noise .03, draws − AdamW": ("IVON auto, noise .03, 8 draws", "AdamW"),
+    "IVON auto, noise .03, draws + temperature − AdamW + temperature": (
+        "IVON auto, noise .03, 8 draws + temperature",
         "AdamW + temperature",
     ),
     "IVON auto fitted width − AdamW": ("IVON auto, 8 draws, fitted width", "AdamW"),
@@ -84,6 +96,18 @@ PAIRS = {
     "IVON auto linearised − Laplace linearised": ("IVON auto, linearised", "Laplace, linearised"),
     "IVON auto Kronecker − MC dropout": ("IVON auto, linearised, Kronecker", "MC dropout, 8"),
     "IVON auto draws − IVON published draws": ("IVON auto, 8 draws", "IVON published, 8 draws"),
+    "IVON auto Kronecker − ensemble of 4 AdamW": (
+        "IVON auto, linearised, Kronecker",
+        "ensemble of 4 AdamW (4 × the cost)",
+    ),
+    "mixture of 4 IVON − ensemble of 4 AdamW": (
+        "mixture of 4 IVON posteriors (4 × the cost)",
+        "ensemble of 4 AdamW (4 × the cost)",
+    ),
+    "mixture of 4 IVON + temperature − ensemble of 4 AdamW + temperature": (
+        "mixture of 4 IVON posteriors + temperature",
+        "ensemble of 4 AdamW + temperature",
+    ),
 }
 INFORMATION: dict[str, tuple[str, str, str]] = {
     name: ROWS[name]
@@ -91,7 +115,10 @@ INFORMATION: dict[str, tuple[str, str, str]] = {
         "MC dropout, 8", "diagonal Laplace, 8", "Laplace, linearised", "Laplace, linearised, Kronecker",
         "IVON auto, 8 draws", "IVON auto, linearised", "IVON auto, linearised, Kronecker",
     )
-} | {"ensemble of 4 AdamW, one seed": ("adamw_ensemble", "members", "raw")}  # fmt: skip
+} | {
+    "ensemble of 4 AdamW": ("adamw_ensemble", "members", "raw"),
+    "mixture of 4 IVON posteriors, one seed": ("ivon_ensemble", "members", "raw"),
+}  # fmt: skip
 """Predictors whose mutual information is compared as a score of foreign rows."""
 FOREIGN_BASELINES = {"entropy": "foreign_auroc_entropy", "max-probability": "foreign_auroc_max_probability"}
 
@@ -259,6 +286,10 @@ def rate_parts(root: Path, tuned: Records) -> list[str]:
     if rates:
         title = "**Learning rates** (`rates.py`, `rates_text.py`): validation NLL of the mean, accuracy in brackets."
         parts += [title, rates_table(rates)]
+        parts += [
+            "**A probe of the rate**: the one with the lowest training loss early on.",
+            probe_table(rates),
+        ]
     if shipped:
         parts += ["**The defaults as shipped** (`shipped.py`).", shipped_gaps(shipped, tuned)]
         parts += [shipped_table(shipped, tuned)]
