@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vlora.ivon.distributed import NoiseRanks
 from vlora.ivon.draws import DrawAverages
-from vlora.ivon.faults import SkipWatch
+from vlora.ivon.faults import PriorWatch, SkipWatch
 from vlora.ivon.gradients import Entry, drawn_from, drawn_products, finite_norm, gather_entries, overflowed
 from vlora.ivon.ranges import require_usable
 from vlora.ivon.rounding import NoiseCheck
@@ -62,7 +62,7 @@ class DrawingOptimizer(torch.optim.Optimizer):
 
         Raises:
             TrainingError: If draws of ``sampled_params`` wait for ``step()``, ``mc_samples`` asks for several, or a
-                setting that makes draws or steps NaN was written into a group.
+                setting that makes draws or steps NaN was written into a group, such as a ``weight_decay`` below -h.
         """
         if self._in_context:
             return
@@ -118,8 +118,8 @@ class DrawingOptimizer(torch.optim.Optimizer):
             Mean loss over the draws if ``closure`` returns losses, else None.
 
         Raises:
-            TrainingError: If no draw was made since the last step, or a gradient is not finite; the parameters
-                then hold the mean, and mean, momentum and h are as before.
+            TrainingError: If no draw was made since the last step, a gradient is not finite, or ``weight_decay`` was
+                lowered below ``-h``; the parameters then hold the mean, and mean, momentum and h are as before.
         """
         refuse_replaced(self.param_groups, self._given)
         loss = None if closure is None else self._run_closure(closure)
@@ -127,6 +127,7 @@ class DrawingOptimizer(torch.optim.Optimizer):
         if not collected and not starts_step(self.param_groups, self.state):
             return loss
         try:
+            self._prior_watch.look(self.param_groups, self.state)
             averages = self._averages if collected else self.noise_ranks.reduced()
             if averages is not None:
                 averages.require_grads()
@@ -148,7 +149,8 @@ class DrawingOptimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         """What copies and checkpoints do not carry."""
         self._averages, self._in_context = DrawAverages(), False
-        self._noise_check, self.noise_ranks, self._skip_watch = NoiseCheck(), NoiseRanks(), SkipWatch()
+        self._noise_check, self.noise_ranks = NoiseCheck(), NoiseRanks()
+        self._prior_watch, self._skip_watch = PriorWatch(), SkipWatch()
         if not hasattr(self, "_given"):  # loading a checkpoint changes no parameters
             self._given = WeakIdKeyDictionary()
             for group in getattr(self, "param_groups", []):
@@ -162,6 +164,7 @@ class DrawingOptimizer(torch.optim.Optimizer):
         """Put a draw into the parameters, and look whether they can hold it."""
         refuse_replaced(self.param_groups, self._given)
         require_usable(self.param_groups)
+        self._prior_watch.look(self.param_groups, self.state)
         ahead = self.noise_ranks.rank if stream == "train" else 0
         write_draw(self.param_groups, self.state, stream, ahead=ahead)
         if stream == "train":

@@ -121,6 +121,20 @@ def nonfinite(where, **settings):
     return error, same, optimizer.skipped_steps, optimizer.holds_sample
 
 
+def lowered_prior(where):
+    """A weight decay lowered below -h, which is negative on one rank only: what every rank says, and its draw."""
+    model, optimizer = net(True, weight_decay=0.05)
+    loop(model, optimizer, 2, True)
+    if dist.get_rank() == where:
+        optimizer.state[model.first.weight]["hess"].to_local()[0, 0] = -0.045
+    before = state_of(optimizer)
+    optimizer.param_groups[0]["weight_decay"] = 1e-4
+    error = expect_error(optimizer.train)
+    after = state_of(optimizer)
+    same = all(torch.equal(a[k], b[k]) for a, b in zip(before, after, strict=True) for k in a)
+    return error, same, optimizer.holds_sample
+
+
 def save(folder, steps):
     model, optimizer = net(True)
     loop(model, optimizer, steps, True)

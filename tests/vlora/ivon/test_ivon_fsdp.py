@@ -76,6 +76,13 @@ def test_all_ranks_raise_or_skip_together(two_ranks, where):
         assert outcome == (None, True, 1, False)
 
 
+def test_all_ranks_refuse_a_lowered_prior_together(two_ranks):
+    outcomes = two_ranks(fsdp.lowered_prior, 1)
+    for (error, same, holds), got in zip(outcomes, ("less on another process", "-0.0449"), strict=True):
+        assert f"expected h + weight_decay > 0, got {got} in parameter group 0, shape (7, 4)" in error
+        assert (same, holds) == (True, False)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_checkpoints_go_to_another_world_size(two_ranks, tmp_path):
     whole = fsdp.run(False, steps=6)
