@@ -31,6 +31,8 @@ def _row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": summary["verdict"],
         "memory": _percent(found.get("effective_memory"), 1),
         "moved": _percent(found.get("share_moved")),
+        "prior": _percent(found.get("prior_share")),
+        "prior_dominated": _percent(found.get("prior_dominated")) if "prior_dominated" in found else "",
         "noise": number(found.get("noise_to_weight"), 2),
         "lost": _percent(found.get("share_below_spacing"), 1),
         "lost_bfloat16": _percent(found.get("share_below_spacing_bfloat16"), 1),

@@ -16,12 +16,11 @@ MEASURED = {
 }  # fmt: skip
 
 
-def posterior(**health):
+def posterior(weight_decay=0.0, **health):
     mean = {"a": torch.full((4,), 0.5), "b": torch.full((4,), 0.25)}
     hess = {key: torch.ones(4) for key in mean}
-    return Posterior(
-        mean, hess, PosteriorMeta(num_examples=100, ess=100.0, weight_decay=0.0, health=health), {}
-    )
+    meta = PosteriorMeta(num_examples=100, ess=100.0, weight_decay=weight_decay, health=health)
+    return Posterior(mean, hess, meta, {})
 
 
 def results_of(**summaries):
@@ -48,7 +47,8 @@ def test_every_posterior_has_a_row_of_its_summary():
     assert summary["noise_to_weight"] == torch.tensor(0.2).item()
     assert cells(page, "learnt") == [
         "h has moved with the data; it ranks like the per-example squared gradients (rank correlation 0.87)",
-        "86.5\u202f%", "72\u202f%", "0.20", "0.0\u202f% (0.0\u202f%)", "0.87 (0.61)|64 held-out rows",
+        "86.5\u202f%", "72\u202f%", "0\u202f% (0\u202f%)", "0.20",
+        "0.0\u202f% (0.0\u202f%)", "0.87 (0.61)|64 held-out rows",
     ]  # fmt: skip
     verdict, memory, moved, *_, rank = cells(page, "merged")
     assert verdict == "not measured: h does not come from one training run"
@@ -64,6 +64,19 @@ def test_a_posterior_that_is_still_its_prior_is_said_to_be_so():
     assert (memory, moved) == ("1.0\u202f%", "0\u202f%")
 
 
+def test_a_width_that_the_prior_sets_is_told_and_older_results_have_none():
+    """Of the precision 100 (1 + 99) of every entry, 99 % is the prior's."""
+    summary = posterior(weight_decay=99.0, effective_memory=1.0).summary()
+    older = {key: value for key, value in summary.items() if not key.startswith("prior")}
+    page = render_report(results_of(wide=summary, older=older))
+    check(page)
+    verdict, _, _, prior, *_ = cells(page, "wide")
+    assert verdict.startswith(
+        "this posterior is essentially its prior, which sets the width of 100% of its entries; h is"
+    )
+    assert prior == "99\u202f% (100\u202f%)" and cells(page, "older")[3] == "–"
+
+
 def test_draws_that_rounding_swallows_are_counted():
     """At ess 1e10 std is 1e-5: below half of bfloat16's spacing at 0.5 and 0.25, above float32's."""
     narrow = posterior(**MEASURED)
@@ -73,7 +86,7 @@ def test_draws_that_rounding_swallows_are_counted():
         PosteriorMeta(num_examples=100, ess=1e10, weight_decay=0.0, health=MEASURED),
         {},
     ).summary()
-    assert cells(render_report(results_of(narrow=summary)), "narrow")[4] == "0.0\u202f% (100.0\u202f%)"
+    assert cells(render_report(results_of(narrow=summary)), "narrow")[5] == "0.0\u202f% (100.0\u202f%)"
 
 
 def test_no_posterior_no_table():

@@ -87,8 +87,8 @@ def test_a_weight_decay_that_falls_in_a_run_stops_it_before_anything_is_nan():
     optimizer.param_groups[0]["weight_decay"] = 1e-4
     for _ in range(2):
         message = (
-            rf"h \+ weight_decay > 0, got -0\.\d+ in parameter group 0, shape \(200, 4\), where weight_decay is 0.0001, "
-            rf"lowered from 0.05: no draw .*; mean and Hessian are unchanged. Set weight_decay above 0\.\d+, or go back"
+            r"h \+ weight_decay > 0, got -0\.\d+ in parameter group 0, shape \(200, 4\), where weight_decay is 0.0001, "
+            r"lowered from 0.05: no draw .*; mean and Hessian are unchanged. Set weight_decay above 0\.\d+, or go back"
         )
         with pytest.raises(TrainingError, match=message):
             optimizer.train()

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from vlora import Posterior
-from vlora.posterior.health import compare_with_reference, measure_health
+from vlora import Posterior, PosteriorMeta
+from vlora.laplace.evidence import effective_parameters
+from vlora.posterior.health import compare_with_reference, measure_health, prior_health
 from vlora.posterior.ranks import spearman
 from vlora.posterior.spacing import share_below_spacing, spacing
+from vlora.recipes.inspect import describe, render
 
 
 def test_spearman_by_hand_with_ties():
@@ -83,6 +85,49 @@ def test_leaving_a_start_without_weight_says_nothing(start, weight, counts):
     assert found["effective_memory"] == 1 - weight
 
 
+def prior_of(weight_decay, **hess):
+    meta = PosteriorMeta(num_examples=9, ess=50.0, weight_decay=weight_decay)
+    return prior_health({key: torch.tensor(value) for key, value in hess.items()}, meta)
+
+
+def test_the_priors_share_of_the_width_by_hand():
+    """Shares .5 .25 .1 of the first tensor, 1 (no evidence) 1 .95 .2 .05 of the second; sorted, the fourth of eight."""
+    decays = {"a": 0.1, "b": 1.0}
+    found = prior_of(decays, a=[0.1, 0.3, 0.9], b=[[-0.4, 0.0, 1 / 19, 4.0, 19.0]])
+    assert found == {"prior_share": pytest.approx(0.25), "prior_dominated": 3 / 8}
+    assert prior_of(0.0, a=[0.0, 1.0, -1e-9]) == {"prior_share": 0.0, "prior_dominated": 0.0}  # a flat prior
+    assert prior_of(1.0) == prior_of(1.0, a=[]) == {}
+
+
+def test_the_priors_share_is_one_minus_mackays_count_and_no_temperature_moves_it(posterior):
+    hess = next(iter(posterior.hess.values()))
+    found = prior_health({"a": hess}, PosteriorMeta(num_examples=9, ess=50.0, weight_decay=0.7))
+    single = [1 - effective_parameters(h, ess=50.0, prior_precision=50.0 * 0.7) for h in hess.flatten()]
+    assert found["prior_share"] == pytest.approx(sorted(single)[(len(single) - 1) // 2], rel=1e-5)
+    cold = posterior.at_temperature(1e-6).summary()["prior_share"]
+    assert posterior.summary()["prior_share"] == posterior.scaled(3.0).summary()["prior_share"] == cold
+    wide = posterior.with_prior(1e4 * 10.0).summary()  # weight_decay 10 beside h from .5 to 1.5
+    assert wide["prior_share"] == pytest.approx(10 / 11, abs=0.01) and wide["prior_dominated"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("weight_decay", "words"),
+    [
+        (0.4, r"^h is the data's: nothing of its start is left$"),
+        (1.2, r"is left; the prior has the larger part in the width of most entries \(55% of the"),
+        (9.2, r"is left; the width of most entries is set by the prior, not by h \(90% of the median"),
+        (
+            20.0,
+            r"^this posterior is essentially its prior, which sets the width of 100% of its entries; h is the",
+        ),
+    ],
+)
+def test_the_verdict_says_whose_the_width_is(posterior, weight_decay, words):
+    """h is between .5 and 1.5, its median about 1."""
+    meta = replace(posterior.meta, weight_decay=weight_decay, health={"effective_memory": 1.0})
+    assert re.search(words, replace(posterior, meta=meta).summary()["verdict"])
+
+
 @pytest.mark.parametrize(
     ("health", "method", "words"),
     [
@@ -121,6 +166,7 @@ def test_a_width_lost_in_the_format_is_told_at_any_temperature(posterior, tmp_pa
 
 def test_the_card_shows_the_measured_numbers(posterior, tmp_path):
     health = {
+        "effective_memory": 0.865,
         "share_moved": 0.93,
         "rank_correlation": 0.876,
         "rank_correlation_within": None,
@@ -131,9 +177,29 @@ def test_the_card_shows_the_measured_numbers(posterior, tmp_path):
     known = replace(posterior, meta=replace(posterior.meta, health=health))
     known.save_pretrained(tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
+    assert "| weight of the data in h (effective memory) | 86.5 % |" in card
     assert "| share of h outside ±10 % of its start | 93.0 % |" in card
     assert "squared gradients of 64 held-out examples | 0.88 (within a tensor –) |" in card
     assert "| median of h / squared gradient | 1.25 |" in card
     assert Posterior.from_pretrained(tmp_path / "out").meta.health == health
     posterior.save_pretrained(tmp_path / "bare")  # nothing measured
-    assert "rank correlation" not in (tmp_path / "bare/README.md").read_text()
+    bare = (tmp_path / "bare/README.md").read_text()
+    assert "rank correlation" not in bare and "effective memory" not in bare
+
+
+def test_the_card_shows_the_width_beside_weight_and_prior(posterior, tmp_path):
+    """Numbers that need no training run: a merged or a Laplace posterior has them too."""
+    meta = replace(posterior.meta, weight_decay=3.0, health={})
+    replace(posterior, meta=meta).save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    mean, hess = (
+        torch.cat([v.flatten() for v in part.values()]) for part in (posterior.mean, posterior.hess)
+    )
+    ratio = (1 / (1e4 * (hess + 3.0)).sqrt() / mean.abs()).median().item()
+    assert f"| standard deviation / \\|mean\\|, median | {ratio:.3g} |" in card
+    share = 3.0 / (hess + 3.0)
+    assert f"precision, median (entries above 90 %) | {100 * share.median().item():.1f} % (0.0 %) |" in card
+    assert "the prior has the larger part in the width of most entries" in card
+    shown = render(describe(str(tmp_path / "out")))
+    assert re.search(rf"^prior share +{share.median():.4g}$", shown, re.MULTILINE)
+    assert re.search(r"^prior dominated +0$", shown, re.MULTILINE)
