@@ -161,7 +161,7 @@ class IVON(DrawingOptimizer):
         Args:
             params: Parameters, group dicts, or a model, whose trainable parameters are taken. Left out, this method
                 itself is returned: so transformers calls what is no class, ``auto()(model, **kwargs)``.
-            num_steps: T, optimizer steps of the run.
+            num_steps: T, optimizer steps of the run; ``max_steps`` where the data have no length.
             grad_batch_size: Examples averaged in one final gradient, over micro-batches and processes.
             seed: Seed of the noise.
             **given: Settings that win over the rules: those of ``vlora.ivon.defaults.auto_settings``, or any of IVON.

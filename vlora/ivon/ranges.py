@@ -42,6 +42,13 @@ _RANGES: dict[str, _Range] = {
     "max_step": _ABOVE_ZERO,
 }
 
+_CURES = {
+    "num_steps": "give the optimizer steps of the run: max_steps, or epochs x rows / examples per step; data without a "
+    "length (iterable) need max_steps, in TrainingArguments and here",
+    "grad_batch_size": "give the examples of one optimizer step: batch size x accumulation x processes",
+}
+"""What to give instead, where a caller may not know it."""
+
 _ROUNDING = 1e-12
 """A schedule that ends at a learning rate of 0 may miss it by so much."""
 
@@ -57,13 +64,14 @@ def check_range(key: str, value: Any) -> None:
         ConfigError: In one line, what it must be and what came.
     """
     in_range, words = _RANGES[key]
+    cure = f"; {_CURES[key]}" if key in _CURES else ""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number and not (isinstance(value, Tensor) and value.numel() == 1):
         raise ConfigError(
-            f"IVON's {key} must be {words}, got {value!r}, which is no number but {type(value).__name__}"
+            f"IVON's {key} must be {words}, got {value!r}, which is no number but {type(value).__name__}{cure}"
         )
     if not in_range(float(value)):  # pyright: ignore[reportArgumentType]
-        raise ConfigError(f"IVON's {key} must be {words}, got {value}")
+        raise ConfigError(f"IVON's {key} must be {words}, got {value}{cure}")
 
 
 def require_usable(groups: Sequence[Mapping[str, Any]]) -> None:

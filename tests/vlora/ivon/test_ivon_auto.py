@@ -130,6 +130,28 @@ def test_impossible_numbers_are_refused(settings, message):
         auto_settings(**{"num_steps": 10, "grad_batch_size": 4, "width": 8, **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {},
+            r"num_steps must be .*, got None, .*; give the optimizer steps .* without a length \(iterable\) need max_steps",
+        ),
+        (
+            {"num_steps": -1},
+            r"num_steps must be >= 1 and finite, got -1; give the .*",
+        ),  # max_steps as Trainer has it
+        (
+            {"num_steps": 9, "grad_batch_size": None},
+            "grad_batch_size must be .*, got None, .*; give the examples of one",
+        ),
+    ],
+)
+def test_what_only_the_caller_knows_is_asked_for_with_the_cure(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        IVON.auto(nn.Linear(2, 2), **{"grad_batch_size": 4, **settings})
+
+
 def test_the_line_for_the_log_says_what_was_chosen():
     assert auto_settings(500, grad_batch_size=16.0, width=384).describe() == (
         "ivon: adam step with lr 0.0013, gradient norm at most 1, noise may cost 0.01 nats (std from 0.001 to at most "

@@ -182,6 +182,7 @@ def test_loraplus_groups_share_one_cost_of_noise(tiny_llama, tmp_path):
     assert len(posterior.hess) == len(posterior.mean)
 
 
+@pytest.mark.parametrize("derived", [True, False], ids=["auto", "price"])
 @pytest.mark.parametrize(
     "config",
     [
@@ -194,9 +195,9 @@ def test_loraplus_groups_share_one_cost_of_noise(tiny_llama, tmp_path):
     ],
     ids=["dora", "rslora", "modules_to_save", "trainable_tokens", "ia3", "vera"],
 )
-def test_variants_in_an_unmodified_trainer(tiny_llama, tmp_path, config):
+def test_variants_in_an_unmodified_trainer(tiny_llama, tmp_path, config, derived):
+    """Under ``IVON.auto``, the default of ``vlora train``, and under the paper's step by reparameterisation."""
     model = adapted(tiny_llama, config)
-    derived = getattr(config, "use_dora", False)
     optimizer = auto(model, grad_batch_size=8) if derived else ivon(model)
     args = TrainingArguments(output_dir=str(tmp_path / "run"), gradient_accumulation_steps=2, **QUIET)
     Trainer(model, args, train_dataset=ROWS, optimizers=(optimizer, None)).train()
