@@ -9,103 +9,21 @@ the reparameterisation estimate of the paper. Relations of the latter:
     step per entry                lr * (hess_init + weight_decay) * clip_radius <= max_step     (rescaled lr)
 """
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from vlora.errors import ConfigError
 from vlora.ivon.ranges import check_range
+from vlora.ivon.settings import IvonSettings
 
-__all__ = [
-    "AUTO_KEYS",
-    "IvonSettings",
-    "auto_settings",
-    "default_lr",
-    "describe_groups",
-    "median_width",
-    "short_run_defaults",
-]
+__all__ = ["AUTO_KEYS", "auto_settings", "default_lr", "median_width", "short_run_defaults"]
 
 
 NOISE_RATE = 12.0
 """Total change of log std that a run allows the controller of the noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IvonSettings:
-    """Hyper-parameters that ``vlora.IVON`` takes, under its names."""
-
-    lr: float
-    ess: float | None
-    hess_init: float
-    beta1: float
-    beta2: float
-    weight_decay: float | None
-    clip_radius: float
-    rescale_lr: bool = True
-    hess_approx: str = "price"
-    grad_batch_size: float | None = None
-    mean_step: str = "newton"
-    noise_cost: float | None = None
-    init_std: float = 1e-3
-    max_std: float = 0.1
-    max_std_ratio: float = 3**0.5
-    noise_warmup: int = 0
-    noise_rate: float = 0.05
-    max_grad_norm: float | None = None
-
-    @property
-    def first_std(self) -> float:
-        """Standard deviation of the first posterior draw, in parameter units."""
-        if self.ess is None:
-            return min(self.init_std, self.max_std)
-        return 1 / math.sqrt(self.ess * (self.hess_init + (self.weight_decay or 0.0)))
-
-    def optimizer_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of ``vlora.IVON``.
-
-        A fixed prior is passed as ``prior_precision``, so that Trainer's own ``weight_decay`` does not replace it.
-        """
-        kwargs = dataclasses.asdict(self)
-        weight_decay = kwargs.pop("weight_decay")
-        if self.ess is not None and weight_decay is not None:
-            kwargs["prior_precision"] = self.ess * weight_decay
-        return kwargs
-
-    def describe(self) -> str:
-        """One line for the log: every number and where it comes from is in ``docs/concepts.md``."""
-        width = (
-            f"noise may cost {self.noise_cost:g} nats (std from {self.first_std:.3g} to at most {self.max_std:g})"
-            if self.noise_cost is not None
-            else f"ess {self.ess:.4g}, first std {self.first_std:.3g}"
-        )
-        scale = "" if self.grad_batch_size is None else f" of {self.grad_batch_size:g} examples"
-        cut = f", gradient norm at most {self.max_grad_norm:g}" if self.max_grad_norm else ""
-        return (
-            f"ivon: {self.mean_step} step with lr {self.lr:.3g}{cut}, {width}, h by {self.hess_approx}{scale}, "
-            f"beta2 {self.beta2:.6g}"
-        )
-
-
-def describe_groups(groups: Iterable[dict[str, Any]]) -> str:
-    """The settings of an optimizer's groups as they are now, one line for each kind of group.
-
-    Args:
-        groups: Parameter groups of ``vlora.IVON``; those without parameters are left out.
-    """
-    lines: dict[str, None] = {}
-    for group in groups:
-        if group["params"]:
-            values = {field.name: group[field.name] for field in dataclasses.fields(IvonSettings)}
-            if values["noise_cost"] is not None:  # then ess and prior are what the run found
-                values |= {"ess": None, "weight_decay": None}
-            now = f", std {group['std']:.3g} now" if values["noise_cost"] is not None else ""
-            lines[IvonSettings(**values).describe() + now] = None
-    return "\n".join(lines)
 
 
 def short_run_defaults(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlora.errors import ConfigError, TrainingError
 from vlora.ivon.clipping import NormWatch, set_clip
-from vlora.ivon.defaults import AUTO_KEYS, auto_settings, describe_groups, median_width
+from vlora.ivon.defaults import AUTO_KEYS, auto_settings, median_width
 from vlora.ivon.draws import DrawAverages
 from vlora.ivon.gradients import Entry
 from vlora.ivon.groups import prepare_groups, warn_if_overridden
@@ -28,6 +28,7 @@ from vlora.ivon.noise import NoiseTally, controlled, update_noise
 from vlora.ivon.prior import update_priors
 from vlora.ivon.protocol import DrawingOptimizer
 from vlora.ivon.sampling import positions
+from vlora.ivon.settings import describe_groups
 from vlora.ivon.state import describe_posterior, restore_loaded_state
 from vlora.ivon.update import apply_update
 
@@ -182,7 +183,10 @@ class IVON(DrawingOptimizer):
         return cls(groups, seed=seed, **{**settings.optimizer_kwargs(), **rest})
 
     def describe(self) -> str:
-        """The settings as they are now in one line, or one for each kind of group; ``IVON.auto`` does not log them."""
+        """The settings in one line, or one for each kind of group, to print or log; IVON itself logs nothing.
+
+        ``vlora train`` logs it. In any Trainer ``vlora.training.callbacks.LogOptimizer`` does.
+        """
         return describe_groups(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

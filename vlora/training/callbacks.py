@@ -1,5 +1,6 @@
-"""What watches a run: a progress bar on stderr, and the end of a run whose loss is no longer a number."""
+"""What watches a run: its settings in the log, a progress bar on stderr, the end of one whose loss is no number."""
 
+import logging
 import math
 from typing import Any
 
@@ -7,8 +8,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlora.errors import TrainingError
+from vlora.ivon.optimizer import IVON
 
-__all__ = ["FiniteLoss", "NoFinalCheckpoint", "ProgressBar"]
+__all__ = ["FiniteLoss", "LogOptimizer", "NoFinalCheckpoint", "ProgressBar"]
+
+logger = logging.getLogger(__name__)
 
 
 class FiniteLoss(TrainerCallback):
@@ -29,6 +33,23 @@ class FiniteLoss(TrainerCallback):
                     f"{name} is {value} at step {state.global_step}, expected a finite number; lower optimizer.lr, "
                     "or check the data and the base weights (nothing was written)"
                 )
+
+
+class LogOptimizer(TrainerCallback):
+    """Log in one line, when training begins, which settings IVON has: those that ``IVON.auto`` chose.
+
+    For any Trainer, also one that builds the optimizer itself; ``vlora train`` uses it. The line is of level INFO.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log ``IVON.describe``, one line for each kind of parameter group; nothing for other optimizers."""
+        optimizer = kwargs.get("optimizer")
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # out of accelerate's wrapper
+        if state.is_world_process_zero and isinstance(optimizer, IVON):
+            for line in optimizer.describe().splitlines():
+                logger.info(line)
 
 
 class NoFinalCheckpoint(TrainerCallback):

@@ -1,18 +1,16 @@
 """The ``optimizer:`` block: IVON or AdamW over the same parameters, with every setting resolved to a number."""
 
-import logging
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlora.ivon.defaults import IvonSettings, auto_settings, default_lr, median_width, short_run_defaults
+from vlora.ivon.defaults import auto_settings, default_lr, median_width, short_run_defaults
 from vlora.ivon.optimizer import IVON
+from vlora.ivon.settings import IvonSettings
 from vlora.training.config import OptimizerConfig
 
 __all__ = ["build_optimizer"]
-
-logger = logging.getLogger(__name__)
 
 _PRICE = (
     "lr", "ess", "init_std", "hess_init", "max_std_ratio", "max_step", "beta1", "beta2", "weight_decay", "clip_radius",
@@ -65,9 +63,7 @@ def build_optimizer(
         given |= _given(config, _AUTO)
         settings = auto_settings(num_steps, grad_batch_size=batch, width=median_width(parameters), **given)
     kwargs = settings.optimizer_kwargs() | _overrides(config, settings)
-    optimizer = IVON(parameters, seed=seed, **kwargs)
-    logger.info(settings.describe())
-    return optimizer, {"name": "ivon", "seed": seed, **kwargs}
+    return IVON(parameters, seed=seed, **kwargs), {"name": "ivon", "seed": seed, **kwargs}
 
 
 def _given(config: OptimizerConfig, names: tuple[str, ...]) -> dict[str, Any]:

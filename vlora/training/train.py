@@ -178,7 +178,7 @@ def _trainer(
     """The unmodified Trainer, with our callbacks."""
     from transformers import PrinterCallback, Trainer
 
-    from vlora.training.callbacks import FiniteLoss, NoFinalCheckpoint
+    from vlora.training.callbacks import FiniteLoss, LogOptimizer, NoFinalCheckpoint
 
     try:
         trainer = Trainer(
@@ -188,7 +188,7 @@ def _trainer(
             train_dataset=run.train,  # pyright: ignore[reportArgumentType]
             eval_dataset=run.validation,  # pyright: ignore[reportArgumentType]
             optimizers=(optimizer, None),
-            callbacks=[FiniteLoss(), NoFinalCheckpoint(), bar],
+            callbacks=[LogOptimizer(), FiniteLoss(), NoFinalCheckpoint(), bar],
         )
     except (ImportError, RuntimeError, ValueError) as error:  # such as a tracker that is not installed
         raise ConfigError(f"training: {' '.join(str(error).split())[:300]}") from error

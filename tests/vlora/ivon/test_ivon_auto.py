@@ -133,18 +133,12 @@ def test_impossible_numbers_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {},
-            r"num_steps must be .*, got None, .*; give the optimizer steps .* without a length \(iterable\) need max_steps",
-        ),
+        ({}, r"num_steps must be .*, got None, .*; give the optimizer steps .* \(iterable\) need max_steps"),
         (
             {"num_steps": -1},
-            r"num_steps must be >= 1 and finite, got -1; give the .*",
-        ),  # max_steps as Trainer has it
-        (
-            {"num_steps": 9, "grad_batch_size": None},
-            "grad_batch_size must be .*, got None, .*; give the examples of one",
-        ),
+            r"num_steps must be >= 1 and finite, got -1; give",
+        ),  # what max_steps is if not set
+        ({"num_steps": 9, "grad_batch_size": None}, "got None, .*; give the examples of one optimizer step"),
     ],
 )
 def test_what_only_the_caller_knows_is_asked_for_with_the_cure(settings, message):
@@ -154,10 +148,13 @@ def test_what_only_the_caller_knows_is_asked_for_with_the_cure(settings, message
 
 def test_the_line_for_the_log_says_what_was_chosen():
     assert auto_settings(500, grad_batch_size=16.0, width=384).describe() == (
-        "ivon: adam step with lr 0.0013, gradient norm at most 1, noise may cost 0.01 nats (std from 0.001 to at most "
-        "0.1), h by gradsq of 16 examples, beta2 0.999"
+        "ivon: adam step with lr 0.0013, gradient norm at most 1, noise may cost 0.01 nats from step 500 on (std from "
+        "0.001 to at most 0.1, no entry wider than 1.73 times that), h by gradsq of 16 examples, betas 0.9 and 0.999"
     )
-    assert "ess 1e+06, first std 0.02" in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()
+    assert (
+        "ess 1e+06, prior precision 2.5e+03, first std 0.02"
+        in auto_settings(5, grad_batch_size=1, width=8, ess=1e6).describe()
+    )
 
 
 def test_the_optimizer_tells_its_settings():
@@ -177,8 +174,31 @@ def test_the_optimizer_tells_its_settings():
     fixed = IVON([params[0]], lr=1.0, ess=1e4, hess_init=0.24, weight_decay=0.01)
     assert (
         fixed.describe()
-        == "ivon: newton step with lr 1, ess 1e+04, first std 0.02, h by price, beta2 0.99999"
+        == "ivon: newton step with lr 1, ess 1e+04, prior precision 100, first std 0.02, h by price, "
+        "betas 0.9 and 0.99999"
     )
+
+
+def test_a_schedule_does_not_hide_the_rate_and_a_learned_prior_stays_one_line():
+    optimizer = IVON(
+        [nn.Parameter(torch.zeros(4))], lr=0.5, ess=1e4, hess_init=0.24, weight_decay=0.01, clip_radius=3
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 4)
+    line = optimizer.describe()
+    assert "with lr 0.5, clip_radius 3," in line and line.endswith("0.99999, lr 0 now")
+    optimizer.train()
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(4)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.describe().endswith(", lr 0.125 now")
+    params = [nn.Parameter(torch.full((4,), float(n))) for n in range(3)]
+    learned = IVON(params, lr=0.5, ess=1e4, weight_decay=0.01, prior="empirical_bayes", prior_update_every=1)
+    learned.train()
+    for param in params:
+        param.grad = torch.ones(4)
+    learned.step()
+    assert len({group["weight_decay"] for group in learned.param_groups}) == 3
+    assert len(learned.describe().splitlines()) == 1
 
 
 def test_a_model_or_nothing_is_taken_too():

@@ -1,5 +1,6 @@
 """IVON where other code owns the loop or the model: closures, compiled models, checkpointing, groups of LoRA+."""
 
+import logging
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from trainer_cases import AUTO, QUIET, SETTINGS, auto, check_controlled, check_folder, ivon, trainable
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerState, TrainingArguments
 
 from vlora import IVON, Posterior
+from vlora.training.callbacks import LogOptimizer
 
 TARGETS = ["q_proj", "v_proj"]
 TOKENS = torch.randint(3, 40, (6, 8), generator=torch.Generator().manual_seed(1))
@@ -182,26 +184,26 @@ def test_loraplus_groups_share_one_cost_of_noise(tiny_llama, tmp_path):
     assert len(posterior.hess) == len(posterior.mean)
 
 
-@pytest.mark.parametrize("derived", [True, False], ids=["auto", "price"])
-@pytest.mark.parametrize(
-    "config",
-    [
-        LoraConfig(r=2, target_modules=TARGETS, use_dora=True),
-        LoraConfig(r=2, target_modules=TARGETS, use_rslora=True),
-        LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["lm_head"]),
-        LoraConfig(r=2, target_modules=TARGETS, trainable_token_indices={"embed_tokens": [3, 4]}),
-        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-        VeraConfig(r=4, target_modules=TARGETS),
-    ],
-    ids=["dora", "rslora", "modules_to_save", "trainable_tokens", "ia3", "vera"],
-)
-def test_variants_in_an_unmodified_trainer(tiny_llama, tmp_path, config, derived):
-    """Under ``IVON.auto``, the default of ``vlora train``, and under the paper's step by reparameterisation."""
-    model = adapted(tiny_llama, config)
-    optimizer = auto(model, grad_batch_size=8) if derived else ivon(model)
+VARIANTS = {
+    "dora": LoraConfig(r=2, target_modules=TARGETS, use_dora=True),
+    "rslora": LoraConfig(r=2, target_modules=TARGETS, use_rslora=True),
+    "modules_to_save": LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["lm_head"]),
+    "trainable_tokens": LoraConfig(
+        r=2, target_modules=TARGETS, trainable_token_indices={"embed_tokens": [3, 4]}
+    ),
+    "ia3": IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "vera": VeraConfig(r=4, target_modules=TARGETS),
+}
+
+
+@pytest.mark.parametrize(("name", "how"), [*((name, "auto") for name in VARIANTS), ("rslora", "price")])
+def test_variants_in_an_unmodified_trainer(tiny_llama, tmp_path, name, how):
+    """Under the settings of ``vlora train``; by reparameterisation the other types are in test_posterior_peft_types."""
+    model = adapted(tiny_llama, VARIANTS[name])
+    optimizer = auto(model, grad_batch_size=8) if how == "auto" else ivon(model)
     args = TrainingArguments(output_dir=str(tmp_path / "run"), gradient_accumulation_steps=2, **QUIET)
     Trainer(model, args, train_dataset=ROWS, optimizers=(optimizer, None)).train()
-    if derived:
+    if how == "auto":
         check_controlled(optimizer)
     posterior = check_folder(model, optimizer, lambda: base(tiny_llama), logits, tmp_path / "out")
     assert len(posterior.hess) == len(trainable(model))
@@ -224,6 +226,23 @@ def test_two_adapters_in_one_training_are_two_posteriors(tiny_llama, tmp_path):
     assert (first.meta.steps, second.meta.steps) == (4, 4)
     assert {key for key in second.hess if "v_proj" in key} == set()
     assert Posterior.from_pretrained(tmp_path / "b").adapter_config["r"] == 4
+
+
+def test_other_optimizers_have_nothing_to_log(caplog):
+    state, optimizer = (
+        TrainerState(is_world_process_zero=True),
+        torch.optim.SGD(torch.nn.Linear(1, 1).parameters()),
+    )
+    other: Any = None
+    with caplog.at_level(logging.INFO, logger="vlora"):
+        LogOptimizer().on_train_begin(other, state, other, optimizer=optimizer)
+        LogOptimizer().on_train_begin(
+            other,
+            TrainerState(is_world_process_zero=False),
+            other,
+            optimizer=IVON([torch.nn.Parameter(torch.zeros(1))], lr=1.0, ess=1.0),
+        )
+    assert caplog.messages == []
 
 
 def test_the_adapter_that_is_not_active_keeps_its_weights(tiny_llama, tmp_path):

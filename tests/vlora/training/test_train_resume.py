@@ -118,7 +118,10 @@ def test_checkpoints_of_another_run_are_neither_used_nor_dropped(long_config, mo
 
 def test_a_finished_run_is_not_repeated(make_config, caplog):
     config = make_config()
-    folder = run_training(config)
+    with caplog.at_level(logging.INFO):
+        folder = run_training(config)
+    (told,) = [line for line in caplog.messages if line.startswith("ivon: ")]  # the settings, once
+    assert "h by gradsq of " in told and told.endswith("std 0.001 now")
     stamp = (folder / "train_log.json").stat().st_mtime_ns
     with caplog.at_level(logging.INFO):
         assert run_training(config) == folder

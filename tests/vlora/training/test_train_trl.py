@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import vlora.recipes.closed_world as closed_world
 from vlora import IVON
+from vlora.training.callbacks import LogOptimizer
 
 MODEL = Path(closed_world.__file__).parent / "model"
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -75,14 +78,23 @@ def test_trl_trainers_with_a_peft_model_and_our_optimizer(tmp_path, make, rows):
 
 
 @pytest.mark.parametrize(("make", "rows"), [(sft, ROWS), (dpo, PAIRS)], ids=["sft", "dpo"])
-def test_trl_builds_adapter_and_optimizer(tmp_path, make, rows):
+def test_trl_builds_adapter_and_optimizer(tmp_path, caplog, make, rows):
     """``peft_config`` and ``optimizer_cls_and_kwargs``: nothing exists before the trainer makes it."""
-    keys = {} if make is dpo else {"optimizer_cls_and_kwargs": (IVON.auto, dict(AUTO))}
-    trainer = make(rows, tmp_path / "run", base(), peft_config=LORA, **keys)
+    keys: dict[str, Any] = {"callbacks": [LogOptimizer()], "peft_config": LORA}
+    if make is sft:
+        keys["optimizer_cls_and_kwargs"] = (IVON.auto, dict(AUTO))
+    trainer = make(rows, tmp_path / "run", base(), **keys)
     if make is dpo:  # has no such argument; the optimizer is made from the trainer's own model
-        trainer.optimizer = ivon(trainer.model)
-    trainer.train()
+        trainer.optimizer = auto(trainer.model)
+    with caplog.at_level(logging.INFO, logger="vlora"):
+        trainer.train()
     assert isinstance(trainer.optimizer.optimizer, IVON)
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("vlora")]
+    assert told == (
+        "ivon: adam step with lr 0.01, gradient norm at most 1, noise may cost 0.01 nats from step 3 on (std from "
+        "0.001 to at most 0.1, no entry wider than 1.73 times that), h by gradsq of 4 examples, betas 0.9 and 0.999, "
+        "std 0.001 now"
+    )
     check_folder(trainer.model, trainer.optimizer, base, logits, tmp_path / "out")
 
 
