@@ -93,13 +93,12 @@ class PriorWatch:
     Price's estimate of h goes down to ``-weight_decay``, and no update takes it further: only a weight decay written
     into a group does. Such an entry's draw is NaN; where its gradient is 0, as of an embedding's unused row, the loss
     does not show it, and ``NaN * 0`` would enter h and the mean. So it is asked before a draw or a step is made with
-    the new value. h is looked at only then, and once at the start and after a checkpoint; else it costs a comparison.
+    the new value. h is looked at only then, and once after a checkpoint; else it costs a comparison of two numbers.
     """
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
 
-    @torch.no_grad()
     def look(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Take in the weight decay of every group whose prior is not the controller's, which keeps it above zero.
 
@@ -112,14 +111,21 @@ class PriorWatch:
         """
         now = {n: float(group["weight_decay"]) for n, group in enumerate(groups) if not controlled(group)}
         due = [n for n, value in now.items() if not value >= self._seen.get(n, math.inf)]
-        items = [(n, param) for n in due for param in groups[n]["params"]]
-        if items:
-            least = [_least_precision(groups[n], state.get(param, {})) for n, param in items]
-            own = next((i for i, value in enumerate(least) if not value > 0), len(items))
-            first = lowest_of_ranks(own, [param for _, param in items])
-            if first < len(items):
-                self._refuse(*items[first], now[items[first][0]], least[first])
+        if due:
+            self._require_positive(groups, due, state)
         self._seen = now
+
+    @torch.no_grad()
+    def _require_positive(
+        self, groups: Sequence[Mapping[str, Any]], due: list[int], state: Mapping[Tensor, Mapping[str, Any]]
+    ) -> None:
+        items = [(n, param) for n in due for param in groups[n]["params"]]
+        least = [_least_precision(groups[n], state.get(param, {})) for n, param in items]
+        own = next((i for i, value in enumerate(least) if not value > 0), len(items))
+        first = lowest_of_ranks(own, [param for _, param in items])
+        if first < len(items):
+            number, param = items[first]
+            self._refuse(number, param, float(groups[number]["weight_decay"]), least[first])
 
     def _refuse(self, number: int, param: Tensor, weight_decay: float, least: float) -> None:
         before = self._seen.get(number)
