@@ -22,6 +22,7 @@ from benchmarks.closed_world.scores import Said, nll_of, tempered
 from benchmarks.closed_world.worlds import Questions, data_block, taught
 from vlora import Posterior
 from vlora.config import load_config
+from vlora.curvature import Votes
 from vlora.laplace.config import PosteriorConfig
 from vlora.laplace.run import run_posterior
 from vlora.recipes.closed_world import model_folder
@@ -68,14 +69,14 @@ class Setting:
         """Files that the model's adapters were taught from."""
         return [self.files[f"train_{adapter}"] for adapter in self.adapter]
 
-    def trained(self, arm: str, run: int = 0, *, streamed: bool = False) -> Path:
-        """Folder of the adapter that an arm trains; ``streamed`` gathers Grams on the way, not in a pass afterwards."""
+    def trained(self, arm: str, run: int = 0, *, streamed: Votes | None = None) -> Path:
+        """Folder of the adapter that an arm trains; ``streamed`` gathers Grams on the way, with such votes."""
         optimizer = self.optimizers[arm.removesuffix("_dropout")]
         dropout = DROPOUT if arm.endswith("_dropout") else 0.0
         more = {"run": run, "dropout": dropout, "curvature": run == 0 and not dropout}
-        output = self.folder / f"{arm}_{run}{'_streamed' * streamed}" / self.adapter
+        output = self.folder / (f"{arm}_{run}" + (f"_streamed_{streamed}" if streamed else "")) / self.adapter
         if streamed:
-            more["curvature"] = "training"
+            more |= {"curvature": "training", "votes": streamed}
         return taught(self.seed, self.files, self.adapter, optimizer, output, **more)
 
     def widest_draws(self, model: nn.Module, posterior: Posterior, nll: float) -> float:

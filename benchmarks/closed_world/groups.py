@@ -82,7 +82,7 @@ class Group:
         folder = arms.laplace_folder(setting) if source == "adamw" and run == 0 else trained
         posterior = Posterior.from_pretrained(folder)
         if rows is None:  # the same training again, which gathering does not change by a bit
-            streamed = setting.trained(source, run, streamed=True)
+            streamed = setting.trained(source, run, streamed=votes)
             return replace(posterior, curvature=Posterior.from_pretrained(streamed).curvature)
         name = f"{source}_{run}_{adapter}_{rows}" + ("" if votes == "equal" else f"_{votes}")
         kept = self.folder / "grams" / f"{name}.safetensors"

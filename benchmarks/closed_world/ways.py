@@ -116,7 +116,11 @@ APART: dict[str, Way] = {
     "rows_32": Way("G of 32 rows", rows=32),
     "rows_128": Way("G of 128 rows", rows=128),
     "rows_512": Way("G of 512 rows", rows=512),
+    "streamed_equal": Way("G gathered while training", rows=None),
     "streamed": Way("G gathered while training, votes by change", rows=None, votes="change"),
+    "streamed_mats": Way(
+        "MaTS, gathered while training, votes by change", "mats", 128, rows=None, votes="change"
+    ),
     "tau_0.03": Way("G, tau .03", options={"tau": 0.03}),
     "tau_1": Way("G, tau 1", options={"tau": 1.0}),
     "rank_8": Way("G and S, cut to rank 8", rank=8),

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from vlora.config import load_config
+from vlora.curvature import Votes
 from vlora.recipes.closed_world import build_world, model_folder, write_datasets
 from vlora.training.config import TrainConfig
 from vlora.training.train import run_training
@@ -120,6 +121,7 @@ def taught(
     run: int = 0,
     dropout: float = 0.0,
     curvature: bool | str = True,
+    votes: Votes = "equal",
 ) -> Path:
     """Folder of an adapter taught A's or B's facts; a finished one is not repeated.
 
@@ -132,6 +134,7 @@ def taught(
         run: Number of the start, order and noise; members of an ensemble differ in it.
         dropout: Of the adapter's input, for MC dropout.
         curvature: Gather Kronecker factors, too, in a pass after training, or ``"training"`` while it goes on.
+        votes: What an example counts in them.
     """
     peft = {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": dropout}
     steps = {"per_device_train_batch_size": BATCH, "max_steps": STEPS, "warmup_steps": 0, "use_cpu": True}
@@ -146,6 +149,7 @@ def taught(
             "training": steps,
             "curvature": bool(curvature),
             "curvature_source": "training" if curvature == "training" else "pass",
+            "curvature_votes": votes,
             "seed": 1000 * run + 10 * seed + (*ALL, "ab").index(adapter),
             "output": str(output),
         },
