@@ -115,7 +115,8 @@ class MethodOptions:
     epsilon: float | None = None
     """``della``: width of the window of probabilities around ``density``; .2 if not given."""
     seed: int | None = None
-    """``dare_linear``, ``dare_ties``, ``della``: start of the masks, one per adapter and module; 0 if not given."""
+    """``dare_linear``, ``dare_ties``, ``della``: start of the masks, one per adapter and module, by their
+    content: names and order do not count; 0 if not given."""
     space: str | None = None
     """``ties``, ``dare_linear``, ``dare_ties``, ``della``: coordinates whose entries are compared, ``full`` (the update
     itself, the default), ``knots`` or ``core``."""

@@ -56,7 +56,9 @@ OPTIONS: dict[str, Option] = {
         lambda v: _number(v) and 0 <= v < 1, "a number in [0, 1)", "width of the window around density"
     ),
     "seed": Option(
-        lambda v: _whole(v, 0), "a whole number >= 0", "start of the masks, one per adapter and module"
+        lambda v: _whole(v, 0),
+        "a whole number >= 0",
+        "start of the masks, one per adapter and module by their content",
     ),
     "space": Option(
         lambda v: v in SPACES, f"one of {', '.join(SPACES)}", "coordinates whose entries are compared"

@@ -129,7 +129,8 @@ class _Changes:
         if not pairs:
             return
         shape = updates[0].left.shape[0], updates[0].right.shape[1]
-        case = Case(key, shape, [w for _, _, w in pairs], [p.name for _, p, _ in pairs], True)
+        names, contents = [p.name for _, p, _ in pairs], [p.content for _, p, _ in pairs]
+        case = Case(key, shape, [w for _, _, w in pairs], names, contents, True)
         rule = rule_for(self.draft.method, case, self.options.of(module))
         self.special[key] = OnUpdates(rule, [u for u, _, _ in pairs])
 

@@ -40,6 +40,8 @@ class AdapterPart:
     """Module -> trained bias of B (``lora_bias``)."""
     weights: Weights | None = None
     index: int = 0
+    content: str = ""
+    """Hash of the adapter's tensors; empty for a merge of several."""
 
     def weight_of(self, module: str) -> float:
         """Weight of this adapter in a module."""
@@ -63,13 +65,17 @@ def read_adapters(
     """
     names = distinct([source.name or Path(source.path).name or source.path for source in config.adapters])
     loaded = [Posterior.from_pretrained(source.path, revision=source.revision) for source in config.adapters]
-    parts = [_split(posterior, name) for posterior, name in zip(loaded, names, strict=True)]
-    for source, part, whole in zip(config.adapters, parts, loaded, strict=True):
+    hashes = [whole.meta.mean_sha256 or tensors_sha256(whole.mean) for whole in loaded]
+    parts = [
+        replace(_split(posterior, name), content=content)
+        for posterior, name, content in zip(loaded, names, hashes, strict=True)
+    ]
+    for source, part in zip(config.adapters, parts, strict=True):
         check_adapter(part.posterior, part.name)
         draft.source_files.append(())
         draft.sources.append(
             {"name": part.name, "role": "adapter", "path": source.path, "revision": source.revision,
-             "weight": source.weight, "mean_sha256": whole.meta.mean_sha256 or tensors_sha256(whole.mean),
+             "weight": source.weight, "mean_sha256": part.content,
              **({"module_weights": dict(source.module_weights)} if source.module_weights else {})}
         )  # fmt: skip
         _check_base(part, str(config.base_model), fingerprint, draft)

@@ -18,7 +18,9 @@ class Case:
     weights: Sequence[float]
     """Of the models that take part, none of them 0."""
     names: Sequence[str]
-    """Their names, for masks and messages."""
+    """Their names, for messages."""
+    contents: Sequence[str]
+    """Hashes of what they hold, for masks and an order of their own."""
     from_base: bool
     """Whether the first input is the base."""
     matrix: bool = False
@@ -27,10 +29,25 @@ class Case:
     """Curvature of every model; none where the tensor has none, or the method needs none."""
 
     @property
+    def order(self) -> list[int]:
+        """Numbers of the models in an order that does not depend on the list's.
+
+        Sums of three numbers and more round differently in another order, and a sign election or a solver may turn
+        that into more than rounding.
+        """
+        return sorted(range(len(self.weights)), key=lambda i: (self.contents[i], self.weights[i]))
+
+    @property
     def columns(self) -> int:
         """Length of a row."""
         return self.shape[-1] if self.shape else 1
 
     def only(self, index: int) -> "Case":
         """One of the models alone, with weight 1."""
-        return replace(self, weights=[1.0], names=[self.names[index]], grams=self.grams[index : index + 1])
+        return replace(
+            self,
+            weights=[1.0],
+            names=[self.names[index]],
+            contents=[self.contents[index]],
+            grams=self.grams[index : index + 1],
+        )

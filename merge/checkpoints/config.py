@@ -51,7 +51,7 @@ class ModelSource:
     """Regular expression -> weight for the tensors whose name it matches anywhere, instead of ``weight``; the first
     that matches counts. A list is a gradient over the layers. 0 leaves the model out there."""
     name: str | None = None
-    """Short name for messages and masks; the last part of the path if not given."""
+    """Short name for messages; the last part of the path if not given."""
     revision: str | None = None
     """Revision of a hub id."""
     fisher: str | None = None

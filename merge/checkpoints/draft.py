@@ -71,8 +71,8 @@ class Draft:
 
     def add_checkpoint(
         self, checkpoint: Checkpoint, role: str, path: str, revision: str | None, **facts: Any
-    ) -> None:
-        """Lineage of one model, or of a folder of tensors that belong to one.
+    ) -> str:
+        """Lineage of one model, or of a folder of tensors that belong to one; returns its fingerprint.
 
         Args:
             checkpoint: Its headers.
@@ -88,6 +88,7 @@ class Draft:
         described = {"name": checkpoint.name, "role": role, "path": path, "revision": revision}
         self.sources.append({**described, "bytes": checkpoint.nbytes, **identity, **facts})
         self.source_files.append(checkpoint.files)
+        return str(identity["weights_fingerprint"])
 
     def all_problems(self) -> list[str]:
         """Everything that stands in the way, one sentence each, most telling first."""

@@ -166,21 +166,27 @@ class Mats(WholeMatrix):
     grams: Sequence[ModuleGrams] = ()
     tau: float = 0.3
     steps: int = 100
+    order: Sequence[int] = ()
+    """In which the models enter: conjugate gradients turn the rounding of a sum into steps."""
 
     def merge(
         self, stream: "TensorStream", changed: Sequence[int], squares: Sequence[float]
     ) -> tuple[Tensor, dict[str, Any]]:
         """X by conjugate gradients from the closed form, and how far they went."""
+        order = self.order or range(len(self.weights))
         left, right = (
-            [normalised_gram(dense(g.read(stream, kind)[0]).double(), g.where) for g in self.grams]
+            [
+                normalised_gram(dense(self.grams[t].read(stream, kind)[0]).double(), self.grams[t].where)
+                for t in order
+            ]
             for kind in ("output_gram", "input_gram")
         )
-        deltas = [self.difference(stream, t) for t in range(len(self.weights))]
+        deltas, weights = [self.difference(stream, t) for t in order], [self.weights[t] for t in order]
         ones = [1.0] * len(right)
-        total = total_curvature(right, ones, self.weights, self.tau, stream.job.name)[0]
-        start = kronecker_rows(deltas, right, ones, self.weights, self.tau, total)
+        total = total_curvature(right, ones, weights, self.tau, stream.job.name)[0]
+        start = kronecker_rows(deltas, right, ones, weights, self.tau, total)
         found, taken, residual = mats_dense(
-            deltas, left, right, self.weights, self.tau, steps=self.steps, start=start
+            deltas, left, right, weights, self.tau, steps=self.steps, start=start
         )
         return found, {"steps": taken, "residual": float(f"{residual:.3g}")}
 

@@ -40,7 +40,7 @@ def rule_for(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
     if method == "slerp":
         return _slerp(case)
     if method == "ties":
-        return Ties(weights, **options)
+        return Ties(weights, order=case.order, **options)
     if method in ("tsv", "iso_c"):
         return _spectral(method, case, options)
     if method in NEEDS_GRAMS:
@@ -48,8 +48,8 @@ def rule_for(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
     if method == "fisher":
         _positive(case, "a Fisher average takes positive weights")
         return Fisher(weights, **options)
-    masks = [MaskSource(options.get("seed", 0), name, case.tensor) for name in case.names]
-    rest = {key: value for key, value in options.items() if key != "seed"}
+    masks = [MaskSource(options.get("seed", 0), content, case.tensor) for content in case.contents]
+    rest = {key: value for key, value in options.items() if key != "seed"} | {"order": case.order}
     if method == "della":
         return Della(weights, masks, elects=True, columns=case.columns, **rest)
     return Dare(weights, masks, elects=method == "dare_ties", **rest)
@@ -87,6 +87,7 @@ def _curved(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
     known = {key: value for key, value in options.items() if key != "curvature"}
     if case.grams:
         rule = {"regmean": RegMean, "mats": Mats, "gradient_matching": GradientMatching}[method]
+        known |= {"order": case.order} if method == "mats" else {}
         return rule(case.weights, grams=case.grams, **known)
     if method == "regmean":
         return WeightedMean(normalised(case.weights, "model"))

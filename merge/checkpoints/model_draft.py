@@ -40,6 +40,8 @@ __all__ = ["draft_models"]
 class _Model:
     checkpoint: Checkpoint
     config: dict[str, Any]
+    content: str
+    """Fingerprint of its weight files."""
 
     @property
     def name(self) -> str:
@@ -162,7 +164,8 @@ class _Builder:
         names = [m.name for m, _, _ in found]
         matrix = maps is None and is_matrix(key, shape, self.draft.config)
         grams = () if self.curvature is None or maps else self.curvature.of(key, shape, names)
-        case = Case(key, shape, [w for _, _, w in found], names, from_base, matrix, grams)
+        weights, contents = [w for _, _, w in found], [m.content for m, _, _ in found]
+        case = Case(key, shape, weights, names, contents, from_base, matrix, grams)
         rule = rule_for(self.draft.method, case, self._options(key))
         dtype = output_dtype(reference, self.config.dtype)
         self.draft.jobs.append(TensorJob(key, dtype, shape, tuple(entries), rule, maps, case))
@@ -186,8 +189,8 @@ def _load(
 ) -> _Model:
     folder = model_folder(path, revision)
     checkpoint = read_checkpoint(folder, name)
-    draft.add_checkpoint(checkpoint, role, path, revision, **facts)
-    return _Model(checkpoint, read_config(folder, name))
+    content = draft.add_checkpoint(checkpoint, role, path, revision, **facts)
+    return _Model(checkpoint, read_config(folder, name), content)
 
 
 def _load_source(source: ModelSource, name: str, draft: Draft) -> _Model:

@@ -1,7 +1,8 @@
 """TIES, DARE and DELLA on tiles of whole checkpoints, as :mod:`vlora.merge.methods.ties` and its neighbours have them.
 
-Trimming is per tensor, the weights of the whole tensor compared. Masks belong to model, tensor and place
-(:mod:`vlora.merge.checkpoints.masks`), so they differ from those of an adapter merge with the same seed.
+Trimming is per tensor, the weights of the whole tensor compared. Masks belong to the content of a model, to tensor and
+place (:mod:`vlora.merge.checkpoints.masks`), so they differ from those of an adapter merge with the same seed. Signs
+are elected in an order of the models' own: of three and more, a tie may round to either sign in another order.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class Ties(Rule):
     density: float = 0.2
     scale: float = 1.0
     normalise: bool = True
+    order: Sequence[int] = ()
     passes: int = 2
     tiles: int = 3
     tile_entries: int = _TILE
@@ -57,7 +59,8 @@ class Ties(Rule):
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """Trim, elect, merge, add."""
         trimmed = [shrink(u, limit) for u, limit in zip(differences(values), known, strict=True)]
-        return values[0].add_(elect(trimmed, self.weights, self.normalise), alpha=self.scale)
+        trimmed, weights = _ordered(self.order, trimmed, self.weights)
+        return values[0].add_(elect(trimmed, weights, self.normalise), alpha=self.scale)
 
 
 @dataclass
@@ -70,16 +73,17 @@ class Dare(Rule):
     density: float = 0.5
     scale: float = 1.0
     normalise: bool = True
+    order: Sequence[int] = ()
     tiles: int = 4
 
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """Drop, rescale, merge, add."""
-        updates = self._sparse(place, differences(values))
+        updates, weights = _ordered(self.order, self._sparse(place, differences(values)), self.weights)
         if self.elects:
-            merged = elect(updates, self.weights, self.normalise)
+            merged = elect(updates, weights, self.normalise)
         else:
-            merged = updates[0].mul_(self.weights[0])
-            for update, weight in zip(updates[1:], self.weights[1:], strict=True):
+            merged = updates[0].mul_(weights[0])
+            for update, weight in zip(updates[1:], weights[1:], strict=True):
                 merged.add_(update, alpha=weight)
         return merged.mul_(self.scale).add_(values[0])
 
@@ -103,3 +107,11 @@ class Della(Dare):
             uniform = mask.uniform(place).view(-1, self.columns)
             found.append(keep_by_magnitude(rows, self.density, self.epsilon, uniform).flatten())
         return found
+
+
+def _ordered(
+    order: Sequence[int], updates: Sequence[Tensor], weights: Sequence[float]
+) -> tuple[list[Tensor], list[float]]:
+    """Updates and weights in an order that is not the list's; as they are where none is known."""
+    wanted = order or range(len(weights))
+    return [updates[i] for i in wanted], [weights[i] for i in wanted]

@@ -4,9 +4,10 @@
     dare_linear   DeltaW = scale * sum_t w_t t_hat_t                            (task arithmetic on sparse updates)
     dare_ties     DeltaW = scale * mean of the w_t t_hat_t that agree in sign   (TIES without its trim)
 
-Notation (paper -> code): 1 - p -> ``density``, lambda -> ``scale``. The expectation of t_hat is t. Masks are seeded per
-adapter and module. Applied to updates, never to factors: a product of two masked factors is not a masked update (PEFT's
-``dare_linear`` and ``dare_ties`` do that). mergekit's ``dare_ties`` sums by default, as ``normalise: false`` does.
+Notation (paper -> code): 1 - p -> ``density``, lambda -> ``scale``. The expectation of t_hat is t. Masks are seeded by
+the content of each update. Applied to updates, never to factors: a product of two masked factors is not a masked update
+(PEFT's ``dare_linear`` and ``dare_ties`` do that). mergekit's ``dare_ties`` sums by default, as ``normalise: false``
+does.
 
 A random mask has full rank, so at the rank of the inputs most of what DARE did is lost again: the report says how much.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vlora.merge.low_rank.spaces import merge_in_space
-from vlora.merge.methods.sparsify import drop_random, mask_generator
+from vlora.merge.methods.sparsify import drop_random, update_mask
 from vlora.merge.methods.ties import elect_and_merge
 from vlora.merge.update import LoraUpdate, MergedModule, present
 
@@ -42,11 +43,11 @@ def dare_linear(
         rank: ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
         density: Probability that an entry stays, in (0, 1].
         scale: Factor on the result.
-        seed: Start of the masks; each adapter and module has its own.
+        seed: Start of the masks; each update has its own, by its content.
         space: Coordinates whose entries are dropped, see :mod:`vlora.merge.low_rank.spaces`.
     """
     updates, weights = present(updates, weights)
-    masks = [mask_generator(seed, u.adapter, u.module) for u in updates]
+    masks = [update_mask(seed, u) for u in updates]
     return merge_in_space(
         updates, rank, space, lambda tensors: scale * dare_linear_merge(tensors, weights, density, masks)
     )
@@ -72,11 +73,11 @@ def dare_ties(
         density: Probability that an entry stays, in (0, 1].
         scale: Factor on the result.
         normalise: Divide by the weights that agree; False leaves the sum.
-        seed: Start of the masks; each adapter and module has its own.
+        seed: Start of the masks; each update has its own, by its content.
         space: Coordinates whose entries are dropped and compared.
     """
     updates, weights = present(updates, weights)
-    masks = [mask_generator(seed, u.adapter, u.module) for u in updates]
+    masks = [update_mask(seed, u) for u in updates]
     return merge_in_space(
         updates,
         rank,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlora.merge.low_rank.spaces import merge_in_space
-from vlora.merge.methods.sparsify import drop_by_magnitude, mask_generator
+from vlora.merge.methods.sparsify import drop_by_magnitude, update_mask
 from vlora.merge.methods.ties import elect_and_merge
 from vlora.merge.update import LoraUpdate, MergedModule, present
 
@@ -44,14 +44,14 @@ def della(
         epsilon: Width of the window of probabilities around ``density``, >= 0.
         scale: Factor on the result.
         normalise: Divide by the weights that agree; False leaves the sum.
-        seed: Start of the masks; each adapter and module has its own.
+        seed: Start of the masks; each update has its own, by its content.
         space: Coordinates whose entries are dropped and compared, see :mod:`vlora.merge.low_rank.spaces`.
 
     Raises:
         ConfigError: The window of probabilities leaves (0, 1].
     """
     updates, weights = present(updates, weights)
-    masks = [mask_generator(seed, u.adapter, u.module) for u in updates]
+    masks = [update_mask(seed, u) for u in updates]
     return merge_in_space(
         updates,
         rank,

@@ -7,8 +7,9 @@
 ======================  ==================================================================================
 
 ``density`` is the (expected) share of entries that stay, 1 - p in the papers. Masks come from a generator per tensor,
-seeded by the names of adapter and module (:func:`mask_generator`), so that neither the order of adapters nor that
-of modules changes them.
+seeded by the content of the update and the name of the module (:func:`update_mask`), so that neither names nor order of
+the adapters change them. Equal updates have equal masks: an adapter that is listed twice counts as one adapter with the
+sum of the weights, as in a merge without masks.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError
+from vlora.merge.update import LoraUpdate
 
 __all__ = [
     "drop_by_magnitude",
@@ -25,6 +27,7 @@ __all__ = [
     "keep_largest",
     "keep_random",
     "mask_generator",
+    "update_mask",
 ]
 
 
@@ -96,9 +99,30 @@ def keep_by_magnitude(tensor: Tensor, density: float, epsilon: float, uniform: T
     return tensor * (uniform < keep) / keep
 
 
-def mask_generator(seed: int, adapter: str, module: str) -> torch.Generator:
-    """Generator of the mask of one adapter in one module; equal names and seeds give equal masks."""
-    digest = hashlib.sha256(f"{seed}\n{adapter}\n{module}".encode()).digest()
+def update_mask(seed: int, update: LoraUpdate) -> torch.Generator:
+    """Generator of the mask of one adapter in one module, by the values of its update s B A and nothing else.
+
+    Args:
+        seed: Start of all masks.
+        update: The update; its name does not count, nor how s is split between the scaling and B.
+    """
+    digest = hashlib.sha256()
+    for factor in (update.scale * update.b, update.a):
+        stored = factor.detach().to("cpu", torch.float64) + 0.0  # -0 and 0 are one value
+        digest.update(f"{tuple(stored.shape)}|".encode())
+        digest.update(stored.contiguous().numpy().tobytes())
+    return mask_generator(seed, digest.hexdigest(), update.module)
+
+
+def mask_generator(seed: int, content: str, module: str) -> torch.Generator:
+    """Generator of the mask of one adapter in one module.
+
+    Args:
+        seed: Start of all masks.
+        content: Hash of what is masked.
+        module: Name of the module.
+    """
+    digest = hashlib.sha256(f"{seed}\n{content}\n{module}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 

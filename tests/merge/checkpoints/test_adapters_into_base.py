@@ -1,6 +1,7 @@
 """Adapters into their base: equal to PEFT's ``merge_and_unload`` to the rounding of the dtype."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ from checkpoint_cases import gpt2, llama, loaded, lora, merge, peft_merged, save
 from safetensors.torch import save_file
 
 from vlora.errors import CheckpointError, IncompatibleAdaptersError
+from vlora.merge.checkpoints.masks import MaskSource
+from vlora.posterior import Posterior
+from vlora.posterior.hashing import fingerprint_weights, tensors_sha256
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(tie_word_embeddings|tied|save_embedding_layers|fan_in_fan_out|invalid shape)"
@@ -135,12 +139,11 @@ def test_several_adapters_are_summed_without_loss(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "della"])
-def test_dense_methods_need_no_rank(tmp_path, method):
+def test_dense_methods_need_no_rank(tmp_path, method, monkeypatch):
     """The same as the merge of the two merged models, tile for tile: nothing is lost to a rank on the way."""
     base = save_model(tmp_path / "base", llama())
     folders = [lora(tmp_path / name, llama(), seed) for seed, name in enumerate("ab", 1)]
     adapters = [{"path": str(folder), "weight": w} for folder, w in zip(folders, (1.0, 2.0), strict=True)]
-    out = merge(tmp_path / "out", into="model", base_model=str(base), method=method, adapters=adapters)
     models = []
     for folder in folders:
         name = f"{folder.name}-full/{folder.name}"
@@ -148,6 +151,8 @@ def test_dense_methods_need_no_rank(tmp_path, method):
         models.append(
             merge(tmp_path / name, into="model", base_model=str(base), adapters=[{"path": str(folder)}])
         )
+    _same_masks(monkeypatch, folders, models)
+    out = merge(tmp_path / "out", into="model", base_model=str(base), method=method, adapters=adapters)
     sources = [{"path": str(m), "weight": w} for m, w in zip(models, (1.0, 2.0), strict=True)]
     expected = tensors_of(merge(tmp_path / "full", base_model=str(base), method=method, models=sources))
     changed = 0
@@ -155,6 +160,18 @@ def test_dense_methods_need_no_rank(tmp_path, method):
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
         changed += not torch.equal(value, tensors_of(base)[name])
     assert changed == 4
+
+
+def _same_masks(monkeypatch, adapters, models):
+    """Masks of a merged model like those of its adapter, which has another content."""
+    own, uniform = {}, MaskSource.uniform
+    for adapter, model in zip(adapters, models, strict=True):
+        own[fingerprint_weights(str(model))] = tensors_sha256(Posterior.from_pretrained(adapter).mean)
+    monkeypatch.setattr(
+        MaskSource,
+        "uniform",
+        lambda mask, tile: uniform(replace(mask, content=own.get(mask.content, mask.content)), tile),
+    )
 
 
 def test_what_cannot_be_right_is_refused_by_name(tmp_path):

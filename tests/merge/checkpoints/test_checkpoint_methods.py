@@ -14,6 +14,7 @@ from vlora.merge.methods.fisher import fisher_merge
 from vlora.merge.methods.slerp import slerp_merge
 from vlora.merge.methods.sparsify import keep_by_magnitude, keep_random
 from vlora.merge.methods.ties import elect_and_merge, ties_merge
+from vlora.posterior.hashing import fingerprint_weights
 
 WEIGHTS = {2: [1.0, 2.5], 3: [1.0, -0.5, 2.0]}
 
@@ -36,8 +37,8 @@ def run(world, method, count=2, out="out", base=True, **options):
 
 
 def uniform(model, tensor, shape, by_rows, seed):
-    tiling = Tiling.of(shape, by_rows)
-    parts = [MaskSource(seed, model, tensor).uniform(tile) for tile in tiling.tiles(range(tiling.numel))]
+    tiling, content = Tiling.of(shape, by_rows), str(fingerprint_weights(str(model)))
+    parts = [MaskSource(seed, content, tensor).uniform(tile) for tile in tiling.tiles(range(tiling.numel))]
     return torch.cat(parts).view(shape) if shape else parts[0].view(shape)
 
 
@@ -94,7 +95,7 @@ def test_masks_are_those_of_the_place(world, method):
     def expected(name, base, models):
         sparse = []
         for model, tensor in zip("ab", models, strict=True):
-            u = uniform(model, name, tuple(base.shape), by_rows, 7)
+            u = uniform(world[0] / model, name, tuple(base.shape), by_rows, 7)
             delta = tensor - base
             if by_rows:
                 rows = delta.reshape(-1, base.shape[-1] if base.ndim else 1)
@@ -112,7 +113,7 @@ def test_masks_are_those_of_the_place(world, method):
 
 
 def test_masks_keep_the_wanted_share_and_differ_between_models(world):
-    draws = [uniform(model, "big.weight", (301, 517), False, 0) for model in "ab"]
+    draws = [uniform(world[0] / model, "big.weight", (301, 517), False, 0) for model in "ab"]
     assert all(abs((u < 0.4).float().mean() - 0.4) < 0.005 for u in draws)
     assert abs(torch.corrcoef(torch.stack([u.flatten() for u in draws]))[0, 1]) < 0.01
     assert len(draws[0].unique()) > 0.98 * draws[0].numel()  # tiles do not repeat each other

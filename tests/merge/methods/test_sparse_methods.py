@@ -14,7 +14,13 @@ from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge.low_rank import spaces
 from vlora.merge.methods.dare import dare_linear, dare_linear_merge, dare_ties, dare_ties_merge
 from vlora.merge.methods.della import della, della_merge
-from vlora.merge.methods.sparsify import drop_by_magnitude, drop_random, keep_largest, mask_generator
+from vlora.merge.methods.sparsify import (
+    drop_by_magnitude,
+    drop_random,
+    keep_largest,
+    mask_generator,
+    update_mask,
+)
 from vlora.merge.methods.ties import elect_and_merge, ties, ties_merge
 
 
@@ -89,7 +95,7 @@ class TestSparsify:
         with pytest.raises(ConfigError, match=r"gives probabilities from .*; lower epsilon"):
             drop_by_magnitude(rand(3, 4, seed=1), density, epsilon, mask_generator(0, "a", "m"))
 
-    def test_masks_depend_on_seed_adapter_and_module_alone(self):
+    def test_masks_depend_on_seed_content_and_module_alone(self):
         def draw(*names):
             return torch.rand(50, generator=mask_generator(*names)).tolist()
 
@@ -196,16 +202,35 @@ class TestDareAndDella:
         merged = dare_linear(updates, [0.5, 2.0], density=1.0, rank=4).update
         torch.testing.assert_close(merged.delta(), 0.5 * updates[0].delta() + 2 * updates[1].delta())
 
-    def test_masks_follow_the_adapter_not_its_place(self):
+    def test_masks_follow_the_update_not_its_place_or_name(self):
         updates, weights = [make_update(s) for s in (1, 20, 40)], [1.0, 0.5, 2.0]
-        deltas = [
-            dare_linear([updates[i] for i in order], [weights[i] for i in order], rank=3).update.delta()
-            for order in permutations(range(3))
-        ]
+        deltas = []
+        for order in permutations(range(3)):
+            listed = [replace(updates[i], adapter=f"adapter {place}") for place, i in enumerate(order)]
+            deltas.append(dare_linear(listed, [weights[i] for i in order], rank=3).update.delta())
         for delta in deltas[1:]:
             torch.testing.assert_close(delta, deltas[0])
         other = dare_linear(updates, weights, rank=3, seed=1).update.delta()
         assert (other - deltas[0]).norm() > 0.1 * deltas[0].norm()
+
+    def test_masks_do_not_see_how_the_scaling_is_written(self):
+        update = make_update(1, scale=2.0)
+        other = replace(update, b=2 * update.b, scale=1.0, adapter="again")
+        assert torch.equal(
+            torch.rand(9, generator=update_mask(0, update)), torch.rand(9, generator=update_mask(0, other))
+        )
+        one_step_more = replace(update, b=update.b * (1 + 1e-9))
+        assert not torch.equal(
+            torch.rand(9, generator=update_mask(0, update)),
+            torch.rand(9, generator=update_mask(0, one_step_more)),
+        )
+
+    @pytest.mark.parametrize("method", [dare_linear, dare_ties, della])
+    def test_an_adapter_listed_twice_is_one_with_the_sum_of_the_weights(self, method):
+        first, second = make_update(1), make_update(20)
+        twice = method([first, second, replace(first, adapter="copy")], [0.3, 1.0, 0.5], rank=7)
+        once = method([first, second], [0.8, 1.0], rank=7)
+        torch.testing.assert_close(twice.update.delta(), once.update.delta())
 
     def test_averaged_over_seeds_dare_is_task_arithmetic(self):
         updates = [make_update(1), make_update(20)]
