@@ -130,9 +130,11 @@ class _Changes:
             return
         shape = updates[0].left.shape[0], updates[0].right.shape[1]
         names, contents = [p.name for _, p, _ in pairs], [p.content for _, p, _ in pairs]
-        case = Case(key, shape, [w for _, _, w in pairs], names, contents, True)
-        rule = rule_for(self.draft.method, case, self.options.of(module))
-        self.special[key] = OnUpdates(rule, [u for u, _, _ in pairs])
+        case = Case(
+            key, shape, [w for _, _, w in pairs], names, contents, True, options=self.options.of(module)
+        )
+        rule = rule_for(self.draft.method, case, case.options)
+        self.special[key] = OnUpdates(rule, [u for u, _, _ in pairs], case)
 
     def _add_bias(self, module: str, vector: Tensor) -> None:
         key = base_key(f"{module}.bias", self.tensors, self.draft.config)

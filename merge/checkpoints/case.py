@@ -1,7 +1,8 @@
-"""What the rule of one tensor is chosen by, besides the method and its options."""
+"""What the rule of one tensor is chosen by, besides the method."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vlora.merge.checkpoints.gram_files import ModuleGrams
 
@@ -10,7 +11,7 @@ __all__ = ["Case"]
 
 @dataclass(frozen=True)
 class Case:
-    """One tensor of a merge: what its rule depends on besides method and options."""
+    """One tensor of a merge: what its rule depends on besides the method."""
 
     tensor: str
     """Its name, for masks and messages."""
@@ -27,6 +28,8 @@ class Case:
     """Whether it is a weight matrix and no table of embeddings: what methods on singular values take whole."""
     grams: Sequence[ModuleGrams] = ()
     """Curvature of every model; none where the tensor has none, or the method needs none."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method for this tensor."""
 
     @property
     def order(self) -> list[int]:
@@ -50,4 +53,14 @@ class Case:
             names=[self.names[index]],
             contents=[self.contents[index]],
             grams=self.grams[index : index + 1],
+        )
+
+    def turned(self) -> "Case":
+        """The same models in the opposite order."""
+        return replace(
+            self,
+            weights=self.weights[::-1],
+            names=self.names[::-1],
+            contents=self.contents[::-1],
+            grams=self.grams[::-1],
         )

@@ -102,7 +102,7 @@ class ModelMergeConfig(MethodOptions):
     ``models`` all the same; the base's, or the first model's, are kept."""
     verify: bool = True
     """Whether golden identities (:mod:`vlora.merge.checkpoints.verify`) are checked on a few tensors of the output
-    before it gets its name."""
+    before it has its final name."""
     hash_inputs: bool = False
     """Whether ``merge.json`` names the SHA-256 of every weight file of the models; reads them once more. Fingerprints
     are always there."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlora.merge.checkpoints.case import Case
 from vlora.merge.checkpoints.rules import Rule
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class OnUpdates(Rule):
 
     method: Rule
     updates: Sequence[LowRank]
+    case: Case | None = None
+    """What the method was chosen for."""
     by_rows: bool = field(default=True)
 
     def __post_init__(self) -> None:

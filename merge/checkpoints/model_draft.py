@@ -165,8 +165,8 @@ class _Builder:
         matrix = maps is None and is_matrix(key, shape, self.draft.config)
         grams = () if self.curvature is None or maps else self.curvature.of(key, shape, names)
         weights, contents = [w for _, _, w in found], [m.content for m, _, _ in found]
-        case = Case(key, shape, weights, names, contents, from_base, matrix, grams)
-        rule = rule_for(self.draft.method, case, self._options(key))
+        case = Case(key, shape, weights, names, contents, from_base, matrix, grams, self._options(key))
+        rule = rule_for(self.draft.method, case, case.options)
         dtype = output_dtype(reference, self.config.dtype)
         self.draft.jobs.append(TensorJob(key, dtype, shape, tuple(entries), rule, maps, case))
 

@@ -162,7 +162,7 @@ def make_plan(config: ModelMergeConfig, dry: bool = False) -> MergePlan:
         shards,
         threads,
         block,
-        estimate(draft.jobs, threads, block, (3 if config.models else 2) if config.verify else 0),
+        estimate(draft.jobs, threads, block, (5 if config.models else 2) if config.verify else 0),
         _free(output),
         dry,
     )

@@ -1,12 +1,14 @@
 """Golden identities of a merge into a model, on a few tensors of the actual output, before it has its final name.
 
-    single    the method on one model of weight 1, nothing dropped and scale 1, gives that model back
-    linear    the sum that the output is, sum_t c_t W_t or W + s B A, in double precision on what safetensors reads; for
-              methods that are no sum, the mean of all inputs as they are read tile by tile
-    written   the output as safetensors reads it is, to the last bit, what the method gives again in other blocks
+    single        the method on one model of weight 1, nothing dropped and scale 1, gives that model back
+    linear        the sum that the output is, sum_t c_t W_t or W + s B A, in double precision on what safetensors reads;
+                  for methods that are no sum, the mean of all inputs as they are read tile by tile
+    permutation   the method on the models in the opposite order gives the same tensor
+    written       the output as safetensors reads it is, to the last bit, what the method gives again in other blocks
 
-Differences are |X - Y| / sum_t |c_t W_t| in the Frobenius norm, so that weights may cancel; 0 is best. The tensors are
-chosen by a fixed rule (:func:`chosen_jobs`). Reading by safetensors shares nothing with the readers of a merge.
+Differences are |X - Y| / sum_t |c_t W_t| in the Frobenius norm, so that weights may cancel (of a permutation: relative
+to the tensor); 0 is best. The tensors are chosen by a fixed rule (:func:`chosen_jobs`). Reading by safetensors shares
+nothing with the readers of a merge.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +24,7 @@ from vlora.merge.adapters.identities import worst_difference
 from vlora.merge.checkpoints.case import Case
 from vlora.merge.checkpoints.config import MODEL_METHODS
 from vlora.merge.checkpoints.headers import DTYPES, TensorEntry
-from vlora.merge.checkpoints.lora_rules import AddLowRank
+from vlora.merge.checkpoints.lora_rules import AddLowRank, OnUpdates
 from vlora.merge.checkpoints.matrix_rules import IsoC
 from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy, WeightedMean, WeightedSum
@@ -111,6 +113,7 @@ def check_output(plan: "MergePlan", folder: Path) -> dict[str, Any]:
     try:
         single = _alone(plan, jobs, sources)
         linear = {job.name: _linear(job, places[job.name], sources) for job in jobs}
+        turned = _permuted(plan, jobs, sources)
         written = {job.name: _written(job, places[job.name], sources) for job in jobs}
     finally:
         sources.close()
@@ -121,6 +124,9 @@ def check_output(plan: "MergePlan", folder: Path) -> dict[str, Any]:
         "tensors": [job.name for job in jobs],
         "single": single if isinstance(single, str) else worst_difference("single", single, _STEPS * least),
         "linear": worst_difference("linear", linear, _STEPS * stored),
+        "permutation": turned
+        if isinstance(turned, str)
+        else worst_difference("permutation", turned, _STEPS * least),
         "written": worst_difference("written", written, 0.0),
     }
 
@@ -156,6 +162,39 @@ def _single(method: str, job: TensorJob, case: Case, sources: Sources) -> float:
         tiles = _tiles(replace(job, inputs=inputs, rule=rule), sources)
         worst = max(worst, _difference(tiles, lambda place, model=model: [sources.read(model, place)]))
     return worst
+
+
+def _permuted(plan: "MergePlan", jobs: Sequence[TensorJob], sources: Sources) -> dict[str, float] | str:
+    """Difference per tensor that several models take part in, or why there is none.
+
+    The comparison is in float32, before the rounding to the output's dtype, which would hide what an update changes.
+    """
+    found = {}
+    for job in jobs:
+        turned = _turned(plan.settings.chosen_method, job)
+        if turned is not None:
+            given = (tile for _, tile in _tiles(job, sources))
+            found[job.name] = _difference(
+                _tiles(turned, sources), lambda where, given=given: [next(given).double()]
+            )
+    return found or ("one model only" if plan.settings.models else "holds for adapters")
+
+
+def _turned(method: str, job: TensorJob) -> TensorJob | None:
+    """The tensor made of its models in the opposite order; None where there is one, or no method between several."""
+    rule, case = job.rule, job.case
+    if isinstance(rule, OnUpdates) and rule.case is not None and len(rule.updates) > 1:
+        case = rule.case.turned()
+        return replace(job, rule=OnUpdates(rule_for(method, case, case.options), rule.updates[::-1], case))
+    if case is None or len(case.weights) < 2:
+        return None
+    base, models = job.inputs[: case.from_base], job.inputs[case.from_base :]
+    count = len(case.weights)  # Fisher files follow the models
+    inputs = [
+        entry for start in range(0, len(models), count) for entry in models[start : start + count][::-1]
+    ]
+    case = case.turned()
+    return replace(job, inputs=(*base, *inputs), rule=rule_for(method, case, case.options), case=case)
 
 
 def _linear(job: TensorJob, place: Path, sources: Sources) -> float:

@@ -8,7 +8,7 @@ import torch
 from checkpoint_cases import llama, lora, merge, odd_tensors, raw_model, save_model, tensors_of
 
 from vlora.errors import IdentityError
-from vlora.merge.checkpoints import engine, run
+from vlora.merge.checkpoints import engine, model_draft, run, verify
 from vlora.merge.checkpoints.config import MODEL_METHODS
 from vlora.merge.checkpoints.gram_files import NEEDS_GRAMS
 from vlora.merge.checkpoints.headers import TensorEntry
@@ -50,7 +50,7 @@ def test_they_hold_for_every_method(world, method, dtype):
     out = merged(world, method, dtype=dtype, max_shard_size="300KB")
     found = identities(out)
     assert found["tensors"] == ["big.weight", "scalar.weight", "wide.weight"]
-    assert found["single"] <= 1e-6 and found["written"] == 0
+    assert found["single"] <= 1e-6 and found["written"] == 0 and found["permutation"] <= 1e-6
     sums = method in ("linear", "task_arithmetic", "tsv", "iso_c")  # the last two: where there is no matrix
     assert found["linear"] <= (2e-3 if sums and dtype == "bfloat16" else 3e-7)
     assert found["linear"] > 1e-5 or not (sums and dtype == "bfloat16")  # the rounding of the output is in it
@@ -66,6 +66,28 @@ def test_a_sum_that_is_wrong_is_not_written(world, monkeypatch):
         merged(world, "linear")
     assert not list(world.glob("*out*"))
     assert merged(world, "linear", verify=False).is_dir() and identities(world / "out") == {}
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_ties"])
+def test_a_method_that_depends_on_the_order_is_not_written(world, monkeypatch, method):
+    """A first input that counts a little more, and masks that belong to a place in the list."""
+    honest = verify.rule_for
+
+    def by_place(method, case, options):
+        if len(case.weights) > 1 and method == "linear":
+            case = replace(case, weights=[case.weights[0] * (1 + 1e-4), *case.weights[1:]])
+        return honest(method, replace(case, contents=[str(i) for i in range(len(case.weights))]), options)
+
+    for module in (model_draft, verify):
+        monkeypatch.setattr(module, "rule_for", by_place)
+    with pytest.raises(IdentityError, match=r"'permutation' fails in .*: relative difference .* nothing was"):
+        merged(world, method)
+    assert not list(world.glob("*out*"))
+
+
+def test_a_permutation_takes_two(world):
+    out = merge(world / "one", models=[{"path": str(world / "a")}])
+    assert identities(out)["permutation"] == "one model only"
 
 
 def test_bytes_that_went_astray_are_noticed(world, monkeypatch):
@@ -106,4 +128,10 @@ def test_adapters_into_a_base(tmp_path, method):
     found = identities(out)
     assert len(found["tensors"]) == 3 and all(name in tensors_of(out) for name in found["tensors"])
     assert (found["single"], found["written"]) == ("holds for adapters", 0.0)
+    if method == "ties":  # dense updates are merged on the way
+        assert found["permutation"] <= 1e-6
+    else:
+        assert found["permutation"] == "holds for adapters"
+        report = json.loads((out / "merge.json").read_text())["adapters"]
+        assert report["identities"]["permutation"] <= 1e-6
     assert found["linear"] <= 8e-3
