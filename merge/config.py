@@ -174,9 +174,10 @@ class MergeConfig(MethodOptions):
     """Folder to write; a former adapter there is replaced only with ``overwrite``."""
     base_model: str | None = None
     """Base model that all adapters must have been trained on; checked, not loaded."""
-    rank: Literal["keep", "lossless"] | int | float = "keep"
-    """``keep`` the common rank, ``lossless`` (concatenation, sum of the ranks), a rank, or a share of energy in (0, 1):
-    per module the smallest rank that retains it."""
+    rank: Literal["auto", "keep", "lossless"] | int | float = "auto"
+    """``auto``: ``lossless`` where the method's result is exact in factors, else the inputs' largest rank; ``keep`` the
+    common rank, ``lossless`` (concatenation, sum of the ranks), a rank, or a share of energy in (0, 1): per module the
+    smallest rank that retains it."""
     ledger: Literal["reference", "full", "none"] = "reference"
     """What is kept so that ``vlora merge remove`` can take an adapter out again: hashes and places of the inputs, a
     copy of them inside the output, or nothing."""

@@ -47,7 +47,7 @@ def merge_with_report(
     module_weights: Sequence[Mapping[str, Setting]] | None = None,
     module_options: Mapping[str, Mapping[str, Setting]] | None = None,
     num_layers: int | None = None,
-    rank: str | float = "keep",
+    rank: str | float = "auto",
     names: Sequence[str] | None = None,
     paths: Sequence[str] | None = None,
     base_model: str | None = None,
@@ -65,7 +65,8 @@ def merge_with_report(
             over the layers.
         module_options: Option -> regular expression -> value there, or gradient over the layers.
         num_layers: Layers that gradients run over; as many as the modules show if not given.
-        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
+        rank: ``auto`` (lossless where the method's result is exact in factors, else the inputs' largest rank),
+            ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         names: Short names for messages.
         paths: Where the adapters came from, for the lineage.
         base_model: Base model they are expected to belong to.

@@ -126,7 +126,7 @@ def check_rank(rank: Any) -> None:
         ConfigError: What was expected, and what came.
     """
     share = isinstance(rank, float) and 0 < rank < 1
-    if not (rank in ("keep", "lossless") or _whole(rank, 1) or share):
+    if not (rank in ("auto", "keep", "lossless") or _whole(rank, 1) or share):
         raise ConfigError(
-            f"rank must be keep, lossless or a number >= 1, or a share of energy in (0, 1), got {rank!r}"
+            f"rank must be auto, keep, lossless or a number >= 1, or a share of energy in (0, 1), got {rank!r}"
         )

@@ -111,7 +111,8 @@ def write_merge(
 def _tell(report: MergeReport, output: Path, seconds: float) -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
+    told = f", rank {report.rank_summary}" if report.modules else ""
     print(
-        f"merged {len(report.adapters)} adapters by {report.method} into {output} ({seconds:.1f} s)",
+        f"merged {len(report.adapters)} adapters by {report.method} into {output}{told} ({seconds:.1f} s)",
         file=sys.stderr,
     )

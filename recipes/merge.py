@@ -38,7 +38,8 @@ merge_app = typer.Typer(
     help="""Merge adapters into one, by what each is sure of (gradient_matching) or by one of the other methods.
 
     Keys: method, base_model, adapters: [{path, weight, module_weights: {regex: weight}}], output, overwrite,
-    rank: keep | lossless | a number | a share of energy such as 0.95, module_options: {option: {regex: value}}.
+    rank: auto (lossless where the method has exact factors, else the inputs' largest) | keep | lossless | a number |
+    a share of energy such as 0.95, module_options: {option: {regex: value}}.
     A list instead of a weight or value is a gradient from the first layer to the last.
 
     Into a model: `into: model` adds the adapters to base_model, and `models: [{path, weight, module_weights}]` merges

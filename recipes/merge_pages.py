@@ -23,7 +23,7 @@ def merge_page(report: Mapping[str, Any]) -> str:
     modules = report["modules"]
     maps = [{**m, "what": m["name"]} for m in conflict_maps(modules, "increase")]
     apart = [{**m, "what": "all pairs"} for m in conflict_maps(modules, "disagreement", full=2.0)]
-    settings = {"rank": report["rank"], **report["options"]}
+    settings = {"rank": report["rank_summary"] or report["rank"], **report["options"]}
     return page(
         "merge.html.j2",
         title=f"Merge by {report['method']}",

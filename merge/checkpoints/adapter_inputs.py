@@ -94,7 +94,6 @@ def read_adapters(
 def _merged(
     config: ModelMergeConfig, draft: Draft, parts: list[AdapterPart], names: list[str]
 ) -> AdapterPart:
-    rank = config.rank or ("keep" if config.chosen_method in (*_DENSE, "fisher") else "lossless")
     exact = [
         replace(part.posterior, mean={key: value.float() for key, value in part.posterior.mean.items()})
         for part in parts
@@ -104,7 +103,7 @@ def _merged(
         method=config.chosen_method,
         weights=group_weights(config.adapters),
         module_weights=group_module_weights(config.adapters),
-        rank=rank,
+        rank=config.rank or "auto",
         names=names,
         verify=config.verify,
         module_options=config.module_options,
@@ -131,7 +130,7 @@ def _goes_dense(config: ModelMergeConfig, parts: list[AdapterPart]) -> bool:
         config.chosen_method in MODEL_METHODS
         and config.chosen_method in _DENSE
         and config.options().get("space", "full") == "full"
-        and config.rank is None
+        and config.rank in (None, "auto")
         and all(not split_keys(part.posterior.mean)[1] for part in parts)
     )
 

@@ -82,10 +82,10 @@ class ModelMergeConfig(MethodOptions):
     """Model that the adapters belong to, or that methods on differences (:data:`NEEDS_BASE`) take them to."""
     base_revision: str | None = None
     """Revision of a hub id in ``base_model``."""
-    rank: Literal["keep", "lossless"] | int | float | None = None
-    """Several adapters: rank of the update that is added to the base; ``lossless`` where the method can, else
-    ``keep``, if not given. ``iso_c`` of models: leading directions of the sum that are kept, by number or share of
-    energy; all of them if not given."""
+    rank: Literal["auto", "keep", "lossless"] | int | float | None = None
+    """Several adapters: rank of the update that is added to the base; ``auto`` if not given: ``lossless`` where the
+    method can, else the inputs' largest. ``iso_c`` of models: leading directions of the sum that are kept, by number or
+    share of energy; all of them if not given."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of all floating-point tensors; those of the base (or first model) if not given. Arithmetic is in float32."""
     max_shard_size: str | int = "5GB"
@@ -154,5 +154,5 @@ class ModelMergeConfig(MethodOptions):
             raise ConfigError(
                 f"slerp interpolates between two models, got {len(self.models)}; merge two at a time"
             )
-        if self.rank is not None and (method != "iso_c" or self.rank == "keep"):
+        if self.rank not in (None, "auto") and (method != "iso_c" or self.rank == "keep"):
             raise ConfigError("rank is for adapters, and for iso_c a number, a share or lossless; remove it")

@@ -172,7 +172,7 @@ class _Builder:
 
     def _options(self, key: str) -> dict[str, Any]:
         rank = self.config.rank
-        return self.options.of(key) | ({} if rank in (None, "lossless") else {"rank": rank})
+        return self.options.of(key) | ({} if rank in (None, "auto", "lossless") else {"rank": rank})
 
     def _fisher_of(self, model: _Model, key: str, entry: TensorEntry) -> TensorEntry:
         found = self.fishers[self.models.index(model)].get(key)

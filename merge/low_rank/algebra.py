@@ -229,14 +229,22 @@ def relative_difference(first: LoraUpdate, second: LoraUpdate | Callable[[Tensor
     return difference / size if size > 0 else difference
 
 
-def resolve_rank(updates: Sequence[LoraUpdate], rank: str | float) -> int | float | None:
+def resolve_rank(updates: Sequence[LoraUpdate], rank: str | float, exact: bool = True) -> int | float | None:
     """Rank of the merged module: a number, a share of energy in (0, 1), or None for lossless.
+
+    Args:
+        updates: Updates of one module.
+        rank: ``auto``, ``keep``, ``lossless``, a number or a share.
+        exact: Whether the merge has factors of rank sum r or less, so that ``auto`` need not cut it; else ``auto`` is
+            the largest rank of the inputs.
 
     Raises:
         IncompatibleAdaptersError: ``keep`` with inputs of different ranks.
     """
-    if rank == "lossless":
+    if rank == "lossless" or (rank == "auto" and exact):
         return None
+    if rank == "auto":
+        return max(update.rank for update in updates)
     if not isinstance(rank, str):
         return rank
     for other in updates[1:]:

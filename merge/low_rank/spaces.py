@@ -45,7 +45,8 @@ def merge_in_space(updates: Sequence[LoraUpdate], rank: str | float, space: str,
 
     Args:
         updates: Updates of one module, all of rank > 0.
-        rank: ``keep``, a number or a share of energy; ``lossless`` only where the space has low rank.
+        rank: ``keep``, a number or a share of energy; ``lossless`` only where the space has low rank; ``auto`` is that
+            there, else the largest rank of the inputs.
         space: One of :data:`SPACES`.
         rule: Tensors of one shape, one per update, to one tensor of that shape.
 
@@ -58,7 +59,7 @@ def merge_in_space(updates: Sequence[LoraUpdate], rank: str | float, space: str,
     """
     if space not in SPACES:
         raise ConfigError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
-    wanted = resolve_rank(updates, rank)
+    wanted = resolve_rank(updates, rank, exact=space != "full")
     if space == "full":
         if wanted is None:
             raise IncompatibleAdaptersError(

@@ -40,7 +40,7 @@ def dare_linear(
     Args:
         updates: Updates of one module.
         weights: w_t, any sign, used as given.
-        rank: ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
+        rank: ``auto``, ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
         density: Probability that an entry stays, in (0, 1].
         scale: Factor on the result.
         seed: Start of the masks; each update has its own, by its content.
@@ -69,7 +69,7 @@ def dare_ties(
     Args:
         updates: Updates of one module.
         weights: w_t, any sign; see :mod:`vlora.merge.methods.ties`.
-        rank: ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
+        rank: ``auto``, ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
         density: Probability that an entry stays, in (0, 1].
         scale: Factor on the result.
         normalise: Divide by the weights that agree; False leaves the sum.

@@ -39,7 +39,7 @@ def della(
     Args:
         updates: Updates of one module.
         weights: w_t, any sign; see :mod:`vlora.merge.methods.ties`.
-        rank: ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
+        rank: ``auto``, ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
         density: Mean probability that an entry stays, in (0, 1].
         epsilon: Width of the window of probabilities around ``density``, >= 0.
         scale: Factor on the result.

@@ -42,7 +42,8 @@ def fisher(
     Args:
         updates: Updates with h; an adapter without the module has no say in it.
         weights: w_t > 0; only their ratios count.
-        rank: ``keep``, a number (at most sum r_t is used) or a share of energy; ``lossless`` for one frozen A only.
+        rank: ``auto``, ``keep``, a number (at most sum r_t is used) or a share of energy; ``lossless`` for one frozen A
+            only.
         normalise: Scale each Fisher to mean 1 per module; False takes N h.
 
     Raises:
@@ -52,8 +53,9 @@ def fisher(
     updates, weights = present(updates, weights)
     for update, weight in zip(updates, weights, strict=True):
         _check(update, weight)
-    wanted = resolve_rank(updates, rank)
-    if shared_a(updates) and all(u.precision_a is None for u in updates):
+    linear_in_b = shared_a(updates) and all(u.precision_a is None for u in updates)
+    wanted = resolve_rank(updates, rank, exact=linear_in_b or len(updates) == 1)
+    if linear_in_b:
         merged = _average_b(updates, weights, normalise)
         done = recompress(merged, updates, [1.0] * len(updates), wanted)
         report = {"clamped_fraction": 0.0, **done.report, "curvature": "fisher"}

@@ -98,7 +98,8 @@ def gradient_matching(
     Args:
         updates: Updates of one module with whatever posterior and curvature they have.
         weights: w_t, how often an adapter's data count; negative takes them away.
-        rank: ``keep``, ``lossless`` (not for separable curvature) or a number.
+        rank: ``keep``, ``lossless`` (not for separable curvature), a number, a share of energy, or ``auto``:
+            lossless where that exists.
         tau: Prior precision H_0 relative to the mean curvature of an adapter. Hardly matters between .1 and 1.
         scale: Factor on the merged update; 1 leaves a single adapter unchanged.
         curvature: ``auto`` takes the best that all adapters have, see :data:`CURVATURES`.
@@ -114,7 +115,7 @@ def gradient_matching(
     """
     updates, weights = present(updates, weights)
     kind = choose_curvature(updates) if curvature == "auto" else curvature
-    wanted = resolve_rank(updates, rank)
+    wanted = resolve_rank(updates, rank, exact=kind != "separable")
     if (negative or ("remove" if kind == "sites" else "negate")) == "negate":
         updates = [replace(u, b=-u.b) if w < 0 else u for u, w in zip(updates, weights, strict=True)]
         weights = [abs(w) for w in weights]

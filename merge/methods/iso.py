@@ -30,7 +30,7 @@ def iso_c(
     Args:
         updates: Updates of one module.
         weights: w_t, any sign.
-        rank: ``keep``, ``lossless`` (all directions of the sum), a number, or a share of the sum's energy.
+        rank: ``auto``, ``keep``, ``lossless`` (all directions of the sum), a number, or a share of the sum's energy.
         scale: Factor on the result.
 
     Returns:

@@ -23,7 +23,7 @@ def linear(
     Args:
         updates: Updates of one module; an adapter without this module takes part with an empty update.
         weights: w_t, of any sign with a positive sum.
-        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
+        rank: ``auto``, ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
 
     Returns:
         The merged update; exact where the rank allows.

@@ -54,7 +54,7 @@ def mats(
     Args:
         updates: Updates with ``input_gram`` and ``output_gram``.
         weights: w_t > 0.
-        rank: ``keep``, a number, or a share of energy in (0, 1); at the full rank min(m, n) nothing is lost.
+        rank: ``auto``, ``keep``, a number, or a share of energy in (0, 1); at the full rank min(m, n) nothing is lost.
         scale: Factor on the result.
         tau: lambda, the prior precision relative to the mean curvature, > 0.
         steps: Upper limit of conjugate gradient steps.
@@ -67,7 +67,7 @@ def mats(
         IncompatibleAdaptersError: A Gram is missing, does not fit, or ``rank`` is lossless for several adapters.
     """
     updates, weights = _one_order(*present(updates, weights))
-    wanted = resolve_rank(updates, rank)
+    wanted = resolve_rank(updates, rank, exact=len(updates) == 1)
     if min(weights) < 0:
         raise ConfigError(
             f"MaTS takes positive weights, got {min(weights):g}; to subtract an adapter use method: gradient_matching"

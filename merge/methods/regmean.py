@@ -44,7 +44,7 @@ def regmean(
     Args:
         updates: Updates with ``activation_gram``; an adapter without the module has no say in it.
         weights: w_t > 0; only their ratios count.
-        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
+        rank: ``auto``, ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         shrink: Factor on the off-diagonal entries of every Gram, in [0, 1]; 0 is an average per input.
 
     Returns:

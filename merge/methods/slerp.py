@@ -34,7 +34,7 @@ def slerp(
         updates: Two updates; one is returned as it is. An adapter without the module is the zero update, towards which
             interpolation is linear.
         weights: w_t > 0; only their ratio counts.
-        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
+        rank: ``auto``, ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
 
     Raises:
         ConfigError: A weight is negative.

@@ -24,7 +24,7 @@ def task_arithmetic(
     Args:
         updates: Updates of one module.
         weights: w_t, any sign, not 0.
-        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
+        rank: ``auto``, ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         scale: Factor on the whole sum.
 
     Returns:

@@ -38,7 +38,7 @@ def ties(
     Args:
         updates: Updates of one module; an adapter without it has no vote.
         weights: w_t, any sign.
-        rank: ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
+        rank: ``auto``, ``keep``, a number or a share of energy; ``lossless`` in the spaces ``knots`` and ``core``.
         density: Share of entries that trimming leaves, in (0, 1]; the paper's 20 %.
         scale: lambda, factor on the result.
         normalise: Divide by the weights that agree (the paper's mean); False leaves the sum.

@@ -46,7 +46,7 @@ def tsv(
     Args:
         updates: Updates of one module.
         weights: w_t, any sign.
-        rank: ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
+        rank: ``auto``, ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         scale: Factor on the result.
         task_rank: Singular triples that each adapter contributes; min(m, n) / T if not given.
 

@@ -64,7 +64,7 @@ def module_cost(config: MergeConfig, kind: ModuleKind) -> Cost:
         widths = (
             kind.grams[2:]
             if config.method == "regmean"
-            else kind.grams[: 1 if config.rank == "lossless" else 2]
+            else kind.grams[: 1 if config.rank in ("auto", "lossless") else 2]
         )
         for size, width in zip((n, m), widths, strict=False):
             flops += _solving(size, count * (width or 0), total)

@@ -22,12 +22,12 @@ from vlora.merge.plan.duration import duration
 from vlora.merge.plan.headers import AdapterHeaders, read_adapter_headers
 from vlora.merge.plan.kinds import GRAMS, gram_bytes, module_kind, uncertain_entries
 from vlora.merge.plan.needs import curvature_kind, describe_lacking, lacking
+from vlora.merge.plan.ranks import planned_rank, planned_summary
 from vlora.merge.weights import check_weights
 
 __all__ = ["AdapterPlan", "make_adapter_plan"]
 
 _POSITIVE = ("slerp", "fisher", "regmean", "mats")
-_FULL_RANK = ("mats", "fisher", "ties", "dare_linear", "dare_ties", "della")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class AdapterPlan:
         """Bytes of all tensors of all adapters."""
         return sum(adapter.nbytes for adapter in self.adapters)
 
+    @property
+    def rank_summary(self) -> str:
+        """Which rank would come out, and whether that cuts; how much it retains only values say."""
+        return planned_summary(self.config, self.modules)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, for ``vlora merge plan --json``; keys as for a merge that writes a model."""
         sources = zip(self.config.adapters, self.config.weights(), self.adapters, strict=True)
@@ -66,6 +71,7 @@ class AdapterPlan:
             "options": self.config.options(),
             "output": self.config.output,
             "rank": self.config.rank,
+            "rank_summary": self.rank_summary,
             "inputs": [_input(source, weight, adapter) for source, weight, adapter in sources],
             "modules": self.modules,
             "full_tensors": sorted({key for adapter in self.adapters for key in adapter.rest}),
@@ -140,20 +146,12 @@ def _module(config: MergeConfig, name: str, adapters: Sequence[AdapterHeaders]) 
     shape = next(adapter.shape(name) for adapter in adapters if name in adapter.modules)
     ranks = {adapter.name: adapter.rank(name) for adapter in adapters}
     kind = curvature_kind(config, name, adapters)
-    return {"shape": shape, "ranks": ranks, "rank": _rank(config, shape, ranks, kind), "curvature": kind}
-
-
-def _rank(config: MergeConfig, shape: tuple[int, int], ranks: dict[str, int], kind: str | None) -> int | None:
-    """Rank that comes out; None where it follows from the values."""
-    present = [rank for rank in ranks.values() if rank]
-    if isinstance(config.rank, float):
-        return None
-    full = config.method in _FULL_RANK or kind == "separable"
-    most = min(shape) if full else sum(present) if kind != "sites" else max(present)
-    if config.rank == "lossless":
-        return most
-    wanted = max(present) if config.rank == "keep" else int(config.rank)
-    return min(wanted, most)
+    return {
+        "shape": shape,
+        "ranks": ranks,
+        "rank": planned_rank(config, shape, ranks, kind),
+        "curvature": kind,
+    }
 
 
 def _mismatched(names: Sequence[str], adapters: Sequence[AdapterHeaders]) -> dict[str, dict[str, list[int]]]:

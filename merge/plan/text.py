@@ -18,6 +18,7 @@ def render_adapters(plan: AdapterPlan) -> str:
     lines += [f"  {_input(source)}" for source in facts["inputs"]]
     lines += [
         f"modules    {_modules(plan)}",
+        f"rank       {plan.rank_summary}",
         f"read       {shown_size(plan.bytes_read)}",
         f"write      {shown_size(plan.bytes_written)}, {shown_size(plan.free_bytes)} free",
         f"memory     about {shown_size(plan.memory_bytes)}: inputs, result, and the largest module at work",

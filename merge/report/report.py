@@ -12,6 +12,7 @@ from vlora.merge.adapters.reading import Inputs
 from vlora.merge.curvature.positive import PRECISION_FLOOR
 from vlora.merge.low_rank.algebra import cosine, relative_distance
 from vlora.merge.report.conflict import conflict
+from vlora.merge.report.ranks import ModuleRank, describe_energy, rank_summary
 from vlora.merge.update import LoraUpdate, MergedModule, shared_a
 
 __all__ = ["MergeReport", "describe_module", "merge_notes"]
@@ -30,12 +31,13 @@ class MergeReport:
 
     method: str
     rank: str | float
+    """As it was asked for."""
     adapters: list[dict[str, Any]]
     """Name, path, weight and hash of each input."""
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Per module: rank, curvature, exact, retained_energy, clamped_fraction, lowest cosine between two updates, and
-    per adapter ``distance``, the share of its update that the merge lost (0 none, 1 all); and the conflict map, see
-    :mod:`vlora.merge.report.conflict`."""
+    """Per module: rank, ranks of the inputs, curvature, exact, retained_energy, clamped_fraction, lowest cosine between
+    two updates, and per adapter ``distance``, the share of its update that the merge lost (0 none, 1 all); and the
+    conflict map, see :mod:`vlora.merge.report.conflict`."""
     full_tensors: list[str] = field(default_factory=list)
     """Keys that were averaged whole."""
     notes: list[str] = field(default_factory=list)
@@ -51,9 +53,27 @@ class MergeReport:
     identities: dict[str, Any] = field(default_factory=dict)
     """Golden identities on these inputs, see :mod:`vlora.merge.adapters.identities`; empty if ``verify`` was false."""
 
+    @property
+    def rank_summary(self) -> str:
+        """Which rank came out, and what it keeps."""
+        return rank_summary(self.ranks())
+
+    def ranks(self) -> list[ModuleRank]:
+        """Rank of every module."""
+        return [
+            ModuleRank(
+                module,
+                row["rank"],
+                tuple(row["input_ranks"]),
+                row.get("retained_energy"),
+                row.get("curvature"),
+            )
+            for module, row in self.modules.items()
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "rank_summary": self.rank_summary}
 
 
 def describe_module(
@@ -70,6 +90,7 @@ def describe_module(
     cosines = [cosine(first, second) for first, second in combinations(present, 2)]
     return {
         "rank": merged.update.rank,
+        "input_ranks": [u.rank for u in present],
         **merged.report,
         "lowest_cosine": min(cosines) if cosines else None,
         "distance": {u.adapter: relative_distance(merged.update, u, u.input_gram) for u in present},
@@ -96,13 +117,14 @@ def _about_curvature(report: MergeReport) -> list[str]:
 
 def _about_loss(report: MergeReport) -> list[str]:
     notes = []
-    kept = {m: v["retained_energy"] for m, v in report.modules.items() if "retained_energy" in v}
+    ranks = report.ranks()
+    kept = {row.module: row.retained for row in ranks if row.retained is not None}
     worst = min(kept, key=lambda m: kept[m], default=None)
     if worst is not None and kept[worst] < 1 - 1e-9:
         mean = sum(kept.values()) / len(kept)
         notes.append(
-            f"rank: {report.rank} retains {mean:.1%} of the merged update on average, {kept[worst]:.1%} in {worst}; "
-            "a higher rank or lossless retains more"
+            f"rank: {report.rank} retains {mean:.1%} of the {describe_energy(ranks)} of the merged update on average, "
+            f"{kept[worst]:.1%} in {worst}; a higher rank or, where the method has one, lossless retains more"
         )
     shares = {m: v.get("clamped_fraction", 0.0) for m, v in report.modules.items()}
     worst = max(shares, key=lambda m: shares[m], default=None)
@@ -154,8 +176,8 @@ def _about_coverage(inputs: Inputs, report: MergeReport) -> list[str]:
     gauges = {p.meta.gauge for p in inputs.posteriors}
     if len(inputs.posteriors) > 1 and len(gauges) == 1 and None not in gauges and not _frozen(inputs):
         notes.append(
-            "the adapters share the start of A but trained it: sums of such adapters interfere more than sums of "
-            "independent ones; use another seed per adapter, or freeze A"
+            "the adapters share the start of A but trained it, which is no common gauge: their updates are merged as "
+            "those of independent adapters are; only a frozen A makes exact sums"
         )
     return notes
 

@@ -144,7 +144,7 @@ def test_curvature_of_another_shape_is_refused_by_every_reader(tmp_path, folders
         ({"rank": 1.5}, r"share of energy in \(0, 1\), got 1.5"),
         ({"tau": -1}, "tau must be > 0"),
         ({"curvature": "diagonal"}, "curvature must be one of auto, sites"),
-        ({"rank": 0}, "rank must be keep, lossless or a number >= 1"),
+        ({"rank": 0}, "rank must be auto, keep, lossless or a number >= 1"),
         ({"rank": "max"}, "rank"),
         ({"adapters": []}, "adapters is empty"),
         ({"adapters": [{"path": "x", "wieght": 2}]}, "unknown key 'wieght'; did you mean 'weight'"),

@@ -125,7 +125,8 @@ def test_ranks_that_differ_need_a_decision(tmp_path, pair):
     with pytest.raises(
         IncompatibleAdaptersError, match="'adapter 0' has r=2 and 'adapter 1' has r=4 on model.layers"
     ):
-        merge_adapters([pair[0], other], method="linear")
+        merge_adapters([pair[0], other], method="linear", rank="keep")
+    assert merge_adapters([pair[0], other], method="linear").adapter_config["r"] == 6
     assert merge_adapters([pair[0], other], method="linear", rank=3).adapter_config["r"] == 3
 
 

@@ -88,10 +88,10 @@ def test_the_curvature_is_the_one_that_the_merge_takes(folder, names, settings, 
 
 
 def test_missing_modules_and_uneven_ranks(folder):
-    plan = planned(folder, ("math", "narrow"), method="linear")
+    plan = planned(folder, ("math", "narrow"), method="linear", rank="keep")
     assert len(plan.missing["narrow"]) == 4 and all("q_proj" not in m for m in plan.missing["narrow"])
     assert "rank: keep needs equal ranks, but they are 2 in 'math', 4 in 'narrow'" in plan.problems[0]
-    plan = planned(folder, ("math", "narrow"), method="linear", rank="lossless")
+    plan = planned(folder, ("math", "narrow"), method="linear")
     assert plan.problems == []
     assert sorted({row["rank"] for row in plan.modules.values()}) == [2, 6]
     assert planned(folder, method="linear", rank=0.9).modules[next(iter(plan.modules))]["rank"] is None
@@ -185,7 +185,7 @@ def test_the_command(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "math weight 1" in text and "h 6, input_gram 6, output_gram 6" in text
     assert "code weight 1" in text and "no posterior, no curvature" in text
-    assert "rank 2 to 2" in text and text.endswith("can be carried out\n") and "6 isotropic" in text
+    assert "rank 2 to 4" in text and text.endswith("can be carried out\n") and "6 isotropic" in text
     assert outcome(tmp_path / "c.yaml", "--dry-run") == 0
     capsys.readouterr()
     assert outcome("plan", tmp_path / "c.yaml", "--json", "method=fisher") == 1
