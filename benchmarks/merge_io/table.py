@@ -43,7 +43,7 @@ def median(record: dict[str, Any], who: str, key: str) -> float:
 
 def ratios(record: dict[str, Any], above: str, below: str, key: str) -> str:
     """Median and range of the ratios within a round."""
-    values = [turn[above][key] / turn[below][key] for turn in record["rounds"]]
+    values = [_own(turn[above], key) / _own(turn[below], key) for turn in record["rounds"]]
     return ranged(values, 2)
 
 
@@ -75,7 +75,11 @@ def checkpoint_table(records: Records) -> str:
     for method, words in METHODS.items():
         below, ours, theirs = COPIES[method], f"vlora {method}", f"mergekit {method}"
         lines.append(_checkpoint_row(with_rounds(records, ours), ours, f"vlora, {words}", below))
-        lines.append(_checkpoint_row(with_rounds(records, theirs), theirs, f"mergekit 0.1.5, {words}", below))
+        lines.append(
+            _checkpoint_row(
+                with_rounds(records, theirs), theirs, f"mergekit 0.1.5, {words}, less its start-up", below
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -83,14 +87,18 @@ def _checkpoint_row(record: dict[str, Any] | None, who: str, words: str, below: 
     if record is None:
         return row(words, *["—"] * 6)
     known = all(below in turn for turn in record["rounds"])
-    own = [
-        turn[who]["memory"] - turn[who].get("start_up", {"memory": 0})["memory"] for turn in record["rounds"]
-    ]
+    wall, cpu, memory = (
+        [_own(turn[who], key) for turn in record["rounds"]] for key in ("wall", "cpu", "memory")
+    )
     return row(
-        words, str(len(record["rounds"])), spread(record, who, "wall"), spread(record, who, "cpu"),
-        f"{statistics.median(own) / 1e6:.0f}",
+        words, str(len(record["rounds"])), ranged(wall, 1), ranged(cpu, 1), f"{statistics.median(memory) / 1e6:.0f}",
         *(ratios(record, who, below, key) if below and known else "" for key in ("wall", "cpu")),
     )  # fmt: skip
+
+
+def _own(found: dict[str, Any], key: str) -> float:
+    """A quantity of the work alone: less that of the start-up, where that was measured apart."""
+    return found[key] - found.get("start_up", {}).get(key, 0.0)
 
 
 def round_table(records: Records) -> str:
