@@ -49,10 +49,10 @@ def rule_for(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
         _positive(case, "a Fisher average takes positive weights")
         return Fisher(weights, **options)
     masks = [MaskSource(options.get("seed", 0), content, case.tensor) for content in case.contents]
-    rest = {key: value for key, value in options.items() if key != "seed"} | {"order": case.order}
+    rest = {key: value for key, value in options.items() if key != "seed"}
     if method == "della":
-        return Della(weights, masks, elects=True, columns=case.columns, **rest)
-    return Dare(weights, masks, elects=method == "dare_ties", **rest)
+        return Della(weights, masks, elects=True, columns=case.columns, order=case.order, **rest)
+    return Dare(weights, masks, elects=method == "dare_ties", order=case.order, **rest)
 
 
 def method_notes(method: str, jobs: Sequence["TensorJob"]) -> list[str]:
