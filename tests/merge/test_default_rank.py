@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from merge_cases import add_curvature, add_posterior, make_adapter, peft_deltas
+from merge_cases import add_curvature, add_posterior, make_adapter, peft_deltas, tiny_llama
 
 from vlora.config import load_config
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge import METHODS, MergeConfig, merge_adapters, run_merge
+from vlora.merge.checkpoints import ModelMergeConfig, run_model_merge
 from vlora.merge.plan.plan import make_adapter_plan
 from vlora.merge.plan.text import render_adapters
 from vlora.merge.run import merge_with_report
@@ -132,3 +133,26 @@ def test_a_plan_says_the_same_before(folders, pair, method):
         assert plan.rank_summary == f"2 from 2 x 2{known}"
     assert f"rank       {plan.rank_summary}" in render_adapters(plan)
     assert plan.to_json()["rank_summary"] == plan.rank_summary
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "mats"}, "2 from 2 x 2, "),
+        ({"curvature": "separable"}, "2 from 2 x 2"),
+        ({"method": "fisher", "rank": "auto"}, "2 from 2 x 2"),
+        ({"method": "linear"}, "4 = 2 x 2, nothing cut"),
+    ],
+)
+def test_into_a_model_no_method_needs_a_rank(folders, tmp_path, options, told):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    values = {
+        "into": "model",
+        "base_model": str(tmp_path / "base"),
+        "output": str(tmp_path / "out"),
+        **options,
+    }
+    values["adapters"] = [{"path": str(folder)} for folder in folders]
+    done = run_model_merge(load_config(ModelMergeConfig, values))
+    report = json.loads((done / "merge.json").read_text())["adapters"]
+    assert report["rank_summary"].startswith(told)
