@@ -98,6 +98,28 @@ class Leading:
             found.append((known / values) @ known.mT + rest / values[-1])
         return found
 
+    def correlated(self, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        r"""Standard-normal noise turned into noise with the covariance :math:`\Sigma`, exactly.
+
+        .. math:: \Sigma^{1/2} \epsilon = \tfrac{1}{\sqrt{l_k}} \left( \epsilon +
+                  V \left( \sqrt{l_k / l} - 1 \right) V^\top \epsilon \right),
+
+        the symmetric root, at the cost of reading V twice. Noise along V shrinks with its eigenvalue, the rest is left
+        as it is but for one number.
+
+        Args:
+            noise: Key -> independent standard-normal numbers, ``(*tensor)``.
+
+        Returns:
+            Key -> float32, ``(*tensor)``, on the device of the directions; linear in the noise.
+        """
+        values, device = self.values, self.vectors.device
+        flat = torch.cat([noise[key].float().flatten() for key in self.keys]).to(device)
+        shrink = ((values[-1] / values).sqrt() - 1).to(device, torch.float32)
+        flat = (flat + self.vectors @ (shrink * (self.vectors.T @ flat))) / float(values[-1]) ** 0.5
+        parts = flat.split([noise[key].numel() for key in self.keys])
+        return {key: part.view(noise[key].shape) for key, part in zip(self.keys, parts, strict=True)}
+
     def resting(self, precision: float) -> "Leading":
         r"""Every eigenvalue times one number, so that what the eigenvectors leave out has this precision.
 

@@ -1,7 +1,8 @@
 """The one object that training, merging and evaluation share: a Gaussian over an adapter's weights.
 
-q(theta) = N(mean, 1 / (ess * (h + weight_decay))), independent entries. Paper -> code (Shen et al. 2024,
-arXiv:2402.17641): m -> mean, h -> hess, lambda -> ess, delta -> weight_decay.
+q(theta) = N(mean, 1 / (ess * (h + weight_decay))), independent entries, unless draws are asked for with the covariance
+of leading directions. Paper -> code (Shen et al. 2024, arXiv:2402.17641): m -> mean, h -> hess, lambda -> ess,
+delta -> weight_decay.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlora.posterior import card, export, folder, hub
-from vlora.posterior.draws import standard_normal
+from vlora.posterior.draws import DrawCovariance, deviations
 from vlora.posterior.fit import check_fit
 from vlora.posterior.health import describe_health
 from vlora.posterior.keys import adapter_tensors
@@ -28,7 +29,7 @@ __all__ = ["Posterior"]
 
 @dataclass(frozen=True)
 class Posterior:
-    """Mean-field Gaussian posterior of a PEFT adapter, or a plain adapter when it has no ``hess``.
+    """Gaussian posterior of a PEFT adapter, or a plain adapter when it has no ``hess``.
 
     Attributes:
         mean: PEFT key -> posterior mean, in the dtype of the adapter file.
@@ -40,6 +41,7 @@ class Posterior:
             and ``.activation_gram``.
         calibration: Optional temperature and thresholds fitted by evaluation.
         directions: Optional leading directions of the Fisher matrix over all stochastic tensors, at this mean.
+        covariance: What draws are made with, ``independent`` entries or ``leading`` directions; it is not stored.
     """
 
     mean: Mapping[str, Tensor]
@@ -49,6 +51,7 @@ class Posterior:
     curvature: Mapping[str, Tensor] | None = None
     calibration: Mapping[str, Any] | None = field(default=None)
     directions: Leading | None = None
+    covariance: DrawCovariance = "independent"
 
     @classmethod
     def from_optimizer(
@@ -142,16 +145,18 @@ class Posterior:
 
         Returns:
             One tensor per key of ``mean``, in its dtype; deterministic tensors are the mean.
+
+        Raises:
+            ConfigError: ``covariance`` is ``leading`` and cannot be had.
         """
-        if k < 0:
-            raise ValueError(f"draw numbers start at 0, got {k}")
-        number, sign = (k // 2, 1 - 2 * (k % 2)) if antithetic else (k, 1)
-        std = self.std()
         drawn = {key: value.clone() for key, value in self.mean.items()}
-        for key, sd in std.items():
-            noise = standard_normal(sd.shape, seed=self.meta.seed, draw=number, name=key).to(sd.device)
-            drawn[key] = (self.mean[key].float() + sign * sd * noise).to(self.mean[key].dtype)
+        for key, deviation in deviations(self, k, antithetic=antithetic).items():
+            drawn[key] = (self.mean[key].float() + deviation).to(self.mean[key].dtype)
         return drawn
+
+    def drawing(self, covariance: DrawCovariance) -> "Posterior":
+        """The same posterior, whose draws have this covariance: ``independent``, or ``leading`` (directions)."""
+        return replace(self, covariance=covariance)
 
     @contextmanager
     def sampled(
