@@ -16,12 +16,13 @@ from torch import nn
 from tqdm import tqdm
 
 from vlora.errors import ConfigError
-from vlora.eval.calibrate_decisions import fit_and_verify
+from vlora.eval.calibrate_decisions import BaseEntropies, base_entropies, fit_and_verify
 from vlora.eval.calibrate_parts import Parts
-from vlora.eval.calibrate_prior import fit_priors
+from vlora.eval.calibrate_prior import FittedPriors, fit_priors
 from vlora.eval.calibrate_width import Trials, fit_width, logit_temperatures, scored_on, token_temperatures
 from vlora.eval.calibration_file import CALIBRATION, Calibrated, check_local, write_calibration
 from vlora.eval.config import EvalConfig
+from vlora.eval.decision_scores import check_scores
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.prepare import prepare
 from vlora.eval.subjects import Subject
@@ -64,25 +65,37 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
             "calibration.predictor to linearised or mean"
         )
     check_local(subjects)
+    for subject in subjects if decides else ():
+        check_scores(
+            config.calibration.rule_scores, _predictor(config, subject), config.task, config.num_samples
+        )
     parts = Parts.of(evaluation, decides)
     parts.say_truncated()
     done = []
     with tqdm(total=parts.rows(subjects), unit="row", desc="calibrate", disable=None) as bar:
+        base = base_entropies(parts, bar.update)
         for subject in subjects:
             bar.set_postfix_str(subject.name)
-            content = _calibrate(parts, subject, bar.update)
+            content = _calibrate(parts, subject, base, bar.update)
             done.append(write_calibration(subject, content, _REPLACED))
     return done
 
 
-def _calibrate(parts: Parts, subject: Subject, tick: Callable[[int], object]) -> dict[str, Any]:
+def _predictor(config: EvalConfig, subject: Subject) -> str:
+    """Whose probabilities decide: as configured, of a plain adapter the mean."""
+    return config.calibration.predictor if subject.kind == "posterior" else "mean"
+
+
+def _calibrate(
+    parts: Parts, subject: Subject, base: BaseEntropies, tick: Callable[[int], object]
+) -> dict[str, Any]:
     """Sections of ``calibration.json`` for one adapter."""
     posterior = subject.posterior
     assert posterior is not None
     with parts.fit.host.wearing(posterior) as model:
         sections = _fit(parts, subject, model, posterior, tick)
         if parts.others is not None:
-            sections[DECISIONS] = _decide(parts, subject, model, posterior, sections, tick)
+            sections[DECISIONS] = _decide(parts, subject, model, posterior, sections, base, tick)
     return sections
 
 
@@ -94,18 +107,20 @@ def _fit(
     trials = Trials(parts.fit, model, posterior, tick)
     nll_mean, at_mean = trials.at_mean()
     predictors: dict[str, Array] = {} if at_mean is None else {"mean": at_mean}
+    priors = FittedPriors()
+    if subject.kind == "posterior" and at_mean is not None:
+        priors = fit_priors(parts, model, posterior, at_mean, subject.name, tick)
     if subject.kind == "posterior" and parts.fit.config.num_samples >= 2:
-        fit, sections[KEY] = fit_width(parts, trials, subject.name, nll_mean)
+        best = priors.precision.get("leading")
+        fit, sections[KEY] = fit_width(parts, trials, subject.name, nll_mean, best)
         if at_mean is not None:
             mixtures = {"samples": trials.mixtures[1.0], "samples_fitted": trials.mixtures[fit.std_scale]}
             predictors |= mixtures
         else:
             sections[LOGIT] = token_temperatures(trials, fit.std_scale)
-    if subject.kind == "posterior" and at_mean is not None:
-        priors = fit_priors(parts, model, posterior, at_mean, subject.name, tick)
-        if priors.section is not None:
-            sections[PRIOR] = {**priors.section, "nll_mean": nll_mean, **scored_on(parts)}
-            predictors |= priors.log_probs
+    if priors.section is not None:
+        sections[PRIOR] = {**priors.section, "nll_mean": nll_mean, **scored_on(parts)}
+        predictors |= priors.log_probs
     if predictors:
         sections[LOGIT] = logit_temperatures(predictors, trials.label)
     return sections
@@ -117,23 +132,23 @@ def _decide(
     model: nn.Module,
     posterior: Posterior,
     sections: Mapping[str, Any],
+    base: BaseEntropies,
     tick: Callable[[int], object],
 ) -> dict[str, Any]:
     """The ``decisions`` section, fitted to the predictor that the configuration names."""
-    assert parts.others is not None
-    predictor = parts.others.config.calibration.predictor if subject.kind == "posterior" else "mean"
+    predictor = _predictor(parts.fit.config, subject)
     fitted, used = predictor, posterior
     if predictor == "samples":
         fitted, used = "samples_fitted", posterior.scaled(sections[KEY]["std_scale"])
     elif predictor in LINEARISED:
         used = under_prior(posterior, sections[PRIOR][LINEARISED[predictor]]["prior_precision"])
     return fit_and_verify(
-        parts.others,
-        len(parts.threshold),
+        parts,
         model,
         used,
         predictor=predictor,
         temperature=sections[LOGIT][fitted]["temperature"],
+        base=base,
         name=subject.name,
         tick=tick,
     )

@@ -1,7 +1,11 @@
-"""The part of ``vlora calibrate`` that fits decisions on their rows and verifies them on others."""
+"""The part of ``vlora calibrate`` that fits decisions on their rows and verifies them on others.
+
+Sets and the threshold are fitted on the rows for thresholds. The grid of the threshold, where its score has no scale of
+its own, and the gate come from the rows that width and temperatures were fitted on.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,68 +14,88 @@ from torch import nn
 
 from vlora.config import to_plain
 from vlora.data import RowFormat
-from vlora.eval.decide import fit_rules, verify
-from vlora.eval.metrics.risk_control import items_for_risk
+from vlora.eval.calibrate_parts import Parts
+from vlora.eval.config import CalibrationConfig
+from vlora.eval.decide import ABSTENTION_GRID, above, fit_gate, fit_rules, verify
+from vlora.eval.decision_scores import base_entropy, decision_scores, needs_base
+from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.risk_control import items_for_risk, threshold_grid
 from vlora.eval.metrics.temperature import temper
 from vlora.eval.predictive import predictive
 from vlora.eval.prepare import Evaluation
 from vlora.eval.task_reader import TaskReader
 from vlora.posterior import Posterior
-from vlora.posterior.decisions import Decisions
+from vlora.posterior.decisions import Abstention, Conformal, Decisions, Gate
 
-__all__ = ["fit_and_verify"]
+__all__ = ["BaseEntropies", "base_entropies", "fit_and_verify"]
 
 logger = logging.getLogger(__name__)
 
 
+BaseEntropies = tuple[Array | None, Array | None]
+"""Entropy of the base model on the rows of widths, and on all others; None where no rule needs it."""
+
+
+def base_entropies(parts: Parts, tick: Callable[[int], object]) -> BaseEntropies:
+    """What the base model knew before any adapter, where a rule compares a score that needs it."""
+    if parts.others is None or not needs_base(list(parts.fit.config.calibration.rule_scores.values())):
+        return None, None
+    fit, others = (base_entropy(part.scorer, part.host, tick) for part in (parts.fit, parts.others))
+    return fit, others
+
+
 def fit_and_verify(
-    evaluation: Evaluation,
-    num_threshold: int,
+    parts: Parts,
     model: nn.Module,
     posterior: Posterior,
     *,
     predictor: str,
     temperature: float,
+    base: BaseEntropies,
     name: str,
     tick: Callable[[int], object],
 ) -> dict[str, Any]:
     """The ``decisions`` section of one adapter.
 
     Args:
-        evaluation: Rows to fit on, then every set to verify on.
-        num_threshold: How many of them are to fit on.
+        parts: Rows for widths, for thresholds, and every set to verify on.
         model: The model that wears the adapter.
         posterior: The adapter at its fitted width, or under its fitted prior.
         predictor: Whose probabilities decide: ``samples``, ``mean``, ``linearised``, ``kronecker`` or ``leading``.
         temperature: Logit temperature of this predictor, fitted on other rows.
+        base: From :func:`base_entropies`.
         name: Name of the adapter, for messages.
         tick: Called with the number of rows done.
 
     Raises:
         DataError: The model gives NaN.
     """
+    evaluation, num_threshold = parts.others, len(parts.threshold)
+    assert evaluation is not None
     config = evaluation.config
     draws = config.num_samples if predictor == "samples" else 0
     antithetic = config.antithetic and draws > 0
     settings = {"num_samples": draws, "antithetic": antithetic, "scoring": config.scoring, "tick": tick}
-    log_probs = predictive(evaluation.scorer, model, posterior, predictor, **settings).log_probs
+    found = predictive(evaluation.scorer, model, posterior, predictor, **settings)
+    scores = decision_scores(found, temperature=temperature, base=base[1])
     label = [item.example.label for item in evaluation.items]
-    rules = config.calibration
-    sets, abstention = fit_rules(
-        temper(log_probs[:num_threshold], temperature),
-        label[:num_threshold],
-        alphas=rules.alpha,
-        risk=rules.risk,
-        delta=rules.delta,
-    )
+    known: dict[str, Array] = {}
+    if config.calibration.gate is not None or config.calibration.score != "max_probability":
+        on_fit = predictive(parts.fit.scorer, model, posterior, predictor, **settings)
+        known = decision_scores(on_fit, temperature=temperature, base=base[0])
+    held = {key: value[:num_threshold] for key, value in scores.items()}
+    tempered = temper(found.log_probs[:num_threshold], temperature)
+    sets, abstention, gate = _fit(config.calibration, tempered, label[:num_threshold], known, held)
     decisions = Decisions(
         task=config.task,
         predictor=predictor,
         num_samples=draws,
         antithetic=antithetic,
         temperature=temperature,
+        covariance=posterior.covariance if draws else "independent",
         conformal=sets,
         abstention=abstention,
+        gate=gate,
         row_format=_row_format(evaluation),
         **_task(evaluation),
         dtype=config.dtype,
@@ -82,8 +106,27 @@ def fit_and_verify(
     verified = []
     for group in dict.fromkeys(groups[num_threshold:]):
         rows = [row for row in range(num_threshold, len(groups)) if groups[row] == group]
-        verified.append(verify(decisions, log_probs[rows], [label[row] for row in rows], group))
+        own = {key: value[rows] for key, value in scores.items()}
+        verified.append(verify(decisions, found.log_probs[rows], [label[row] for row in rows], group, own))
     return replace(decisions, verified=verified).to_json()
+
+
+def _fit(
+    rules: CalibrationConfig,
+    log_probs: Array,
+    label: Sequence[int | None],
+    known: Mapping[str, Array],
+    held: Mapping[str, Array],
+) -> tuple[tuple[Conformal, ...], Abstention, Gate | None]:
+    """Sets and threshold on the scores of the rows for thresholds, gate and grid on those of the others."""
+    gate = rules.gate and fit_gate(rules.gate.score, known[rules.gate.score], rules.gate.quantile)
+    grid = ABSTENTION_GRID
+    if rules.score != "max_probability":
+        grid = threshold_grid(known[rules.score], rules.num_thresholds)
+    values = np.where(above(gate, held, len(log_probs)), np.inf, held[rules.score])
+    limits = {"alphas": rules.alpha, "risk": rules.risk, "delta": rules.delta}
+    sets, abstention = fit_rules(log_probs, label, **limits, score=rules.score, values=values, grid=grid)
+    return sets, abstention, gate
 
 
 def _set_of(item: Any) -> str:
@@ -117,7 +160,7 @@ def _warn(decisions: Decisions, name: str) -> None:
     rule = decisions.abstention
     if rule is not None and np.isinf(rule.threshold):
         logger.warning(
-            '%s: no threshold could be shown to keep the error rate at %g, so everything is "don\'t know"; it takes '
-            "at least %d right answers in a row among the most confident ones, or a larger calibration.risk",
-            *(name, rule.risk, items_for_risk(rule.risk, rule.delta / 5)),
+            '%s: no threshold on %s could be shown to keep the error rate at %g, so everything is "don\'t know"; it '
+            "takes at least %d right answers in a row among the most confident ones, or a larger calibration.risk",
+            *(name, rule.score, rule.risk, items_for_risk(rule.risk, rule.delta / 5)),
         )

@@ -1,9 +1,12 @@
 """The part of ``vlora calibrate`` that fits the width of a posterior, and logit temperatures as baselines.
 
-All draws of one width run side by side, as in ``vlora eval``.
+All draws of one width run side by side, as in ``vlora eval``. The width of leading directions as trained,
+:math:`T / l_k`, says little (the last eigenvalue depends on how many there are), so there the ladder stands around the
+width that is best for the linearised model, where that was fitted.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +25,7 @@ from vlora.eval.prepare import Evaluation
 from vlora.eval.score import Scores, score_draws
 from vlora.eval.tables import finite_or_none
 from vlora.posterior import Posterior
+from vlora.posterior.kinds import source_identity
 
 __all__ = ["Trials", "fit_width", "logit_temperatures", "scored_on", "token_temperatures"]
 
@@ -92,7 +96,9 @@ class Trials:
         return score_draws(self.evaluation.scorer, draws, self.tick)
 
 
-def fit_width(parts: Parts, trials: Trials, name: str, nll_mean: float) -> tuple[ScaleFit, dict[str, Any]]:
+def fit_width(
+    parts: Parts, trials: Trials, name: str, nll_mean: float, precision: float | None = None
+) -> tuple[ScaleFit, dict[str, Any]]:
     """The best width and its section of ``calibration.json``.
 
     Args:
@@ -100,9 +106,12 @@ def fit_width(parts: Parts, trials: Trials, name: str, nll_mean: float) -> tuple
         trials: The posterior on the rows of the fit.
         name: Name of the adapter, for messages.
         nll_mean: NLL of its mean on them.
+        precision: Best one of what the leading directions leave out in the linearised model; None: not fitted.
     """
     config, posterior = parts.fit.config, trials.posterior
-    fit = fit_std_scale(trials.nll, config.calibration.ladder, refine=config.calibration.refine)
+    start = _start(posterior, precision)
+    ladder = [start * rung for rung in config.calibration.ladder]
+    fit = fit_std_scale(trials.nll, ladder, refine=config.calibration.refine)
     if fit.at_bound:
         logger.warning(
             "%s: the best width x %g is the end of calibration.ladder; %s",
@@ -113,6 +122,8 @@ def fit_width(parts: Parts, trials: Trials, name: str, nll_mean: float) -> tuple
     return fit, {
         "std_scale": fit.std_scale,
         "temperature": posterior.scaled(fit.std_scale).temperature,
+        "covariance": posterior.covariance,
+        **({} if posterior.covariance == "independent" else source_identity(posterior, posterior.covariance)),
         "at_bound": fit.at_bound,
         "nll": {"mean": nll_mean, "as_trained": dict(fit.evaluated)[1.0], "fitted": fit.nll},
         "evaluated": [list(pair) for pair in fit.evaluated],
@@ -120,6 +131,14 @@ def fit_width(parts: Parts, trials: Trials, name: str, nll_mean: float) -> tuple
         "antithetic": config.antithetic,
         **scored_on(parts),
     }
+
+
+def _start(posterior: Posterior, precision: float | None) -> float:
+    """Factor on the width as trained that the ladder stands around."""
+    leading, temperature = posterior.directions, posterior.temperature
+    if posterior.covariance != "leading" or precision is None or leading is None or not temperature:
+        return 1.0
+    return math.sqrt(float(leading.values[-1]) / (temperature * precision))
 
 
 def scored_on(parts: Parts) -> dict[str, Any]:

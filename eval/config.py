@@ -13,7 +13,7 @@ from vlora.eval.metrics.prior_precision import DEFAULT_PRIORS
 from vlora.eval.models_config import ModelsConfig
 from vlora.posterior.decisions import LINEARISED, Kind
 
-__all__ = ["CalibrationConfig", "EvalConfig", "EvalDataConfig", "Scoring"]
+__all__ = ["CalibrationConfig", "EvalConfig", "EvalDataConfig", "GateConfig", "Scoring"]
 
 Scoring = Literal["auto", "batched", "loop"]
 """How draws are run: side by side where possible, side by side or an error, one after another."""
@@ -57,6 +57,22 @@ class EvalDataConfig(RowFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """A second limit for "don't know", fitted on rows with right answers alone."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    score: str
+    """What is compared, as ``calibration.score``."""
+    quantile: float = 0.95
+    """Share of the validation rows that pass; nothing is answered above this quantile of the score."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1:
+            raise ConfigError(f"calibration.gate.quantile must lie between 0 and 1, got {self.quantile}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
     """What ``vlora calibrate`` fits on the validation rows; ``vlora eval`` does not read it."""
 
@@ -76,6 +92,17 @@ class CalibrationConfig:
     threshold_share: float = 0.5
     """Share of the validation rows that is kept from the width and temperatures to fit prediction sets and the
     threshold for "don't know" on; 0 fits none. Both are then verified on the test and out-of-distribution rows."""
+    score: str = "max_probability"
+    """Uncertainty that is held against the threshold for "don't know": ``max_probability`` (1 - confidence),
+    ``entropy``, ``expected_entropy``, ``mutual_information``, ``logit_variance`` (linearised predictors),
+    ``variation_ratio`` (draws), and for multiple choice ``entropy_times_base`` and ``mutual_information_times_base``,
+    times the entropy of the base model."""
+    gate: GateConfig | None = None
+    """A second limit, on another score: nothing is answered where the model knows less than about most rows with right
+    answers."""
+    num_thresholds: int = 100
+    """Thresholds to test at most, quantiles of the score on the rows that width and temperatures are fitted on;
+    ``max_probability`` has a fixed grid."""
     alpha: tuple[float, ...] = (0.05, 0.1, 0.2)
     """Shares of items whose prediction set may miss the right choice; one set of rules for each."""
     risk: float = 0.05
@@ -103,8 +130,17 @@ class CalibrationConfig:
         for name, value in (("risk", self.risk), ("delta", self.delta), *(("alpha", a) for a in self.alpha)):
             if not 0 < value < 1:
                 raise ConfigError(f"calibration.{name} must lie between 0 and 1, got {value}")
-        if self.refine < 0:
-            raise ConfigError(f"calibration.refine must be 0 or more, got {self.refine}")
+        if self.refine < 0 or self.num_thresholds < 1:
+            raise ConfigError(
+                f"calibration.refine must be 0 or more and num_thresholds at least 1, got {self.refine} and "
+                f"{self.num_thresholds}"
+            )
+
+    @property
+    def rule_scores(self) -> dict[str, str]:
+        """Setting -> score that a rule for "don't know" compares."""
+        gate = {} if self.gate is None else {"calibration.gate.score": self.gate.score}
+        return {"calibration.score": self.score, **gate}
 
 
 @dataclass(frozen=True, kw_only=True)

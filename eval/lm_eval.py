@@ -27,6 +27,7 @@ from vlora.eval.lm_eval_scores import log_mean_exp, most_given, posterior_predic
 from vlora.models import load_adapter, load_base_model, load_tokenizer
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated
+from vlora.posterior.draws import check_draws, known_covariance
 from vlora.quantization import Quantization
 
 try:
@@ -66,6 +67,7 @@ class VloraLM(_HFLM):
         base_model: str | None = None,
         num_samples: int = 8,
         antithetic: bool = True,
+        covariance: str = "independent",
         stored_width: bool = True,
         vote: bool = False,
         dtype: str = "float32",
@@ -82,6 +84,7 @@ class VloraLM(_HFLM):
             base_model: Folder or hub id; None takes the one that the adapter names.
             num_samples: Draws S. A plain adapter has none.
             antithetic: Draws 2j and 2j+1 mirror each other.
+            covariance: Of the draws: ``independent`` entries, or ``leading`` directions over all tensors.
             stored_width: Draw at the width that ``vlora calibrate`` fitted.
             vote: Generate under every draw and give the answer of most; False generates at the mean alone.
             dtype: Number format of the base model; logits become float32 before every softmax.
@@ -95,7 +98,8 @@ class VloraLM(_HFLM):
             ConfigError: No base model is known, or the number of draws does not fit.
             PosteriorFormatError: The adapter is damaged or belongs to another base model.
         """
-        stored = Posterior.from_pretrained(adapter)
+        stored = Posterior.from_pretrained(adapter).drawing(known_covariance(covariance))
+        check_draws(stored)
         self.posterior = calibrated(stored) if stored_width else stored
         self.num_samples = int(num_samples) if self.posterior.has_hess else 0
         self.antithetic = bool(antithetic) and self.num_samples > 0
@@ -191,7 +195,7 @@ class VloraLM(_HFLM):
         """What the harness writes beside its results, with the posterior's part."""
         info = super().get_model_info()
         mine = {"draws": self.num_samples, "antithetic": self.antithetic, "vote": self.vote}
-        mine |= {"ess": self.posterior.meta.ess}
+        mine |= {"ess": self.posterior.meta.ess, "covariance": self.posterior.covariance}
         return {**info, **{f"vlora_{name}": value for name, value in mine.items()}}
 
     @contextmanager

@@ -7,6 +7,7 @@ from pydantic import ConfigDict
 
 from vlora.data.config import check_counts, check_seed
 from vlora.errors import ConfigError
+from vlora.posterior.draws import DrawCovariance
 
 __all__ = ["Detection", "Ensemble", "ModelEntry", "ModelsConfig"]
 
@@ -57,6 +58,9 @@ class ModelsConfig:
     """Posterior draws S; 0 evaluates the mean alone. Plain adapters have no draws."""
     antithetic: bool = True
     """Take draws in mirrored pairs: same cost, less Monte Carlo error; needs an even ``num_samples``."""
+    covariance: DrawCovariance = "independent"
+    """Covariance of the weights that draws are made with: ``independent`` entries (h), or ``leading``: over all tensors
+    at once, for posteriors that have directions.safetensors."""
     temperature: float | Literal["auto", "stored"] | None = None
     """Posterior temperature: a number (1 is Bayes, ``ess = num_examples``), ``stored`` (as fitted by calibration),
     ``auto`` (as fitted where a posterior holds a fit, else as trained), or None, as trained."""

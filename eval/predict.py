@@ -12,7 +12,7 @@ draws as trained, or of the predictor that is asked for.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -22,10 +22,13 @@ import numpy as np
 from vlora.data import Example, Source, examples_from_rows
 from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig, EvalDataConfig
-from vlora.eval.decide import Decided, decide
+from vlora.eval.decide import decide
+from vlora.eval.decision_scores import base_entropy, decision_scores, needs_base, rule_scores
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.item_warnings import say_truncated
+from vlora.eval.metrics.arrays import Array
 from vlora.eval.predict_settings import chosen_decisions, reader_for
+from vlora.eval.prediction import Prediction, predictions_of
 from vlora.eval.predictive import Predictive, posterior_of, predictive
 from vlora.eval.score import build_scorer
 from vlora.eval.task_reader import TaskReader
@@ -37,32 +40,6 @@ from vlora.posterior.decisions import Decisions
 __all__ = ["Prediction", "Predictor"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What is said about one row."""
-
-    item: str
-    """The row's ``id``, else its number."""
-    answer: str | None
-    """The most probable class or choice; None for "don't know"."""
-    dont_know: bool
-    """Whether the threshold says not to answer."""
-    best: int
-    """Index of the most probable choice, whether it is answered or not."""
-    confidence: float
-    """Its probability, at the fitted temperature."""
-    probabilities: tuple[float, ...]
-    """Of all choices, at the fitted temperature."""
-    entropy: float
-    """Predictive entropy in nats, before the temperature, as its parts below."""
-    epistemic: float | None
-    """Mutual information of answer and parameters in nats: high where more data would help; None without draws."""
-    epistemic_share: float | None
-    """Its part of the entropy, in [0, 1]: near 0 the question is ambiguous, near 1 the model has not learnt it."""
-    prediction_set: tuple[str, ...] | None
-    """Choices that hold the right one with probability ``1 - alpha``; None where no set was fitted."""
 
 
 class Predictor:
@@ -99,6 +76,7 @@ class Predictor:
         task: str | None = None,
         predictor: str | None = None,
         num_samples: int | None = None,
+        covariance: str | None = None,
         row_format: Mapping[str, Any] | None = None,
         fewshot: Source | None = None,
         device: str | None = None,
@@ -114,6 +92,7 @@ class Predictor:
             predictor: ``samples``, ``mean``, ``linearised``, ``kronecker`` or ``leading`` where nothing was fitted
                 (``samples``; a plain adapter has ``mean`` alone); a calibration fixes it.
             num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
+            covariance: Of the draws where nothing was fitted (``independent``), or ``leading``.
             row_format: ``data`` keys (prompt, choices, text, …) to change; a calibration fixes the others.
             fewshot: Rows with answers, for a task file whose prompts begin with examples.
             device: None takes the accelerator if there is one.
@@ -127,8 +106,8 @@ class Predictor:
         stored = Posterior.from_pretrained(source)
         fitted = decisions_of(stored)
         reader = reader_for(fitted, task, fewshot)
-        chosen = chosen_decisions(fitted, stored, task, predictor, num_samples, reader)
-        posterior = posterior_of(stored, chosen.predictor)
+        chosen = chosen_decisions(fitted, stored, task, predictor, num_samples, reader, covariance)
+        posterior = posterior_of(stored, chosen.predictor, chosen.covariance)
         own = reader.row_format if reader else {}
         changed = replace(chosen, row_format={**chosen.row_format, **own, **(row_format or {})})
         if fitted is not None and changed.row_format != dict(fitted.row_format):
@@ -184,17 +163,15 @@ class Predictor:
             return []
         rows = rows if self.reader is None else self.reader(rows)
         examples = self._examples(rows)
-        found = self._score(examples, tick)
+        found, base = self._score(examples, tick)
         if np.isnan(found.log_probs).any():
             raise DataError(
                 "the model gives NaN instead of probabilities; check its weights, or try dtype float32"
             )
-        decided, parts = decide(self.decisions, found.log_probs), _uncertainty(found)
+        decided = decide(self.decisions, found.log_probs, decision_scores(found, base=base))
         names = [example.choices or self._classes(found.log_probs.shape[1]) for example in examples]
-        return [
-            _prediction(row, _item(rows[row], row), decided, parts, names[row], kind, answer_all)
-            for row in range(len(rows))
-        ]
+        items = [_item(row, number) for number, row in enumerate(rows)]
+        return predictions_of(items, self.decisions, decided, found, names, kind=kind, answer_all=answer_all)
 
     def _set(self, alpha: float | None, method: str) -> tuple[str, float] | None:
         """The kind of set to give."""
@@ -221,7 +198,10 @@ class Predictor:
                 "docs/hallucination.md)"
             ) from None
 
-    def _score(self, examples: Sequence[Example], tick: Callable[[int], object]) -> Predictive:
+    def _score(
+        self, examples: Sequence[Example], tick: Callable[[int], object]
+    ) -> tuple[Predictive, Array | None]:
+        """What the predictor says, and the base model's entropy where a rule needs it."""
         host, decisions = self.host, self.decisions
         scorer = build_scorer(
             self._config.task,
@@ -236,44 +216,14 @@ class Predictor:
         max_length = self._config.data.max_length
         say_truncated(["data"] * len(examples), scorer.truncated, self._config.task, max_length, cure)
         draws = {"num_samples": decisions.num_samples, "antithetic": decisions.antithetic}
+        base = base_entropy(scorer, host) if needs_base(rule_scores(decisions)) else None
         with host.wearing(self.posterior) as model:
-            return predictive(scorer, model, self.posterior, decisions.predictor, **draws, tick=tick)
+            return predictive(scorer, model, self.posterior, decisions.predictor, **draws, tick=tick), base
 
     def _classes(self, count: int) -> tuple[str, ...]:
         """Class names, or their numbers."""
         return tuple(self._labels) if self._labels else tuple(str(index) for index in range(count))
 
 
-def _uncertainty(found: Predictive) -> dict[str, Any]:
-    """Entropy, mutual information and its plain share of the entropy, per row."""
-    return {"entropy": found.entropy, "epistemic": found.mutual_information, "share": found.epistemic_share}
-
-
 def _item(row: Mapping[str, Any], number: int) -> str:
     return str(row["id"]) if row.get("id") is not None else str(number)
-
-
-def _prediction(
-    row: int,
-    item: str,
-    decided: Decided,
-    parts: Mapping[str, Any],
-    names: Sequence[str],
-    kind: tuple[str, float] | None,
-    answer_all: bool,
-) -> Prediction:
-    """One row's prediction; padding behind its own choices is cut off."""
-    best, silent = int(decided.answer[row]), not decided.answered[row] and not answer_all
-    kept = None if kind is None else np.flatnonzero(decided.sets[kind][row][: len(names)]).tolist()
-    return Prediction(
-        item=item,
-        answer=None if silent else names[best],
-        dont_know=bool(silent),
-        best=best,
-        confidence=float(decided.confidence[row]),
-        probabilities=tuple(np.exp(decided.log_probs[row][: len(names)]).tolist()),
-        entropy=float(parts["entropy"][row]),
-        epistemic=None if parts["epistemic"] is None else float(parts["epistemic"][row]),
-        epistemic_share=None if parts["share"] is None else float(parts["share"][row]),
-        prediction_set=None if kept is None else tuple(names[index] for index in kept),
-    )

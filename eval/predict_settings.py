@@ -10,6 +10,7 @@ from vlora.posterior import Posterior
 from vlora.posterior.answer_decisions import AnswerDecisions
 from vlora.posterior.calibration import KEY, PRIOR
 from vlora.posterior.decisions import PREDICTORS, Decisions
+from vlora.posterior.draws import known_covariance
 
 __all__ = ["chosen_decisions", "other_task", "reader_for"]
 
@@ -55,6 +56,7 @@ def chosen_decisions(
     predictor: str | None,
     num_samples: int | None,
     reader: TaskReader | None = None,
+    covariance: str | None = None,
 ) -> Decisions:
     """What was fitted, or stand-ins where nothing was.
 
@@ -65,13 +67,14 @@ def chosen_decisions(
         predictor: As asked for.
         num_samples: As asked for.
         reader: Of a task file, which makes it multiple choice.
+        covariance: Of the draws, as asked for.
 
     Raises:
         ConfigError: Settings that contradict the fit, that the adapter cannot have, or no task to answer.
     """
     task = "multiple_choice" if reader is not None else task
     if fitted is not None:
-        asked = {"task": task, "predictor": predictor, "num_samples": num_samples}
+        asked = {"task": task, "predictor": predictor, "num_samples": num_samples, "covariance": covariance}
         for name, value in asked.items():
             if value is not None and value != getattr(fitted, name):
                 key = "calibration.predictor" if name == "predictor" else name
@@ -103,6 +106,7 @@ def chosen_decisions(
         num_samples=draws,
         antithetic=draws > 0 and draws % 2 == 0,
         temperature=1.0,
+        covariance=known_covariance(covariance) if draws else "independent",
     )
 
 

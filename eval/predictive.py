@@ -18,13 +18,20 @@ from vlora.eval.forward import Draws
 from vlora.eval.linearised import Wanted
 from vlora.eval.linearised_prior import prior_obstacle
 from vlora.eval.metrics.arrays import Array
-from vlora.eval.metrics.linearised import softmax_moments
-from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
+from vlora.eval.metrics.linearised import logit_variance, softmax_moments
+from vlora.eval.metrics.uncertainty import (
+    entropy,
+    expected_entropy,
+    mixture_log_probs,
+    mutual_information,
+    variation_ratio,
+)
 from vlora.eval.score import Scorer, score_model
 from vlora.eval.sink import Sink
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated, fitted_prior, under_prior
 from vlora.posterior.decisions import LINEARISED
+from vlora.posterior.draws import DrawCovariance, check_draws
 from vlora.posterior.kinds import missing
 
 __all__ = ["Predictive", "logit_covariances", "posterior_of", "predictive"]
@@ -38,11 +45,15 @@ class Predictive:
         log_probs: Log-probabilities, ``(N, K)``, padded with ``-inf``.
         expected_entropy: Aleatoric part of the entropy in nats, ``(N,)``; None for the mean alone.
         mutual_information: Epistemic part in nats, ``(N,)``, corrected for few draws; None for the mean alone.
+        logit_variance: Mean variance of the logits, ``(N,)``; of linearised predictors.
+        variation_ratio: Share of draws that vote for another choice than most, ``(N,)``; of draws.
     """
 
     log_probs: Array
     expected_entropy: Array | None = None
     mutual_information: Array | None = None
+    logit_variance: Array | None = None
+    variation_ratio: Array | None = None
 
     @property
     def entropy(self) -> Array:
@@ -93,15 +104,22 @@ def predictive(
     at_mean = scores.log_probs.numpy()
     if predictor in LINEARISED:
         wanted = [Wanted([posterior], LINEARISED[predictor])]
-        moments = softmax_moments(at_mean, logit_covariances(scorer, model, wanted, tick)[0])
-        return Predictive(moments.log_probs, moments.expected_entropy, moments.mutual_information)
+        covariance = logit_covariances(scorer, model, wanted, tick)[0]
+        moments = softmax_moments(at_mean, covariance)
+        spread = logit_variance(covariance, np.isfinite(at_mean))
+        return Predictive(moments.log_probs, moments.expected_entropy, moments.mutual_information, spread)
     if scores.sample_log_probs is None:
         return Predictive(at_mean)
     samples = scores.sample_log_probs.transpose(0, 1).numpy()
     if count < 2:
         return Predictive(mixture_log_probs(samples))
     information = mutual_information(samples, antithetic=draws.antithetic)
-    return Predictive(mixture_log_probs(samples), expected_entropy(samples), information)
+    return Predictive(
+        mixture_log_probs(samples),
+        expected_entropy(samples),
+        information,
+        variation_ratio=variation_ratio(samples),
+    )
 
 
 def logit_covariances(
@@ -120,20 +138,25 @@ def logit_covariances(
     return [np.array([result[number] for result in results], dtype=np.float64) for number in range(total)]
 
 
-def posterior_of(posterior: Posterior, predictor: str) -> Posterior:
+def posterior_of(
+    posterior: Posterior, predictor: str, covariance: DrawCovariance = "independent"
+) -> Posterior:
     """A posterior as a predictor takes it: at its fitted width, or under its fitted prior, where these were fitted.
 
     Args:
         posterior: As read from its folder.
         predictor: ``samples``, ``mean``, ``linearised``, ``kronecker`` or ``leading``.
+        covariance: Of the draws, for ``samples``.
 
     Raises:
         PosteriorFormatError: What was fitted is damaged, newer, or belongs to another posterior.
         ConfigError: A linearised predictor for a plain adapter, one that does not know its number of examples, or one
-            without the curvature or directions that it needs.
+            without the curvature or directions that it needs; draws without the directions that they need.
     """
     if predictor not in LINEARISED:
-        return calibrated(posterior)
+        drawing = posterior.drawing(covariance)
+        check_draws(drawing)
+        return calibrated(drawing)
     if not posterior.has_hess:
         raise ConfigError(f"predictor {predictor} needs a posterior; a plain adapter has its mean alone")
     kind = LINEARISED[predictor]

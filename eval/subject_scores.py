@@ -158,8 +158,9 @@ def _wanted_covariances(evaluation: Evaluation, subject: Subject) -> dict[str, t
         wanted[linearised_name(posterior, kind)] = posterior, kind
     else:
         wanted[_prior_name(subject, kind)] = subject.prior.posterior, kind
-    if evaluation.num_samples(subject):  # draws have no directions, so they are compared without
-        own: Kind = "independent" if kind == "leading" else kind
+    if evaluation.num_samples(subject):  # draws are compared with their own covariance
+        drawn = posterior.covariance
+        own: Kind = "kronecker" if kind == "kronecker" and drawn == "independent" else drawn
         wanted[linearised_name(posterior, own)] = posterior, own
     return wanted
 

@@ -11,7 +11,9 @@ from vlora.eval.models_config import ModelsConfig
 from vlora.eval.store import content_key
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import calibrated, fitted_scale
+from vlora.posterior.draws import check_draws
 from vlora.posterior.hashing import tensors_sha256
+from vlora.posterior.kinds import source_identity
 
 __all__ = ["Subject", "base_model_of", "load_subjects"]
 
@@ -67,6 +69,8 @@ class Subject:
             found["posterior_temperature"] = (
                 f"std x {self.fitted['std_scale']:.4g}, fitted on {rows} held-out rows"
             )
+        if self.posterior is not None and self.posterior.covariance != "independent":
+            found["covariance of the draws"] = f"{self.posterior.covariance} directions over all tensors"
         if self.prior is not None:
             found["linearised_prior"] = self.prior.describe()
         return found
@@ -75,12 +79,14 @@ class Subject:
         """Everything about the model that its scores depend on, as JSON-able content."""
         if self.posterior is None:
             return {"kind": self.kind}
-        meta = self.posterior.meta
+        meta, covariance = self.posterior.meta, self.posterior.covariance
+        drawn = {} if covariance == "independent" else source_identity(self.posterior, covariance)
         return {
             "mean": tensors_sha256(self.posterior.mean),
             "hess": tensors_sha256(self.posterior.hess),
             "adapter_config": content_key(dict(self.posterior.adapter_config)),
             "meta": [meta.ess, meta.weight_decay, meta.seed, meta.fixed_zeros],
+            **drawn,
         }
 
 
@@ -89,15 +95,17 @@ def load_subjects(config: ModelsConfig) -> list[Subject]:
 
     Raises:
         PosteriorFormatError: A folder is damaged, foreign or newer than this version.
-        ConfigError: A temperature is set but a posterior does not know its number of examples, or a fitted width is
-            asked for and a posterior has none.
+        ConfigError: A temperature is set but a posterior does not know its number of examples, a fitted width is asked
+            for and a posterior has none, or it has no draws with the covariance asked for.
     """
     subjects = []
     for entry in config.models:
         posterior = None if entry.path == BASE else Posterior.from_pretrained(entry.path)
         as_read, fitted = posterior, None
         if posterior is not None and posterior.has_hess:
-            posterior, fitted = _at_temperature(posterior, entry.path, config.temperature)
+            drawing = posterior.drawing(config.covariance)
+            posterior, fitted = _at_temperature(drawing, entry.path, config.temperature)
+            check_draws(posterior, entry.name)
         elif posterior is not None:
             logger.warning("%s has no posterior: it is evaluated at its weights, without draws", entry.path)
         subjects.append(Subject(str(entry.name), entry.path, posterior, fitted, as_read))
@@ -114,8 +122,8 @@ def _at_temperature(
         fitted = fitted_scale(posterior)
         if fitted is None and temperature == "stored":
             raise ConfigError(
-                f"temperature is 'stored' but {path} holds no fitted width in its calibration.json; "
-                "run vlora calibrate first, or set temperature: auto"
+                f"temperature is 'stored' but {path} holds no fitted width in its calibration.json for draws with "
+                f"covariance: {posterior.covariance}; run vlora calibrate first, or set temperature: auto"
             )
         return calibrated(posterior), fitted
     if posterior.meta.num_examples < 1:

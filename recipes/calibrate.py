@@ -96,6 +96,7 @@ def _decision_lines(decisions: Mapping[str, Any], done: str = "answers") -> list
     lines = []
     if decisions and decisions["predictor"] not in ("samples", "mean"):
         lines.append(f"  sets and threshold are those of the predictor {decisions['predictor']}")
+    lines += _rule_lines(decisions)
     for entry in decisions.get("verified") or ():
         lines.append(f"  on {entry['set']} ({entry['rows']} rows, {entry['labelled']} with a right answer)")
         lines += [
@@ -109,12 +110,35 @@ def _decision_lines(decisions: Mapping[str, Any], done: str = "answers") -> list
             risk = "–" if found["risk"] is None else _percent(found["risk"], found["low"], found["high"])
             lines.append(
                 f"    {done} {100 * found['coverage']:.1f} %, errors among them {risk}, promised at most "
-                f"{100 * found['promised']:g} %{'' if found['holds'] else '  (more than promised)'}"
+                f"{100 * found['promised']:g} %{'' if found['holds'] else '  (more than promised)'}{_stopped(found)}"
             )
         if "unanswerable" in entry:
             found = entry["unanswerable"]
-            lines.append(f"    answers {found['answered']} of {found['rows']} rows without a right answer")
+            lines.append(
+                f"    answers {found['answered']} of {found['rows']} rows without a right answer{_stopped(found)}"
+            )
     return lines
+
+
+def _rule_lines(decisions: Mapping[str, Any]) -> list[str]:
+    """Score and gate of choices, where they are not the confidence alone."""
+    rule, gate = decisions.get("abstention"), decisions.get("gate")
+    lines = []
+    choices = "conformal" in decisions  # answers tell their score elsewhere
+    if choices and rule is not None and (gate is not None or rule["score"] != "max_probability"):
+        limit = "nothing" if rule["threshold"] is None else f"up to {rule['threshold']:.4g}"
+        lines.append(f"  {rule['score']}: answers {limit}")
+    if gate is not None:
+        lines.append(
+            f"  gate: {gate['score']} up to {gate['threshold']:.4g}, the {100 * gate['quantile']:g} % quantile of "
+            f"{gate['n']} held-out rows with a right answer"
+        )
+    return lines
+
+
+def _stopped(found: Mapping[str, Any]) -> str:
+    """How many rows the gate stopped, where there is one."""
+    return f"; the gate stops {found['gated']}" if "gated" in found else ""
 
 
 def _percent(value: float, low: float, high: float) -> str:

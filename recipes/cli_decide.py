@@ -32,6 +32,9 @@ def predict(
     ] = None,
     fewshot: Annotated[str | None, typer.Option(help="Solved rows, for a task with examples.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="Draws where nothing was calibrated.")] = None,
+    covariance: Annotated[
+        str | None, typer.Option(help="Of draws where nothing was calibrated: independent, leading.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Which prediction set: share that may miss.")] = None,
     method: Annotated[str, typer.Option(help="Kind of prediction set: lac or aps.")] = "lac",
     answer_all: Annotated[bool, typer.Option("--answer-all", help='Never say "don\'t know".')] = False,
@@ -56,6 +59,7 @@ def predict(
         alpha,
         base_model=base_model,
         num_samples=num_samples,
+        covariance=covariance,
         fewshot=fewshot,
         device=device,
     )
@@ -113,6 +117,9 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     num_samples: Annotated[int, typer.Option(help="Draws, one adapter each.")] = 8,
     independent: Annotated[bool, typer.Option("--independent", help="No mirrored pairs.")] = False,
+    covariance: Annotated[
+        str, typer.Option(help="Of the draws: independent entries, or leading directions.")
+    ] = "independent",
     as_trained: Annotated[bool, typer.Option("--as-trained", help="Leave a fitted width aside.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former export.")] = False,
     debug: Debug = False,
@@ -120,7 +127,7 @@ def export(
     """Write posterior draws as ordinary PEFT adapters, one folder each, as vLLM and PEFT load several adapters."""
     from vlora.recipes.export import export_folder
 
-    print(export_folder(folder, out, num_samples, not independent, not as_trained, overwrite))
+    print(export_folder(folder, out, num_samples, not independent, not as_trained, overwrite, covariance))
 
 
 def lm_eval(
@@ -136,6 +143,9 @@ def lm_eval(
     include_path: Annotated[Path | None, typer.Option(help="Folder of further task files.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Default: as the task says.")] = None,
     num_samples: Annotated[int, typer.Option(help="Posterior draws; 0 is the mean.")] = 8,
+    covariance: Annotated[
+        str, typer.Option(help="Of the draws: independent entries, or leading directions.")
+    ] = "independent",
     vote: Annotated[
         bool, typer.Option("--vote", help="Generated answers: what most draws say, not the mean.")
     ] = False,
@@ -159,7 +169,7 @@ def lm_eval(
         folder, tasks.split(",") if tasks else [], out, task=task, data=data, fewshot=fewshot,
         include_path=include_path, num_fewshot=num_fewshot, limit=limit,
         overwrite=overwrite, base_model=base_model, num_samples=num_samples, vote=vote,
-        batch_size=batch_size, device=device,
+        covariance=covariance, batch_size=batch_size, device=device,
     )  # fmt: skip
     print(results_lines(found))
     print(f"wrote {out}")

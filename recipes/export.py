@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlora.posterior import Posterior
 from vlora.posterior.adapters import export_draws, largest_rank, serving_problems
+from vlora.posterior.draws import known_covariance
 
 __all__ = ["export_folder"]
 
@@ -15,9 +16,17 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def export_folder(
-    source: str, out: Path, num_samples: int, antithetic: bool, stored_width: bool, overwrite: bool
+    source: str,
+    out: Path,
+    num_samples: int,
+    antithetic: bool,
+    stored_width: bool,
+    overwrite: bool,
+    covariance: str = "independent",
 ) -> str:
     """Write the draws of a posterior folder; arguments as in :func:`vlora.posterior.adapters.export_draws`.
+
+    ``covariance`` is that of the draws.
 
     Returns:
         What was written, and the command line that serves it with vLLM.
@@ -25,7 +34,7 @@ def export_folder(
     Raises:
         VloraError: See there.
     """
-    posterior = Posterior.from_pretrained(source)
+    posterior = Posterior.from_pretrained(source).drawing(known_covariance(covariance))
     path = export_draws(
         posterior, out, num_samples, antithetic=antithetic, stored_width=stored_width, overwrite=overwrite
     )

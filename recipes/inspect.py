@@ -36,7 +36,9 @@ def _short(calibration: Mapping[str, Any]) -> dict[str, Any]:
     width = calibration.get("posterior_temperature") or {}
     logit = calibration.get("logit_temperature") or {}
     decisions, prior = (calibration.get(name) or {} for name in ("decisions", "linearised_prior"))
-    abstention = decisions.get("abstention") or {}
+    abstention, gate = (decisions.get(name) or {} for name in ("abstention", "gate"))
+    score = abstention.get("score", "max_probability")
+    compared = "1 - confidence" if score == "max_probability" else score
     return {
         **{name: width.get(name) for name in ("std_scale", "temperature")},
         **{
@@ -46,7 +48,9 @@ def _short(calibration: Mapping[str, Any]) -> dict[str, Any]:
         },
         **{f"logit T of {name}": fit.get("temperature") for name, fit in logit.items()},
         "predictor": decisions.get("predictor"),
-        "answers when 1 - confidence is at most": abstention.get("threshold"),
+        "covariance of the draws": width.get("covariance"),
+        f"answers when {compared} is at most": abstention.get("threshold"),
+        **({f"and {gate['score']} is at most": gate.get("threshold")} if gate else {}),
     }
 
 

@@ -29,6 +29,7 @@ from vlora.eval.task_files import load_task
 from vlora.eval.task_reader import TaskReader
 from vlora.posterior.answer_decisions import KEY as ANSWERS
 from vlora.posterior.answer_decisions import AnswerDecisions
+from vlora.posterior.kinds import source_identity
 
 __all__ = ["run_answer_calibration"]
 
@@ -130,6 +131,8 @@ def _fit(
         antithetic=config.antithetic,
         std_scale=1.0 if subject.fitted is None else float(subject.fitted["std_scale"]),
         temperature=temperature if isinstance(temperature, (int, float)) else None,
+        covariance=config.covariance,
+        directions_sha256=_directions(subject),
         settings={
             **{name: plain[name] for name in SETTINGS},
             "data": {name: plain["data"][name] for name in FORM},
@@ -145,6 +148,14 @@ def _fit(
         for name in sets
     ]
     return replace(decisions, verified=verified)
+
+
+def _directions(subject: Subject) -> str | None:
+    """Hash of the leading directions that draws were made with; None for other draws."""
+    posterior = subject.posterior
+    if posterior is None or posterior.covariance == "independent":
+        return None
+    return source_identity(posterior, posterior.covariance)["directions_sha256"]
 
 
 def _warn(decisions: AnswerDecisions, name: str, done: str) -> None:

@@ -38,6 +38,7 @@ from vlora.eval.task_reader import TaskReader
 from vlora.posterior import Posterior
 from vlora.posterior.answer_decisions import AnswerDecisions
 from vlora.posterior.calibration import answer_decisions_of
+from vlora.posterior.draws import check_draws, known_covariance
 
 __all__ = ["AnswerPrediction", "AnswerPredictor"]
 
@@ -72,6 +73,7 @@ class AnswerPredictor:
         base_model: str | None = None,
         task: str | None = None,
         num_samples: int | None = None,
+        covariance: str | None = None,
         fewshot: Source | None = None,
         device: str | None = None,
         **loading: Any,
@@ -83,6 +85,7 @@ class AnswerPredictor:
             base_model: Folder or hub id; None takes the one that the adapter names.
             task: Task file of kind ``open_qa`` or ``given_answers``; None takes that of the calibration.
             num_samples: Posterior draws where nothing was fitted (8); a calibration fixes them.
+            covariance: Of the draws where nothing was fitted (``independent``), or ``leading``.
             fewshot: Rows with answers, for prompts that begin with examples.
             device: None takes the accelerator if there is one.
             **loading: Further keys of the configuration of answers; a calibration fixes those that it depends on.
@@ -94,12 +97,13 @@ class AnswerPredictor:
         stored = Posterior.from_pretrained(source)
         fitted = answer_decisions_of(stored)
         reader = _reader(fitted, task, fewshot)
-        decisions = fitted or _stand_in(reader, num_samples)
-        if num_samples is not None and num_samples != decisions.num_samples:
-            raise ConfigError(
-                f"num_samples is {num_samples} but the calibration was fitted with {decisions.num_samples}; leave it "
-                "out, or run vlora calibrate with it"
-            )
+        decisions = fitted or _stand_in(reader, num_samples, covariance)
+        for name, value in (("num_samples", num_samples), ("covariance", covariance)):
+            if value is not None and value != getattr(decisions, name):
+                raise ConfigError(
+                    f"{name} is {value} but the calibration was fitted with {getattr(decisions, name)}; leave it "
+                    "out, or run vlora calibrate with it"
+                )
         config = _config(str(source), decisions, base_model=base_model, device=device, **loading)
         subject = Subject(config.models[0].name or "model", str(source), _at_width(stored, decisions))
         name = base_model_of([subject], config)
@@ -200,21 +204,29 @@ def _reader(fitted: AnswerDecisions | None, task: str | None, fewshot: Source | 
     return reader
 
 
-def _stand_in(reader: TaskReader, num_samples: int | None) -> AnswerDecisions:
+def _stand_in(reader: TaskReader, num_samples: int | None, covariance: str | None) -> AnswerDecisions:
     """Decisions where nothing was fitted: no threshold, confidences as they are."""
     draws = 8 if num_samples is None else num_samples
     return AnswerDecisions(
-        task_file=reader.name, task_sha256="", num_samples=draws, antithetic=draws % 2 == 0
+        task_file=reader.name,
+        task_sha256="",
+        num_samples=draws,
+        antithetic=draws % 2 == 0,
+        covariance=known_covariance(covariance),
     )
 
 
 def _at_width(stored: Posterior, decisions: AnswerDecisions) -> Posterior:
-    """The posterior at the width that was fitted with."""
+    """The posterior at the width and with the covariance that was fitted with."""
     if not stored.has_hess:
         return stored
+    drawing = stored.drawing(decisions.covariance)
     if decisions.temperature is not None:
-        return stored.at_temperature(decisions.temperature)
-    return stored if decisions.std_scale == 1 else stored.scaled(decisions.std_scale)
+        drawing = drawing.at_temperature(decisions.temperature)
+    elif decisions.std_scale != 1:
+        drawing = drawing.scaled(decisions.std_scale)
+    check_draws(drawing)
+    return drawing
 
 
 def _config(source: str, decisions: AnswerDecisions, **loading: Any) -> GenerationConfig:
@@ -234,6 +246,7 @@ def _config(source: str, decisions: AnswerDecisions, **loading: Any) -> Generati
             "ensemble": False,
         },
         **{"num_samples": decisions.num_samples, "antithetic": decisions.antithetic},
+        "covariance": decisions.covariance,
         "calibration": {"confidence": decisions.confidence, **({"score": rule.score} if rule else {})},
         **decisions.settings,
         **{name: value for name, value in loading.items() if value is not None},

@@ -167,7 +167,7 @@ def test_nobody_is_scored_on_the_rows_of_the_fit(world, tmp_path, caplog):
 
 def test_a_fit_of_another_posterior_or_none_is_refused(world, tmp_path):
     with pytest.raises(
-        ConfigError, match="holds no fitted width in its calibration.json; run vlora calibrate"
+        ConfigError, match="holds no fitted width in its calibration.json for draws with covariance"
     ):
         run_eval(settings(world, tmp_path, temperature="stored"))
     run_eval(settings(world, tmp_path, temperature="auto"))
@@ -178,8 +178,8 @@ def test_a_fit_of_another_posterior_or_none_is_refused(world, tmp_path):
     changed.save_pretrained(tmp_path / "first")
     with pytest.raises(PosteriorFormatError, match="fitted for another posterior"):
         run_eval(settings(world, tmp_path, temperature="auto"))
-    path.write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(PosteriorFormatError, match="format 2, this vlora reads up to 1"):
+    path.write_text(json.dumps({**content, "format": 3}))
+    with pytest.raises(PosteriorFormatError, match="format 3, this vlora reads up to 2"):
         run_eval(settings(world, tmp_path, temperature="stored"))
     path.write_text(json.dumps({**content, "posterior_temperature": {"std_scale": -1}}))
     with pytest.raises(PosteriorFormatError, match="std_scale -1, expected a positive number"):

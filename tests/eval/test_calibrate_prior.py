@@ -174,7 +174,7 @@ def test_a_fit_of_another_posterior_or_version_is_refused(built, tmp_path):
             evaluated(folder, tmp_path / "e", model=str(tmp_path / NAME))
 
     section = content["linearised_prior"]
-    refused("has format 2, this vlora reads up to 1", format=2)
+    refused("has format 3, this vlora reads up to 2", format=3)
     refused("linearised_prior of format 2, this vlora reads 1", linearised_prior={**section, "format": 2})
     damaged = {**section, "independent": {**section["independent"], "prior_precision": -1}}
     refused("prior_precision -1, expected a positive number", linearised_prior=damaged)

@@ -124,8 +124,8 @@ def test_a_damaged_section_is_one_line(change, message):
 
 
 def test_newer_formats_are_refused_and_foreign_files_left_alone():
-    for number in (2, None, True, "1"):
-        with pytest.raises(PosteriorFormatError, match="this vlora reads up to 1; install a newer vlora"):
+    for number in (3, None, True, "1"):
+        with pytest.raises(PosteriorFormatError, match="this vlora reads up to 2; install a newer vlora"):
             check_content({"format": number, "decisions": {}}, "calibration.json")
     check_content({"mine": 1}, "calibration.json")
     check_content(None, "calibration.json")

@@ -111,7 +111,7 @@ def test_a_calibration_of_other_weights_or_newer_is_refused(built, tmp_path):
         Predictor.from_pretrained(tmp_path / "second", base_model=str(folder / "base"))
     content = json.loads((folder / "first/calibration.json").read_text())
     (tmp_path / "second/calibration.json").write_text(json.dumps({**content, "format": 9}))
-    with pytest.raises(PosteriorFormatError, match="has format 9, this vlora reads up to 1"):
+    with pytest.raises(PosteriorFormatError, match="has format 9, this vlora reads up to 2"):
         Posterior.from_pretrained(tmp_path / "second")
 
 

@@ -1,4 +1,4 @@
-"""The rule for "don't know" as ``calibration.json`` holds it, and checks of the fields of its sections."""
+"""The rules for "don't know" as ``calibration.json`` holds them, and checks of the fields of its sections."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +8,16 @@ from typing import Any
 
 from vlora.errors import PosteriorFormatError
 
-__all__ = ["Abstention", "count", "number", "one_of", "read_abstention", "reading_section"]
+__all__ = [
+    "Abstention",
+    "Gate",
+    "count",
+    "number",
+    "one_of",
+    "read_abstention",
+    "read_gate",
+    "reading_section",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,40 @@ class Abstention:
     """Wrong ones among them."""
     risk_bound: float
     """Upper bound of the risk at the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A second limit: no answer above it, however certain the answer looks."""
+
+    score: str
+    """What is compared, higher for less certain."""
+    quantile: float
+    """Share of the held-out items with a right answer that pass."""
+    threshold: float
+    """That quantile of the score: closed above it."""
+    n: int
+    """Held-out items behind it."""
+
+
+def read_gate(gate: Mapping[str, Any] | None, scores: Sequence[str]) -> Gate | None:
+    """A gate as stored, checked; None for none.
+
+    Args:
+        gate: The section.
+        scores: Scores that it may compare.
+
+    Raises:
+        ValueError: A value that cannot be.
+    """
+    if gate is None:
+        return None
+    return Gate(
+        score=one_of("score", gate["score"], scores),
+        quantile=number("quantile", gate["quantile"], 0, 1),
+        threshold=number("threshold", gate["threshold"], -math.inf, math.inf),
+        n=count("n", gate["n"]),
+    )
 
 
 def read_abstention(

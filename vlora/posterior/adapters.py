@@ -17,6 +17,7 @@ from typing import Any
 from vlora.errors import ConfigError
 from vlora.files import atomic_folder, check_output_folder
 from vlora.posterior.calibration import calibrated, fitted_scale, identity
+from vlora.posterior.draws import check_draws
 from vlora.posterior.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_tensors
 from vlora.posterior.posterior import Posterior
 
@@ -38,7 +39,7 @@ def export_draws(
     """Write draws 0 … S-1 as PEFT adapters, all or none.
 
     Args:
-        posterior: Where to draw from.
+        posterior: Where to draw from, with the covariance of ``posterior.drawing(...)``.
         output: Folder to write; a former export there is replaced only with ``overwrite``.
         num_samples: Number of draws, S.
         antithetic: Draws 2j and 2j+1 mirror each other.
@@ -58,6 +59,7 @@ def export_draws(
         raise ConfigError(
             "the adapter has no posterior, so there is nothing to draw; use the folder as it is"
         )
+    check_draws(posterior)
     if num_samples < 1 or (antithetic and num_samples % 2):
         raise ConfigError(f"num_samples must be at least 1, and even for antithetic draws, got {num_samples}")
     fitted = fitted_scale(posterior) if stored_width else None
@@ -69,6 +71,7 @@ def export_draws(
         "adapters": names,
         "num_samples": num_samples,
         "antithetic": antithetic,
+        "covariance": posterior.covariance,
         "std_scale": None if fitted is None else fitted["std_scale"],
         "posterior_sha256": identity(posterior),
         "base_model": posterior.adapter_config.get("base_model_name_or_path"),

@@ -3,6 +3,7 @@
     task_file, task_sha256    the task that made the questions
     settings                  keys of ``kind: generation`` that an answer or its score depends on (sampling, judge, ...)
     num_samples, antithetic   posterior draws; std_scale or temperature: their width, against the posterior as stored
+    covariance                covariance of the draws; of leading ones also directions_sha256
     confidence, power         which probability of being right is told, and the fitted exponent (1 / temperature)
     abstention                {score, risk, delta, threshold, ...}: answer up to the threshold; null answers nothing
     verified                  [{set, rows, ...}]: how it did on questions that it was not fitted on
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vlora.posterior.abstention import Abstention, count, number, read_abstention, reading_section
+from vlora.posterior.draws import DrawCovariance, covariance_of
 
 __all__ = ["KEY", "AnswerDecisions"]
 
@@ -37,6 +39,10 @@ class AnswerDecisions:
     """Factor on the standard deviations of the posterior as stored: the fitted width, where it was used."""
     temperature: float | None = None
     """Posterior temperature, where one was set; None for the posterior as stored."""
+    covariance: DrawCovariance = "independent"
+    """Covariance of the weights that draws are made with."""
+    directions_sha256: str | None = None
+    """Hash of the leading directions that they were made with; None for independent entries."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the evaluation that an answer or its score depends on."""
     confidence: str = "max_probability"
@@ -63,6 +69,8 @@ class AnswerDecisions:
                 antithetic=bool(section["antithetic"]),
                 std_scale=number("std_scale", section["std_scale"], 0, math.inf),
                 temperature=None if warmth is None else number("temperature", warmth, 0, math.inf),
+                covariance=covariance_of(section),
+                directions_sha256=section.get("directions_sha256"),
                 settings=dict(section["settings"]),
                 confidence=str(section["confidence"]),
                 power=number("power", section["power"], 0, math.inf),

@@ -2,7 +2,7 @@
 
     format                  1
     posterior_temperature   std_scale c (standard deviations are multiplied by it, ess divided by c^2), nll before and
-                            after, all (c, NLL) tried, number of draws, the rows it was fitted on
+                            after, all (c, NLL) tried, number and covariance of draws, the rows it was fitted on
     linearised_prior        format 1; prior precision of the linearised predictive at temperature 1, of ``independent``
                             entries and, where the folder has them, of ``kronecker`` factors and ``leading`` directions;
                             all (precision, NLL) tried; the rows
@@ -70,10 +70,10 @@ def identity(posterior: Posterior) -> str:
 
 
 def fitted_scale(posterior: Posterior) -> Mapping[str, Any] | None:
-    """The section of the fitted width, checked; None if none was fitted.
+    """The section of the fitted width, checked; None if none was fitted for draws with this ``covariance``.
 
     Raises:
-        PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior.
+        PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior or other directions.
     """
     stored = posterior.calibration or {}
     if KEY not in stored:
@@ -86,6 +86,10 @@ def fitted_scale(posterior: Posterior) -> Mapping[str, Any] | None:
             f"calibration.json holds std_scale {scale!r}, expected a positive number; run vlora calibrate again"
         )
     _check_identity(posterior, stored)
+    covariance = section.get("covariance", "independent")
+    if covariance != posterior.covariance:
+        return None
+    _check_source(posterior, posterior.covariance, section, "width")
     return section
 
 
@@ -122,15 +126,20 @@ def fitted_prior(posterior: Posterior, kind: Kind) -> Mapping[str, Any] | None:
             f"calibration.json holds prior_precision {value!r}, expected a positive number; run vlora calibrate again"
         )
     _check_identity(posterior, stored)
+    _check_source(posterior, kind, found, "prior")
+    common = {name: section.get(name) for name in ("rows", "split", "task")}
+    return {**common, **found}
+
+
+def _check_source(posterior: Posterior, kind: Kind, found: Mapping[str, Any], fitted: str) -> None:
+    """Refuse what was fitted with other factors or directions than the posterior has."""
     for name, value in source_identity(posterior, kind).items():
         if found.get(name) != value:
             what, file = _SOURCES[name]
             raise PosteriorFormatError(
-                f"the prior in calibration.json was fitted with other {what} ({file} changed since); run vlora "
+                f"the {fitted} in calibration.json was fitted with other {what} ({file} changed since); run vlora "
                 "calibrate again"
             )
-    common = {name: section.get(name) for name in ("rows", "split", "task")}
-    return {**common, **found}
 
 
 def under_prior(posterior: Posterior, precision: float) -> Posterior:
@@ -161,7 +170,12 @@ def answer_decisions_of(posterior: Posterior) -> AnswerDecisions | None:
         PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior.
     """
     section = _own_section(posterior, ANSWERS)
-    return None if section is None else AnswerDecisions.from_json(section)
+    if section is None:
+        return None
+    found = AnswerDecisions.from_json(section)
+    if found.covariance != "independent":
+        _check_source(posterior, found.covariance, section, "answers' rule")
+    return found
 
 
 def _own_section(posterior: Posterior, key: str) -> Any:

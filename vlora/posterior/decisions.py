@@ -1,10 +1,12 @@
 """The ``decisions`` section of ``calibration.json``: what turns probabilities into answers, sets and "don't know".
 
     predictor, num_samples, antithetic, temperature   how probabilities are made (``PREDICTORS``), logit temperature
+    covariance                                        covariance of the draws, for samples
     task, row_format, dtype, quantization             what was scored, and how rows become tokens
     task_file, task_sha256                            the task file that made the rows, null without one
     conformal    [{method, alpha, threshold, n}]      prediction sets: lac or aps; threshold null takes every choice
     abstention   {score, risk, delta, threshold, …}   answer at or below the threshold; null answers nothing
+    gate         {score, quantile, threshold, n}      closed above its threshold; null is no gate
     verified     [{set, rows, …}]                     how all of it did on rows that it was not fitted on
 
 This module only reads and checks; evaluation fits (``vlora calibrate``) and applies (``vlora predict``).
@@ -16,9 +18,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from vlora.errors import PosteriorFormatError
-from vlora.posterior.abstention import Abstention, count, number, one_of, read_abstention, reading_section
+from vlora.posterior.abstention import (
+    Abstention,
+    Gate,
+    count,
+    number,
+    one_of,
+    read_abstention,
+    read_gate,
+    reading_section,
+)
 from vlora.posterior.answer_decisions import KEY as ANSWERS
 from vlora.posterior.answer_decisions import AnswerDecisions
+from vlora.posterior.draws import DrawCovariance, covariance_of
 
 __all__ = [
     "FORMAT",
@@ -26,14 +38,16 @@ __all__ = [
     "LINEARISED",
     "PREDICTORS",
     "PRIOR",
+    "SCORES",
     "Abstention",
     "Conformal",
     "Decisions",
+    "Gate",
     "Kind",
     "check_content",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Version of ``calibration.json`` that this vlora writes, and the newest one it reads."""
 KEY = "decisions"
 """Section of ``calibration.json``."""
@@ -46,6 +60,12 @@ LINEARISED: Mapping[str, Kind] = {"linearised": "independent", "kronecker": "kro
 """Predictors that linearise the model, with their covariance: they have an epistemic part and no draws."""
 PREDICTORS = ("samples", "mean", *LINEARISED)
 """How probabilities are made: mixture of draws, posterior mean, or the linearised model."""
+
+SCORES = (
+    "max_probability", "entropy", "expected_entropy", "mutual_information", "logit_variance", "variation_ratio",
+    "entropy_times_base", "mutual_information_times_base",
+)  # fmt: skip
+"""What a rule for "don't know" may compare; see ``vlora.eval.decision_scores``."""
 
 _SECTIONS = ("posterior_temperature", PRIOR, KEY, ANSWERS)
 _METHODS = ("lac", "aps")
@@ -77,8 +97,11 @@ class Decisions:
     antithetic: bool
     temperature: float
     """Logit temperature on the log-probabilities of the predictor."""
+    covariance: DrawCovariance = "independent"
+    """Covariance of the weights that draws are made with."""
     conformal: tuple[Conformal, ...] = ()
     abstention: Abstention | None = None
+    gate: Gate | None = None
     row_format: Mapping[str, Any] = field(default_factory=dict)
     """``data`` keys that say how a row becomes tokens."""
     task_file: str | None = None
@@ -103,8 +126,10 @@ class Decisions:
                 num_samples=count("num_samples", section["num_samples"]),
                 antithetic=bool(section["antithetic"]),
                 temperature=number("temperature", section["temperature"], 0, math.inf),
+                covariance=covariance_of(section),
                 conformal=tuple(_conformal(rule) for rule in section.get("conformal") or ()),
-                abstention=read_abstention(section.get("abstention"), ("max_probability",), (-1, 2)),
+                abstention=_abstention(section.get("abstention")),
+                gate=read_gate(section.get("gate"), SCORES),
                 row_format=dict(section.get("row_format") or {}),
                 task_file=section.get("task_file"),
                 task_sha256=section.get("task_sha256"),
@@ -139,6 +164,11 @@ def check_content(content: Mapping[str, Any] | None, where: str) -> None:
         Decisions.from_json(content[KEY], where)
     if ANSWERS in content:
         AnswerDecisions.from_json(content[ANSWERS], where)
+
+
+def _abstention(rule: Mapping[str, Any] | None) -> Abstention | None:
+    bounded = rule is not None and rule["score"] == "max_probability"
+    return read_abstention(rule, SCORES, (-1, 2) if bounded else (-math.inf, math.inf))
 
 
 def _conformal(rule: Mapping[str, Any]) -> Conformal:

@@ -1,0 +1,315 @@
+"""Thresholds on any score of choices, and gates: numbers by hand, promises, and the way from calibration to answers."""
+
+import json
+import shutil
+
+import eval_world
+import numpy as np
+import pytest
+
+from vlora.errors import ConfigError, DataError, PosteriorFormatError
+from vlora.eval.calibrate import run_calibration
+from vlora.eval.config import CalibrationConfig, GateConfig
+from vlora.eval.decide import decide, fit_gate, fit_rules, verify
+from vlora.eval.decision_scores import check_scores, decision_scores, uncertainty
+from vlora.eval.metrics.risk_control import threshold_grid
+from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs, mutual_information
+from vlora.eval.predict import Predictor
+from vlora.eval.predictive import Predictive
+from vlora.eval.records import read_records
+from vlora.eval.run import run_eval
+from vlora.posterior.decisions import Abstention, Decisions, Gate, check_content
+from vlora.recipes.calibrate import calibration_table
+from vlora.recipes.inspect import describe
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+HEAD = {
+    "task": "multiple_choice",
+    "predictor": "samples",
+    "num_samples": 4,
+    "antithetic": True,
+    "temperature": 1.0,
+}
+
+
+def rule(score, threshold):
+    return Abstention(
+        score=score, risk=0.1, delta=0.1, threshold=threshold, n=9, answered=5, wrong=0, risk_bound=0.05
+    )
+
+
+def test_the_gate_is_the_quantile_of_items_with_a_right_answer():
+    gate = fit_gate("mutual_information", np.arange(21.0)[::-1], 0.95)
+    assert gate == Gate(score="mutual_information", quantile=0.95, threshold=19.0, n=21)
+    assert fit_gate("entropy", [1.0, 2.0], 0.5).threshold == 1.5
+    with pytest.raises(DataError, match="values must be a non-empty 1-D array"):
+        fit_gate("entropy", [], 0.5)
+
+
+def test_an_answer_needs_both_limits():
+    """Confident and known; confident and unknown; unsure and known; on both limits."""
+    log_probs = np.log([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.8, 0.2]])
+    scores = {"mutual_information": [0.1, 0.5, 0.1, 0.3]}
+    gate = Gate(score="mutual_information", quantile=0.95, threshold=0.3, n=20)
+    decisions = Decisions(**HEAD, abstention=rule("max_probability", 1 - 0.8 + 1e-12), gate=gate)
+    decided = decide(decisions, log_probs, scores)
+    assert decided.answered.tolist() == [True, False, False, True]
+    assert decided.gated.tolist() == [False, True, False, False]
+    assert decided.scores["max_probability"] == pytest.approx([0.1, 0.1, 0.4, 0.2])
+    entry = verify(decisions, log_probs, [0, 1, None, 1], "test", scores)
+    assert entry["abstention"]["answered"] == 2 and entry["abstention"]["wrong"] == 1
+    assert entry["abstention"]["gated"] == 1 and entry["unanswerable"] == {
+        "rows": 1, "answered": 0, "mean_set_size": {}, "gated": 0,
+    }  # fmt: skip
+    with pytest.raises(DataError, match="compares mutual_information, which was not given"):
+        decide(decisions, log_probs)
+    with pytest.raises(DataError, match="one entry per item"):
+        decide(decisions, log_probs, {"mutual_information": [0.1]})
+
+
+def test_a_threshold_on_another_score():
+    log_probs = np.log([[0.9, 0.1], [0.6, 0.4]])
+    decisions = Decisions(**HEAD, abstention=rule("variation_ratio", 0.25))
+    assert decide(decisions, log_probs, {"variation_ratio": [0.5, 0.25]}).answered.tolist() == [False, True]
+
+
+def test_the_threshold_is_fitted_behind_the_gate_by_hand():
+    """60 right at .1; 10 wrong at .2; 30 wrong at .1 that the gate stops. .9^60 < .05 shows .1, nothing shows .2."""
+    values = np.r_[np.full(60, 0.1), np.full(10, 0.2), np.full(30, np.inf)]
+    log_probs = np.log(np.tile([[0.7, 0.3]], (100, 1)))
+    label = np.r_[np.zeros(60), np.ones(40)].astype(int)
+    _, found = fit_rules(
+        log_probs, label, alphas=(), risk=0.1, delta=0.1, score="entropy", values=values, grid=[0.1, 0.2]
+    )
+    assert (found.score, found.threshold, found.n, found.answered, found.wrong) == (
+        "entropy",
+        0.1,
+        100,
+        60,
+        0,
+    )
+    assert found.risk_bound == pytest.approx(1 - 0.05 ** (1 / 60))
+    _, without = fit_rules(log_probs, label, alphas=(), risk=0.1, delta=0.1, score="entropy",
+                           values=np.minimum(values, 0.1), grid=[0.1, 0.2])  # fmt: skip
+    assert without.threshold == -np.inf
+
+
+def world(size, seed, unknown=0.0):
+    """Log-probabilities, labels and a score that only tells unknown items: they are answered as surely, at random."""
+    rng = np.random.default_rng(seed)
+    z = 2.5 * rng.normal(size=(size, 4))
+    z -= np.log(np.exp(z).sum(1, keepdims=True))
+    strange = rng.random(size) < unknown
+    label = np.array(
+        [rng.integers(4) if s else rng.choice(4, p=np.exp(row)) for s, row in zip(strange, z, strict=True)]
+    )
+    return z, label, rng.normal(size=size) + 4 * strange
+
+
+def test_what_is_promised_holds_behind_the_gate_and_strangers_are_stopped():
+    broken, answered, known = 0, [], world(4000, 998)
+    strangers = world(2000, 999, unknown=1.0)
+    for seed in range(25):
+        others, held = world(400, 2 * seed), world(1500, 2 * seed + 1)
+        gate = fit_gate("mutual_information", others[2], 0.95)
+        values = np.where(held[2] > gate.threshold, np.inf, uncertainty(held[0]))
+        sets, found = fit_rules(held[0], held[1], alphas=(), risk=0.1, delta=0.1, values=values)
+        decisions = Decisions(**HEAD, conformal=sets, abstention=found, gate=gate)
+        decided = decide(decisions, known[0], {"mutual_information": known[2]})
+        wrong = decided.answer != known[1]
+        broken += decided.answered.any() and wrong[decided.answered].mean() > 0.1
+        assert decided.gated.mean() == pytest.approx(0.05, abs=0.04)
+        passed = decide(decisions, strangers[0], {"mutual_information": strangers[2]}).answered.mean()
+        alone = decide(Decisions(**HEAD, abstention=found), strangers[0]).answered.mean()
+        answered.append((passed, alone))
+    assert broken <= 25 * 0.1 + 4  # 95 % of binomial(25, .1) lie below
+    passed, alone = np.mean(answered, axis=0)
+    assert passed < 0.02 and alone > 0.1  # strangers look as sure as anybody
+
+
+def test_scores_are_those_of_an_evaluation():
+    samples = np.log([[[0.9, 0.1], [0.5, 0.5]], [[0.7, 0.3], [0.5, 0.5]]])
+    mixture = mixture_log_probs(samples)
+    found = Predictive(mixture, None, mutual_information(samples), variation_ratio=np.array([0.0, 0.5]))
+    scores = decision_scores(found, temperature=2.0, base=np.array([2.0, 3.0]))
+    assert set(scores) == {"max_probability", "entropy", "mutual_information", "variation_ratio",
+                           "entropy_times_base", "mutual_information_times_base"}  # fmt: skip
+    assert scores["entropy_times_base"] == pytest.approx(entropy(mixture) * [2, 3])
+    assert scores["max_probability"] == pytest.approx([0.2**0.5 / (0.2**0.5 + 0.8**0.5), 0.5])
+    assert "entropy_times_base" not in decision_scores(found)
+
+
+@pytest.mark.parametrize(
+    ("names", "predictor", "task", "message"),
+    [
+        (
+            {"calibration.score": "length"},
+            "mean",
+            "multiple_choice",
+            "calibration.score must be one of max_prob",
+        ),
+        (
+            {"calibration.score": "mutual_information"},
+            "mean",
+            "multiple_choice",
+            "the predictor mean with 4 draws has",
+        ),
+        (
+            {"calibration.score": "logit_variance"},
+            "samples",
+            "multiple_choice",
+            "logit_variance cannot be had",
+        ),
+        (
+            {"calibration.gate.score": "variation_ratio"},
+            "leading",
+            "multiple_choice",
+            "calibration.gate.score: var",
+        ),
+        ({"s": "entropy_times_base"}, "samples", "sequence_classification", "leave _times_base out"),
+    ],
+)
+def test_scores_that_cannot_be_had_are_named(names, predictor, task, message):
+    with pytest.raises(ConfigError, match=message):
+        check_scores(names, predictor, task, 4)
+
+
+def test_bad_settings_and_sections_are_one_line():
+    with pytest.raises(ConfigError, match="gate.quantile must lie between 0 and 1, got 1"):
+        GateConfig(score="entropy", quantile=1.0)
+    with pytest.raises(ConfigError, match="num_thresholds at least 1, got 4 and 0"):
+        CalibrationConfig(num_thresholds=0)
+    section = Decisions(**HEAD, gate=Gate(score="entropy", quantile=0.9, threshold=1.0, n=3)).to_json()
+    assert Decisions.from_json(section).gate == Gate(score="entropy", quantile=0.9, threshold=1.0, n=3)
+    for change, message in (
+        ({"score": "length"}, "score must be one of max_probability"),
+        ({"quantile": 2}, "quantile must be a number between 0 and 1"),
+        ({"threshold": None}, "threshold must be a number"),
+        ({"n": -1}, "n must be a whole number"),
+    ):
+        damaged = {**section, "gate": {**section["gate"], **change}}
+        with pytest.raises(PosteriorFormatError, match=f"the section 'decisions' is damaged .{message}"):
+            check_content({"format": 2, "decisions": damaged}, "calibration.json")
+
+
+RULES = {"ladder": [0.5, 1], "refine": 0, "prior_grid": [], "alpha": [0.3], "risk": 0.9, "delta": 0.5}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A posterior whose rule compares information, behind a gate on its product with the base model's entropy."""
+    folder = eval_world.build(tmp_path_factory.mktemp("gate"))
+    rules = {**RULES, "risk": 0.99, "delta": 0.9, "score": "mutual_information"}
+    rules["gate"] = {"score": "entropy_times_base", "quantile": 0.6}
+    (done,) = run_calibration(
+        eval_world.config(folder, folder / "out", model=str(folder / "first"), calibration=rules)
+    )
+    return folder, done
+
+
+def rows_of(folder, name):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_the_fit_is_what_an_evaluation_of_the_same_rows_gives(built, tmp_path):
+    """Records of every validation row: grid and gate from the six rows of the width, the threshold on the others."""
+    folder, done = built
+    section = done.content["decisions"]
+    config = eval_world.config(
+        folder, tmp_path / "e", model=["base", str(folder / "first")], temperature="stored"
+    )
+    run_eval(config)
+    records = read_records(tmp_path / "e/records.jsonl")
+    base = {r.item: r for r in records if r.model == "base"}
+    own = {r.item: r for r in records if r.model == "first"}
+    kept = set(np.random.default_rng(0).permutation(12).tolist()[:6])
+    validation = [r.item for r in records if r.model == "first" and r.split == "validation"]
+
+    def column(items, name):
+        found = []
+        for item in items:
+            samples = own[item].sample_log_probs[:, None]
+            at_base = entropy(base[item].log_probs[None])[0]
+            value = mutual_information(samples, antithetic=True)[0]
+            found.append(value if name == "mi" else entropy(mixture_log_probs(samples))[0] * at_base)
+        return np.array(found)
+
+    fit = [item for row, item in enumerate(validation) if row not in kept]
+    held = [item for row, item in enumerate(validation) if row in kept]
+    gate, rule = section["gate"], section["abstention"]
+    assert (
+        gate["threshold"] == pytest.approx(np.quantile(column(fit, "product"), 0.6), abs=1e-6)
+        and gate["n"] == 6
+    )
+    assert np.isclose(threshold_grid(column(fit, "mi")), rule["threshold"], atol=1e-7).any()
+    passed = column(held, "product") <= gate["threshold"]
+    assert (
+        rule["n"] == 6
+        and rule["answered"] == (passed & (column(held, "mi") <= rule["threshold"] + 1e-7)).sum()
+    )
+    test = [item for item, r in own.items() if r.split == "test"]
+    stopped = (column(test, "product") > gate["threshold"]).sum()
+    assert section["verified"][0]["abstention"]["gated"] == stopped
+
+
+def test_predictions_apply_both_and_say_why(built, capsys):
+    folder, done = built
+    section = done.content["decisions"]
+    predictor = Predictor.from_pretrained(folder / "first", base_model=str(folder / "base"))
+    for name, entry in zip(("test", "unknown"), section["verified"], strict=True):
+        predictions = predictor.predict(rows_of(folder, name))
+        counts = entry["abstention"] if name == "test" else entry["unanswerable"]
+        assert sum(not one.dont_know for one in predictions) == counts["answered"]
+        by_gate = [one for one in predictions if one.reason and "above the gate at" in one.reason]
+        assert len(by_gate) == counts["gated"] > 0 and all(
+            one.reason.startswith("entropy_times_base") for one in by_gate
+        )
+        assert all((one.reason is None) != one.dont_know for one in predictions)
+        silent = [one for one in predictions if one.dont_know and one not in by_gate]
+        assert all(
+            "mutual_information" in one.reason and "above the threshold" in one.reason for one in silent
+        )
+    told = predictor.predict(rows_of(folder, "unknown"), answer_all=True)
+    assert not any(one.dont_know for one in told) and any(one.reason for one in told)
+    line = ("--text", "Q w3 w4 A", "--choice", "red", "--choice", "blue", "--base-model", folder / "base")
+    assert eval_world.command("predict", folder / "first", *line) == 0
+    assert "reason" in json.loads(capsys.readouterr().out)
+    table, short = calibration_table([done]), describe(str(folder / "first"))["calibration"]
+    assert "gate: entropy_times_base up to" in table and "the 60 % quantile of 6 held-out rows" in table
+    assert "; the gate stops" in table and "mutual_information: answers up to" in table
+    assert short["and entropy_times_base is at most"] == section["gate"]["threshold"]
+
+
+def test_a_file_of_an_older_vlora_keeps_working(built, tmp_path):
+    folder, done = built
+    shutil.copytree(folder / "first", tmp_path / "first")
+    content = json.loads(json.dumps(done.content))
+    section = content["decisions"]
+    for name in ("gate", "covariance"):
+        del section[name]
+    section["abstention"] |= {"score": "max_probability", "threshold": 0.5}
+    del content["posterior_temperature"]["covariance"]
+    (tmp_path / "first/calibration.json").write_text(json.dumps({**content, "format": 1}))
+    predictor = Predictor.from_pretrained(tmp_path / "first", base_model=str(folder / "base"))
+    assert predictor.decisions.gate is None and predictor.posterior.meta.ess == pytest.approx(
+        Predictor.from_pretrained(folder / "first").posterior.meta.ess
+    )
+    for one in predictor.predict(rows_of(folder, "test")):
+        assert one.dont_know == (one.confidence < 0.5)
+        assert (one.reason is None) or one.reason.endswith("is below the threshold at 0.5")
+
+
+def test_a_plain_adapter_has_no_information(built, tmp_path):
+    folder, _ = built
+    rules = {**RULES, "score": "mutual_information"}
+    config = eval_world.config(folder, tmp_path / "o", model=str(folder / "plain"), calibration=rules)
+    with pytest.raises(
+        ConfigError, match="the predictor mean with 4 draws has max_probability, entropy, entropy_times"
+    ):
+        run_calibration(config)
+    gate = {"score": "entropy_times_base"}
+    config = eval_world.config(
+        folder, tmp_path / "o", model=str(folder / "plain"), calibration={**RULES, "gate": gate}
+    )
+    (done,) = run_calibration(config)
+    assert done.content["decisions"]["gate"]["quantile"] == 0.95
