@@ -1,20 +1,25 @@
 """``benchmarks/generation``: its wordings, its scores and its tables on numbers worked out by hand."""
 
+import contextlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.closed_world.worlds import read_rows
-from benchmarks.generation import table
+from benchmarks.closed_world.worlds import Questions, read_rows
+from benchmarks.generation import leading, table
 from benchmarks.generation.scores import score
 from benchmarks.generation.worlds import WORDINGS, asked, task_of, trainings
 from benchmarks.readme_table import read_results, replaced
+from vlora import Posterior, PosteriorMeta
 from vlora.eval.generation.columns import AnswerTable
 from vlora.eval.generation.records import AnswerRecord, Given
 from vlora.eval.semantic.lexical import normalise_answer
 from vlora.eval.task_files import load_task
+from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world import build_world
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "generation"
@@ -107,3 +112,38 @@ def test_tables_average_adapters_and_pair_worlds(tmp_path):
 def test_the_readme_holds_the_tables_of_its_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert replaced(text, table.block(FOLDER / "results")) == text
+
+
+def test_the_arm_of_leading_directions_joins_its_world(tmp_path):
+    one = {"world": 0, "setting": "word", "scores": {"ivon": {"a": {"x": 1.0}}}, "cost": {"ivon": {"a": []}}}
+    more = {**one, "scores": {"leading_ivon": {"a": {"x": 3.0}, "b": {"x": 5.0}}}, "cost": {}}
+    records = table.joined({"word_0": one, "leading/word_0": more, "word_1": {**one, "world": 1}})
+    assert list(records) == ["word_0", "word_1"] and table.worlds(records, "word") == [0, 1]
+    np.testing.assert_array_equal(table.values(records, "word", "leading_ivon", "x"), [4.0, np.nan])
+    np.testing.assert_array_equal(table.values(records, "word", "ivon", "x"), [1.0, 1.0])
+    assert records["word_0"]["cost"] == {"ivon": {"a": []}}
+
+
+def test_the_width_of_leading_directions_is_the_widest_that_costs_little(monkeypatch):
+    """Draws cost .01 nats at precision 64 and above, and more below; an early dear one ends the search."""
+    cost = {precision: 0.01 if precision >= 64 else 0.05 for precision in leading.PRECISIONS}
+
+    class Items:
+        def __init__(self, few):
+            assert few.part == ["fit"]
+
+        def at_mean(self, model):
+            return torch.log(torch.tensor([[0.5, 0.5]]))
+
+        def under_draws(self, model, posterior, count=8):
+            assert posterior.covariance == "leading"
+            sure = 0.5 * math.exp(-cost[posterior.directions.values[-1].item()])
+            return torch.log(torch.tensor([[[sure, 1 - sure]]] * count))
+
+    monkeypatch.setattr(leading, "Asked", Items)
+    monkeypatch.setattr(leading, "wearing", lambda posterior: contextlib.nullcontext())
+    keys = {"w": torch.zeros(3)}
+    directions = Leading.of([{"w": torch.eye(3)[:2] * 3}], 2)
+    posterior = Posterior(keys, keys, PosteriorMeta(num_examples=10, ess=10.0), {}, directions=directions)
+    rows = [{"answer": 0, "choices": ["x", "y"]}] * 2
+    assert leading.widest(posterior, Questions(rows, ["clean"] * 2, ["fit", "test"])) == 64

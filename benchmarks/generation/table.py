@@ -18,7 +18,10 @@ from vlora.eval.generation.estimators import ESTIMATORS
 
 HERE = Path(__file__).parent
 SETTINGS = {"word": "one word", "phrase": "a phrase"}
-ARMS = {"ivon": "IVON", "adamw": "AdamW", "ensemble": "ensemble of 4"}
+ARMS = {
+    "ivon": "IVON", "adamw": "AdamW", "ensemble": "ensemble of 4", "leading_ivon": "IVON, leading",
+    "leading_adamw": "AdamW, leading",
+}  # fmt: skip
 GROUPS = ("clean", "ambiguous", "base", "unknown", "near_miss")
 BASELINE = "max_probability"
 DIFFERENCES = (
@@ -32,10 +35,23 @@ OURS = (
     ("ivon", "scored_semantic_total"), ("ivon", "scored_semantic_information"), ("ensemble", "max_probability"),
     ("ensemble", "mean_token_entropy"), ("ensemble", "scored_semantic_total"),
     ("ensemble", "scored_semantic_information"),
+    *((f"leading_{name}", score) for name in ("ivon", "adamw")
+      for score in ("mixture", "scored_semantic_total", "scored_semantic_information")),
 )  # fmt: skip
 AGAINST = ("adamw", "mean_token_entropy")
 ABSTENTION = ("max_probability", "token_nll", "semantic_entropy", "mixture", "scored_semantic_total")
 Keys = Sequence[str]
+
+
+def joined(records: Records) -> Records:
+    """The records with the arms of ``leading/<unit>`` added to those of ``<unit>``."""
+    found = {}
+    for name, record in records.items():
+        if not name.startswith("leading/"):
+            more = records.get(f"leading/{name}", {})
+            both = {key: {**record[key], **more.get(key, {})} for key in ("scores", "cost")}
+            found[name] = {**record, **both}
+    return found
 
 
 def worlds(records: Records, setting: str) -> list[int]:
@@ -221,7 +237,7 @@ def cost_table(records: Records, setting: str) -> str:
 
 def block(folder: Path) -> str:
     """Everything between the markers."""
-    records = read_results(folder)
+    records = joined(read_results(folder))
     if not records:
         return "No results yet.\n"
     first = next(iter(records.values()))
