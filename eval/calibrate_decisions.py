@@ -17,11 +17,11 @@ from vlora.data import RowFormat
 from vlora.eval.calibrate_parts import Parts
 from vlora.eval.config import CalibrationConfig
 from vlora.eval.decide import ABSTENTION_GRID, above, fit_gate, fit_rules, verify
-from vlora.eval.decision_scores import base_entropy, decision_scores, needs_base
+from vlora.eval.decision_scores import needs_base
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.risk_control import items_for_risk, threshold_grid
 from vlora.eval.metrics.temperature import temper
-from vlora.eval.predictive import predictive
+from vlora.eval.predictive import base_entropy, decision_scores, predictive
 from vlora.eval.prepare import Evaluation
 from vlora.eval.task_reader import TaskReader
 from vlora.posterior import Posterior

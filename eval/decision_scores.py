@@ -6,52 +6,20 @@ certain, before the logit temperature; only ``max_probability``, which is 1 minu
 adapter: what was known before the adapter, only the base model can tell.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from vlora.errors import ConfigError, DataError
-from vlora.eval.forward import Draws
-from vlora.eval.metrics.arrays import Array, normalised
-from vlora.eval.metrics.uncertainty import entropy
-from vlora.eval.score import Scorer, score_model
+from vlora.errors import ConfigError
+from vlora.eval.metrics.arrays import Array
 from vlora.posterior.decisions import LINEARISED, SCORES, Decisions
 
-if TYPE_CHECKING:
-    from vlora.eval.host import Host
-    from vlora.eval.predictive import Predictive
+__all__ = ["BASE", "check_scores", "needs_base", "rule_scores", "uncertainty"]
 
-__all__ = ["base_entropy", "check_scores", "decision_scores", "needs_base", "rule_scores", "uncertainty"]
-
+BASE = "_times_base"
+"""Ending of the scores that take the base model's entropy."""
 _SPLIT = ("expected_entropy", "mutual_information", "mutual_information_times_base")
-_BASE = "_times_base"
-
-
-def decision_scores(
-    found: "Predictive", *, temperature: float = 1.0, base: Array | None = None
-) -> dict[str, Array]:
-    """All scores of N items that their predictor has, by name, each ``(N,)``.
-
-    Args:
-        found: What the predictor says.
-        temperature: Logit temperature of the confidence.
-        base: Entropy of the base model in nats, ``(N,)``; None leaves out the scores that need it.
-    """
-    columns = {
-        "max_probability": uncertainty(found.log_probs / temperature),
-        "entropy": found.entropy,
-        "expected_entropy": found.expected_entropy,
-        "mutual_information": found.mutual_information,
-        "logit_variance": found.logit_variance,
-        "variation_ratio": found.variation_ratio,
-    }
-    scores = {name: column for name, column in columns.items() if column is not None}
-    if base is not None:
-        for name in ("entropy", "mutual_information"):
-            if name in scores:
-                scores[name + _BASE] = scores[name] * base
-    return scores
 
 
 def uncertainty(log_probs: Any) -> Array:
@@ -75,7 +43,7 @@ def rule_scores(decisions: Decisions) -> list[str]:
 
 def needs_base(names: Sequence[str]) -> bool:
     """Whether any of these scores takes the base model's entropy."""
-    return any(name.endswith(_BASE) for name in names)
+    return any(name.endswith(BASE) for name in names)
 
 
 def check_scores(names: Mapping[str, str], predictor: str, task: str, num_samples: int) -> None:
@@ -108,22 +76,3 @@ def check_scores(names: Mapping[str, str], predictor: str, task: str, num_sample
                 f"{setting}: {name} cannot be had: the base model of a classifier has no trained head, so its entropy "
                 "says nothing; leave _times_base out"
             )
-
-
-def base_entropy(scorer: Scorer, host: "Host", tick: Callable[[int], object] = int) -> Array:
-    """Entropy of the base model without an adapter in nats, of every item of a scorer, ``(N,)``.
-
-    Args:
-        scorer: The items.
-        host: The base model; nothing may be worn.
-        tick: Called with the number of items done.
-
-    Raises:
-        DataError: The model gives NaN.
-    """
-    with host.wearing(None) as model:
-        log_probs = score_model(scorer, Draws(model), tick).log_probs
-    assert log_probs is not None  # not texts
-    if log_probs.isnan().any():
-        raise DataError("the base model gives NaN instead of probabilities; check its weights")
-    return entropy(normalised("log_probs", log_probs.numpy(), 2))

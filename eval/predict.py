@@ -23,13 +23,13 @@ from vlora.data import Example, Source, examples_from_rows
 from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig, EvalDataConfig
 from vlora.eval.decide import decide
-from vlora.eval.decision_scores import base_entropy, decision_scores, needs_base, rule_scores
+from vlora.eval.decision_scores import needs_base, rule_scores
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.item_warnings import say_truncated
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.predict_settings import chosen_decisions, reader_for
 from vlora.eval.prediction import Prediction, predictions_of
-from vlora.eval.predictive import Predictive, posterior_of, predictive
+from vlora.eval.predictive import Predictive, base_entropy, decision_scores, posterior_of, predictive
 from vlora.eval.score import build_scorer
 from vlora.eval.task_reader import TaskReader
 from vlora.models import num_labels_of

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vlora.errors import ConfigError
+from vlora.errors import ConfigError, DataError
 from vlora.eval.config import Scoring
+from vlora.eval.decision_scores import BASE, uncertainty
 from vlora.eval.forward import Draws
+from vlora.eval.host import Host
 from vlora.eval.linearised import Wanted
 from vlora.eval.linearised_prior import prior_obstacle
-from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.arrays import Array, normalised
 from vlora.eval.metrics.linearised import logit_variance, softmax_moments
 from vlora.eval.metrics.uncertainty import (
     entropy,
@@ -34,7 +36,14 @@ from vlora.posterior.decisions import LINEARISED
 from vlora.posterior.draws import DrawCovariance, check_draws
 from vlora.posterior.kinds import missing
 
-__all__ = ["Predictive", "logit_covariances", "posterior_of", "predictive"]
+__all__ = [
+    "Predictive",
+    "base_entropy",
+    "decision_scores",
+    "logit_covariances",
+    "posterior_of",
+    "predictive",
+]
 
 
 @dataclass(frozen=True)
@@ -168,3 +177,48 @@ def posterior_of(
     if (reason := prior_obstacle(posterior)) is not None:
         raise ConfigError(f"predictor {predictor} cannot be had: the posterior {reason}")
     return under_prior(posterior, float(fitted["prior_precision"]))
+
+
+def decision_scores(
+    found: Predictive, *, temperature: float = 1.0, base: Array | None = None
+) -> dict[str, Array]:
+    """All scores of N items that their predictor has, by name, each ``(N,)``.
+
+    Args:
+        found: What the predictor says.
+        temperature: Logit temperature of the confidence.
+        base: Entropy of the base model in nats, ``(N,)``; None leaves out the scores that need it.
+    """
+    columns = {
+        "max_probability": uncertainty(found.log_probs / temperature),
+        "entropy": found.entropy,
+        "expected_entropy": found.expected_entropy,
+        "mutual_information": found.mutual_information,
+        "logit_variance": found.logit_variance,
+        "variation_ratio": found.variation_ratio,
+    }
+    scores = {name: column for name, column in columns.items() if column is not None}
+    if base is not None:
+        for name in ("entropy", "mutual_information"):
+            if name in scores:
+                scores[name + BASE] = scores[name] * base
+    return scores
+
+
+def base_entropy(scorer: Scorer, host: Host, tick: Callable[[int], object] = int) -> Array:
+    """Entropy of the base model without an adapter in nats, of every item of a scorer, ``(N,)``.
+
+    Args:
+        scorer: The items.
+        host: The base model; nothing may be worn.
+        tick: Called with the number of items done.
+
+    Raises:
+        DataError: The model gives NaN.
+    """
+    with host.wearing(None) as model:
+        log_probs = score_model(scorer, Draws(model), tick).log_probs
+    assert log_probs is not None  # not texts
+    if log_probs.isnan().any():
+        raise DataError("the base model gives NaN instead of probabilities; check its weights")
+    return entropy(normalised("log_probs", log_probs.numpy(), 2))

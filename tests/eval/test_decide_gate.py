@@ -11,11 +11,11 @@ from vlora.errors import ConfigError, DataError, PosteriorFormatError
 from vlora.eval.calibrate import run_calibration
 from vlora.eval.config import CalibrationConfig, GateConfig
 from vlora.eval.decide import decide, fit_gate, fit_rules, verify
-from vlora.eval.decision_scores import check_scores, decision_scores, uncertainty
+from vlora.eval.decision_scores import check_scores, uncertainty
 from vlora.eval.metrics.risk_control import threshold_grid
 from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs, mutual_information
 from vlora.eval.predict import Predictor
-from vlora.eval.predictive import Predictive
+from vlora.eval.predictive import Predictive, decision_scores
 from vlora.eval.records import read_records
 from vlora.eval.run import run_eval
 from vlora.posterior.decisions import Abstention, Decisions, Gate, check_content
