@@ -101,12 +101,19 @@ def deciding_units(tasks: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def main_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Every arm with its setting, task and seed, then the runs that only ensembles need."""
+    """Every arm with its setting, task and seed, AdamW at IVON's rate where its own is another, then members."""
     units = [
         {"task": task, "arm": arm, "seed": seed, "given": best_given(arm, task)}
         for seed in seeds
         for task in tasks
         for arm in ("ivon_auto", "adamw_laplace", "adamw", "ivon_published")
+    ]
+    same = [
+        {"task": task, "arm": "adamw_same", "seed": seed, "given": {"lr": rate, "posthoc": False}}
+        for seed in seeds
+        for task in tasks
+        for rate in [best_given("ivon_auto", task)["lr"]]
+        if rate != best_given("adamw", task)["lr"]
     ]
     wide = [
         {
@@ -129,7 +136,7 @@ def main_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any
         for seed in range(ENSEMBLE * IVON_ENSEMBLES)
         for task in tasks
     ]
-    return units + members + wide + mixed
+    return units + same + members + wide + mixed
 
 
 def ensemble_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -217,7 +224,7 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
     if unit["arm"].endswith("_ensemble"):
         first = ENSEMBLE * unit["seed"]
         outcome = arms.ensemble(work / MEMBERS[unit["arm"]], task, range(first, first + ENSEMBLE))
-    elif unit["arm"] == "adamw":
+    elif unit["arm"] in ("adamw", "adamw_same"):
         outcome = arms.adamw(task, unit["seed"], test=part == "main", **unit["given"])
     elif unit["arm"] == "adamw_laplace":
         outcome = arms.adamw_laplace(task, unit["seed"], test=part == "main", **unit["given"])

@@ -30,6 +30,8 @@ NOISY = ("sst2", "imdb_cf_orig", "fdu_books", "fdu_kitchen_housewares", "fdu_mus
 ROWS: dict[str, tuple[str, str, str]] = {
     "AdamW": ("adamw", "mean", "raw"),
     "AdamW + temperature": ("adamw", "mean", "tempered"),
+    "AdamW at IVON's rate": ("adamw_same", "mean", "raw"),
+    "AdamW at IVON's rate + temperature": ("adamw_same", "mean", "tempered"),
     "MC dropout, 8": ("adamw", "dropout", "raw"),
     "MC dropout, 8 + temperature": ("adamw", "dropout", "tempered"),
     "diagonal Laplace, 8": ("adamw", "laplace", "raw"),
@@ -64,7 +66,13 @@ METRICS = {
 }  # fmt: skip
 PAIRS = {
     "IVON auto mean − AdamW": ("IVON auto, mean", "AdamW"),
+    "IVON auto mean − AdamW at the same rate": ("IVON auto, mean", "AdamW at IVON's rate"),
     "IVON auto draws − AdamW": ("IVON auto, 8 draws", "AdamW"),
+    "IVON auto draws − AdamW at the same rate": ("IVON auto, 8 draws", "AdamW at IVON's rate"),
+    "IVON auto draws − AdamW at the same rate + temperature": (
+        "IVON auto, 8 draws",
+        "AdamW at IVON's rate + temperature",
+    ),
     "IVON auto draws − AdamW + temperature": ("IVON auto, 8 draws", "AdamW + temperature"),
     "IVON auto draws + temperature − AdamW + temperature": (
         "IVON auto, 8 draws + temperature",
@@ -83,6 +91,10 @@ PAIRS = {
     ),
     "IVON auto linearised − AdamW": ("IVON auto, linearised", "AdamW"),
     "IVON auto linearised − AdamW + temperature": ("IVON auto, linearised", "AdamW + temperature"),
+    "IVON auto linearised − AdamW at the same rate + temperature": (
+        "IVON auto, linearised",
+        "AdamW at IVON's rate + temperature",
+    ),
     "IVON auto Kronecker − AdamW": ("IVON auto, linearised, Kronecker", "AdamW"),
     "IVON auto Kronecker − AdamW + temperature": ("IVON auto, linearised, Kronecker", "AdamW + temperature"),
     "IVON auto Kronecker + temperature − AdamW + temperature": (
@@ -134,6 +146,8 @@ def value(records: Records, task: str, seed: int, row: str, metric: str) -> floa
     for record in records:
         if (record["task"], record["seed"], record["arm"]) == (task, seed, arm):
             return record["scores"].get(predictor, {}).get(kind, {}).get(metric, math.nan)
+    if arm == "adamw_same":  # where both have one rate it was not run again
+        return value(records, task, seed, row.replace(" at IVON's rate", ""), metric)
     return math.nan
 
 
