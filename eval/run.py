@@ -6,7 +6,6 @@ rename. The report is drawn from ``results.json`` a floor above.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from vlora.eval.feature_states import with_distances
 from vlora.eval.prepare import Evaluation, prepare
 from vlora.eval.records import Record, write_records
 from vlora.eval.results import compute_results, write_results
-from vlora.eval.store import ASIDE, ScoreFile, ScoreStore
+from vlora.eval.scores_folder import begin_work, clear_work, keep_scores
+from vlora.eval.store import ScoreFile, ScoreStore
 from vlora.eval.subject_scores import count_truncated, missing_vectors, open_scores, score_subject
 from vlora.eval.subjects import Subject
 from vlora.eval.tables import ALL
@@ -65,8 +65,8 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     evaluation = prepare(config)
     work = output.with_name(output.name + ".work") if config.store is None else None
     store = ScoreStore(work or Path(str(config.store)).expanduser())
-    if work is not None and not work.exists() and (output / SCORES).is_dir():
-        shutil.copytree(output / SCORES, work)
+    if work is not None:
+        begin_work(work, output / SCORES)
     store.foreign()
     files = [open_scores(evaluation, subject, store) for subject in evaluation.subjects]
     truncated = count_truncated(evaluation, files[0])
@@ -97,13 +97,11 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         write_results(folder / RESULTS, results)
         save_config(config, folder / CONFIG)
         if work is not None:
-            (folder / SCORES).mkdir()
-            for path in {*(file.path for file in files), *work.glob(f"*{ASIDE}")}:
-                shutil.copy2(path, folder / SCORES)
+            keep_scores(work, folder / SCORES)
         if finish is not None:
             finish(folder)
     if work is not None:
-        _remove(work)
+        clear_work(work, output / SCORES)
     return output
 
 
@@ -163,14 +161,6 @@ def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:
     if "linearised" in facts:
         entry["summary"] = {**entry["summary"], "linearised": facts["linearised"]}
     return entry
-
-
-def _remove(work: Path) -> None:
-    """Delete the scores that the output now holds, and the folder unless something else lies in it."""
-    for path in (*work.glob("*.jsonl"), *work.glob(f"*{ASIDE}")):
-        path.unlink()
-    if not any(work.iterdir()):
-        work.rmdir()
 
 
 def _cost(evaluation: Evaluation, facts: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 from vlora.errors import OutputError
 from vlora.eval.costs import Batch
 
-__all__ = ["ASIDE", "FORMAT", "ScoreFile", "ScoreStore", "content_key"]
+__all__ = ["FORMAT", "ScoreFile", "ScoreStore", "content_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +60,15 @@ class ScoreStore:
         return ScoreFile(self.path / f"{content_key([FORMAT, content])[:32]}.jsonl", content, names or {})
 
     def foreign(self) -> int:
-        """Number of files in the folder that another version wrote; they are left alone, with one line."""
+        """Number of files in the folder that another version wrote or that are damaged in their first line.
+
+        They are left alone, with one line.
+        """
         found = [path for path in sorted(self.path.glob("*.jsonl")) if _format_of(path) != FORMAT]
         if found:
             logger.warning(
-                "%s holds %d file(s) that another version wrote (the first: %s); they are not read, and their "
-                "items are scored again",
+                "%s holds %d file(s) that another version wrote or whose first line is damaged (the first: %s); they "
+                "are kept but not read, and their items are scored again",
                 self.path,
                 len(found),
                 found[0].name,
@@ -115,13 +118,19 @@ class ScoreFile:
         """
         line = {"draws": list(draws), "items": list(items), "layout": list(layout), "scores": list(scores)}
         line |= {"seconds": round(seconds, 4), "tokens": round(tokens)}
+        begun = bool(self._end)
         try:
+            if not begun:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._set_aside()
+                begun = True
             self._write(line)
         except OSError as error:
             reason = error.strerror or error
             if not self._end:
                 with suppress(OSError):  # what was not there before is not there after
-                    self.path.unlink(missing_ok=True)
+                    if begun:
+                        self.path.unlink(missing_ok=True)
                     self.path.parent.rmdir()
             raise OutputError(
                 f"cannot write {self.path}: {reason}; free some space or name another place"
@@ -130,9 +139,6 @@ class ScoreFile:
 
     def _write(self, line: dict[str, Any]) -> None:
         """Add a line; the first time, a file is begun or what was cut off is removed."""
-        if not self._end:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._set_aside()
         text = json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
         if not self._end:
             text = json.dumps(self._header, ensure_ascii=False, default=str) + "\n" + text

@@ -235,3 +235,42 @@ def test_scores_that_cannot_be_read_stay_beside_the_new_ones(world, tmp_path):
     assert path.with_name(f"{path.name}.1.aside").read_bytes() == damaged
     assert path.read_bytes().splitlines()[0] == whole.splitlines()[0]
     assert [folder.name for folder in tmp_path.iterdir()] == ["out"]  # no work folder stays behind
+
+
+def _scores(folder):
+    return {path.name: path.read_bytes() for path in (folder / "scores").iterdir()}
+
+
+@pytest.mark.parametrize("killed", ["no", "while copying", "while scoring", "while moving"])
+def test_overwriting_keeps_the_scores_of_other_models_and_versions(world, tmp_path, monkeypatch, killed):
+    first = {"num_samples": 0, "num_bootstrap": 10, "overwrite": True}
+    output = tmp_path / "out"
+    earlier = eval_world.config(world, output, model=["base", str(world / "plain")], **first)
+    run_eval(earlier)
+    (output / "scores/0123.jsonl").write_text('{"format": 7, "content": {}}\n{"later": 1}\n')
+    (output / "scores/4567.jsonl.1.aside").write_text("once set aside\n")
+    before = _scores(output)
+    assert len(before) == 4  # two models, and the two written here
+    second = eval_world.config(world, output, model=[str(world / "second")], **first)
+    broken = {
+        "while copying": "vlora.eval.run.open_scores",
+        "while scoring": "vlora.eval.run.compute_results",
+        "while moving": "vlora.eval.run.clear_work",
+    }
+    if killed != "no":
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(broken[killed], _interrupt)
+            run_eval(second)
+    if killed == "while copying":
+        (tmp_path / "out.work/0123.jsonl").rename(tmp_path / "out.work/.0123.jsonl.tmp-9")
+    run_eval(second)
+    after = _scores(output)
+    assert before.items() < after.items() and len(after) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    monkeypatch.setattr("vlora.eval.prepare.Host", None)  # loading anything would fail
+    run_eval(earlier)
+    assert _scores(output) == after
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt

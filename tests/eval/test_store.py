@@ -92,7 +92,8 @@ def test_files_of_another_version_are_counted_and_left_alone(tmp_path, caplog):
     _filled(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert ScoreStore(tmp_path).foreign() == 1
-    assert "holds 1 file(s) that another version wrote (the first: 0123.jsonl)" in caplog.text
+    assert "holds 1 file(s) that another version wrote" in caplog.text
+    assert "(the first: 0123.jsonl); they are kept but not read" in caplog.text
     assert other.read_text() == '{"format": 7}\n'
 
 
@@ -104,6 +105,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         OutputError, match=r"cannot write .*store.*: .*; free some space or name another place"
     ):
         _append(file, "a", 0.0)
+
+
+def test_a_file_that_cannot_be_set_aside_is_not_lost(tmp_path, monkeypatch):
+    path = _filled(tmp_path).path
+    path.write_text("{damaged\nbut kept\n")
+    file = ScoreStore(tmp_path).open({"base": "x"})
+
+    def refused(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.rename", refused)
+    with pytest.raises(OutputError, match=r"cannot write .*: No space left on device; free some space"):
+        _append(file, "a", 0.0)
+    assert path.read_text() == "{damaged\nbut kept\n"
 
 
 def test_draws_are_named_by_noise_and_sign():
