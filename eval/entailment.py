@@ -9,7 +9,6 @@ fails on gets NaN and is counted; it is tried again in the next run.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +18,18 @@ import torch
 
 from vlora.errors import ConfigError, OutputError
 from vlora.eval.metrics.arrays import Array
+from vlora.files import ends_line
 from vlora.posterior import fingerprint_weights
 
-__all__ = ["EntailmentModel", "Judge", "VerdictCache", "pairwise_relations", "relation_columns"]
+__all__ = [
+    "EntailmentModel",
+    "Judge",
+    "VerdictCache",
+    "judge_hash",
+    "pairwise_relations",
+    "relation_columns",
+    "verdict_file",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -66,19 +74,47 @@ def relation_columns(id2label: Mapping[int, str], where: str) -> list[int | None
     )
 
 
+def judge_hash(place: str, revision: str | None = None) -> str:
+    """Hash of a judge: of its weights in a local folder, else of its name and revision."""
+    return hashlib.sha256(
+        (fingerprint_weights(place, revision) or f"{place}@{revision}").encode()
+    ).hexdigest()
+
+
+def verdict_file(folder: str | Path, judge: str) -> Path:
+    """Where the verdicts of a judge lie, by its hash."""
+    return Path(folder).expanduser() / f"verdicts-{judge[:16]}.jsonl"
+
+
 class VerdictCache:
-    """Verdicts on disk: one JSON line a pair, appended as they come; a line that was cut off is skipped."""
+    """Verdicts on disk: one JSON line a pair, appended as they come; damaged lines are counted and judged again.
+
+    Attributes:
+        path: The file; its name holds the hash of the judge.
+        damaged: Lines that could not be read.
+    """
 
     def __init__(self, folder: str | Path, judge: str) -> None:
-        self.path = Path(folder).expanduser() / f"verdicts-{judge[:16]}.jsonl"
+        self.path = verdict_file(folder, judge)
         self._known: dict[str, list[float]] = {}
+        self.damaged = 0
         if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    row = json.loads(line)
-                    self._known[row["pair"]] = [float(value) for value in row["p"]]
-                except (ValueError, KeyError, TypeError):
-                    continue
+            self._read()
+
+    def _read(self) -> None:
+        for line in filter(None, self.path.read_text(encoding="utf-8", errors="replace").splitlines()):
+            try:
+                row = json.loads(line)
+                values = [float(value) for value in row["p"]]
+                if len(values) != len(_NAMES) or not np.isfinite(values).all():
+                    raise ValueError("not three numbers")
+                self._known[row["pair"]] = values
+            except (ValueError, KeyError, TypeError):
+                self.damaged += 1
+        if self.damaged:
+            logger.warning(
+                "%s: %d damaged line(s) left out; their pairs are judged again", self.path, self.damaged
+            )
 
     def get(self, pair: tuple[str, str]) -> list[float] | None:
         """Verdict on a pair, or None."""
@@ -97,7 +133,7 @@ class VerdictCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
-                if file.tell() and not _ends_line(self.path):
+                if not ends_line(self.path):
                     file.write("\n")
                 file.write("".join(lines))
         except OSError as error:
@@ -106,12 +142,6 @@ class VerdictCache:
     @staticmethod
     def _key(pair: tuple[str, str]) -> str:
         return hashlib.sha256(json.dumps(pair).encode()).hexdigest()[:32]
-
-
-def _ends_line(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 class EntailmentModel:
@@ -148,8 +178,7 @@ class EntailmentModel:
         self._model = model.eval().requires_grad_(False).to(device)
         self._batch_size, self.failures, self._warned = batch_size, 0, False
         self.judged = self.tokens = 0
-        weights = fingerprint_weights(place, revision) or f"{place}@{revision}"
-        self._cache = VerdictCache(cache, hashlib.sha256(weights.encode()).hexdigest()) if cache else None
+        self._cache = VerdictCache(cache, judge_hash(place, revision)) if cache else None
 
     def relations(self, pairs: Sequence[tuple[str, str]]) -> Array:
         """p(entailment, neutral, contradiction) per pair, shape ``(P, 3)``; NaN where the judge failed."""

@@ -16,9 +16,11 @@ from pathlib import Path
 from vlora.errors import OutputError, OutputExistsError
 
 __all__ = [
+    "atomic_file",
     "atomic_folder",
     "atomic_write",
     "check_output_folder",
+    "ends_line",
     "fsync",
     "move_into_place",
     "output_error",
@@ -130,6 +132,15 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where the folder itself is none, nothing was made
             temporary.unlink(missing_ok=True)
+
+
+def ends_line(path: str | os.PathLike) -> bool:
+    """Whether a file is empty or ends with a whole line, so that lines can be added to it."""
+    with open(path, "rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def scratch_error(error: Exception) -> OutputError:

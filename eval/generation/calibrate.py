@@ -77,7 +77,7 @@ def run_answer_calibration(config: GenerationConfig) -> list[Calibrated]:
     for name, subject in subjects.items():
         decisions = _fit(session, subject, parts, {record.item: record for record in found[name][0]})
         done.append(write_calibration(subject, {ANSWERS: decisions.to_json()}, (ANSWERS,)))
-    store.remove()
+    store.remove(session.keys, session.verdicts(store))
     return done
 
 

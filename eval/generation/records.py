@@ -14,7 +14,7 @@ from typing import Any
 
 from vlora.errors import DataError
 
-__all__ = ["AnswerRecord", "Given", "Pooled", "Sample", "read_answers", "to_line"]
+__all__ = ["AnswerRecord", "Given", "Pooled", "Sample", "read_answers", "read_whole_answers", "to_line"]
 
 _DECIMALS = 6
 
@@ -113,6 +113,8 @@ class AnswerRecord:
         Raises:
             DataError: A key is missing, unknown or of a wrong type.
         """
+        if not isinstance(row, dict):
+            raise DataError(f"not an answer record ({type(row).__name__})")
         unknown = [key for key in row if key not in {field.name for field in fields(cls)}]
         if unknown:
             raise DataError(f"unknown key {unknown[0]!r}; a newer vlora may have written it")
@@ -151,12 +153,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read_answers(path: str | Path, *, cut: bool = False) -> Iterator[AnswerRecord]:
+def read_answers(path: str | Path) -> Iterator[AnswerRecord]:
     """Records of a file, in its order.
 
     Args:
         path: ``answers.jsonl``.
-        cut: Stop at the first damaged line, which a killed run leaves at the end, in place of an error.
 
     Raises:
         DataError: The file is missing, or a line is damaged.
@@ -164,14 +165,27 @@ def read_answers(path: str | Path, *, cut: bool = False) -> Iterator[AnswerRecor
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is not a file; run vlora eval with kind: generation first")
+    for number, found in enumerate(_lines(path), start=1):
+        if isinstance(found, Exception):
+            raise DataError(f"{path} line {number}: {_reason(found)}")
+        yield found
+
+
+def read_whole_answers(path: str | Path) -> tuple[list[AnswerRecord], int]:
+    """Records of the whole lines of an unfinished file and the number of damaged ones; none where there is no file."""
+    found = list(_lines(Path(path))) if Path(path).is_file() else []
+    whole = [record for record in found if isinstance(record, AnswerRecord)]
+    return whole, len(found) - len(whole)
+
+
+def _lines(path: Path) -> Iterator[AnswerRecord | Exception]:
+    """Of every line its record, or what is wrong with it."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
+        for line in file:
             try:
                 yield AnswerRecord.from_dict(json.loads(line))
             except (ValueError, DataError) as error:
-                if cut:
-                    return
-                raise DataError(f"{path} line {number}: {_reason(error)}") from None
+                yield error
 
 
 def _reason(error: Exception) -> str:

@@ -81,7 +81,7 @@ def run_generation(config: GenerationConfig) -> Path:
         write_answer_results(folder / RESULTS, results)
         write_answer_report(results, folder / REPORT)
         save_config(config, folder / CONFIG)
-    store.remove()
+    store.remove(run.keys, run.verdicts(store))
     return output
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from vlora.config import to_plain
 from vlora.errors import ConfigError, DataError
 from vlora.eval.costs import Spent
-from vlora.eval.entailment import EntailmentModel
+from vlora.eval.entailment import EntailmentModel, judge_hash, verdict_file
 from vlora.eval.environment import versions
 from vlora.eval.generation.collect import Collector
 from vlora.eval.generation.columns import ALL
@@ -86,6 +87,18 @@ class Session:
         """Hash of everything that one model's answers depend on."""
         return content_key([speaker.content(), self.shared_key])
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """Name -> key of every model."""
+        return {speaker.name: self.key(speaker) for speaker in self.speakers}
+
+    def verdicts(self, store: AnswerStore) -> Path | None:
+        """File of the judge's verdicts among the unfinished answers; None without a judge or with a cache elsewhere."""
+        judge = self.config.judge
+        if judge.model is None or judge.cache is not None:
+            return None
+        return verdict_file(store.path, judge_hash(judge.model, judge.revision))
+
 
 def prepare_session(config: GenerationConfig) -> Session:
     """Read adapters and data and check that they fit together, before any model is loaded."""
@@ -126,7 +139,8 @@ def answer_all(
     session: Session, store: AnswerStore
 ) -> dict[str, tuple[list[AnswerRecord], dict[str, Spent]]]:
     """Records of every model and what their steps took, in an earlier, killed run too."""
-    kept = {s.name: store.load(s.name, session.key(s)) for s in session.speakers}
+    store.foreign(session.keys)
+    kept = {name: store.load(name, key) for name, key in session.keys.items()}
     if any(kept.values()):
         told = ", ".join(f"{name} {len(found)}" for name, found in kept.items() if found)
         logger.info(

@@ -63,6 +63,17 @@ def test_a_cut_line_of_the_cache_is_judged_again(tmp_path):
     assert json.loads(cache.path.read_text().splitlines()[-1])["p"] == [1.0, 0.0, 0.0]
 
 
+def test_damaged_verdicts_are_counted_and_cost_no_other(tmp_path, caplog):
+    cache = VerdictCache(tmp_path, "a" * 64)
+    cache.add({("a", "b"): [0.2, 0.3, 0.5], ("c", "d"): [1.0, 0.0, 0.0]})
+    first, second = cache.path.read_text().splitlines()
+    short, nan = first.replace(", 0.5", ""), first.replace("0.5", "NaN")
+    cache.path.write_text("\n".join([short, "{damaged", nan, "", second]) + "\n")
+    again = VerdictCache(tmp_path, "a" * 64)
+    assert again.damaged == 3 and again.get(("a", "b")) is None and again.get(("c", "d")) == [1.0, 0.0, 0.0]
+    assert "3 damaged line(s) left out; their pairs are judged again" in caplog.text
+
+
 def test_a_pair_that_fails_is_counted_and_costs_no_other(tmp_path, caplog):
     judge = EntailmentModel(eval_tiny.judge_folder(tmp_path / "judge"), cache=tmp_path / "cache")
     whole = judge.relations(PAIRS)

@@ -217,6 +217,31 @@ def test_a_killed_run_goes_on(world, done, tmp_path, monkeypatch):
         assert [p["text"] for p in json.loads(line)["pool"]] == [p.text for p in record.pool]
 
 
+def test_damage_and_other_settings_cost_nothing_but_themselves(world, done, tmp_path, monkeypatch, caplog):
+    config, answered, original = settings(world, tmp_path / "o"), [], collect.Collector.records
+    session, store = prepare_session(config), AnswerStore(config.output)
+    for name, key in session.keys.items():
+        store.append(name, key, [one for one in done[0] if one.model == name], {"answer": [17, 170, 1.0]})
+    other = prepare_session(settings(world, tmp_path / "o", seed=1))
+    store.append("first", other.keys["first"], [done[0][0]], {"answer": [1, 10, 0.1]})
+    kept = {path.name: path.read_bytes() for path in store.path.glob(f"*{other.keys['first'][:16]}*")}
+    file = store.file("first", session.keys["first"])
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]) + "\n")
+    monkeypatch.setattr(
+        collect.Collector,
+        "records",
+        lambda self, qs: answered.extend(q.item for q in qs) or original(self, qs),
+    )
+    output = run_generation(config)
+    assert answered == [json.loads(lines[1])["item"]]
+    assert "1 damaged line(s) left out; their questions are answered again" in caplog.text
+    assert "holds 1 file(s) of answers under other settings or of another version" in caplog.text
+    texts = [one.answer.text for one in read_answers(output / ANSWERS)]
+    assert texts == [one.answer.text for one in done[0]]
+    assert len(kept) == 2 and kept == {path.name: path.read_bytes() for path in store.path.iterdir()}
+
+
 def test_another_setting_does_not_take_old_answers(world, tmp_path):
     first = prepare_session(settings(world, tmp_path / "o"))
     for changes in ({"seed": 1}, {"sampling": {"num_answers": 3}}, {"grade": {"by": "contains"}}):

@@ -74,7 +74,7 @@ def test_costs_are_read_back_behind_a_line_that_was_cut_off(tmp_path):
     store.append("m", key, [replace(record(), item="b")], {"answer": [1, 8, 0.25]})
     assert store.costs("m", key) == [(["a"], {"answer": [1, 9, 0.5]}), (["b"], {"answer": [1, 8, 0.25]})]
     assert store.costs("other", key) == []
-    store.remove()
+    store.remove({"m": key})
     assert not store.path.exists()
 
 
