@@ -1,8 +1,9 @@
 r"""Does the linearised predictive agree with the draws? Measured on the items of an evaluation, with a verdict.
 
 First order in the weights is exact for a classifier head alone and good for a narrow posterior; it misses curvature,
-among it the product of the two LoRA factors' deviations. Where draws are at hand, both are compared item by item, at
-the width of the draws, also where the predictive itself is made under a prior of its own.
+among it the product of the two LoRA factors' deviations. Where draws are at hand, both are compared item by item, with
+the covariance of the draws (independent entries, unless ``covariance: leading``), at their width. That is so also where
+the predictive itself has other correlations or a prior of its own: the verdict is about first order, and says nothing of a wider posterior.
 
 Choices: mutual information and predictive probabilities. Texts: the variance of the log-probability, per token squared
 so that a text's length does not do the ranking, :math:`g^\top \Sigma g / T^2` against :math:`\mathrm{sd}_s^2 / T^2`. A
@@ -11,6 +12,7 @@ rank correlation is asked for only as far as an exact variance would reach it, s
 text.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,8 +64,9 @@ class Agreement:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {**asdict(self), "passed": self.passed}
+        """JSON-able form, with what was asked for."""
+        asked = {"least_correlation": _LEAST_CORRELATION, "most_distance": _MOST_DISTANCE}
+        return _plain("mutual_information", self, asked)
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,14 @@ class TextAgreement:
     ratio: float
 
     @property
+    def least_correlation(self) -> float:
+        """What is asked for: no more than an exact variance would reach."""
+        return min(_LEAST_CORRELATION, self.attainable)
+
+    @property
     def passed(self) -> bool:
         """Whether the ranking and the size of the variances are those of the draws, as far as these can tell."""
-        ordered = self.correlation >= min(_LEAST_CORRELATION, self.attainable)
+        ordered = self.correlation >= self.least_correlation
         return ordered and 1 / _MOST_RATIO <= self.ratio <= _MOST_RATIO
 
     def describe(self) -> str:
@@ -97,8 +105,16 @@ class TextAgreement:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {**asdict(self), "passed": self.passed}
+        """JSON-able form, with what was asked for."""
+        asked = {"least_correlation": self.least_correlation, "most_ratio": _MOST_RATIO}
+        return _plain("log_prob_variance", self, asked)
+
+
+def _plain(compared: str, agreement: Agreement | TextAgreement, asked: dict[str, float]) -> dict[str, Any]:
+    """A comparison as JSON can hold it: None for what is not defined."""
+    numbers = {**asdict(agreement), **asked}
+    found = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {"compared": compared, "covariance": "independent", **found, "passed": agreement.passed}
 
 
 def text_agreement(

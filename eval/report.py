@@ -26,6 +26,7 @@ from vlora.eval.report_figures import figure_blocks, mistake_blocks
 from vlora.eval.report_format import amount, number, value_of
 from vlora.eval.report_headline import findings, headline
 from vlora.eval.report_health import health_table
+from vlora.eval.report_marks import agreement_notes
 from vlora.eval.report_pairs import best_keys, comparison_tables, detection_table
 from vlora.eval.report_tables import (
     Results,
@@ -149,7 +150,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "css": Markup(style_sheet()),
         "headline": [headline(results, name) for name in models_of(results)],
         "findings": findings(results, best),
-        "notes": item_notes(results, task),
+        "notes": item_notes(results, task) + agreement_notes(results),
         "models": [_model_row(m) for m in results.get("models") or []],
         "health": health_table(results),
         "main": main_table(results, best),

@@ -14,10 +14,9 @@ from vlora.eval.report_format import (
     cell,
     difference_cell,
     number,
-    predictor_label,
-    score_label,
     value_of,
 )
+from vlora.eval.report_marks import marked_predictor, marked_score
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
 __all__ = ["all_detection", "all_metrics", "cost_table", "promises", "wrong_answers"]
@@ -52,7 +51,7 @@ def all_metrics(results: Results) -> list[dict[str, Any]]:
             if family
         ]
         if parts:
-            heads = [predictor_label(predictor) for predictor in found]
+            heads = [marked_predictor(results, model, predictor) for predictor in found]
             blocks.append({"model": model, "predictors": heads, "families": parts})
     return blocks
 
@@ -61,8 +60,9 @@ def all_detection(results: Results) -> list[dict[str, Any]]:
     """Return a row per question, model, predictor and score with all three areas and rates."""
     return [
         {
-            **{"name": entry["name"], "model": entry["model"], "score": score_label(entry["score"])},
-            "predictor": predictor_label(entry.get("predictor") or ""),
+            **{"name": entry["name"], "model": entry["model"]},
+            "score": marked_score(results, entry["model"], entry["score"]),
+            "predictor": marked_predictor(results, entry["model"], entry.get("predictor") or ""),
             "cells": [_with_notes(entry.get(key), of) for key, of in _AREA.items()],
         }
         for entry in results.get("detection") or []
@@ -73,8 +73,8 @@ def wrong_answers(results: Results) -> list[dict[str, Any]]:
     """Return a row per model, predictor and score: how well it finds that predictor's wrong answers."""
     return [
         {
-            **{"model": entry["model"], "score": score_label(entry["score"])},
-            "predictor": predictor_label(entry["predictor"]),
+            **{"model": entry["model"], "score": marked_score(results, entry["model"], entry["score"])},
+            "predictor": marked_predictor(results, entry["model"], entry["predictor"]),
             "cells": [
                 difference_cell(entry.get(key), of) if key == "auroc_gain" else cell(entry.get(key), of)
                 for key, of in _WRONG.items()
@@ -106,7 +106,8 @@ def promises(results: Results) -> list[dict[str, Any]]:
             share = f"{silent['answered']} of {silent['rows']}"
             cells[2] = Cell(share, note="without a right answer")
         head = {key: entry[key] for key in ("model", "set", "fitted_on")}
-        rows.append({**head, "predictor": predictor_label(entry["predictor"]), "cells": cells})
+        label = marked_predictor(results, entry["model"], entry["predictor"])
+        rows.append({**head, "predictor": label, "cells": cells})
     return rows
 
 

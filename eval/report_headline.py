@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlora.eval.metric_names import METRICS
-from vlora.eval.report_format import cell, number, predictor_label, score_label, value_of
+from vlora.eval.report_format import cell, number, score_label, value_of
+from vlora.eval.report_marks import marked_predictor, marked_score
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
 __all__ = ["findings", "headline"]
@@ -30,7 +31,11 @@ def headline(results: Results, model: str) -> dict[str, str]:
     if _has(found, "auroc_correctness"):
         parts.append(f"AUROC of correctness {_with_interval(found, 'auroc_correctness')}")
     samples = results.get("num_samples") or 0
-    how = f"{samples} posterior samples" if predictor == "samples" and samples else predictor_label(predictor)
+    how = (
+        f"{samples} posterior samples"
+        if predictor == "samples" and samples
+        else marked_predictor(results, model, predictor)
+    )
     return {
         "model": model,
         "how": how,
@@ -85,7 +90,8 @@ def findings(results: Results, best: set[tuple[str, str, str]]) -> list[str]:
     for key in ("accuracy", "nll"):
         winners = [(m, p) for m, p, k in sorted(best) if k == key]
         sentences += [
-            f"{METRICS[key].label}: {m} ({predictor_label(p)}) is better than every other model by paired differences."
+            f"{METRICS[key].label}: {m} ({marked_predictor(results, m, p)}) is better than every other model by paired "
+            "differences."
             for m, p in winners
         ]
     if not sentences and len(models_of(results)) > 1 and results.get("comparisons"):
@@ -97,17 +103,18 @@ def _detection_findings(results: Results) -> list[str]:
     """Return one sentence per pair of groups: the largest AUROC, how many it was chosen from, and its baselines."""
     entries = [d for d in results.get("detection") or [] if value_of(d.get("auroc")) is not None]
     names = dict.fromkeys(d["name"] for d in entries if d["score"] != "length")
-    return [_detection_sentence(name, [d for d in entries if d["name"] == name]) for name in names]
+    return [_detection_sentence(results, name, [d for d in entries if d["name"] == name]) for name in names]
 
 
-def _detection_sentence(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
+def _detection_sentence(results: Results, name: str, entries: Sequence[Mapping[str, Any]]) -> str:
     """Return the sentence of one pair; equal largest values are counted, not hidden."""
     scores = [d for d in entries if d["score"] != "length"]
     top = max(scores, key=_auroc)
     shown = cell(top["auroc"], METRICS["auroc_correctness"])
     equal = sum(number(_auroc(d)) == shown.text for d in scores) - 1
     text = (
-        f"{name}: {score_label(top['score'])} of {top['model']} ({predictor_label(top['predictor'])}) reaches "
+        f"{name}: {marked_score(results, top['model'], top['score'])} of {top['model']} "
+        f"({marked_predictor(results, top['model'], top['predictor'])}) reaches "
         f"AUROC {shown.text} {shown.interval}, the largest of {len(scores)} scores"
     )
     text += f" (shared with {equal} more)" if equal else ""

@@ -17,6 +17,7 @@ from vlora.eval.report_format import (
     score_label,
     value_of,
 )
+from vlora.eval.report_marks import marked_cell, marked_predictor
 from vlora.eval.report_tables import PREDICTOR_ORDER, Results, metrics_of, models_of
 
 __all__ = ["best_keys", "comparison_tables", "detection_table", "forest_table"]
@@ -72,7 +73,7 @@ def detection_table(results: Results) -> dict[str, Any]:
         rows = [
             {
                 "model": m,
-                "cells": [_auroc_cell(lookup.get((name, m, *c))) for c in columns]
+                "cells": [marked_cell(results, m, c, _auroc_cell(lookup.get((name, m, *c)))) for c in columns]
                 + [_auroc_cell(lengths.get((name, m)))],
             }
             for m in models
@@ -101,10 +102,12 @@ def comparison_tables(results: Results) -> list[dict[str, Any]]:
         "All other pairs": [e for e in whole if first not in (e["a"], e["b"])],
         "Group by group": [e for e in plain if e.get("group", "all") != "all"],
     }
-    return [{"label": label, **forest_table(part)} for label, part in parts.items() if part]
+    return [{"label": label, **forest_table(part, results=results)} for label, part in parts.items() if part]
 
 
-def forest_table(entries: Sequence[Mapping[str, Any]], limit: int = 80) -> dict[str, Any]:
+def forest_table(
+    entries: Sequence[Mapping[str, Any]], limit: int = 80, *, results: Results | None = None
+) -> dict[str, Any]:
     """Return a forest plot as a table: a row per pair, predictor and group, a column per metric.
 
     All bars of a column share one scale; positions are percentages of the cell's width, 50 being no difference.
@@ -112,13 +115,14 @@ def forest_table(entries: Sequence[Mapping[str, Any]], limit: int = 80) -> dict[
     Args:
         entries: Comparisons that all have a value.
         limit: Most rows to show; the rest is counted in ``left_out``.
+        results: To mark what is not to be trusted.
     """
     found = dict.fromkeys(e["metric"] for e in entries)
     keys = [k for k in METRICS if k in found] + [k for k in found if k not in METRICS]
     reach = {k: max(_reach(e) for e in entries if e["metric"] == k) or 1.0 for k in keys}
     grouped: dict[tuple[str, str, str, str], dict[str, Any]] = {}
     for entry in entries:
-        key = (entry.get("group", "all"), entry["a"], entry["b"], _predictors(entry))
+        key = (entry.get("group", "all"), entry["a"], entry["b"], _predictors(entry, results or {}))
         grouped.setdefault(key, {})[entry["metric"]] = _forest_cell(entry, reach[entry["metric"]])
     rows = [
         {"group": g, "a": a, "b": b, "predictor": p, "cells": [cells.get(k) for k in keys]}
@@ -127,9 +131,12 @@ def forest_table(entries: Sequence[Mapping[str, Any]], limit: int = 80) -> dict[
     return {"columns": [metric(k) for k in keys], "rows": rows, "left_out": max(len(grouped) - limit, 0)}
 
 
-def _predictors(entry: Mapping[str, Any]) -> str:
+def _predictors(entry: Mapping[str, Any], results: Results) -> str:
     """Return which predictor stood on either side of a comparison."""
-    sides = [predictor_label(entry.get(f"predictor_{side}") or entry["predictor"]) for side in "ab"]
+    sides = [
+        marked_predictor(results, entry[side], entry.get(f"predictor_{side}") or entry["predictor"])
+        for side in "ab"
+    ]
     return sides[0] if sides[0] == sides[1] else " vs ".join(sides)
 
 

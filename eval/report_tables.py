@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from vlora.eval.metric_names import METRICS, Metric, metric
-from vlora.eval.report_format import Cell, cell, number, predictor_label, value_of
+from vlora.eval.report_format import Cell, cell, number, value_of
+from vlora.eval.report_marks import marked_predictor
 
 __all__ = [
     "PREDICTOR_ORDER",
@@ -97,7 +98,8 @@ def main_table(results: Results, best: Collection[tuple[str, str, str]] = ()) ->
             temperature = value_of(found.get("temperature"))
             detail = f"T = {number(temperature, 2)}" if temperature is not None else ""
             if found:
-                lines.append({"label": predictor_label(predictor), "detail": detail, "cells": cells})
+                label = marked_predictor(results, model, predictor)
+                lines.append({"label": label, "detail": detail, "cells": cells})
         if lines:
             blocks.append({"model": model, "lines": lines})
     return {"columns": [metric(k) for k in keys], "blocks": blocks, "marked": bool(best)}
@@ -183,7 +185,7 @@ def _heat(
     """Lay one heat table out: ``one(model, predictor, group)`` gives each cell."""
     groups = [g for names in kinds for g in names]
     rows = [
-        {"model": m, "predictor": predictor_label(p), "cells": [one(m, p, g) for g in groups]}
+        {"model": m, "predictor": marked_predictor(results, m, p), "cells": [one(m, p, g) for g in groups]}
         for m, p in lines
     ]
     titles = ("with a right answer", "with a known distribution of answers", "without an answer")

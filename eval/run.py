@@ -159,7 +159,9 @@ def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:
     """The model's entry in the results, with what scoring found out about it."""
     entry = subject.describe()
     if "linearised" in facts:
-        entry["summary"] = {**entry["summary"], "linearised": facts["linearised"]}
+        agreement = facts["linearised"]
+        entry["summary"] = {**entry["summary"], "linearised": agreement.describe()}
+        entry["linearised_agreement"] = {**agreement.to_dict(), "covariance": facts["linearised_covariance"]}
     return entry
 
 

@@ -1,10 +1,10 @@
 """What the published schemas of results have in common: numbers with intervals, models, costs, and openness."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Cost", "EstimatorCost", "Measured", "Model", "Strict", "open_schema"]
+__all__ = ["Cost", "EstimatorCost", "LinearisedAgreement", "Measured", "Model", "Strict", "open_schema"]
 
 
 class Strict(BaseModel):
@@ -33,11 +33,34 @@ class Measured(Strict):
     crossed_high: float | None = None
 
 
+class LinearisedAgreement(Strict):
+    """Linearised predictive against the draws, at their width and with their covariance; null: not defined."""
+
+    compared: Literal["mutual_information", "log_prob_variance"] = Field(
+        description="choices: mutual information and predictives; texts: variance of log p per token"
+    )
+    covariance: Literal["independent", "leading"] = Field(description="that of the draws, whatever the predictive has")
+    items: int
+    correlation: float | None = Field(description="Spearman's rank correlation; higher is better")
+    least_correlation: float = Field(description="asked for")
+    attainable: float | None = Field(
+        None, description="correlation of an exact variance with as few draws, 5 % quantile"
+    )
+    distance: float | None = Field(None, description="mean total variation distance; lower is better")
+    most_distance: float | None = Field(None, description="asked for")
+    ratio: float | None = Field(description="mean of what is compared over that of the draws; 1 is best")
+    most_ratio: float | None = Field(None, description="asked for, and no less than its inverse")
+    passed: bool = Field(description="whether everything asked for holds")
+
+
 class Model(BaseModel):
     """One evaluated model; what is known of it may be more."""
 
     model_config = ConfigDict(extra="allow")
     name: str
+    linearised_agreement: LinearisedAgreement | None = Field(
+        None, description="of linearised: true with draws"
+    )
 
 
 class EstimatorCost(Strict):

@@ -100,7 +100,8 @@ def score_subject(
     elif drawn is not None:
         agreement = linearised_agreement(records, drawn)
     if agreement is not None:
-        facts["linearised"] = agreement.describe()
+        facts["linearised"] = agreement
+        facts["linearised_covariance"] = subject.posterior.covariance if subject.posterior else "independent"
         if not agreement.passed:
             logger.warning(
                 "%s: the linearised predictive does not follow the draws (%s)",
@@ -129,9 +130,10 @@ def _score(
 def _linearised(
     evaluation: Evaluation, subject: Subject, file: ScoreFile
 ) -> tuple[list[Any], list[Any] | None] | None:
-    """Of every item the covariance of its outputs, and the one at the width of the draws where there are draws.
+    """Of every item the covariance of its outputs, and the one at the width and with the covariance of the draws.
 
-    Measured where the file lacks it; None if not asked for.
+    The second is there where draws are, to be compared with them. Measured where the file lacks it; None if not asked
+    for.
     """
     wanted = _wanted_covariances(evaluation, subject)
     if not wanted:
@@ -158,10 +160,8 @@ def _wanted_covariances(evaluation: Evaluation, subject: Subject) -> dict[str, t
         wanted[linearised_name(posterior, kind)] = posterior, kind
     else:
         wanted[_prior_name(subject, kind)] = subject.prior.posterior, kind
-    if evaluation.num_samples(subject):  # draws are compared with their own covariance
-        drawn = posterior.covariance
-        own: Kind = "kronecker" if kind == "kronecker" and drawn == "independent" else drawn
-        wanted[linearised_name(posterior, own)] = posterior, own
+    if evaluation.num_samples(subject):  # draws are compared with the covariance that they have
+        wanted[linearised_name(posterior, posterior.covariance)] = posterior, posterior.covariance
     return wanted
 
 

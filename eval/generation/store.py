@@ -2,9 +2,9 @@
 
 Beside the output folder ``NAME`` lies ``NAME.work`` with one file a model, one line a question, appended and flushed to
 disk a few questions at a time. Its name holds a hash of everything the answers depend on: files under other names
-belong to other settings or versions and are left alone. A line that is damaged, or that a kill cut off, is counted, and its
-question is answered again. A second file a model says what each few questions cost, written first, so that no answer
-lacks its cost. Verdicts of a judge lie in the same folder unless the settings name another.
+belong to other settings or versions and are left alone. A line that is damaged, or that a kill cut off, is counted, and
+its question is answered again. A second file a model says what each few questions cost, written first, so that no
+answer lacks its cost. Verdicts of a judge lie in the same folder unless the settings name another.
 """
 
 import json

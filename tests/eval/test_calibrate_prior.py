@@ -13,6 +13,7 @@ import torch
 from linearised_world import GRID, NAME, arrays
 
 from vlora.errors import ConfigError, PosteriorFormatError
+from vlora.eval.linearised_gate import linearised_agreement
 from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.prior_precision import linearised_nll
 from vlora.eval.metrics.temperature import fit_temperature, temper
@@ -103,8 +104,26 @@ def test_the_draws_are_compared_at_their_own_width(built, tmp_path):
     plain = evaluated(folder, tmp_path / "p", num_samples=8, linearised_prior=None)[1]["models"][0]
     assert with_prior["summary"]["linearised"] == plain["summary"]["linearised"]
     assert plain["linearised_prior"] is None and "linearised_prior" not in plain["summary"]
+    assert with_prior["linearised_agreement"] == plain["linearised_agreement"]
     page = render_report(read_results(tmp_path / "e/results.json"))
     assert "prior precision" in page and "held-out rows" in page
+
+
+def test_kronecker_is_compared_without_its_correlations(built, tmp_path):
+    """Draws have independent entries, so how well first order follows them is asked of such."""
+    folder, _ = built
+    changes = {
+        "num_samples": 8,
+        "linearised_prior": None,
+        "store": str(tmp_path / "store"),
+        "num_bootstrap": 10,
+    }
+    records, results = evaluated(folder, tmp_path / "k", linearised="kronecker", **changes)
+    plain, expected = evaluated(folder, tmp_path / "p", **changes)
+    agreement = results["models"][0]["linearised_agreement"]
+    assert agreement == expected["models"][0]["linearised_agreement"]
+    assert agreement == linearised_agreement(plain).to_dict() != linearised_agreement(records).to_dict()
+    assert not np.allclose(records[0].linearised_covariance, plain[0].linearised_covariance, rtol=0.01)
 
 
 def test_predictions_are_those_of_an_evaluation(built, tmp_path):

@@ -148,6 +148,9 @@ def test_a_whole_evaluation_has_it_beside_the_draws(tmp_path, task):
         assert agreement is not None and agreement.passed and agreement.correlation > 0.8
         said = read_results(output / "results.json")["models"][0]["summary"]["linearised"]
         assert said == agreement.describe() and "rank correlation of the variance of log p" in said
+        found = read_results(output / "results.json")["models"]
+        assert found[0]["linearised_agreement"] == pytest.approx(agreement.to_dict())
+        assert "linearised_agreement" not in found[1]  # the base model
         return
     rows = read_results(output / "results.json")["rows"]
     found = {r["predictor"]: r["metrics"] for r in rows if r["model"] == "first" and r["group"] == "all"}
@@ -155,10 +158,10 @@ def test_a_whole_evaluation_has_it_beside_the_draws(tmp_path, task):
     for name, tolerance in (("nll", 0.01), ("expected_entropy", 0.01), ("mutual_information", 0.4)):
         expected = found["samples"][name]["value"]  # 32 pairs know a variance to about sqrt(2 / 32)
         assert found["linearised"][name]["value"] == pytest.approx(expected, rel=tolerance), name
-    assert (
-        "rank correlation of mutual information"
-        in read_results(output / "results.json")["models"][0]["summary"]["linearised"]
-    )
+    models = read_results(output / "results.json")["models"]
+    assert "rank correlation of mutual information" in models[0]["summary"]["linearised"]
+    agreement = linearised_agreement(records)
+    assert agreement is not None and models[0]["linearised_agreement"] == pytest.approx(agreement.to_dict())
     assert not any(r["predictor"].startswith("linearised") for r in rows if r["model"] == "base")
 
 
@@ -183,7 +186,16 @@ def test_the_gate_passes_gaussian_logits_and_fails_others():
     assert agreement is not None and agreement.passed and agreement.correlation > 0.95
     assert agreement.ratio == pytest.approx(1, abs=0.1) and agreement.distance < 0.02
     assert other is not None and not other.passed and other.correlation < 0
-    assert "on 12 items" in other.describe() and other.to_dict()["passed"] is False
+    assert "on 12 items" in other.describe()
+    assert other.to_dict() == {
+        "compared": "mutual_information", "covariance": "independent", "items": 12, "correlation": other.correlation,
+        "least_correlation": 0.7, "distance": other.distance, "most_distance": 0.05, "ratio": other.ratio,
+        "passed": False,
+    }  # fmt: skip
+    same = linearised_agreement(close[:1] * 5)
+    assert (
+        same is not None and same.to_dict()["correlation"] is None and not same.passed
+    )  # constants have no ranks
     assert linearised_agreement(close[:2]) is None
 
 
@@ -212,7 +224,12 @@ def test_the_gate_of_texts_allows_for_the_noise_of_few_draws(antithetic):
     wide, shuffled = text_agreement(records, 3 * truth, 8), text_agreement(records, rng.permutation(truth), 8)
     assert wide is not None and not wide.passed and wide.ratio == pytest.approx(3 * exact.ratio)
     assert shuffled is not None and not shuffled.passed and shuffled.correlation < shuffled.attainable
-    assert "on 300 texts" in wide.describe() and wide.to_dict()["passed"] is False
+    assert "on 300 texts" in wide.describe()
+    assert wide.to_dict() == {
+        "compared": "log_prob_variance", "covariance": "independent", "items": 300, "correlation": wide.correlation,
+        "attainable": wide.attainable, "least_correlation": min(0.7, wide.attainable), "ratio": wide.ratio,
+        "most_ratio": 2.0, "passed": False,
+    }  # fmt: skip
 
 
 def test_the_gate_of_texts_ranks_by_token_and_not_by_length():
