@@ -3,13 +3,14 @@
     accuracy                                   McNemar's exact test
     NLL, Brier, ECE, AUROC of correctness,     paired bootstrap: items are resampled for both models at once, draws
     AURC, AUGRC                                for both at once where there are equally many, and the two are crossed
-    AUROC of unknown against known             DeLong's test
+    AUROC of unknown against known             DeLong's test, of one score or of one score a model
 
 with Holm's correction over every test of the comparison, whatever its task, pair and metric. Draw k of two posteriors
 of one layout and seed uses the same random numbers, so resampling draw numbers jointly keeps what they have in common.
 
 A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of several, one per task. What is read
-from it and tested is a :class:`RunKind`: choices and texts here, answers in :mod:`vlora.eval.generation.compare`.
+from it and tested is a :class:`RunKind`: choices and texts in :mod:`vlora.eval.compare_choices`, answers
+in :mod:`vlora.eval.generation.compare`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from vlora.errors import DataError
+from vlora.eval.compare_choices import choice_kind
 from vlora.eval.compare_sides import Answered, RunKind, Side, check_same_items, check_same_kind
-from vlora.eval.compare_tests import compare_tables
 from vlora.eval.metrics.paired_tests import holm
-from vlora.eval.records import Record, read_records
-from vlora.eval.results import build_tables
 from vlora.eval.tables import Resampler
 
 __all__ = [
@@ -31,7 +30,7 @@ __all__ = [
     "Answered",
     "RunKind",
     "check_predictor",
-    "choice_kind",
+    "check_scores",
     "compare_kinds",
     "compare_runs",
 ]
@@ -40,27 +39,11 @@ COMPARISON_FORMAT = 1
 """Version of what ``vlora compare --json`` prints."""
 
 
-def choice_kind(predictor: str | None, resampler: Resampler) -> RunKind:
-    """Evaluations of choices and of texts; arguments as for :func:`compare_runs`."""
-    return RunKind(
-        name="choices",
-        file="records.jsonl",
-        read=lambda path: build_tables(read_records(path), None, None, resampler),
-        test=lambda a, b: compare_tables(a, b, predictor, resampler),
-        identity=_identity,
-    )
-
-
-def _identity(record: Record) -> dict[str, Any]:
-    """What two records of one item must agree in; files of earlier versions hold the beginning of the text alone."""
-    text = {"text": record.text_sha256} if record.text_sha256 else {"text (its beginning)": record.text}
-    return text | {name: getattr(record, name) for name in ("label", "choices", "group", "split")}
-
-
 def compare_runs(
     runs: Sequence[str],
     *,
     predictor: str | None = None,
+    scores: Sequence[str] = (),
     level: float = 0.05,
     num_bootstrap: int = 2000,
     seed: int = 0,
@@ -71,6 +54,8 @@ def compare_runs(
         runs: Folders, or ``FOLDER:MODEL``; one folder with several models will do.
         predictor: ``mean``, ``samples``, ``linearised``, each with ``+temperature`` too; None takes the draws where a
             model has them. A model without these probabilities stands with its mean.
+        scores: Scores that are to tell groups apart: ``NAME`` of both runs, ``EARLIER:LATER``, or ``all``; none takes
+            every score that both have.
         level: Chance of any false claim in the whole comparison.
         num_bootstrap: Resamples of the items.
         seed: Seed of all resampling.
@@ -82,9 +67,24 @@ def compare_runs(
         DataError: A run cannot be read, items differ, or there is nothing to compare.
     """
     resampler = Resampler(num_bootstrap, seed)
-    found = compare_kinds(runs, [choice_kind(predictor, resampler)], resampler, level=level)
+    found = compare_kinds(runs, [choice_kind(predictor, resampler, scores)], resampler, level=level)
     check_predictor(found, predictor)
+    check_scores(found, scores)
     return found
+
+
+def check_scores(comparison: Mapping[str, Any], scores: Sequence[str]) -> None:
+    """Refuse names of scores that nothing was tested with.
+
+    Raises:
+        DataError: There is nothing that they could tell apart.
+    """
+    tests = [test["metric"] for pair in comparison["pairs"] for test in pair["tests"]]
+    if scores and not any(": " in metric for metric in tests):
+        raise DataError(
+            "--score needs groups to tell apart, and these runs hold none; evaluate with detect, or with rows that "
+            "have no right answer (data.ood)"
+        )
 
 
 def check_predictor(comparison: Mapping[str, Any], predictor: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vlora.eval.compare_detection import score_sides
 from vlora.eval.metric_names import ANSWER_CONFIDENCE, Metric, metric
 from vlora.eval.report import environment, style_sheet
 from vlora.eval.report_format import (
@@ -72,7 +73,8 @@ def metric_of(test: Mapping[str, Any]) -> Metric:
     remark = f" (without draws: {next(iter(without.values())).replace('_', ' ')})" if without else ""
     if key.startswith("auroc ") and ": " in key:
         score, _, question = key.removeprefix("auroc ").partition(": ")
-        return Metric(key, f"AUROC of {score_label(score)}", 1, 3, False, question + remark)
+        names = " against ".join(dict.fromkeys(score_label(side) for side in score_sides(score)))
+        return Metric(key, f"AUROC of {names}", 1, 3, False, question + remark)
     name, _, confidence = key.partition(" ")
     if not confidence:
         return metric(key)

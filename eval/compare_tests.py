@@ -1,22 +1,23 @@
 """All tests of one pair of models on the same items; see :mod:`vlora.eval.compare`."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.compare_detection import detection_tests
 from vlora.eval.compare_parts import (
     LEVEL,
     bootstrap_test,
-    delong_test,
     items_needed,
     mcnemar_fields,
     minus,
     ratio_of,
     spread,
 )
-from vlora.eval.comparisons import default_detection, rows_of_groups
+from vlora.eval.comparisons import Detect
 from vlora.eval.further_metrics import HEADLINE, headline_statistic
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.crossed import draw_deviations, draw_weights
@@ -33,7 +34,13 @@ _DRAW_RESAMPLES = 200
 
 
 def compare_tables(
-    a: ModelTable, b: ModelTable, predictor: str | None, resampler: Resampler
+    a: ModelTable,
+    b: ModelTable,
+    predictor: str | None,
+    resampler: Resampler,
+    *,
+    detect: Detect | None = None,
+    scores: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Test model a against model b.
 
@@ -43,12 +50,15 @@ def compare_tables(
         predictor: Which probabilities; None takes the draws where a model has them. A model without them stands with
             its mean.
         resampler: Source of the bootstrap resamples.
+        detect: Groups to tell apart, see :func:`vlora.eval.compare_detection.detection_tests`.
+        scores: Scores that are to tell them apart.
 
     Returns:
         ``predictor_a``, ``predictor_b``, ``wanted`` (``predictor``), ``n``, ``draws`` and ``tests``.
 
     Raises:
-        DataError: The models did different tasks, have no predictor of that name, or share no labelled test row.
+        DataError: The models did different tasks, have no predictor or score of that name, or share no labelled test
+            row.
     """
     if type(a) is not type(b):
         raise DataError(f"{a.model} and {b.model} did different tasks; compare evaluations of one task")
@@ -61,13 +71,11 @@ def compare_tables(
     facts["n"] = len(rows)
     if isinstance(a, ChoiceTable) and isinstance(b, ChoiceTable):
         pair = _ChoicePair((a, b), (names[0], names[1]), (rows, rows_b), resampler)
-        tests = [*pair.tests(), *_detection(a, b, names)]
-        return {**facts, "draws": pair.draws, "tests": tests}
-    return {
-        **facts,
-        "draws": {"paired": False},
-        "tests": _ratio_tests((a, b), names, (rows, rows_b), resampler),
-    }
+        tests, draws = pair.tests(), pair.draws
+    else:
+        tests, draws = _ratio_tests((a, b), names, (rows, rows_b), resampler), {"paired": False}
+    tests += detection_tests(a, b, names, detect=detect, scores=scores)
+    return {**facts, "draws": draws, "tests": tests}
 
 
 def _predictor(table: ModelTable, wanted: str | None) -> str:
@@ -185,26 +193,6 @@ class _ChoicePair:
     def _correct(self, probs: Array) -> Array:
         top = probs == probs.max(axis=1, keepdims=True)
         return top[np.arange(len(self._label)), self._label] / top.sum(axis=1)
-
-
-def _detection(a: ChoiceTable, b: ChoiceTable, names: list[str]) -> list[dict[str, Any]]:
-    """DeLong's test of every score that both have, for every question of unknown against known."""
-    tests = []
-    scores = [table.scores(name) for table, name in zip((a, b), names, strict=True)]
-    for question, sides in default_detection([a]).items():
-        rows = np.concatenate([rows_of_groups(a, sides[side]) for side in ("positive", "negative")])
-        positive = np.repeat(
-            [1.0, 0.0], [len(rows_of_groups(a, sides[side])) for side in ("positive", "negative")]
-        )
-        if min(positive.sum(), len(positive) - positive.sum()) < 2:
-            continue
-        rows_b = np.array([b.row_of[a.records[row].item] for row in rows])
-        for score in [name for name in scores[0] if name in scores[1]]:
-            values = [
-                np.nan_to_num(s[score][r], posinf=1e300) for s, r in zip(scores, (rows, rows_b), strict=True)
-            ]
-            tests.append(delong_test(f"auroc {score}: {question}", values[0], values[1], positive))
-    return tests
 
 
 def _ratio_tests(

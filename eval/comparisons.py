@@ -16,7 +16,14 @@ from vlora.eval.metrics.intervals import Counts, Interval, bootstrap, percentile
 from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Ratio, Resampler, entry
 
-__all__ = ["Detect", "compare_models", "default_detection", "detect_groups", "rows_of_groups"]
+__all__ = [
+    "Detect",
+    "check_questions",
+    "compare_models",
+    "default_detection",
+    "detect_groups",
+    "rows_of_groups",
+]
 
 _AREA_RESAMPLES = 200  # of the area under the precision-recall curve, whose arrays are long
 Detect = Mapping[str, Mapping[str, Sequence[str]]]
@@ -117,7 +124,7 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
     Raises:
         DataError: A question names a group that no record has, no group, or one group on both sides.
     """
-    _check_questions(tables, detect)
+    check_questions(tables, detect)
     found = []
     for name, sides in detect.items():
         for table in tables:
@@ -174,7 +181,12 @@ def _precision_area(score: Array, positive: Array, counts: Counts) -> dict[str, 
     return entry(found, chance=float(positive.mean()), resamples=len(counts))
 
 
-def _check_questions(tables: Sequence[ModelTable], detect: Detect) -> None:
+def check_questions(tables: Sequence[ModelTable], detect: Detect) -> None:
+    """Refuse detection questions that the tables cannot answer.
+
+    Raises:
+        DataError: A question names a group that no record has, no group, or one group on both sides.
+    """
     known = list(dict.fromkeys(group for table in tables for group in table.groups()))
     for name, sides in detect.items():
         if set(sides) != {"positive", "negative"}:

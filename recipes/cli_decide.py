@@ -82,7 +82,10 @@ def compare(
         str | None, typer.Option(help="mean, samples, linearised; each +temperature.")
     ] = None,
     score: Annotated[
-        list[str] | None, typer.Option(help="Of answers: an uncertainty to compare, or all; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="An uncertainty to compare, EARLIER:LATER for one of either run, or all; repeatable."
+        ),
     ] = None,
     level: Annotated[float, typer.Option(help="Chance of any false claim.")] = 0.05,
     num_bootstrap: Annotated[int, typer.Option(help="Resamples of the items.")] = 2000,

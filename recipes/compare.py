@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlora.errors import DataError
-from vlora.eval.compare import check_predictor, choice_kind, compare_kinds
+from vlora.eval.compare import check_predictor, check_scores, compare_kinds
+from vlora.eval.compare_choices import choice_kind
 from vlora.eval.compare_report import (
     items_of,
     metric_of,
@@ -13,7 +14,7 @@ from vlora.eval.compare_report import (
     verdict,
     write_comparison,
 )
-from vlora.eval.generation.compare import answer_kind, chosen_scores
+from vlora.eval.generation.compare import answer_kind
 from vlora.eval.report_format import number, value_of
 from vlora.eval.tables import Resampler
 from vlora.recipes.tables import aligned
@@ -47,7 +48,8 @@ def compare_runs(
     Args:
         runs: Folders, or ``FOLDER:MODEL``; one folder with several models will do.
         predictor: Of choices and texts: which probabilities; see :func:`vlora.eval.compare.compare_runs`.
-        scores: Of answers: uncertainties to compare, ``all`` for every one; none takes a few.
+        scores: Uncertainties that are to find wrong answers (of answers) and tell groups apart: ``NAME`` of both runs,
+            ``EARLIER:LATER`` for one of either, or ``all``; none takes what both have, of answers a few.
         level: Chance of any false claim in the whole comparison.
         num_bootstrap: Resamples of the items.
         seed: Seed of all resampling.
@@ -60,14 +62,13 @@ def compare_runs(
             nothing to compare.
     """
     resampler = Resampler(num_bootstrap, seed)
-    kinds = [choice_kind(predictor, resampler), answer_kind(resampler, chosen_scores(scores))]
+    kinds = [choice_kind(predictor, resampler, scores), answer_kind(resampler, scores)]
     found = compare_kinds(runs, kinds, resampler, level=level)
     check_predictor(found, predictor)
     answers = ["ungraded" in pair for pair in found["pairs"]]
     if predictor is not None and all(answers):
         raise DataError("--predictor is for choices and texts; answers are compared by --score")
-    if scores and not any(answers):
-        raise DataError("--score is for answers (kind: generation); choices are compared by --predictor")
+    check_scores(found, scores)
     return found
 
 

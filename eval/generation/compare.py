@@ -12,6 +12,7 @@ import numpy as np
 
 from vlora.errors import DataError
 from vlora.eval.compare import RunKind
+from vlora.eval.compare_detection import score_sides
 from vlora.eval.generation.columns import ALL, AnswerTable, default_detection
 from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.eval.generation.files import read_answer_results
@@ -64,29 +65,34 @@ def answer_kind(resampler: Resampler, scores: Sequence[str] = DEFAULT_SCORES) ->
 
     Args:
         resampler: Source of the bootstrap resamples.
-        scores: Uncertainties to compare, where both models have them.
+        scores: Uncertainties to compare as for :func:`chosen_scores`, where both models have them.
     """
     return RunKind(
         name="answers",
         file="answers.jsonl",
         read=_read,
-        test=lambda a, b: compare_answers(a, b, resampler, scores),
+        test=lambda a, b: compare_answers(a, b, resampler, chosen_scores(scores)),
         identity=_identity,
     )
 
 
 def chosen_scores(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of uncertainties as given by a user: none for the default, ``all`` for every one.
+    """Names of uncertainties as a user gives them: none for the default, ``all`` for every one, ``EARLIER:LATER``.
 
     Raises:
         DataError: There is no such uncertainty.
     """
-    unknown = [name for name in names if name != "all" and name not in ESTIMATORS]
+    own = [name for name in names if name != "all"]
+    unknown = [part for name in own for part in score_sides(name) if part not in ESTIMATORS]
     if unknown:
         raise DataError(
             f"there is no score {unknown[0]!r} of answers; choose from all, {', '.join(ESTIMATORS)}"
         )
-    return tuple(ESTIMATORS) if "all" in names else tuple(names) or DEFAULT_SCORES
+    return (
+        (*ESTIMATORS, *(name for name in own if ":" in name))
+        if "all" in names
+        else tuple(own) or DEFAULT_SCORES
+    )
 
 
 def _read(path: Path) -> list[AnsweredRun]:
@@ -117,7 +123,8 @@ def compare_answers(
 
     Args:
         a: The later model.
-        b: The earlier model, on the same questions; its threshold and detection questions count.
+        b: The earlier model, on the same questions; its threshold and detection questions count, those of a where it
+            has none.
         resampler: Source of the bootstrap resamples.
         scores: Uncertainties to compare, where both models have them.
 
@@ -133,7 +140,7 @@ def compare_answers(
     pair = AnswerPair((a.table, b.table), resampler)
     graded = rows[a.table.graded[rows] & b.table.graded[pair.of_b(rows)]]
     tests = [*pair.right(graded, b.threshold), *pair.wrong(graded, scores)] if len(graded) else []
-    tests += pair.between(b.detect or default_detection(b.table), scores)
+    tests += pair.between(b.detect or a.detect or default_detection(b.table), scores)
     draws = [run.table.num_draws if run.table.num_draws > 1 else 0 for run in (a, b)]
     return {
         **{

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vlora.eval.compare_detection import score_sides
 from vlora.eval.compare_parts import Statistic, bootstrap_test, delong_test, mcnemar_fields, ratio_of
 from vlora.eval.generation.columns import AnswerTable
 from vlora.eval.generation.confidence import sharpen
@@ -187,7 +188,13 @@ def _union(parts: Sequence[IntArray]) -> IntArray:
 
 
 def _stand_ins(name: str, having: Sequence[Mapping[str, Array]]) -> list[str] | None:
-    """The name on either side, or what it is without draws; None where a side has neither, or both only the other."""
+    """The name on either side, or what it is without draws; None where a side has neither, or both only the other.
+
+    Of ``EARLIER:LATER`` the two names, without stand-ins.
+    """
+    if ":" in name:
+        pair = list(score_sides(name))
+        return pair if all(chosen in own for chosen, own in zip(pair, having, strict=True)) else None
     names = [name if name in own else STAND_INS.get(name, name) for own in having]
     present = all(chosen in own for chosen, own in zip(names, having, strict=True))
     return names if present and name in names else None
@@ -195,6 +202,8 @@ def _stand_ins(name: str, having: Sequence[Mapping[str, Array]]) -> list[str] | 
 
 def _told(name: str, names: Sequence[str]) -> dict[str, Any]:
     """Which side has another score than the metric says."""
+    if ":" in name:
+        return {"scores": dict(zip("ab", names, strict=True))}
     other = {side: own for side, own in zip("ab", names, strict=True) if own != name}
     return {"stand_in": other} if other else {}
 

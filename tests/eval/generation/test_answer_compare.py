@@ -147,6 +147,16 @@ def test_scores_are_chosen_by_name(runs):
     assert [name for name in names if name.startswith("auroc")] == [
         "auroc token_nll: wrong answers", "auroc token_nll: nobody vs test"
     ]  # fmt: skip
+    found = by_metric(compare_runs(runs, scores=["token_nll:mixture"], num_bootstrap=50))
+    test = found["auroc token_nll:mixture: nobody vs test"]
+    assert test["scores"] == {"a": "mixture", "b": "token_nll"} and "stand_in" not in test
+    both = by_metric(compare_runs(runs, scores=["mixture"], num_bootstrap=50))
+    assert test["a"] == both["auroc mixture: nobody vs test"]["a"]
+    assert chosen_scores(["all", "token_nll:mixture"]) == (*ESTIMATORS, "token_nll:mixture")
+    lacking = by_metric(compare_runs(runs, scores=["mixture:p_true", "token_nll"], num_bootstrap=50))
+    assert not any("p_true" in name for name in lacking)  # the earlier run has no draws
+    with pytest.raises(DataError, match="there is no score 'best' of answers"):
+        compare_runs(runs, scores=["token_nll:best"])
     with pytest.raises(DataError, match="there is no score 'entropy' of answers; choose from all, max_prob"):
         compare_runs(runs, scores=["entropy"])
     with pytest.raises(
@@ -164,7 +174,7 @@ def test_kinds_do_not_mix(runs, tmp_path):
         DataError, match=r"before:adamw holds answers \(answers.jsonl\) and choices:m holds choices"
     ):
         compare_runs([runs[0], str(tmp_path / "choices")], num_bootstrap=20)
-    with pytest.raises(DataError, match=r"--score is for answers \(kind: generation\)"):
+    with pytest.raises(DataError, match="--score needs groups to tell apart, and these runs hold none"):
         compare_runs([str(tmp_path / "choices"), str(tmp_path / "same")], scores=["all"])
 
 
