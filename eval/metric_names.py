@@ -46,6 +46,22 @@ _PROPER = (
     Metric("perplexity", "Perplexity", -1, 2, False, "exp of the mean negative log-likelihood per token"),
     Metric("nll", "NLL", -1, 3, False, "mean negative log-probability of the right answer, in nats"),
     Metric("nll_sequence", "NLL of texts", -1, 3, False, "nats per token, one posterior draw per whole text"),
+    Metric(
+        "nll_expectation_of_products", "NLL, expectation of products", -1, 3, False,
+        "the draws' mixture of whole strings: one posterior draw per string (texts: per token)",
+    ),
+    Metric(
+        "nll_product_of_expectations", "NLL, product of expectations", -1, 3, False,
+        "the draws' mixture token by token, multiplied over the string (texts: per token)",
+    ),
+    Metric(
+        "accuracy_expectation_of_products", "Accuracy, expectation of products", 1, 1, True,
+        "choosing by the draws' mixture of whole strings",
+    ),
+    Metric(
+        "accuracy_product_of_expectations", "Accuracy, product of expectations", 1, 1, True,
+        "choosing by the draws' mixture token by token",
+    ),
     Metric("kl_to_truth", "KL to truth", -1, 3, False, "divergence from the known distribution of answers"),
     Metric("brier", "Brier", -1, 3, False, "squared error of the probabilities, summed over choices, 0 to 2"),
     Metric(

@@ -30,6 +30,7 @@ from vlora.eval.metrics.uncertainty import (
     variation_ratio,
 )
 from vlora.eval.records import Record
+from vlora.eval.string_mixtures import mixture_columns
 from vlora.eval.summaries import summarise
 from vlora.eval.tables import PREDICTORS, Metrics, ModelTable, Ratio, Resampler
 
@@ -206,7 +207,8 @@ class ChoiceTable(ModelTable):
             split["variation_ratio"] = variation_ratio(samples)
             split["disagreement"] = disagreement(samples)
             split["chosen_std"] = chosen_std(samples)
-        return self._predictive(mixture_log_probs(samples), None, **split)
+        strings = mixture_columns(self.records, self.label, samples.shape[2])
+        return self._predictive(mixture_log_probs(samples), None, **split, **strings)
 
     def _tempered(self, predictive: Predictive, held_out: IntArray, resampler: Resampler) -> Predictive:
         """The same predictor at the temperature that its held-out rows ask for."""

@@ -14,6 +14,7 @@ from vlora.eval.metrics.calibration import Scheme, calibration_floor, mass_ece, 
 from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.metrics.selective import Kept
+from vlora.eval.string_mixtures import mixture_metrics
 from vlora.eval.tables import Metrics, Resampler, entry
 
 __all__ = ["NUM_BINS", "certainty_metrics", "floor_fields", "labelled_metrics", "summarise"]
@@ -67,7 +68,8 @@ def labelled_metrics(columns: Mapping[str, Array], resampler: Resampler) -> Metr
     order = np.argsort(-columns["log_confidence"], kind="stable")
     ranked = {name: column[order] for name, column in columns.items()}
     counts = resampler.counts(len(order))
-    metrics = _mean_metrics({name: ranked[column] for name, column in _MEANS.items()}, resampler)
+    means = _MEANS | {name: name for name in mixture_metrics() if name in ranked}
+    metrics = _mean_metrics({name: ranked[column] for name, column in means.items()}, resampler)
     metrics |= _mean_metrics({"calibration_gap": ranked["confidence"] - ranked["correct"]}, resampler)
 
     statistic = _ranked_statistic(ranked)

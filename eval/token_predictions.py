@@ -8,7 +8,8 @@ bootstrap), and every metric is a sum over tokens divided by the number of token
     sequence_information   mean over draws of -log p_s(document), minus nll_sequence: the epistemic part of the score
     reverse_information    mean divergence of the mixture from the draws, token by token
 
-both in nats per token; perplexity = exp(nll).
+all in nats per token; perplexity = exp(nll). Of the draws ``nll`` and ``nll_sequence`` stand also under the names of
+their mixtures, ``nll_product_of_expectations`` and ``nll_expectation_of_products``, which choices have too.
 """
 
 from collections.abc import Sequence
@@ -134,6 +135,8 @@ class TokenTable(ModelTable):
         }
         if sampled:
             columns["nll_sequence"] = np.array([s.nll_sequence for s in self._scores], dtype=np.float64)
+            columns["nll_expectation_of_products"] = columns["nll_sequence"]
+            columns["nll_product_of_expectations"] = columns["nll"]
             columns["expected_entropy"] = self._sum("expected_entropy")
             columns |= self._mutual_information() | self._sequence_parts()
         return columns
