@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlora.eval.metric_names import METRICS
-from vlora.eval.report_format import cell, number, score_label, value_of
-from vlora.eval.report_marks import marked_predictor, marked_score
+from vlora.eval.report_format import cell, number, predictor_label, score_label, value_of
+from vlora.eval.report_marks import is_marked, marked_predictor, marked_score
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
 __all__ = ["findings", "headline"]
 
 
 def headline(results: Results, model: str) -> dict[str, str]:
-    """Return one sentence about a model, made from its richest predictor without temperature scaling."""
-    predictors = [p for p in predictors_of(results, model) if "+" not in p]
+    """Return one sentence about a model, made from its richest trusted predictor without temperature scaling."""
+    predictors = [
+        p for p in predictors_of(results, model) if "+" not in p and not is_marked(results, model, p)
+    ]
     if not predictors:
         return {"model": model, "how": "", "sentence": "no scored rows."}
     predictor = predictors[-1]
@@ -31,11 +33,7 @@ def headline(results: Results, model: str) -> dict[str, str]:
     if _has(found, "auroc_correctness"):
         parts.append(f"AUROC of correctness {_with_interval(found, 'auroc_correctness')}")
     samples = results.get("num_samples") or 0
-    how = (
-        f"{samples} posterior samples"
-        if predictor == "samples" and samples
-        else marked_predictor(results, model, predictor)
-    )
+    how = f"{samples} posterior samples" if predictor == "samples" and samples else predictor_label(predictor)
     return {
         "model": model,
         "how": how,

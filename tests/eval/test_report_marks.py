@@ -8,6 +8,7 @@ from report_fixture import make_results
 from test_results import make_model
 
 from vlora.eval.report import render_report
+from vlora.eval.report_headline import headline
 from vlora.eval.report_marks import MARK, agreement_notes, marked_predictor, marked_score
 from vlora.eval.results import compute_results
 from vlora.eval.results_schema import Results, results_schema
@@ -52,6 +53,8 @@ def test_every_table_marks_the_model_that_failed(results):
     good, bad = (part for part in re.split(r'<tr class="block">', scores.split("<details>")[0])[1:])
     assert MARK not in good and bad.count(f"linearised {MARK}") == 1
     assert not re.search(rf"(mean|samples)[^<]*{MARK}", page)
+    assert headline(results, "good")["how"] == "linearised"
+    assert headline(results, "bad")["how"] == "4 posterior samples"  # no sentence about numbers that failed
 
 
 def test_texts_are_marked_by_their_score():
