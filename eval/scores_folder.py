@@ -5,10 +5,11 @@ While an evaluation runs its store lies beside the output, in ``NAME.work``, and
 files of another version, and those set aside. A kill at any moment leaves every file in one of the two places.
 """
 
+import os
 import shutil
 from pathlib import Path
 
-from vlora.files import atomic_file
+from vlora.files import output_error
 
 __all__ = ["begin_work", "clear_work", "keep_scores"]
 
@@ -20,9 +21,17 @@ def begin_work(work: Path, scores: Path) -> None:
         OutputError: The work folder cannot be written.
     """
     for path in _files(scores):
-        if not (work / path.name).exists():
-            with atomic_file(work / path.name) as temporary:
-                shutil.copy2(path, temporary)
+        target = work / path.name
+        if not target.exists():
+            temporary = work / f".{path.name}.tmp-{os.getpid()}"
+            try:
+                work.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, temporary)  # not flushed: the former output still has it
+                temporary.replace(target)
+            except OSError as error:
+                raise output_error(error, target) from error
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def keep_scores(work: Path, scores: Path) -> None:

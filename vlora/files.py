@@ -16,7 +16,6 @@ from pathlib import Path
 from vlora.errors import OutputError, OutputExistsError
 
 __all__ = [
-    "atomic_file",
     "atomic_folder",
     "atomic_write",
     "check_output_folder",
