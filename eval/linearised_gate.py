@@ -1,9 +1,10 @@
 r"""Does the linearised predictive agree with the draws? Measured on the items of an evaluation, with a verdict.
 
 First order in the weights is exact for a classifier head alone and good for a narrow posterior; it misses curvature,
-among it the product of the two LoRA factors' deviations. Where draws are at hand, both are compared item by item, with
-the covariance of the draws (independent entries, unless ``covariance: leading``), at their width. That is so also where
-the predictive itself has other correlations or a prior of its own: the verdict is about first order, and says nothing of a wider posterior.
+among it the product of the two LoRA factors' deviations. Where draws are at hand, both are compared item by item, at
+the width of the draws and with their covariance (independent entries, unless ``covariance: leading``). That is so
+also where the predictive itself has other correlations or a prior of its own: the verdict is about first order and
+says nothing of a wider posterior.
 
 Choices: mutual information and predictive probabilities. Texts: the variance of the log-probability, per token squared
 so that a text's length does not do the ranking, :math:`g^\top \Sigma g / T^2` against :math:`\mathrm{sd}_s^2 / T^2`. A

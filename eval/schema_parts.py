@@ -39,7 +39,9 @@ class LinearisedAgreement(Strict):
     compared: Literal["mutual_information", "log_prob_variance"] = Field(
         description="choices: mutual information and predictives; texts: variance of log p per token"
     )
-    covariance: Literal["independent", "leading"] = Field(description="that of the draws, whatever the predictive has")
+    covariance: Literal["independent", "leading"] = Field(
+        description="that of the draws, whatever the predictive has"
+    )
     items: int
     correlation: float | None = Field(description="Spearman's rank correlation; higher is better")
     least_correlation: float = Field(description="asked for")
