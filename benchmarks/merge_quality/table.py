@@ -27,6 +27,7 @@ from benchmarks.merge_quality.records import (
     joined,
     mean,
 )  # fmt: skip
+from benchmarks.merge_quality.votes_tables import votes_table
 from benchmarks.posterior_quality.table import load
 from benchmarks.readme_table import interval, markdown, number, write_tables
 from vlora.posterior.ranks import spearman
@@ -185,7 +186,7 @@ def gathering_table(records: Records) -> str:
 
 def block(root: Path) -> str:
     """Everything between the markers."""
-    baselines = load(root, "baselines")
+    baselines, votes = load(root, "baselines"), load(root, "votes")
     records = joined(load(root, "merge"), load(root, "more"), load(root, "joint"), baselines)
     parts = ["No merges yet."]
     if records:
@@ -219,6 +220,11 @@ def block(root: Path) -> str:
             ablation_table,
         ),
         (f"Curvature taken apart, {len(apart)} sets of domains", apart, ablation_table),
+        (
+            f"Votes by the size of the gradient while training, {len(votes)} sets of different tasks, IVON",
+            votes,
+            lambda found: votes_table(records, found),
+        ),
         *(
             (f"Grams of one pass over so many rows a task, {len(found)} sets of {kind}", found, rows_table)
             for kind, found in (

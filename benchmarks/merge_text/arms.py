@@ -27,11 +27,6 @@ ARMS: dict[str, dict[str, Any]] = {
         "method": "gradient_matching", "curvature": "separable", "rank": len(TEXTS) * RANK,
     },
     "gradient matching, Kronecker": {"method": "gradient_matching", "curvature": "kronecker"},
-    "gradient matching, votes by change": {
-        "method": "gradient_matching", "curvature": "kronecker", "votes": "change",
-    },
-    "MaTS": {"method": "mats", "rank": FULL},
-    "MaTS, votes by change": {"method": "mats", "rank": FULL, "votes": "change"},
     "task arithmetic, rank 8": {"method": "task_arithmetic", "rank": RANK},
     "gradient matching, Kronecker, rank 8": {
         "method": "gradient_matching", "curvature": "kronecker", "rank": RANK,
@@ -39,6 +34,18 @@ ARMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Name -> keys of the merge's configuration; nothing is cut to a rank unless the name says so. ``votes`` is what an
 example counts in the Grams, ``equal`` if not given."""
+CURVATURES: dict[str, dict[str, Any]] = {
+    name: {**keys, "votes": votes} if votes else keys
+    for method, keys in (
+        ("gradient matching", {"method": "gradient_matching", "curvature": "kronecker"}),
+        ("MaTS", {"method": "mats", "rank": FULL}),
+    )
+    for name, votes in (
+        (f"{method}, Kronecker" if method != "MaTS" else method, ""),
+        (f"{method}, votes by change", "change"),
+    )
+}
+"""Other curvature: examples that count by what the adapter changed about them, and the output side too."""
 _MEANS = ("linear", "regmean", "fisher")
 
 
@@ -89,20 +96,20 @@ class Bench:
         return found
 
 
-def whole(bench: Bench, seed: int) -> dict[str, Any]:
-    """Scores of all arms on the adapters of one seed, of the base, the single adapters and joint training."""
+def whole(bench: Bench, seed: int, ways: Mapping[str, Mapping[str, Any]] = ARMS) -> dict[str, Any]:
+    """Scores of the arms on the adapters of one seed, of the base, the single adapters and joint training."""
     own = bench.adapters(seed)
     place = bench.work / f"merged_{seed}"
     by_scalar: dict[str, dict[float, Path]] = {}
-    for number, (name, keys) in enumerate(ARMS.items()):
-        keys = dict(keys)
+    for name, given in ways.items():
+        keys, folder = dict(given), name.replace(" ", "_").replace(",", "")
         sources = [{"path": str(path)} for path in bench.adapters(seed, keys.pop("votes", "equal")).values()]
-        default = bench.merged(place / f"{number}", sources, **keys)
+        default = bench.merged(place / folder, sources, **keys)
         by_scalar[name] = {1.0: default} | {
             s: bench.merged(
-                place / f"{number}_{s}", [{"path": str(default), "weight": s}], method="task_arithmetic"
+                place / f"{folder}_{s}", [{"path": str(default), "weight": s}], method="task_arithmetic"
             )
-            for s in (MEAN_SCALARS if keys["method"] in _MEANS else SUM_SCALARS)
+            for s in (MEAN_SCALARS if given["method"] in _MEANS else SUM_SCALARS)
         }
     tried = {f"{name}|{s}": path for name, paths in by_scalar.items() for s, path in paths.items()}
     validation = bench.scores(tried, "validation", place / "validation")
@@ -110,7 +117,7 @@ def whole(bench: Bench, seed: int) -> dict[str, Any]:
         name: min(paths, key=lambda s, name=name: average(validation[f"{name}|{s}"]))
         for name, paths in by_scalar.items()
     }
-    chosen = {f"{name}|{s}": by_scalar[name][s] for name in ARMS for s in {1.0, best[name]}}
+    chosen = {f"{name}|{s}": by_scalar[name][s] for name in ways for s in {1.0, best[name]}}
     joint = adapter("joint", seed, bench.files, bench.base, bench.work)
     references = {"base": "base", "joint": joint, **own}
     test = bench.scores({**chosen, **references}, "test", place / "test")

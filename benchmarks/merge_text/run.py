@@ -2,6 +2,7 @@
 
     python -m benchmarks.merge_text.run train --data DATA --stories MODEL --work WORK [--seeds 0 1 2]
     python -m benchmarks.merge_text.run merge --data DATA --stories MODEL --work WORK [--seeds 0 1 2]
+    python -m benchmarks.merge_text.run more --data DATA --stories MODEL --work WORK --seeds 0
     python -m benchmarks.merge_text.run mixture --data DATA --stories MODEL --work WORK
     python -m benchmarks.merge_text.table
 
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.merge_text.adapters import adapter
-from benchmarks.merge_text.arms import Bench, whole
+from benchmarks.merge_text.arms import ARMS, CURVATURES, Bench, whole
 from benchmarks.merge_text.seeds import SETS, mixtures
 from benchmarks.merge_text.texts import TEXTS, prepare
 from benchmarks.rows import keep_and_tell
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["train", "merge", "mixture"])
+    parser.add_argument("part", choices=["train", "merge", "more", "mixture"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--stories", type=Path, required=True, help="folder of the stories260K model")
     parser.add_argument(
@@ -45,8 +46,11 @@ def main() -> None:
             keep_and_tell(RESULTS, "mixture", name, lambda name=name: mixtures(bench, name))
         return
     for seed in args.seeds:
-        if args.part == "merge":
-            keep_and_tell(RESULTS, "merge", str(seed), lambda seed=seed: whole(bench, seed))
+        if args.part in ("merge", "more"):
+            arms = ARMS if args.part == "merge" else CURVATURES
+            keep_and_tell(
+                RESULTS, args.part, str(seed), lambda seed=seed, arms=arms: whole(bench, seed, arms)
+            )
             continue
         for text in (*TEXTS, "joint"):
             keep_and_tell(

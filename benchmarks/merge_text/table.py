@@ -19,6 +19,7 @@ from benchmarks.readme_table import interval, markdown, write_tables
 
 HERE = Path(__file__).parent
 OURS = "gradient matching, Kronecker"
+MORE = (OURS, "gradient matching, votes by change", "MaTS", "MaTS, votes by change")
 Records = list[dict[str, Any]]
 Scores = dict[str, float]
 
@@ -87,6 +88,15 @@ def pairs_table(records: Records) -> str:
     return markdown(["ours minus", "scalar", "mean NLL", "most lost", "NLL of stories"], rows)
 
 
+def more_table(records: Records) -> str:
+    """What curvature can be besides: other votes, the output side too; at their defaults, from sets merged again."""
+    rows = []
+    for arm in MORE:
+        found = [record["arms"][arm]["default"] for record in records]
+        rows.append([arm, *_cells(found, records)])
+    return markdown(["arm", *TEXTS, "mean", "most lost", STORIES], rows)
+
+
 def mixture_table(records: Records) -> str:
     """Several seeds per text: averaged, at the mode of mixtures, or one seed."""
     rows = []
@@ -115,6 +125,8 @@ def block(root: Path) -> str:
             "Paired differences:",
             pairs_table(merges),
         ]
+    if more := load(root, "more"):
+        parts += [f"**Other curvature**, {len(more)} set of adapters trained again.", more_table(more)]
     if mixtures:
         parts += ["**Several seeds per text.**", mixture_table(mixtures)]
     return "\n\n".join(parts) + "\n"
