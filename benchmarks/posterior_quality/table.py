@@ -10,6 +10,7 @@ tasks' means over seeds, since seeds of one task share their test rows.
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +186,7 @@ def information_table(records: Records) -> str:
     """Foreign rows: mutual information of a posterior less scores of AdamW's own probabilities, AUROC, paired."""
     rows = []
     every = tasks_of(records)
-    for row in INFORMATION:
+    for row in filter(partial(ran, records), INFORMATION):
         found = task_means(records, row, "foreign_auroc_mutual_information", every)
         gaps = [
             interval(found - _beside(records, row, metric, every), 3) for metric in FOREIGN_BASELINES.values()
@@ -201,10 +202,16 @@ def _beside(records: Records, row: str, metric: str, tasks: Sequence[str]) -> np
     return np.array([mean([value(records, task, seed, "AdamW", metric) for seed in used]) for task in tasks])
 
 
+def ran(records: Records, row: str) -> bool:
+    """Whether there are runs of a predictor's arm."""
+    arm = (ROWS.get(row) or INFORMATION[row])[0]
+    return any(record["arm"] == arm for record in records)
+
+
 def main_table(records: Records) -> str:
     """Every predictor, mean over tasks."""
     rows = []
-    for row in ROWS:
+    for row in filter(partial(ran, records), ROWS):
         means = {
             name: mean(task_means(records, row, m, tasks_of(records))) for name, (m, _, _) in METRICS.items()
         }
@@ -219,7 +226,7 @@ def task_table(
 ) -> str:
     """Every predictor by task, mean over seeds."""
     tasks = tasks_of(records)
-    cells = {row: task_means(records, row, metric, tasks) * scale for row in rows}
+    cells = {row: task_means(records, row, metric, tasks) * scale for row in rows if ran(records, row)}
     return markdown(
         ["predictor", *tasks], [[row, *(number(v, digits) for v in values)] for row, values in cells.items()]
     )
@@ -233,6 +240,8 @@ def pairs_table(records: Records) -> str:
     }  # fmt: skip
     rows = []
     for name, pair in PAIRS.items():
+        if not all(ran(records, row) for row in pair):
+            continue
         for group, belongs in groups.items():
             tasks = [task for task in every if belongs(task)]
             rows.append(
