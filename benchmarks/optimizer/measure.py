@@ -24,7 +24,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
 }
 ROUNDS = {"lora": 11, "small": 21, "single": 5}
 WARM_UP = 2
-MINILM_PAIRS, MINILM_BATCH, MINILM_TOKENS = 150, 16, 48
+MINILM_PAIRS, MINILM_BATCH, MINILM_TOKENS = 90, 16, 48
 
 
 def make_params(name: str) -> list[Tensor]:
