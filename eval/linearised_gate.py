@@ -115,7 +115,7 @@ def _plain(compared: str, agreement: Agreement | TextAgreement, asked: dict[str,
     """A comparison as JSON can hold it: None for what is not defined."""
     numbers = {**asdict(agreement), **asked}
     found = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-    return {"compared": compared, "covariance": "independent", **found, "passed": agreement.passed}
+    return {"compared": compared, **found, "passed": agreement.passed}
 
 
 def text_agreement(

@@ -159,9 +159,10 @@ def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:
     """The model's entry in the results, with what scoring found out about it."""
     entry = subject.describe()
     if "linearised" in facts:
-        agreement = facts["linearised"]
+        agreement, posterior = facts["linearised"], subject.posterior
+        assert posterior is not None
         entry["summary"] = {**entry["summary"], "linearised": agreement.describe()}
-        entry["linearised_agreement"] = {**agreement.to_dict(), "covariance": facts["linearised_covariance"]}
+        entry["linearised_agreement"] = {**agreement.to_dict(), "covariance": posterior.covariance}
     return entry
 
 

@@ -101,7 +101,6 @@ def score_subject(
         agreement = linearised_agreement(records, drawn)
     if agreement is not None:
         facts["linearised"] = agreement
-        facts["linearised_covariance"] = subject.posterior.covariance if subject.posterior else "independent"
         if not agreement.passed:
             logger.warning(
                 "%s: the linearised predictive does not follow the draws (%s)",

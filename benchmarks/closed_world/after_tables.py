@@ -25,6 +25,7 @@ __all__ = [
     "after_table",
     "extra_table",
     "features_table",
+    "votes_table",
 ]
 
 AFTER: dict[str, tuple[str, str]] = {
@@ -132,6 +133,19 @@ def features_table(records: Records) -> str:
                 areas = [number(mean([dig(one, question, score) for one in own])) for question in QUESTIONS]
                 lines.append([shown, stage, score, *areas])
     return markdown(["adapters", "", "score", *QUESTIONS], lines)
+
+
+def votes_table(records: Records) -> str:
+    """Information with Grams of either votes, AUROC, mean over the worlds that were looked at."""
+    asked = ("unknown vs ambiguous", "unknown vs seen", "elsewhere vs seen")
+    lines = []
+    for source, shown in SOURCES.items():
+        found = [r["found"] for key, r in records.items() if key.startswith(f"extra/votes_{source}_")]
+        for name in found[0] if found else ():
+            score = "entropy" if name == "mean" else "mutual_information"
+            areas = [number(mean([dig(one[name], question, score) for one in found])) for question in asked]
+            lines.append([shown, "entropy of the mean" if name == "mean" else name, str(len(found)), *areas])
+    return markdown(["adapter A alone", "covariance", "worlds", *asked], lines)
 
 
 def extra_table(records: Records) -> str:

@@ -2,7 +2,8 @@
 
 AdamW's adapter A alone, and its merge with B. Every covariance has the width that ``linearised.py`` allows it. *Tail*
 is the precision of what the eigenvectors leave out; *prior* is added to every eigenvalue instead (Sharma et al. 2021).
-The adapter alone is asked about strangers elsewhere, too: in the relations that B was taught.
+The adapter alone is asked about strangers elsewhere, too: in the relations that B was taught. ``votes_*``: Kronecker
+factors of the adapter alone, with equal votes of the rows and with votes by change.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.closed_world.groups import Group
-from benchmarks.closed_world.linearised import Projected, whole_fisher, widest
+from benchmarks.closed_world.groups import SOURCES, Group
+from benchmarks.closed_world.linearised import Projected, spreads_of, whole_fisher, widest
 from benchmarks.closed_world.model import Asked, wearing
 from benchmarks.closed_world.scores import Said, nll_of
 from benchmarks.closed_world.ways import METHODS
 from benchmarks.closed_world.worlds import KNOWN, Questions
 from vlora.eval.metrics.ranking import auroc
 from vlora.posterior import Posterior
+from vlora.posterior.kronecker import output_covariance
 
 __all__ = ["COVARIANCES", "units"]
 
@@ -40,7 +43,8 @@ COVARIANCES: dict[str, dict[str, dict[str, Any]]] = {
 def units(seed: int, optimizers: dict[str, Any], work: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """One unit for the adapter alone, one for the merge."""
     group = Group(seed, "ab", optimizers, work)
-    return {f"directions_{adapters}": partial(_unit, group, adapters) for adapters in COVARIANCES}
+    found = {f"directions_{adapters}": partial(_unit, group, adapters) for adapters in COVARIANCES}
+    return found | {f"votes_{source}": partial(_votes, group, source) for source in SOURCES}
 
 
 def _unit(group: Group, adapters: str) -> dict[str, Any]:
@@ -58,6 +62,26 @@ def _unit(group: Group, adapters: str) -> dict[str, Any]:
         found[name] = _areas(said, asked) | {"width": width, "nll": nll_of(said, asked, "fit")}
     values = whole.values[[0, len(whole.values) // 2, -1]].tolist()
     return {"world": group.seed, "adapters": adapters, "found": found, "eigenvalues": values}
+
+
+def _votes(group: Group, source: str) -> dict[str, Any]:
+    """Information of A's linearised posterior with the Grams of either votes, on the same gradients."""
+    asked = _questions(group, "a")
+    equal, change = (group.inputs(source, votes=votes)[0] for votes in ("equal", "change"))
+    spreads = {
+        "independent": spreads_of(equal)["independent"],
+        "Kronecker, equal votes": spreads_of(equal)["Kronecker"],
+        "Kronecker, votes by change": spreads_of(change)["Kronecker"],
+    }
+    items = Asked(asked)
+    with wearing(equal) as model:
+        mean = items.scores(model).log_softmax(-1).numpy()
+        batches = [[output_covariance(g, [s])[0] for s in spreads.values()] for g in items.gradients(model)]
+    found = {"mean": _areas(Said(mean), asked) | {"nll": nll_of(Said(mean), asked, "fit")}}
+    for name, parts in zip(spreads, zip(*batches, strict=True), strict=True):
+        said, width = widest(mean, torch.cat(parts).numpy(), asked)
+        found[name] = _areas(said, asked) | {"width": width, "nll": nll_of(said, asked, "fit")}
+    return {"world": group.seed, "adapters": "a", "source": source, "found": found}
 
 
 def _posterior(group: Group, adapters: str) -> Posterior:

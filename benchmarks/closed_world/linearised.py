@@ -35,7 +35,7 @@ from vlora.posterior.kronecker import covariances, output_covariance
 from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world.lexicon import RELATIONS
 
-__all__ = ["KINDS", "Projected", "linearised", "whole_fisher", "widest"]
+__all__ = ["KINDS", "Projected", "linearised", "spreads_of", "whole_fisher", "widest"]
 
 RATIO, COST = 0.01, 0.02
 WIDTHS = tuple(2.0**k for k in range(-12, 5))
@@ -128,7 +128,7 @@ def linearised(
     directions: int = EIGENVECTORS,
 ) -> tuple[dict[str, Said], dict[str, float]]:
     """What the linearised model says under the full matrix and the posterior's own covariances, and the widths."""
-    spreads = {kind: spread for kind, spread in _spreads(posterior).items() if kind in kinds}
+    spreads = {kind: spread for kind, spread in spreads_of(posterior).items() if kind in kinds}
     parts: dict[str, list[Tensor]] = {kind: [] for kind in spreads}
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -160,7 +160,7 @@ def widest(mean: np.ndarray, covariance: np.ndarray, asked: Questions) -> tuple[
     return Said.of_covariance(mean, chosen**2 * covariance), chosen
 
 
-def _spreads(posterior: Posterior) -> dict[str, Any]:
+def spreads_of(posterior: Posterior) -> dict[str, Any]:
     """Covariances from h at temperature 1, where there is an h."""
     if not posterior.has_hess:
         return {}

@@ -19,6 +19,7 @@ from benchmarks.closed_world.after_tables import (
     after_table,
     extra_table,
     features_table,
+    votes_table,
 )
 from benchmarks.closed_world.cells import (
     ABSTENTION,
@@ -178,6 +179,8 @@ def block(folder: Path) -> str:
         unlearning_table(records),
         "**What else the full matrix could be** (tuning world 100, AdamW; AUROC of information).",
         extra_table(records),
+        "**Kronecker factors with either votes** (AUROC of information).",
+        votes_table(records),
         "**Settings tried** (mean NLL of the tuning worlds' known people).",
         tune_table(records),
     ]

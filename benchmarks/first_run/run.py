@@ -107,6 +107,7 @@ def sentiment_train(
         "training": {"num_train_epochs": 2, "per_device_train_batch_size": 16},
         "curvature": True,
         "curvature_examples": 256,
+        "curvature_votes": "equal",
         "seed": 100 * seed + TRAINED.index(domain),
         "output": str(work / f"{domain}_{optimizer}_{seed}"),
     }  # fmt: skip

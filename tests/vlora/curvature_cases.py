@@ -3,7 +3,7 @@
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, LlamaConfig, LlamaForCausalLM
 
 PROJECTIONS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -21,6 +21,12 @@ def tiny_llama(task=LlamaForCausalLM, **overrides):
         "initializer_range": 0.3,
     }
     return task(LlamaConfig(**{**settings, **overrides}))
+
+
+def tiny_bert(task, **overrides):
+    torch.manual_seed(0)
+    settings = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    return task(BertConfig(**{**settings, "num_attention_heads": 2, **overrides}))
 
 
 def with_adapter(base, targets=PROJECTIONS, **overrides):

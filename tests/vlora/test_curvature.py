@@ -8,13 +8,14 @@ from curvature_cases import (
     literal_grams,
     quantise,
     split,
+    tiny_bert,
     tiny_llama,
     token_rows,
     unpadded_batches,
     with_adapter,
 )
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
+from transformers import BertForSequenceClassification, LlamaForSequenceClassification
 
 from vlora.curvature import collect_curvature
 
@@ -118,18 +119,8 @@ def test_frozen_adapter_gradient_checkpointing_and_no_grad_give_the_same():
 
 
 def test_classification_encoder_in_float32_and_float64():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        initializer_range=0.3,
-    )
-    model = with_adapter(
-        BertForSequenceClassification(config), ["query", "value", "dense"], task_type="SEQ_CLS"
-    )
+    base = tiny_bert(BertForSequenceClassification, initializer_range=0.3)
+    model = with_adapter(base, ["query", "value", "dense"], task_type="SEQ_CLS")
     batch = token_rows([4, 7, 6]) | {"labels": torch.tensor([1, 0, 1])}
     got = collect_curvature(model, [batch], votes="equal", progress=False)
     rows = [row | {"labels": batch["labels"][i : i + 1]} for i, row in enumerate(unpadded_batches([4, 7, 6]))]

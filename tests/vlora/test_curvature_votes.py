@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from curvature_cases import assert_same, literal_grams, split, tiny_llama, token_rows, with_adapter
+from curvature_cases import assert_same, literal_grams, split, tiny_bert, tiny_llama, token_rows, with_adapter
 from torch import nn
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
     LlamaForSequenceClassification,
@@ -58,16 +57,9 @@ def test_the_curvature_is_that_of_single_rows_times_their_votes():
 
 
 def test_labels_of_token_classifiers_stand_where_their_logits_do():
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=3,
+    model = with_adapter(
+        tiny_bert(BertForTokenClassification, num_labels=3), ["query"], task_type="TOKEN_CLS"
     )
-    torch.manual_seed(0)
-    model = with_adapter(BertForTokenClassification(config), ["query"], task_type="TOKEN_CLS")
     batch = token_rows([6, 4])
     batch["labels"] = torch.where(batch["labels"] == -100, -100, batch["labels"] % 3)
     want = [sum(divergences(model, row, shift=0)) for row in split(batch, 1)]
@@ -124,16 +116,7 @@ def test_votes_are_equal_where_there_is_nothing_to_compare():
         collect_curvature(plain, [batch], layers="q_proj", progress=False),
         collect_curvature(plain, [batch], layers="q_proj", votes="equal", progress=False),
     )
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=1,
-    )
-    torch.manual_seed(0)
-    regression = with_adapter(BertForSequenceClassification(config), ["query"])
+    regression = with_adapter(tiny_bert(BertForSequenceClassification, num_labels=1), ["query"])
     rows = {"input_ids": batch["input_ids"], "labels": torch.tensor([0.3, -0.2])}
     got = collect_curvature(regression, [rows], progress=False)
     assert_same(got, collect_curvature(regression, [rows], votes="equal", progress=False))

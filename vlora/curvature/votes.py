@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vlora.data.places import at_labels
 from vlora.errors import ConfigError, TrainingError
 
 __all__ = ["Votes", "base_logits", "change_votes"]
@@ -28,8 +29,6 @@ __all__ = ["Votes", "base_logits", "change_votes"]
 Votes = Literal["auto", "change", "equal"]
 """``change``: by what the adapter changed, see above. ``equal``: one each. ``auto``: by change where that is defined
 (a PEFT model that predicts classes or tokens), else equal."""
-
-IGNORE = -100
 
 
 def base_logits(
@@ -83,12 +82,10 @@ def change_votes(model: nn.Module, logits: Tensor, base: Tensor, labels: Tensor)
     Raises:
         TrainingError: A vote is not finite.
     """
-    known = labels != IGNORE
-    if labels.dim() == 2 and not _aligned(model):  # logits stand one position before the token they predict
-        logits, base, known = logits[:, :-1], base[:, :-1], known[:, 1:]
-    votes = torch.zeros(len(labels), device=logits.device)
-    rows = torch.arange(len(labels), device=logits.device).reshape(-1, *[1] * (labels.dim() - 1))
-    votes.index_add_(0, rows.expand_as(known)[known], _divergence(logits[known], base[known]))
+    aligned = _aligned(model)
+    first, _, rows = at_labels(logits, labels, aligned=aligned)
+    second = at_labels(base, labels, aligned=aligned)[0]
+    votes = torch.zeros(len(labels), device=logits.device).index_add(0, rows, _divergence(first, second))
     if not votes.isfinite().all():
         raise TrainingError("a vote is not finite: logits of the adapter or the base hold NaN or infinity")
     return votes

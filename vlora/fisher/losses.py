@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlora.data.places import at_labels
 from vlora.errors import DataError, TrainingError
 
 __all__ = ["LabelKind", "Places", "Reduction", "example_losses", "label_passes", "read_places"]
-
-IGNORE = -100
 
 LabelKind = Literal["given", "sampled", "expected"]
 """``given``: the labels of the data (empirical Fisher). ``sampled``: labels drawn from the model (true Fisher,
@@ -75,11 +74,8 @@ def read_places(model: nn.Module, batch: Mapping[str, Any]) -> Places:
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected "
             "one class a row, or one token a position"
         )
-    if is_text := labels.dim() == 2:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    known = labels != IGNORE
-    row_of = torch.arange(len(labels), device=device).reshape(-1, *[1] * (labels.dim() - 1)).expand_as(labels)
-    places = Places(logits[known].float(), labels[known], row_of[known], len(labels), is_text)
+    found, targets, row_of = at_labels(logits, labels)
+    places = Places(found.float(), targets, row_of, len(labels), is_text=labels.dim() == 2)
     if not places.logits.isfinite().all():
         raise TrainingError(
             "the model's logits hold NaN or infinity: the weights or inputs may not be finite"
