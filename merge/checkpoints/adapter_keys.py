@@ -8,7 +8,7 @@ from vlora.merge.checkpoints.folders import is_tied, tied_partner
 from vlora.merge.checkpoints.headers import TensorEntry
 from vlora.posterior.lora_layout import LoraKeys
 
-__all__ = ["base_key", "is_transposed", "plain_name"]
+__all__ = ["base_key", "is_conv1d", "is_transposed", "plain_name"]
 
 _PREFIX = "base_model.model."
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -40,6 +40,17 @@ def base_key(name: str, tensors: Mapping[str, TensorEntry], config: Mapping[str,
     return tied_partner(name, tensors) if is_tied(config) else None
 
 
+def is_conv1d(module: str, config: Mapping[str, Any]) -> bool:
+    """Whether a layer of one of transformers' ``Conv1D`` models is a ``Conv1D``, by its name.
+
+    Args:
+        module: Name of the layer.
+        config: ``config.json`` of the model.
+    """
+    known = config.get("model_type") in _CONV1D_MODELS
+    return known and module.rpartition(".")[2] in _CONV1D_LAYERS
+
+
 def is_transposed(
     keys: LoraKeys, shape: tuple[int, ...], update: tuple[int, int], config: Mapping[str, Any], flag: bool
 ) -> bool:
@@ -60,9 +71,7 @@ def is_transposed(
     if keys.embedding and fits_transposed:
         return True
     if fits and fits_transposed:
-        if config.get("model_type") in _CONV1D_MODELS:
-            return keys.module.rpartition(".")[2] in _CONV1D_LAYERS
-        return flag
+        return is_conv1d(keys.module, config) if config.get("model_type") in _CONV1D_MODELS else flag
     if fits or fits_transposed:
         return fits_transposed
     raise CheckpointError(

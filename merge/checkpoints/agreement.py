@@ -25,6 +25,7 @@ from vlora.merge.checkpoints.matrix_rules import WholeMatrix
 from vlora.merge.checkpoints.rules import Rule, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.sparse_rules import Dare, Ties
 from vlora.merge.checkpoints.stream import TensorStream
+from vlora.merge.checkpoints.transposed_rules import OnTransposed
 
 __all__ = ["MEASURES", "by_kind", "sampled_agreement"]
 
@@ -41,6 +42,7 @@ def sampled_agreement(rule: Rule, stream: TensorStream) -> dict[str, float]:
         rule: How the tensor is made.
         stream: Its inputs.
     """
+    rule = rule.rule if isinstance(rule, OnTransposed) else rule  # measures go entry by entry
     if stream.job.row_maps is not None or not isinstance(
         rule, (WeightedMean, WeightedSum, Slerp, Fisher, Ties, Dare, WholeMatrix, GramRows)
     ):

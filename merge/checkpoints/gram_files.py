@@ -15,7 +15,7 @@ import torch
 
 from vlora.errors import CheckpointError
 from vlora.grams import Gram, stored_gram
-from vlora.merge.checkpoints.adapter_keys import base_key, plain_name
+from vlora.merge.checkpoints.adapter_keys import base_key, is_conv1d, plain_name
 from vlora.merge.checkpoints.headers import Checkpoint, TensorEntry, read_header
 from vlora.merge.curvature.unit import unit_factor
 from vlora.posterior.hashing import CURVATURE
@@ -45,6 +45,8 @@ class ModuleGrams:
     module: str
     entries: Mapping[str, TensorEntry]
     """``input_gram`` (or its ``.vectors``, ``.values``, ``.tail``) and so on -> place."""
+    transposed: bool = False
+    """Whether the layer stores (inputs, outputs), as ``Conv1D`` does."""
 
     def size(self, kind: str) -> int | None:
         """Rows of a Gram; None if there is none of this kind."""
@@ -96,7 +98,7 @@ class CurvatureFiles:
 
         Args:
             key: Name of the tensor.
-            shape: As stored, (outputs, inputs).
+            shape: As stored: (outputs, inputs), of ``Conv1D`` (inputs, outputs).
             models: Names of the models that take part.
         """
         grams = {model: self.known.get(model, {}).get(key) for model in models}
@@ -106,7 +108,7 @@ class CurvatureFiles:
         for model, given in grams.items():
             if given is None or any(given.size(kind) is None for kind in self.kinds):
                 self._lacking.setdefault(model, []).append(key)
-            elif len(shape) != 2 or any(given.size(kind) != shape[_SIDES[kind]] for kind in self.kinds):
+            elif not _fits(given, self.kinds, shape):
                 sizes = ", ".join(f"{kind} {given.size(kind)}" for kind in self.kinds)
                 self.problems.append(
                     f"the curvature of {given.where} has other sizes ({sizes}) than {key} {shape}; the file belongs to "
@@ -125,6 +127,11 @@ class CurvatureFiles:
             + (", activations: true)" if "activation_gram" in self.kinds else ")")
             for model, keys in self._lacking.items()
         ]
+
+
+def _fits(given: ModuleGrams, kinds: Sequence[str], shape: tuple[int, ...]) -> bool:
+    sides = shape[::-1] if given.transposed else shape
+    return len(shape) == 2 and all(given.size(kind) == sides[_SIDES[kind]] for kind in kinds)
 
 
 def draft_curvature(
@@ -211,7 +218,9 @@ def _by_tensor(
                 "another model"
             )
         if key.endswith(f"{module}.weight") or module.endswith(key.removesuffix(".weight")):
-            found[key] = ModuleGrams(name, module, own)  # else an output layer that is tied: shared weights
+            found[key] = ModuleGrams(
+                name, module, own, is_conv1d(module, config)
+            )  # else an output layer that is tied: shared weights
     if not modules:
         raise CheckpointError(f"{path} of {name!r} holds no Gram; gather it with vlora curvature")
     return found

@@ -3,6 +3,8 @@
 The closed forms of :mod:`vlora.merge.kronecker.closed_form` and :mod:`vlora.merge.methods.regmean` treat every row of a
 weight on its own, so these two work by tiles of whole rows, with the Grams of one layer at hand. MaTS couples the rows
 and takes the whole matrix. Grams stay in the precision of their file; everything else is in double precision.
+What ``Conv1D`` (GPT-2) stores as (inputs, outputs) is transposed for MaTS here, for the others in
+:mod:`vlora.merge.checkpoints.transposed_rules`.
 """
 
 from collections.abc import Sequence
@@ -181,13 +183,16 @@ class Mats(WholeMatrix):
             ]
             for kind in ("output_gram", "input_gram")
         )
+        transposed = self.grams[0].transposed
         deltas, weights = [self.difference(stream, t) for t in order], [self.weights[t] for t in order]
+        deltas = [delta.mT.contiguous() for delta in deltas] if transposed else deltas
         ones = [1.0] * len(right)
         total = total_curvature(right, ones, weights, self.tau, stream.job.name)[0]
         start = kronecker_rows(deltas, right, ones, weights, self.tau, total)
         found, taken, residual = mats_dense(
             deltas, left, right, weights, self.tau, steps=self.steps, start=start
         )
+        found = found.mT.contiguous() if transposed else found
         return found, {"steps": taken, "residual": float(f"{residual:.3g}")}
 
     def bytes_read(self, inputs: "Sequence[TensorEntry]") -> int:

@@ -13,6 +13,7 @@ from vlora.merge.checkpoints.masks import MaskSource
 from vlora.merge.checkpoints.matrix_rules import IsoC, Tsv
 from vlora.merge.checkpoints.rules import Rule, WeightedMean, WeightedSum
 from vlora.merge.checkpoints.sparse_rules import Dare, Della, Ties
+from vlora.merge.checkpoints.transposed_rules import OnTransposed
 from vlora.merge.methods.linear import normalised
 
 if TYPE_CHECKING:
@@ -86,9 +87,11 @@ def _curved(method: str, case: Case, options: Mapping[str, Any]) -> Rule:
         _positive(case, f"{name} takes positive weights", "; to subtract a model use method: task_arithmetic")
     known = {key: value for key, value in options.items() if key != "curvature"}
     if case.grams:
-        rule = {"regmean": RegMean, "mats": Mats, "gradient_matching": GradientMatching}[method]
-        known |= {"order": case.order} if method == "mats" else {}
-        return rule(case.weights, grams=case.grams, **known)
+        if method == "mats":
+            return Mats(case.weights, grams=case.grams, order=case.order, **known)
+        by_rows = RegMean if method == "regmean" else GradientMatching
+        rule = by_rows(case.weights, grams=case.grams, **known)
+        return OnTransposed(rule) if case.grams[0].transposed else rule
     if method == "regmean":
         return WeightedMean(normalised(case.weights, "model"))
     return WeightedSum([options.get("scale", 1.0) * w for w in case.weights])

@@ -3,7 +3,7 @@
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 PROJECTIONS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -27,6 +27,12 @@ def tiny_bert(task, **overrides):
     torch.manual_seed(0)
     settings = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     return task(BertConfig(**{**settings, "num_attention_heads": 2, **overrides}))
+
+
+def tiny_gpt2():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.3, pad_token_id=0))
 
 
 def with_adapter(base, targets=PROJECTIONS, **overrides):

@@ -7,7 +7,6 @@ import torch
 from curvature_cases import split, tiny_llama, token_rows, with_adapter
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlora.curvature import collect_curvature
 from vlora.errors import ConfigError, DataError, IncompatibleAdaptersError, TrainingError
@@ -73,15 +72,10 @@ def test_second_adapter_is_measured_with_its_own_modules():
 
 
 def test_layers_that_are_not_linear_are_refused_by_name():
-    torch.manual_seed(0)
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=16))
-    model = get_peft_model(gpt2, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
-    with pytest.raises(
-        IncompatibleAdaptersError, match=r"base_model\.model\.transformer\.h\.0\.attn\.c_attn adapts a Conv1D"
-    ):
-        collect_curvature(model, [token_rows([6])], progress=False)
     model = with_adapter(tiny_llama(), ["embed_tokens", "q_proj"])
-    with pytest.raises(IncompatibleAdaptersError, match=r"embed_tokens adapts a Embedding"):
+    with pytest.raises(
+        IncompatibleAdaptersError, match=r"embed_tokens adapts a Embedding, expected a linear"
+    ):
         collect_curvature(model, [token_rows([6])], progress=False)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from curvature_cases import PROJECTIONS, assert_same, split, tiny_llama, token_rows, with_adapter
+from torch import nn
 
 from vlora.curvature import collect_curvature, gathering, linear_layers, stream_bytes
 from vlora.errors import ConfigError, IncompatibleAdaptersError
@@ -56,8 +57,6 @@ def test_gathering_while_a_whole_model_trains_changes_nothing_and_sees_every_ste
 
 
 def test_what_cannot_be_measured_is_one_line():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     model, batch = tiny_llama(), [token_rows([6])]
     for pattern, message in (
         ("no_such", "matches none of 15 linear layers"),
@@ -65,10 +64,11 @@ def test_what_cannot_be_measured_is_one_line():
     ):
         with pytest.raises(ConfigError, match=message):
             collect_curvature(model, batch, progress=False, layers=pattern)
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_embd=12, n_layer=1, n_head=2, n_positions=16))
-    with pytest.raises(IncompatibleAdaptersError, match=r"matches transformer.*c_attn, a Conv1D"):
-        linear_layers(gpt2, "c_attn")
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no linear layer besides its output layer"):
-        linear_layers(gpt2)
+    model.odd = nn.Bilinear(3, 3, 1)
+    model.odd.weight = nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(IncompatibleAdaptersError, match="matches odd, a Bilinear, expected a linear layer"):
+        linear_layers(model, "odd")
+    with pytest.raises(ConfigError, match="Embedding has no linear layer besides its output layer"):
+        linear_layers(nn.Embedding(3, 4))
     with pytest.raises(ConfigError, match="layers is for models without an adapter"):
         collect_curvature(with_adapter(tiny_llama()), batch, progress=False, layers="q_proj")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlora.backward import watched
-from vlora.curvature.layers import measured_layers
+from vlora.curvature.layers import layer_sizes, measured_layers
 from vlora.curvature.votes import Votes, base_logits, change_votes
 from vlora.data.pieces import pieces
 from vlora.errors import ConfigError, DataError, TrainingError
@@ -41,7 +41,7 @@ def collect_curvature(
 
     Args:
         model: a PEFT model whose active adapter is ``adapter_name``, or a model without an adapter; the layers may be
-            plain or bitsandbytes 8-bit or 4-bit linear layers.
+            plain or bitsandbytes 8-bit or 4-bit linear layers, or ``Conv1D``.
         batches: keyword arguments for the model, rows first, with ``labels``, so that there is a loss; rows
             whose labels are all -100 are passed over.
         adapter_name: the adapter whose modules are measured.
@@ -66,7 +66,7 @@ def collect_curvature(
     Raises:
         ConfigError: the adapter is unknown, inactive, disabled or merged, ``layers`` matches none, ``max_examples`` is
             not positive, or votes by change are asked for where they are not defined.
-        IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes.
+        IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes, or a ``Conv1D``.
         DataError: no rows with labels, a loss without a path to the layers, or rows that cannot be told apart.
         TrainingError: a loss or a gradient is not finite.
     """
@@ -108,9 +108,10 @@ class _Collector:
         self.votes: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
         for name, (_, base) in layers.items():
-            sizes = {"input_gram": base.in_features, "output_gram": base.out_features}
+            inputs, outputs = layer_sizes(base)
+            sizes = {"input_gram": inputs, "output_gram": outputs}
             if activations:
-                sizes["activation_gram"] = base.in_features
+                sizes["activation_gram"] = inputs
             for gram, size in sizes.items():
                 self.sums[f"{name}.{gram}"] = torch.zeros(size, size, dtype=dtype, device=base.weight.device)
 

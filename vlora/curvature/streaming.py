@@ -43,7 +43,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlora.backward import watched
-from vlora.curvature.layers import measured_layers
+from vlora.curvature.layers import layer_sizes, measured_layers
 from vlora.curvature.sums import RunningSum, make_sum, sum_bytes
 from vlora.curvature.votes import Votes
 from vlora.errors import ConfigError, DataError
@@ -79,9 +79,10 @@ class CurvatureStream:
         """What scales the loss of this run, if anything does and changes it on the way."""
         self._generators: dict[torch.device, torch.Generator] = {}
         for name, (_, base) in self.layers.items():
-            sizes = {"input_gram": base.in_features}
-            sizes |= {"output_gram": base.out_features} if outputs else {}
-            sizes |= {"activation_gram": base.in_features} if activations else {}
+            count_in, count_out = layer_sizes(base)
+            sizes = {"input_gram": count_in}
+            sizes |= {"output_gram": count_out} if outputs else {}
+            sizes |= {"activation_gram": count_in} if activations else {}
             for gram, size in sizes.items():
                 self.sums[f"{name}.{gram}"] = make_sum(size, rank, base.weight.device)
 
@@ -201,7 +202,7 @@ def gathering(
     Raises:
         ConfigError: the adapter is unknown, inactive or disabled, ``layers`` matches none, or ``draws`` or ``rank`` is
             not positive.
-        IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes.
+        IncompatibleAdaptersError: a layer is not a linear layer of torch or bitsandbytes, or a ``Conv1D``.
     """
     stream = CurvatureStream(
         model, adapter_name, draws, rank, outputs, activations, seed, joined, layers, votes
@@ -227,7 +228,7 @@ def stream_bytes(
     """
     sizes = []
     for _, base in measured_layers(model, adapter_name, layers).values():
-        sizes += [sum_bytes(base.in_features, rank), sum_bytes(base.out_features, rank)]
+        sizes += [sum_bytes(size, rank) for size in layer_sizes(base)]
     return sum(live for live, _ in sizes), sum(stored for _, stored in sizes)
 
 
