@@ -62,6 +62,21 @@ def say(result: str) -> None:
         print(result)
 
 
+def numbers(given: Sequence[str] | None, option: str) -> dict[str, float] | None:
+    """``NAME=NUMBER`` arguments as a mapping; None without any.
+
+    Raises:
+        ConfigError: One has no ``=``, or something else behind it.
+    """
+    found = {}
+    for name, text in pairs(given or (), option).items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise ConfigError(f"{option} takes NAME=NUMBER, got {text!r} for {name}") from None
+    return found or None
+
+
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     """``NAME=VALUE`` arguments as a mapping.
 

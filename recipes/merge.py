@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from vlora.errors import ConfigError
-from vlora.recipes.command import ConfigPath, Debug, Overrides, pairs, plain
+from vlora.recipes.command import ConfigPath, Debug, Overrides, numbers, pairs, plain
 
 __all__ = ["merge_app"]
 
@@ -191,13 +191,19 @@ def preview(
     variance: Annotated[
         bool, typer.Option(help="Standard deviations too; most of the time under gradient_matching.")
     ] = True,
+    worth: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK=NATS that a task's adapter is worth on its own rows; for all tasks or none."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Predict the loss of every task for thousands of weightings, without merging; name the best.
 
-    Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, as far as the
-    quadratic model of its curvature reaches. Adapters with one `group` are seeds of one task: averaged, or
-    with `--mixture 0.01` components of a mixture, whose mode gives every adapter a weight of its own.
+    Losses are relative: 0 is as good as the task's own adapter, 1 as bad as no adapter, and the loss grows
+    with the distance from the adapter in its curvature. Give `--worth TASK=NATS` for every task, the loss
+    without its adapter less the loss with it, to have nats and an average by them. Adapters with one `group`
+    are seeds of one task: averaged, or with `--mixture 0.01` components of a mixture, whose mode gives every
+    adapter a weight of its own.
     """
     from vlora.recipes.merge_config import load_adapter_merge
     from vlora.recipes.merge_preview import preview_table, run_preview
@@ -210,6 +216,7 @@ def preview(
         "seed": seed,
         "mixture": mixture,
         "variance": variance,
+        "worth": numbers(worth, "--worth"),
     }
     print(preview_table(run_preview(merge, out, **settings)))
     print(f"wrote {out}.html and {out}.json")

@@ -24,7 +24,7 @@ def run_preview(config: MergeConfig, out: Path, **settings: Any) -> Preview:
     Args:
         config: The merge.
         out: Path without ending.
-        **settings: ``count``, ``low``, ``high``, ``seed``, ``mixture`` and ``variance`` of
+        **settings: ``count``, ``low``, ``high``, ``seed``, ``mixture``, ``variance`` and ``worth`` of
             :func:`vlora.merge.preview.search.preview`.
 
     Raises:

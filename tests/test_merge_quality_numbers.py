@@ -67,7 +67,7 @@ def test_cosines_with_the_exact_curvature_are_those_of_the_matrices_written_out(
     gradient = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(2))
     update = one.update(MODULE)
     grams = {"streamed": {"output": update.output_gram, "input": update.input_gram}}
-    got = one_module(gradient, one, MODULE, grams)["cosine"]
+    got = one_module(gradient, update, grams)["cosine"]
     flat = gradient.flatten(1)
     exact = flat.T @ flat
     for name, stand_in in (
@@ -86,7 +86,7 @@ def test_cosines_with_the_exact_curvature_are_those_of_the_matrices_written_out(
             "input": torch.outer(*[torch.arange(1.0, 7)] * 2),
         }
     }
-    found = one_module(rank_one, one, MODULE, perfect)
+    found = one_module(rank_one, update, perfect)
     assert found["cosine"]["S (x) G, streamed"] == pytest.approx(1.0, rel=1e-5)
     assert found["rank_correlation"]["S (x) G, streamed"] > 0.999  # equal products differ by rounding
 

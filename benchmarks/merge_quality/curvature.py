@@ -10,6 +10,9 @@ rows, at the trained adapter. The exact (empirical Fisher) curvature is F = sum_
   <F, S (x) G> = sum_i tr(D_i^T S D_i G), |S (x) G| = |S| |G|, |F|^2 = sum_ij <D_i, D_j>^2. With the best scale the
   relative Frobenius error is sqrt(1 - cosine^2).
 
+F counts a row by its squared gradient, the Grams count every row alike; ``cosine_alike`` is the cosine with each D_i
+divided by its norm, and ``effective_rows`` says how many rows F stands on, (sum |D_i|^2)^2 / sum |D_i|^4.
+
 Stand-ins are made from what a merge has: Grams streamed during training (``streamed``), Grams of one exact pass
 afterwards (``one pass``), and IVON's h lifted to row col^T.
 """
@@ -31,6 +34,7 @@ from benchmarks.rows import keep_and_tell
 from vlora.backward import watched
 from vlora.merge.curvature.lift import lift_update
 from vlora.merge.curvature.unit import normalised_gram
+from vlora.merge.update import LoraUpdate
 from vlora.posterior.ranks import spearman
 
 ROWS = 320
@@ -60,25 +64,28 @@ def compare(adapter: Adapter, library: Library, seed: int) -> dict[str, Any]:
     for module in MODULES:
         streamed = {side: adapter.tensors[f"{module}.{side}_gram"] for side in ("input", "output")}
         once = {side: passed[f"base_model.model.{module}.{side}_gram"] for side in ("input", "output")}
-        modules[module] = one_module(exact[module], adapter, module, {"streamed": streamed, "one pass": once})
+        modules[module] = one_module(
+            exact[module], adapter.update(module), {"streamed": streamed, "one pass": once}
+        )
     return {"task": adapter.task, "seed": seed, "rows": len(rows), "modules": modules}
 
 
 def one_module(
-    gradient: Tensor, adapter: Adapter, module: str, grams: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, dict[str, float]]:
+    gradient: Tensor, update: LoraUpdate, grams: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Any]:
     """Rank correlations of diagonals and cosines of whole matrices."""
     truth = gradient.square().sum(0).flatten()
-    lifted = lift_update(adapter.update(module))
-    ones = [torch.ones(size) for size in gradient.shape[1:]]
+    size = norm(gradient)
+    lifted = lift_update(update)
+    ones = [torch.ones(count) for count in gradient.shape[1:]]
     ranks: dict[str, float] = {}
-    cosines = {"I (x) I": _cosine(gradient, torch.eye(len(ones[0])), torch.eye(len(ones[1])))}
+    cosines = {"I (x) I": _cosine(gradient, size, *ones)}
     if lifted is not None:
         row, col = (side.float() for side in lifted)
         ranks["lifted h"] = spearman(torch.outer(row, col).flatten(), truth) or 0.0
-        cosines["lifted h"] = _cosine(gradient, torch.diag(row), torch.diag(col))
+        cosines["lifted h"] = _cosine(gradient, size, row, col)
     for source, pair in grams.items():
-        s, g = (normalised_gram(pair[side].float(), module) for side in ("output", "input"))
+        s, g = (normalised_gram(pair[side].float(), update.module) for side in ("output", "input"))
         ds, dg = s.diagonal(), g.diagonal()
         for name, (left, right) in {
             "S (x) G": (ds, dg),
@@ -86,18 +93,38 @@ def one_module(
             "S (x) I": (ds, ones[1]),
         }.items():
             ranks[f"{name}, {source}"] = spearman(torch.outer(left, right).flatten(), truth) or 0.0
-        cosines[f"S (x) G, {source}"] = _cosine(gradient, s, g)
-        cosines[f"I (x) G, {source}"] = _cosine(gradient, torch.eye(len(s)), g)
-        cosines[f"S (x) I, {source}"] = _cosine(gradient, s, torch.eye(len(g)))
-        cosines[f"diagonals of S (x) G, {source}"] = _cosine(gradient, torch.diag(ds), torch.diag(dg))
-    return {"rank_correlation": ranks, "cosine": cosines}
+        cosines[f"S (x) G, {source}"] = _cosine(gradient, size, s, g)
+        cosines[f"I (x) G, {source}"] = _cosine(gradient, size, ones[0], g)
+        cosines[f"S (x) I, {source}"] = _cosine(gradient, size, s, ones[1])
+        cosines[f"diagonals of S (x) G, {source}"] = _cosine(gradient, size, ds, dg)
+    sizes = gradient.flatten(1).norm(dim=1).double()
+    found = {"rank_correlation": ranks, "cosine": cosines, "cosine_alike": _alike(gradient, update, grams)}
+    return found | {"effective_rows": (sizes.square().sum().square() / sizes.pow(4).sum()).item()}
 
 
-def _cosine(gradient: Tensor, s: Tensor, g: Tensor) -> float:
-    """<F, S (x) G> / |F| |S (x) G|."""
+def _alike(
+    gradient: Tensor, update: LoraUpdate, grams: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """Cosines of S (x) G where every row counts alike."""
+    unit = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None]
+    size, found = norm(unit), {}
+    for source, pair in grams.items():
+        s, g = (normalised_gram(pair[side].float(), update.module) for side in ("output", "input"))
+        found[f"S (x) G, {source}"] = _cosine(unit, size, s, g)
+    return found
+
+
+def norm(gradient: Tensor) -> float:
+    """|F|."""
     flat = gradient.flatten(1)
-    norm = (flat @ flat.T).norm() * s.norm() * g.norm()
-    return ((((s @ gradient) @ g) * gradient).sum() / norm).item()
+    return (flat @ flat.T).norm().item()
+
+
+def _cosine(gradient: Tensor, size: float, s: Tensor, g: Tensor) -> float:
+    """<F, S (x) G> / |F| |S (x) G|; a vector is a diagonal."""
+    seen = s @ gradient if s.ndim == 2 else s[:, None] * gradient
+    seen = seen @ g if g.ndim == 2 else seen * g
+    return (seen.mul_(gradient).sum() / (size * s.norm() * g.norm())).item()
 
 
 def gradients(network: Network, rows: Rows, head: Tensor) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """What does gathering curvature while training cost? A training step with and without it.
 
-    python -m benchmarks.merge_quality.gathering [flops | time]
+    python -m benchmarks.merge_quality.gathering [flops | time | pass]
 
 ``flops``: floating point operations of all matrix products of one step, counted by torch, which do not depend on the
-machine (element-wise work and memory traffic are not in them). ``time``: CPU time, interleaved. Random base weights:
+machine (element-wise work and memory traffic are not in them). ``time``: CPU time, interleaved. ``pass``: CPU time
+of one pass afterwards beside that of training steps on the same batch. Random base weights:
 nothing here depends on them.
 """
 
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.merge_quality.run import RESULTS
 from benchmarks.rows import keep_and_tell
 from vlora import IVON
-from vlora.curvature import gathering, stream_bytes
+from vlora.curvature import collect_curvature, gathering, stream_bytes
 
 ROUNDS, STEPS = 3, 13
 """Steps of a variant in a row, so that rows held back are summed at least once."""
@@ -41,11 +42,11 @@ CASES = {
 
 def main() -> None:
     """One JSON per model and measure."""
-    measures = {"flops": count, "time": case}
+    measures = {"flops": count, "time": case, "pass": one_pass}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("measure", nargs="*", choices=[*measures, []], help="both without one")
+    parser.add_argument("measure", nargs="*", choices=[*measures, []], help="all without one")
     torch.set_num_threads(1)
     for measure in parser.parse_args().measure or measures:
         for name, (kind, rows, tokens) in CASES.items():
@@ -91,18 +92,7 @@ def case(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
     """CPU seconds of a step, median over rounds, and its ratio to the step without, paired by round."""
     torch.manual_seed(0)
     model = adapted(kind)
-    optimizer = IVON.auto(
-        [p for p in model.parameters() if p.requires_grad], num_steps=1000, grad_batch_size=rows
-    )
-    ids = torch.randint(5, 900, (rows, tokens))
-    labels = torch.zeros(rows, dtype=torch.long) if kind == "bert" else ids
-
-    def step() -> None:
-        optimizer.train()
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step, _ = training_step(model, kind, rows, tokens)
     step()
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for _ in range(ROUNDS):
@@ -118,6 +108,47 @@ def case(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
         },
         **_sizes(model),
     }
+
+
+def one_pass(name: str, kind: str, rows: int, tokens: int) -> dict[str, Any]:
+    """CPU seconds of a training step and of a batch of one pass afterwards, medians over rounds."""
+    torch.manual_seed(0)
+    model = adapted(kind)
+    step, batch = training_step(model, kind, rows, tokens)
+    step()
+    times: dict[str, list[float]] = {"step": [], "pass": []}
+    for _ in range(ROUNDS):
+        times["step"].append(timed(step, nullcontext()) / STEPS)
+        started = time.process_time()
+        collect_curvature(model, [batch] * STEPS, votes="equal", progress=False)
+        times["pass"].append((time.process_time() - started) / STEPS)
+    found = {what: float(np.median(seconds)) for what, seconds in times.items()}
+    sizes = {key: values[1] for key, values in _sizes(model).items()}
+    return {
+        "case": name,
+        "seconds": found,
+        "ratio": found["pass"] / found["step"],
+        "stored": sizes["bytes_full"],
+    }
+
+
+def training_step(
+    model: Any, kind: str, rows: int, tokens: int
+) -> tuple[Callable[[], None], dict[str, torch.Tensor]]:
+    """A step of IVON on one random batch, and that batch."""
+    optimizer = IVON.auto(
+        [p for p in model.parameters() if p.requires_grad], num_steps=1000, grad_batch_size=rows
+    )
+    ids = torch.randint(5, 900, (rows, tokens))
+    batch = {"input_ids": ids, "labels": torch.zeros(rows, dtype=torch.long) if kind == "bert" else ids}
+
+    def step() -> None:
+        optimizer.train()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, batch
 
 
 def timed(step: Callable[[], None], block: AbstractContextManager[Any]) -> float:

@@ -90,7 +90,7 @@ def common_arms(records: Records) -> list[str]:
     return [arm for arm in longest if all(arm in record["arms"] for record in records)]
 
 
-def differences(records: Records, arm: str, kind: str, metric: str) -> np.ndarray:
+def differences(records: Records, arm: str, kind: str, metric: str, over: str = "tasks") -> np.ndarray:
     """Ours at its default minus an arm, one number per set of adapters."""
-    pairs = [(value(r, OURS, "default", metric), value(r, arm, kind, metric)) for r in records]
+    pairs = [(value(r, OURS, "default", metric, over), value(r, arm, kind, metric, over)) for r in records]
     return np.array([ours - other for ours, other in pairs])

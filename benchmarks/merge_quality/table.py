@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.merge_quality.arms import MAIN
+from benchmarks.merge_quality.curvature_tables import curvature_table, gathering_table, pass_table
 from benchmarks.merge_quality.pairs_tables import pair_differences, pair_scores, sets_of
+from benchmarks.merge_quality.preview_tables import agreement_table, choice_table, rays_table, seconds_table
 from benchmarks.merge_quality.records import (
     FAMILIES,
     OURS,
@@ -35,6 +37,10 @@ from vlora.posterior.ranks import spearman
 HERE = Path(__file__).parent
 
 
+UNSEEN = ("unseen accuracy", "unseen NLL", "unseen ECE")
+"""Columns on domains that no merged adapter has seen, at the default scalar."""
+
+
 def main_table(records: Records, only: Sequence[str] = ()) -> str:
     """Every arm (or some) with a scalar at its default and its best, floor and ceiling beside them."""
     rows = []
@@ -52,10 +58,11 @@ def main_table(records: Records, only: Sequence[str] = ()) -> str:
         row.append(", ".join(f"{s:g}" for s in sorted(scalars)) or "—")
         if unseen:
             row.append(number(100 * mean(records, arm, "default", "accuracy", "unseen"), 1))
+            row += [number(mean(records, arm, "default", metric, "unseen"), 3) for metric in ("nll", "ece")]
         rows.append(row)
     head = ["accuracy", "worst", "NLL", "ECE", "NLL tempered"]
     header = ["arm", *head, *(f"{name}, best" for name in head), "best scalar"]
-    return markdown([*header, *(["unseen accuracy"] if unseen else [])], rows)
+    return markdown([*header, *(UNSEEN if unseen else [])], rows)
 
 
 def pairs_table(records: Records, only: Sequence[str] = ()) -> str:
@@ -75,6 +82,21 @@ def pairs_table(records: Records, only: Sequence[str] = ()) -> str:
                 row.append(interval(scale * differences(records, arm, kind, metric), digits))
             rows.append(row)
     return markdown(["ours minus", "scalar", "accuracy, points", "worst task, points", "NLL", "ECE"], rows)
+
+
+def unseen_table(records: Records, only: Sequence[str] = ()) -> str:
+    """Ours minus every other arm on domains that no adapter has seen, at its default and at its best scalar."""
+    rows = []
+    for arm in [a for a in common_arms(records) if "best" in records[0]["arms"][a] and "rank 8" not in a]:
+        if arm == OURS or (only and arm not in only):
+            continue
+        for kind in ("default", "best"):
+            found = [
+                interval(scale * differences(records, arm, kind, metric, "unseen"), digits)
+                for metric, scale, digits in (("accuracy", 100, 1), ("nll", 1, 3), ("ece", 1, 3))
+            ]
+            rows.append([arm, kind, *found])
+    return markdown(["ours minus", "scalar", *UNSEEN], rows)
 
 
 def ablation_table(records: Records) -> str:
@@ -104,20 +126,27 @@ def rows_table(records: Records) -> str:
     return markdown(["accuracy / worst / NLL", *counts], rows)
 
 
-def curve_table(records: Records) -> str:
-    """Mean accuracy and NLL of independent domain adapters over their number, default scalars."""
+def curve_table(records: Records, over: str = "tasks") -> str:
+    """Independent domain adapters over their number, default scalars, on their own domains or on unseen ones."""
     counts = sorted({r["count"] for r in records if (r["family"], r["gauge"]) == ("domains", "independent")})
     found = {c: family(records, ("domains", c, "independent", "ivon")) for c in counts}
+    counts = [c for c in counts if found[c][0][over]]
     arms = list(found[counts[-1]][0]["arms"]) if counts else []
+    metrics: list[tuple[str, float, int]] = [("accuracy", 100, 1)]
+    metrics += [("worst", 100, 1), ("nll", 1, 3)] if over == "tasks" else [("nll", 1, 3), ("ece", 1, 3)]
     rows = []
     for arm in arms:
         cells = []
         for count in counts:
-            accuracy = number(100 * mean(found[count], arm, "default", "accuracy"), 1)
-            worst = number(100 * mean(found[count], arm, "default", "worst"), 1)
-            cells.append(f"{accuracy} / {worst} / {number(mean(found[count], arm, 'default', 'nll'), 3)}")
-        rows.append([arm, *cells])
-    return markdown(["accuracy / worst / NLL", *(f"{count} domains" for count in counts)], rows)
+            told = [
+                number(scale * mean(found[count], arm, "default", metric, over), digits)
+                for metric, scale, digits in metrics
+            ]
+            cells.append(" / ".join(told))
+        if any("0" in cell for cell in cells):
+            rows.append([arm, *cells])
+    head = "accuracy / worst / NLL" if over == "tasks" else "accuracy / NLL / ECE"
+    return markdown([head, *(f"{count} domains" for count in counts)], rows)
 
 
 def cost_table(records: Records) -> str:
@@ -155,38 +184,9 @@ def _rank(rows: Records, name: str, measured: str) -> float:
     return math.nan if found is None else found
 
 
-def curvature_table(records: Records) -> str:
-    """Stand-ins against exact per-example gradients, mean over modules, tasks and seeds."""
-    modules = [m for record in records for m in record["modules"].values()]
-    names = list(modules[0]["cosine"])
-    rows = []
-    for name in names:
-        cells = []
-        for kind in ("rank_correlation", "cosine"):
-            found = [m[kind][name] for m in modules if name in m[kind]]
-            cells.append(number(float(np.mean(found)), 2) if found else "—")
-        rows.append([name, *cells])
-    return markdown(["stand-in", "rank correlation of the diagonal", "cosine of the matrices"], rows)
-
-
-def gathering_table(records: Records) -> str:
-    """What gathering adds to a training step, and the sizes of the sums."""
-    rows = []
-    for record in records:
-        cells = [f"{100 * extra:+.1f} %" for extra in record["extra"].values()]
-        sizes = [f"{record[key][0] / 2**20:.0f} MiB" for key in ("bytes_full", "bytes_16")]
-        step = (
-            f"{1000 * record['step_seconds']['without']:.0f} ms"
-            if "step_seconds" in record
-            else f"{record['flops'] / 1e9:.0f} GFLOP"
-        )
-        rows.append([record["case"], step, *cells, *sizes])
-    return markdown(["model", "step", *records[0]["extra"], "full", "16 directions"], rows)
-
-
 def block(root: Path) -> str:
     """Everything between the markers."""
-    baselines, votes = load(root, "baselines"), load(root, "votes")
+    baselines, votes, previews = (load(root, part) for part in ("baselines", "votes", "preview"))
     records = joined(load(root, "merge"), load(root, "more"), load(root, "joint"), baselines)
     parts = ["No merges yet."]
     if records:
@@ -209,11 +209,13 @@ def block(root: Path) -> str:
     plain = [r for r in every if r["optimizer"] == "adamw"]
     timed = [r for r in wide if "merge_seconds" in r["arms"]["TIES"]]
     apart = [r for r in every if r["family"] == "domains"]
+    domains = [r for r in records if r["family"] == "domains"]
     sections: list[tuple[str, Records, Callable[[Records], str]]] = [
         (f"All methods, {len(wide)} sets of different tasks, IVON", wide, main_table),
         ("Paired differences on these", wide if len(wide) > 2 else [], pairs_table),
         (f"All methods, {len(plain)} sets of different tasks, AdamW", plain, main_table),
         (f"All methods, {len(apart)} sets of four domains, IVON", apart, main_table),
+        ("Paired differences on unseen domains, same sets", apart if len(apart) > 2 else [], unseen_table),
         (
             f"Curvature taken apart, {len(wide) + len(plain)} sets of different tasks",
             wide + plain,
@@ -233,12 +235,32 @@ def block(root: Path) -> str:
             )
         ),
         ("What a merge of four adapters costs, one thread of a busy machine", timed, cost_table),
-        ("More adapters", [r for r in records if r["family"] == "domains"], curve_table),
+        ("More adapters", domains, curve_table),
+        ("More adapters, unseen domains", domains, lambda found: curve_table(found, "unseen")),
         *_pair_sections(load(root, "pairs")),
+        (
+            "Preview: predicted and measured increase over thirty weightings of four adapters",
+            previews,
+            agreement_table,
+        ),
+        ("Preview: what weightings are worth on test rows", previews, choice_table),
+        (
+            "Preview: training loss on the way from an adapter to the merge, nats",
+            load(root, "rays"),
+            rays_table,
+        ),
+        ("Preview: CPU seconds for 2,000 weightings", load(root, "preview_cost"), seconds_table),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
-        ("Stand-ins against exact gradients", load(root, "curvature"), curvature_table),
+        *(
+            (f"Stand-ins against exact gradients, {len(found)} adapters of {kind}", found, curvature_table)
+            for kind, found in (
+                ("MiniLM", load(root, "curvature")),
+                ("the closed world's Llama", load(root, "curvature_closed_world")),
+            )
+        ),
         ("Gathering while training: operations it adds", load(root, "gathering_flops"), gathering_table),
         ("Gathering while training: CPU time it adds", load(root, "gathering_time"), gathering_table),
+        ("Gathering in one pass: CPU time", load(root, "gathering_pass"), pass_table),
     ]
     for title, found, make in sections:
         if found:

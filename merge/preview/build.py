@@ -52,16 +52,17 @@ def build_model(
     members = [[i for i, task in enumerate(tasks) if task == name] for name in names]
     mixed = not math.isinf(mixture) and len(names) < count
     stochastic = variance and all(p.has_hess for p in inputs.posteriors)
-    absolute = _absolute(inputs)
+    absolute, temperatures = _absolute(inputs), _temperatures(inputs)
     sums = _Sums.empty(count, stochastic, mixed)
     matching = None if tau is None else _Matching.of(members, count, tau, scale, box, mixed, stochastic)
     for module in watch(inputs.modules):
         updates = inputs.updates(module)
         here = [i for i, u in enumerate(updates) if u.rank]
         if matching is not None and _is_matched(updates, here):
-            matching.add([updates[i] for i in here], here, [absolute[i] for i in here])
+            given = [updates[i] for i in here], [absolute[i] for i in here]
+            matching.add(here, *given, [temperatures[i] for i in here])
         else:
-            sums.add(updates, absolute)
+            sums.add(updates, absolute, temperatures)
     noise = (sums.linear, 0.5 * sums.square) if stochastic else (None, None)
     cores = [] if matching is None else matching.cores
     model = PreviewModel(names, members, 0.5 * sums.forms, *noise, scale, cores)
@@ -82,7 +83,8 @@ def solve_in_full(
         tau: Prior precision of the merge.
         watch: Wraps the list of modules, for a progress bar.
     """
-    absolute, losses = _absolute(inputs), torch.zeros_like(shares)
+    absolute, temperatures = _absolute(inputs), _temperatures(inputs)
+    losses = torch.zeros_like(shares)
     variances = None if model.spread is None else torch.zeros_like(shares)
     for module in watch(inputs.modules):
         updates = inputs.updates(module)
@@ -92,7 +94,8 @@ def solve_in_full(
         given = [updates[i] for i in here], [absolute[i] for i in here], shares[:, here], tau, model.scale
         losses[:, here] += full_losses(*given)
         if variances is not None:
-            variances[:, here] += matching_variance(*given)
+            cool = [temperatures[i] for i in here]
+            variances[:, here] += matching_variance(*given, temperatures=cool)
     return losses, variances
 
 
@@ -114,8 +117,11 @@ class _Sums:
         plain = torch.zeros(count, count, dtype=torch.float64)
         return cls(zeros[0], linear, zeros[1], plain, stochastic, mixed)
 
-    def add(self, updates: Sequence[LoraUpdate], absolute: Sequence[bool]) -> None:
+    def add(
+        self, updates: Sequence[LoraUpdate], absolute: Sequence[bool], temperatures: Sequence[float]
+    ) -> None:
         """One module."""
+        drawn = [_at_temperature(u, t) for u, t in zip(updates, temperatures, strict=True)]
         if self.mixed:
             self.plain += _products(Metric(None, None, 1.0, "isotropic"), updates)
         for t, own in enumerate(updates):
@@ -124,8 +130,8 @@ class _Sums:
             metric = metric_of(own, absolute[t])
             self.forms[t] += _products(metric, updates)
             if self.stochastic:
-                self.linear[t] += linear_noise(metric, updates)
-                self.square[t] += square_noise(metric, updates)
+                self.linear[t] += linear_noise(metric, drawn)
+                self.square[t] += square_noise(metric, drawn)
 
 
 @dataclass
@@ -169,15 +175,20 @@ class _Matching:
         nodes = Nodes(nodes.split @ spread, nodes.whole @ spread)
         return cls(nodes, weightings, shares, further, tau, scale, products)
 
-    def add(self, updates: Sequence[LoraUpdate], here: list[int], absolute: Sequence[bool]) -> None:
+    def add(
+        self,
+        here: list[int],
+        updates: Sequence[LoraUpdate],
+        absolute: Sequence[bool],
+        temperatures: Sequence[float],
+    ) -> None:
         """One module, with the adapters that have it."""
         further = [[row[i] for i in here] for row in self.further]
         core = matching_core(updates, here, absolute, self.tau, further)
         self.cores.append(reduced_core(core, self.nodes.of(here)))
         if self.products is not None:
-            self.products[here] += matching_noise(
-                updates, absolute, self.shares[:, here], self.tau, self.scale
-            )
+            given = updates, absolute, self.shares[:, here], self.tau, self.scale
+            self.products[here] += matching_noise(*given, temperatures=temperatures)
 
     def with_spread(self, model: PreviewModel) -> PreviewModel:
         """The model with the noise of its cores."""
@@ -198,6 +209,18 @@ def _absolute(inputs: Inputs) -> list[bool]:
         all(inputs.update(i, m).precision_b is not None for m in layout)
         for i, layout in enumerate(inputs.layouts)
     ]
+
+
+def _temperatures(inputs: Inputs) -> list[float]:
+    """N / ess of every adapter: how wide its posterior is drawn; 1 where it is not one number."""
+    return [posterior.meta.temperature or 1.0 for posterior in inputs.posteriors]
+
+
+def _at_temperature(update: LoraUpdate, temperature: float) -> LoraUpdate:
+    """The update with the precisions of its draws."""
+    precisions = (update.precision_b, update.precision_a)
+    b, a = (None if p is None else p / temperature for p in precisions)
+    return replace(update, precision_b=b, precision_a=a)
 
 
 def _products(metric: Metric, updates: Sequence[LoraUpdate]) -> Tensor:

@@ -5,8 +5,8 @@ The predicted loss of task t at the merge X = k sum_s w_s W_s (G_s + tau I) C(w)
     l_t = 1/2 |sum_s W_s N_s|_t^2,      N_s = k w_s (G_s + tau I) C(w)^-1 - delta_st I,      D = sum_s W_s N_s
 
 with |W|_t^2 = c_t tr(S_t W G_t W^T) (:mod:`vlora.merge.curvature.quadratic`). The updates are uncertain: the factors
-theta = (B_s, A_s) have independent Gaussian posteriors of variances v = 1 / (N (h + delta)); dW_s = s_s (dB_s A_s + B_s
-dA_s). For Gaussian noise e with covariance V = diag(v), a loss l(theta + e) = l + g^T e + 1/2 e^T H e has
+theta = (B_s, A_s) have independent Gaussian posteriors of variances v = 1 / (ess (h + delta)); dW_s = s_s (dB_s A_s +
+B_s dA_s). For Gaussian noise e with covariance V = diag(v), a loss l(theta + e) = l + g^T e + 1/2 e^T H e has
 
     Var = g^T V g + 1/2 tr((H V)^2)        (moments of a quadratic form; Mathai and Provost 1992, section 3.2)
     g:  dl/dB_s = s_s Gamma_s A_s^T,    dl/dA_s = s_s B_s^T Gamma_s,      Gamma_s = c_t S_t D G_t N_s^T
@@ -50,6 +50,7 @@ def matching_noise(
     tau: float,
     scale: float,
     probes: int = 1,
+    temperatures: Sequence[float] | None = None,
 ) -> Tensor:
     """Products of the noise of every adapter's predicted loss between weightings, in one module.
 
@@ -60,13 +61,14 @@ def matching_noise(
         tau: Prior precision of the merge.
         scale: Factor on the merge.
         probes: Random signs per weighting for the second term; the same for all weightings.
+        temperatures: Of each adapter's posterior, N / ess; 1 if not given.
 
     Returns:
         V^1/2 g, followed by V^1/2 H V^1/2 z / sqrt(2 probes), of each weighting times that of each other. Shape
         ``(P, k, k)``; the diagonals are the variances, in squared nats over all training examples.
     """
     dtype = torch.float32 if updates[0].a.shape[1] >= _SINGLE_FROM else torch.float64
-    module = _module(updates, absolute, dtype)
+    module = _module(updates, absolute, dtype, temperatures or [1.0] * len(updates))
     generator = torch.Generator().manual_seed(0)
     drawn = [module.probe(generator) for _ in range(probes)]
     noise: list[list[Tensor]] = [[] for _ in updates]
@@ -179,7 +181,10 @@ class _Point:
         return kept
 
 
-def _module(updates: Sequence[LoraUpdate], absolute: Sequence[bool], dtype: torch.dtype) -> _Module:
+def _module(
+    updates: Sequence[LoraUpdate], absolute: Sequence[bool], dtype: torch.dtype, temperatures: Sequence[float]
+) -> _Module:
+    pairs = list(zip(updates, temperatures, strict=True))
     given = [u.input_gram.to(dtype) for u in updates if u.input_gram is not None]
     b = torch.cat([u.scale * u.b for u in updates], dim=1).to(dtype)
     metrics = [_cast(metric_of(u, own), dtype) for u, own in zip(updates, absolute, strict=True)]
@@ -187,8 +192,10 @@ def _module(updates: Sequence[LoraUpdate], absolute: Sequence[bool], dtype: torc
     return _Module(
         torch.cat([u.a for u in updates]).to(dtype),
         b,
-        torch.cat([_deviation(u.precision_a, u.a) for u in updates]).to(dtype),
-        torch.cat([abs(u.scale) * _deviation(u.precision_b, u.b) for u in updates], dim=1).to(dtype),
+        torch.cat([t**0.5 * _deviation(u.precision_a, u.a) for u, t in pairs]).to(dtype),
+        torch.cat([t**0.5 * abs(u.scale) * _deviation(u.precision_b, u.b) for u, t in pairs], dim=1).to(
+            dtype
+        ),
         [u.rank for u in updates],
         given,
         [unit_factor(gram, f"{u.adapter!r} in {u.module}") for gram, u in zip(given, updates, strict=True)],

@@ -5,7 +5,7 @@ For X(w) = sum_u c_u W_u and task t, D = X - W_t = sum_u (c_u - delta_ut) W_u is
     increase_t(w) = 1/2 <D, D>_t = 1/2 d^T M_t d,      M_t[u, v] = sum over modules <W_u, W_v>_t,      d = c - e_t
 
 costs P^2 multiplications once the P x P matrices M_t are there (P adapters). The posteriors of the adapters make it
-uncertain: with dW_s = s (dB A + B dA) and independent entries of variance v = 1 / (N (h + delta)),
+uncertain: with dW_s = s (dB A + B dA) and independent entries of variance v = 1 / (ess (h + delta)),
 
     variance_t = sum_s d_s^2 d^T K_ts d + 1/2 sum_su d_s^2 d_u^2 R_t[s, u]
     K_ts[u, v] = sum_p (J_s^T H_t W_u)_p (J_s^T H_t W_v)_p v_p       (J_s: from the factors of s to its update)

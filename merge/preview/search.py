@@ -7,14 +7,14 @@ Where it has sites or h alone, the sum stands in for it, and a note says where. 
 ``mixture`` several seeds of a task are not averaged: each task is a mixture posterior, and its adapters count by their
 responsibilities (:mod:`vlora.merge.preview.mode`).
 
-``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter, as far as
-the quadratic model of :mod:`vlora.merge.preview.model` reaches. Lower is better. Where h gives the scale, the increase
-is also told in nats per training example.
+``increase`` is relative: 0 keeps a task as good as its own adapter, 1 makes it as bad as without any adapter; in
+between it grows by a power of the quadratic form of :mod:`vlora.merge.preview.model`
+(:mod:`vlora.merge.preview.weightings`). Lower is better. What 1 is in nats per training example is told by h, or known
+if it is given (``worth``).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from vlora.merge.methods.gradient_matching import DEFAULT_TAU
 from vlora.merge.preview.build import build_model, solve_in_full
 from vlora.merge.preview.model import PreviewModel
 from vlora.merge.preview.notes import count_examples, preview_notes
+from vlora.merge.preview.result import Preview, short
 from vlora.merge.preview.weightings import Family, pareto_front, special_weightings
 from vlora.posterior import Posterior
 
@@ -35,75 +36,12 @@ __all__ = ["METHODS", "Preview", "preview"]
 
 METHODS = ("task_arithmetic", "linear", "gradient_matching")
 """Methods whose configurations can be previewed."""
+_SEARCH = (40, 128)
 _SHORT_SEARCH = (
     20,
     48,
 )  # rounds and tries, where every weighting takes a solution of a reduced model per module
 _SHORTER_SEARCH = (10, 24)  # where it takes one per start and step
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Predictions for all weightings."""
-
-    tasks: list[str]
-    members: dict[str, list[str]]
-    """Per task, names of its adapters."""
-    weights: Tensor
-    """Shape ``(k, T)``."""
-    increase: Tensor
-    """Relative loss increase. Shape ``(k, T)``."""
-    std: Tensor | None
-    """Its standard deviation over the adapters' posteriors, same shape; None without posteriors."""
-    without: Tensor
-    """What 1 stands for: the increase without any adapter, in nats over all training examples. Shape ``(T,)``."""
-    examples: list[int | None]
-    """Training examples per task; None where the scale is not known and only ratios count."""
-    front: list[int]
-    """Weightings that no other beats on all tasks."""
-    named: dict[str, int]
-    """Row of the best average, the best worst task, and of the configuration's own weights."""
-    notes: list[str] = field(default_factory=list)
-    shares: Tensor | None = None
-    """Weight of every adapter in the merge, in the order of ``members``, where tasks are mixtures. Shape ``(k, P)``."""
-    check: dict[str, float] = field(default_factory=dict)
-    """Of gradient matching: ``solved``, how many weightings were solved in full (the named ones and two more, which
-    hold these values), and the largest difference that made to ``increase`` and ``std``."""
-
-    def row(self, index: int) -> dict[str, Any]:
-        """One weighting as plain data."""
-        facts: dict[str, Any] = {
-            "weights": _named(self.tasks, self.weights[index]),
-            "increase": _named(self.tasks, self.increase[index]),
-            "average": _short(self.increase[index].mean().item()),
-            "worst": _short(self.increase[index].max().item()),
-        }
-        if self.std is not None:
-            facts["std"] = _named(self.tasks, self.std[index])
-        if self.shares is not None:
-            adapters = [name for task in self.tasks for name in self.members[task]]
-            facts["adapter_weights"] = _named(adapters, self.shares[index])
-        nats = {
-            task: _short((self.increase[index, t] * self.without[t]).item() / count)
-            for t, (task, count) in enumerate(zip(self.tasks, self.examples, strict=True))
-            if count
-        }
-        return facts | ({"nats_per_example": nats} if nats else {})
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: the named weightings and the front in full, all others as arrays."""
-        return {
-            "format": 1,
-            "tasks": self.tasks,
-            "members": self.members,
-            "notes": self.notes,
-            "named": {name: self.row(index) for name, index in self.named.items()},
-            "front": [self.row(index) for index in self.front],
-            "weights": _rows(self.weights),
-            "increase": _rows(self.increase),
-            "std": None if self.std is None else _rows(self.std),
-            "check": self.check,
-        }
 
 
 def preview(
@@ -116,6 +54,7 @@ def preview(
     seed: int = 0,
     mixture: float | None = None,
     variance: bool = True,
+    worth: Mapping[str, float] | None = None,
     watch: Callable[[Sequence[str]], Any] = list,
 ) -> Preview:
     """Predict the loss of every task for many weightings of a merge.
@@ -132,6 +71,9 @@ def preview(
             weight of each adapter is told. None averages the adapters of a task, as ``vlora merge`` does.
         variance: Whether standard deviations are wanted where all adapters have posteriors; under gradient matching
             they take most of the time.
+        worth: Per task, the nats per example by which its loss is lower with its own adapter than without, measured on
+            rows like its training rows. It is what an increase of 1 stands for, and what a task counts in the average;
+            without it all tasks count alike, and nats are by h, which may be off by a factor.
         watch: Wraps the list of modules while the model is built, for a progress bar.
 
     Raises:
@@ -150,8 +92,9 @@ def preview(
     warmth = math.inf if mixture is None else mixture
     model = build_model(read, tasks, scale, watch, tau, warmth, (low, high), variance)
     mixed = model.plain is not None
-    search = () if tau is None else _SHORTER_SEARCH if mixed else _SHORT_SEARCH
-    family = Family(model, config.method == "linear", low, high, *search)
+    rounds, tries = _SEARCH if tau is None else _SHORTER_SEARCH if mixed else _SHORT_SEARCH
+    shares = _checked_worth(worth, model.tasks)
+    family = Family(model, config.method == "linear", low, high, rounds, tries, worth=shares)
     empty = [task for task, base in zip(model.tasks, model.without().tolist(), strict=True) if not base > 0]
     if empty:
         raise ConfigError(
@@ -160,7 +103,7 @@ def preview(
     given = _given(config, tasks, model.tasks)
     weights = torch.cat([given[None], special_weightings(len(model.tasks)), family.sobol(count, seed)])
     named = {"given": 0}
-    for name, objective in (("best average", torch.mean), ("best worst task", torch.amax)):
+    for name, objective in (("best average", family.average), ("best worst task", _worst)):
         weights = torch.cat([weights, family.refine(weights, objective, seed)[None]])
         named[name] = len(weights) - 1
     increase, std = family.relative(weights)
@@ -181,6 +124,7 @@ def preview(
         preview_notes(config, read, model, check),
         _shares(model, family.normalised(weights)) if mixed else None,
         check,
+        shares,
     )
 
 
@@ -206,8 +150,30 @@ def _correct(
     return check
 
 
+def _worst(increase: Tensor) -> Tensor:
+    return increase.amax(-1)
+
+
+def _checked_worth(worth: Mapping[str, float] | None, tasks: Sequence[str]) -> Tensor | None:
+    if worth is None:
+        return None
+    unlike = sorted(set(worth) ^ set(tasks))
+    if unlike:
+        raise ConfigError(
+            f"worth: expected one number for each of {', '.join(tasks)}; {unlike[0]!r} is "
+            + ("missing" if unlike[0] in tasks else "no task")
+        )
+    wrong = next((task for task in tasks if not 0 < worth[task] < math.inf), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"worth: {wrong!r} is worth {worth[wrong]:g} nats, expected more than 0; an adapter that its own task is "
+            "no better with has nothing to lose, leave it out"
+        )
+    return torch.tensor([worth[task] for task in tasks], dtype=torch.float64)
+
+
 def _furthest(first: Tensor, second: Tensor) -> float:
-    return _short((first - second).abs().max().item())
+    return short((first - second).abs().max().item())
 
 
 def _shares(model: PreviewModel, weights: Tensor) -> Tensor:
@@ -258,15 +224,3 @@ def _given(config: MergeConfig, tasks: Sequence[str], distinct: Sequence[str]) -
     """The configuration's own weights per task; of a group, the mean over its members."""
     own = [[s.weight for s, t in zip(config.adapters, tasks, strict=True) if t == task] for task in distinct]
     return torch.tensor([sum(w) / len(w) for w in own], dtype=torch.float64)
-
-
-def _named(tasks: Sequence[str], values: Tensor) -> dict[str, float]:
-    return {task: _short(value) for task, value in zip(tasks, values.tolist(), strict=True)}
-
-
-def _rows(values: Tensor) -> list[list[float]]:
-    return [[_short(value) for value in row] for row in values.tolist()]
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")

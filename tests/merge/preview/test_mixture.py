@@ -266,7 +266,7 @@ def test_a_hot_mixture_is_the_average_and_a_cold_one_takes_the_best_members(five
     )
     single = (cold.weights == torch.tensor([1.0, 0.0], dtype=torch.float64)).all(1).nonzero()
     if len(single):  # one task alone at weight 1 is one of its adapters, which loses nothing
-        assert cold.increase[single[0], 0].item() == pytest.approx(0.0, abs=1e-4)
+        assert cold.increase[single[0], 0].item() == pytest.approx(0.0, abs=1e-3)
         assert plain.increase[single[0], 0].item() > 0.01
 
 

@@ -10,8 +10,10 @@ from merge_cases import add_curvature, add_posterior, make_adapter, rand
 from vlora.config import load_config
 from vlora.errors import ConfigError
 from vlora.merge import MergeConfig
+from vlora.merge.adapters.reading import read_inputs
 from vlora.merge.preview import preview
-from vlora.merge.preview.weightings import pareto_front
+from vlora.merge.preview.build import build_model, solve_in_full
+from vlora.merge.preview.weightings import GROWTH, Family, pareto_front
 from vlora.posterior import Posterior
 from vlora.recipes.cli import main
 
@@ -32,10 +34,10 @@ def values(folder, names=NAMES, **settings):
     return {"method": "task_arithmetic", "adapters": adapters, "output": str(folder / "m"), **settings}
 
 
-def previewed(folder, names=NAMES, count=256, low=0.0, high=1.5, variance=True, **settings):
+def previewed(folder, names=NAMES, count=256, low=0.0, high=1.5, variance=True, worth=None, **settings):
     config = load_config(MergeConfig, values(folder, names, **settings))
     inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
-    return preview(config, inputs, count=count, low=low, high=high, variance=variance)
+    return preview(config, inputs, count=count, low=low, high=high, variance=variance, worth=worth)
 
 
 @pytest.mark.parametrize("columns", [2, 3])
@@ -62,19 +64,70 @@ def test_the_named_weightings_are_the_best(folder):
     assert nats == pytest.approx(rows["given"]["increase"]["code"] * done.without[1].item() / 40, rel=1e-4)
 
 
-def test_the_best_average_is_the_closed_form_where_the_box_does_not_bind(folder):
-    done = previewed(folder, names=NAMES[:2], low=-5.0, high=5.0)
-    best = done.weights[done.named["best average"]]
+def family_of(folder, names=NAMES[:2], **settings):
+    config = load_config(MergeConfig, values(folder, names))
+    inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
+    return Family(build_model(read_inputs(inputs, list(names)), list(names)), False, -5.0, 5.0, **settings)
+
+
+@pytest.mark.parametrize("worth", [None, (3.0, 1.0)])
+def test_the_best_average_of_quadratic_growth_is_the_closed_form(folder, worth):
+    shares = None if worth is None else torch.tensor(worth, dtype=torch.float64)
+    family = family_of(folder, growth=1.0, worth=shares)
+    best = family.refine(family.sobol(256, 0), family.average, 0)
+    base = family.model.without() / torch.tensor(worth or (1.0, 1.0), dtype=torch.float64)
+    total = sum(family.model.forms[t] / base[t] for t in (0, 1))
+    pull = sum(family.model.forms[t][:, t] / base[t] for t in (0, 1))
+    torch.testing.assert_close(best, torch.linalg.solve(total, pull), rtol=1e-2, atol=1e-2)
+
+
+def test_losses_grow_by_a_power_of_the_quadratic_form_from_0_at_the_adapter_to_1_without(folder):
+    weights = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.4, 0.7]], dtype=torch.float64)
+    grown, std = family_of(folder).relative(weights)
+    squared, more = family_of(folder, growth=1.0).relative(weights)
+    torch.testing.assert_close(grown, squared**GROWTH)
+    torch.testing.assert_close(std, (squared + more) ** GROWTH - grown)
+    assert grown[0, 0] == pytest.approx(0.0, abs=1e-9) and grown[1].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_what_adapters_are_worth_is_the_unit_and_weighs_the_average(folder):
+    worth = dict(zip(NAMES, (0.5, 0.1, 0.2), strict=True))
+    done = previewed(folder, worth=worth)
+    row = done.row(0)
+    nats = {task: row["increase"][task] * worth[task] for task in NAMES}
+    assert row["nats_per_example"] == pytest.approx(nats, rel=1e-4)
+    assert row["average"] == pytest.approx(sum(nats.values()) / 0.8, rel=1e-4)
+    best = done.row(done.named["best average"])
+    plain = previewed(folder).row(previewed(folder).named["best average"])
+    assert best["weights"]["math"] > plain["weights"]["math"]
+    assert done.to_json()["worth"] == worth and done.to_json()["format"] == 2
+    with pytest.raises(
+        ConfigError, match="worth: expected one number for each of math, code, law; 'law' is missing"
+    ):
+        previewed(folder, worth={"math": 1.0, "code": 1.0})
+    with pytest.raises(ConfigError, match="'tax' is no task"):
+        previewed(folder, worth={**worth, "tax": 1.0})
+    with pytest.raises(ConfigError, match="'code' is worth -1 nats, expected more than 0"):
+        previewed(folder, worth={**worth, "code": -1.0})
+
+
+def test_deviations_are_those_of_the_posterior_as_it_is_drawn(folder):
+    """Forty times the ess makes the variance's first term 40 times smaller and its second 1,600 times."""
     config = load_config(MergeConfig, values(folder, NAMES[:2]))
     inputs = [Posterior.from_pretrained(source.path) for source in config.adapters]
-    from vlora.merge.adapters.reading import read_inputs
-    from vlora.merge.preview.build import build_model
-
-    model = build_model(read_inputs(inputs, ["a", "b"]), ["a", "b"])
-    base = model.without()
-    total = sum(model.forms[t] / base[t] for t in (0, 1))
-    pull = sum(model.forms[t][:, t] / base[t] for t in (0, 1))
-    torch.testing.assert_close(best, torch.linalg.solve(total, pull), rtol=1e-2, atol=1e-2)
+    cold = [replace(p, meta=replace(p.meta, ess=100.0 * 40)) for p in inputs]
+    weights = torch.tensor([[0.7, 1.0]], dtype=torch.float64)
+    for tau in (None, 0.3):
+        found = []
+        for given in (inputs, cold):
+            model = build_model(read_inputs(given, ["a", "b"]), ["a", "b"], tau=tau)
+            found.append(model.predict(weights)[1])
+            if tau is not None:
+                shares = model.coefficients(weights)
+                found[-1] = solve_in_full(read_inputs(given, ["a", "b"]), model, shares, tau)[1]
+        ratio = found[1] / found[0]
+        assert (ratio > 0.99 / 1600).all() and (ratio < 1.01 / 40).all()
+    assert inputs[0].temperature == pytest.approx(0.4)
 
 
 def test_a_mean_is_previewed_as_a_mean(folder):
@@ -168,3 +221,17 @@ def test_the_command(folder, tmp_path, capsys, names):
     page = (tmp_path / "p.html").read_text()
     assert "<svg" in page and "&lt;b&gt;math" in page
     assert not any(outside in page for outside in ("http", "<script", "<b>math", "src="))
+
+
+def test_the_command_takes_what_adapters_are_worth(folder, tmp_path, capsys):
+    (tmp_path / "c.json").write_text(json.dumps(values(folder, NAMES[:2])))
+    command = ["merge", "preview", str(tmp_path / "c.json"), "--out", str(tmp_path / "p"), "--count", "8"]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--worth", "math=.5", "--worth", "code=much"])
+    assert stop.value.code
+    assert "--worth takes NAME=NUMBER, got 'much' for code" in capsys.readouterr().err
+    try:
+        main([*command, "--worth", "math=.5", "--worth", "code=.25"])
+    except SystemExit as stop:
+        assert not stop.code
+    assert json.loads((tmp_path / "p.json").read_text())["worth"] == {"math": 0.5, "code": 0.25}

@@ -95,7 +95,7 @@ def test_the_variance_is_that_of_drawn_posteriors(tmp_path, frozen):
     _, plain = two(tmp_path)
     count = 30 if frozen else 3000
     pair = [
-        add_curvature(add_posterior(p, s, frozen_a=frozen, num_examples=count), 50 * s)
+        add_curvature(add_posterior(p, s, frozen_a=frozen, num_examples=count, ess=count), 50 * s)
         for s, p in enumerate(plain, 1)
     ]
     inputs = read_inputs(pair, ["a", "b"])
