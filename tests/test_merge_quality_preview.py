@@ -109,7 +109,7 @@ def test_rays_are_means_over_tasks_and_sets():
 
 def test_cost_of_a_generated_case():
     found = preview_cost.measure("one", 0, preview_cost.generated(2, 2, 1, 8), 1)
-    assert set(found["seconds"]) == {"sum", "gradient matching", "gradient matching, no variance"}
+    assert set(found["cpu"]) == {"sum", "gradient matching", "gradient matching, no variance"}
     lines = preview_tables.seconds_table([found | {"case": "a case"}]).splitlines()
     assert lines[2].startswith("| a case | ") and lines[2].count("—") == 2
 

@@ -41,10 +41,7 @@ def gathering_table(records: Records) -> str:
 def pass_table(records: Records) -> str:
     """One pass over data after training, beside a training step."""
     rows = [
-        [record["case"], *(f"{1000 * record['seconds'][what]:.0f} ms" for what in ("step", "pass")),
-         number(record["ratio"], 2), f"{record['stored'] / 2**20:.0f} MiB"]
+        [record["case"], number(record["ratio"], 2), f"{record['stored'] / 2**20:.0f} MiB"]
         for record in records
-    ]  # fmt: skip
-    return markdown(
-        ["model", "training step", "pass over the same batch", "ratio", "size of the factors"], rows
-    )
+    ]
+    return markdown(["model", "pass / training step, same batch", "size of the factors"], rows)

@@ -89,7 +89,7 @@ def seconds_table(records: Records) -> str:
     """CPU seconds of a preview, and how far off its reduced model was at five weightings."""
     rows = []
     for record in sorted(records, key=lambda r: r["order"]):
-        seconds = [number(record["seconds"].get(kind, math.nan), 1) for kind in KINDS]
+        seconds = [number(record["cpu"].get(kind, math.nan), 1) for kind in KINDS]
         change = [f"{record['check'][kind]:.0e}" for kind in ("increase", "std")]
         rows.append([record["case"], *seconds, *change])
     return markdown(["adapters and modules", *KINDS, "full solution changes an increase by", "std"], rows)

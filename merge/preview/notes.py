@@ -20,7 +20,7 @@ def count_examples(inputs: Inputs, model: PreviewModel) -> list[int | None]:
 
 
 def preview_notes(
-    config: MergeConfig, inputs: Inputs, model: PreviewModel, check: Mapping[str, float]
+    config: MergeConfig, inputs: Inputs, model: PreviewModel, check: Mapping[str, float], worth: bool
 ) -> list[str]:
     """Sentences about approximations and gaps, most important first.
 
@@ -29,6 +29,7 @@ def preview_notes(
         inputs: Its adapters.
         model: Of the preview.
         check: How far the reduced model is off; empty where nothing is reduced.
+        worth: Whether it is known what the adapters are worth.
     """
     notes = []
     rest = len(inputs.modules) - len(model.cores)
@@ -58,6 +59,11 @@ def preview_notes(
             notes.append(
                 f"{name} has no h; its curvature is {kind}, and modules count by the size of the update"
             )
+    if not worth:
+        notes.append(
+            "all tasks count alike in the average; where adapters are worth unlike amounts (tasks of different kinds) "
+            "give the nats that each is worth (--worth)"
+        )
     if inputs.full_keys:
         notes.append(
             f"{len(inputs.full_keys)} fully trained tensors (first {inputs.full_keys[0]}) are not part of it"

@@ -121,7 +121,7 @@ def preview(
         count_examples(read, model),
         pareto_front(increase),
         named,
-        preview_notes(config, read, model, check),
+        preview_notes(config, read, model, check, worth is not None),
         _shares(model, family.normalised(weights)) if mixed else None,
         check,
         shares,
