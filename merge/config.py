@@ -10,7 +10,13 @@ from pydantic import ConfigDict
 
 from vlora.errors import ConfigError
 from vlora.merge.methods import get_method
-from vlora.merge.options import OPTIONS, check_module_options, check_option, check_rank
+from vlora.merge.options import (
+    OPTIONS,
+    check_ancestor_options,
+    check_module_options,
+    check_option,
+    check_rank,
+)
 
 __all__ = [
     "AdapterSource",
@@ -103,6 +109,9 @@ class MethodOptions:
     prior: str | None = None
     """``gradient_matching`` of adapters: safetensors file, or curvature or posterior folder, with the prior's precision
     per module (:mod:`vlora.merge.adapters.prior`), which ``tau`` multiplies; isotropic if not given."""
+    ancestor: str | None = None
+    """``gradient_matching`` of adapters: posterior folder that all of them went on from; their natural parameters are
+    then summed relative to it (curvature ``sites``), in its rank (:mod:`vlora.merge.methods.lineage`)."""
     scale: float | None = None
     """Factor on the merged update (lambda or alpha in the papers); 1 if not given. Not for means."""
     curvature: str | None = None
@@ -153,6 +162,7 @@ class MethodOptions:
                 )
             check_option(option, value)
         check_module_options(self.module_options, method, known)
+        check_ancestor_options(self.options(), self.module_options)
         if self.num_layers is not None and self.num_layers < 1:
             raise ConfigError(f"num_layers must be at least 1, got {self.num_layers}")
 

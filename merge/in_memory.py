@@ -8,9 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from vlora.errors import ConfigError
-from vlora.merge.adapters.assemble import MergedTensors, assemble, merged_curvature
+from vlora.merge.adapters.ancestor import Ancestor, check_lineage, read_ancestor
+from vlora.merge.adapters.assemble import MergedTensors, assemble, merged_curvature, pooled_examples
 from vlora.merge.adapters.compatibility import check_adapter, check_together
-from vlora.merge.adapters.full_tensors import merge_full
+from vlora.merge.adapters.full_tensors import merge_full, merge_full_lineage
 from vlora.merge.adapters.identities import check_before, check_written
 from vlora.merge.adapters.prior import read_prior
 from vlora.merge.adapters.reading import Inputs, read_inputs
@@ -18,7 +19,7 @@ from vlora.merge.config import distinct
 from vlora.merge.curvature.positive import check_definite
 from vlora.merge.layers import OptionsByModule, Setting, count_layers
 from vlora.merge.methods import Method, get_method
-from vlora.merge.options import check_module_options, check_option, check_rank
+from vlora.merge.options import check_ancestor_options, check_module_options, check_option, check_rank
 from vlora.merge.report.conflict import total_conflict
 from vlora.merge.report.report import MergeReport, describe_module, merge_notes
 from vlora.merge.report.sensitivity import Sensitivity, sampled
@@ -87,20 +88,27 @@ def merge_with_report(
     names = distinct(names or [f"adapter {number}" for number in range(len(posteriors))])
     chosen = _checked_method(method, options)
     check_rank(rank)
+    ancestor = None if options.get("ancestor") is None else read_ancestor(options["ancestor"])
+    check_ancestor_options(options, module_options or {})
     for posterior, name in zip(posteriors, names, strict=True):
-        check_adapter(posterior, name)
+        check_adapter(posterior, name, ancestor=ancestor is not None)
     check_together(posteriors, names, base_model)
+    if ancestor is not None:
+        check_together([ancestor.posterior, posteriors[0]], ["ancestor", names[0]])
+        check_lineage(ancestor, posteriors, names)
     sources = [
         _source(*row, checked, i) for i, row in enumerate(zip(posteriors, names, paths or names, strict=True))
     ]
     patterns = module_options or {}
     check_module_options(patterns, method, chosen.options)
     listed = {
-        **options,
+        **_listed(options, ancestor),
         **({"module_options": {k: dict(v) for k, v in patterns.items()}} if patterns else {}),
     }
     report = MergeReport(method, rank, sources, options=listed)
-    inputs = read_inputs(posteriors, names)
+    if ancestor is not None:
+        report.ancestor.update(path=ancestor.path, sha256=ancestor.sha256)
+    inputs = read_inputs(posteriors, names, ancestor)
     places = [*inputs.modules, *inputs.full_keys]
     checked.check_patterns(places, names)
     layers = count_layers(places) if num_layers is None else num_layers
@@ -122,7 +130,7 @@ def _merge(
     progress: bool,
     options: OptionsByModule,
 ) -> Posterior:
-    merged = MergedTensors(sum(p.meta.num_examples for p in inputs.posteriors))
+    merged = MergedTensors(pooled_examples(inputs))
     curvature = {}
     looked_at: dict[str, LoraUpdate] = {}
     looked_over, sensitivity = (
@@ -142,11 +150,15 @@ def _merge(
         examples = [inputs.posteriors[i].meta.num_examples for i, _ in counted]
         report.modules[module] = describe_module(updates, done, examples)
         check_definite(module, done.report.get("clamped_fraction", 0.0))
-        curvature |= merged_curvature(*present(updates, shares), inputs.keys_of(module).stem)
+        curvature |= merged_curvature(*_with_ancestor(*present(updates, shares)), inputs.keys_of(module).stem)
     for key in inputs.full_keys:
         found = dict(inputs.full_tensors(key))
         counted = [(i, w) for i, w in weights.counted(key, list(found)) if i in found]
-        value = merge_full([found[i] for i, _ in counted], [w for _, w in counted], method.full_tensors)
+        tensors, shares = [found[i] for i, _ in counted], [w for _, w in counted]
+        if inputs.ancestor is None:
+            value = merge_full(tensors, shares, method.full_tensors)
+        else:
+            value = merge_full_lineage(tensors, shares, negate=options.common.get("negative") == "negate")
         merged.add_full(inputs, key, value)
         report.full_tensors.append(key)
     if not all(p.has_hess for p in inputs.posteriors):
@@ -178,6 +190,7 @@ def _is_identity(method: Method, weights: Weights, rank: str | float, options: M
         or not weights.uniform
         or not isinstance(rank, str)
         or "task_rank" in options
+        or options.get("ancestor") is not None
     ):
         return False
     weight = weights.scalars[0]
@@ -215,8 +228,22 @@ def _widest(inputs: Inputs) -> int:
     return max((max(p.mean[k.a].shape[1], p.mean[k.b].shape[0]) for p, k in keys), default=0)
 
 
+def _listed(options: Mapping[str, Any], ancestor: Ancestor | None) -> dict[str, Any]:
+    """Options for the report: plain data."""
+    return {**options, **({} if ancestor is None else {"ancestor": ancestor.path})}
+
+
+def _with_ancestor(
+    updates: Sequence[LoraUpdate], weights: Sequence[float]
+) -> tuple[Sequence[LoraUpdate], Sequence[float]]:
+    """Updates whose Grams make those of the merge: in one lineage the ancestor's data count too."""
+    start = updates[0].ancestor
+    return (updates, weights) if start is None else ([start, *updates], [1.0, *weights])
+
+
 def _with_prior(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:
-    """Options with the file of the prior in place of its path."""
+    """Options as the method takes them: the file of the prior in place of its path, the ancestor in the updates."""
+    options = {name: value for name, value in options.items() if name != "ancestor"}
     if options.get("prior") is None:
         return options
     found = read_prior(options["prior"])

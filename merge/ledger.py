@@ -10,7 +10,7 @@ left. Subtracting floats would not.
     none        nothing; removal is then a subtraction, with its residual reported
 
 ``merge_ledger.json`` holds the format, the kind, the resolved configuration, the hash of the merged mean, and per
-contributor its name, place, revision and hashes.
+contributor its name, place, revision and hashes; in a merge of one lineage the same of the ancestor.
 """
 
 import json
@@ -27,10 +27,23 @@ from vlora.merge.config import MergeConfig
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
 
-__all__ = ["FILE", "Contributor", "Ledger", "describe_ledger", "input_hashes", "read_ledger", "save_inputs"]
+__all__ = [
+    "ANCESTOR",
+    "ANCESTOR_FOLDER",
+    "FILE",
+    "Contributor",
+    "Ledger",
+    "describe_ledger",
+    "input_hashes",
+    "read_ledger",
+    "save_inputs",
+]
 
 FILE = "merge_ledger.json"
 FOLDER = "ledger"
+ANCESTOR = "ancestor"
+"""Name of the ancestor, as of a contributor."""
+ANCESTOR_FOLDER = f"{FOLDER}/{ANCESTOR}"
 FORMAT = 1
 
 
@@ -93,10 +106,17 @@ class Ledger:
     result: str
     """Hash of the merged mean."""
     contributors: Sequence[Contributor]
+    ancestor: Contributor | None = None
+    """What all contributors went on from, in a merge of one lineage."""
 
 
 def describe_ledger(
-    config: MergeConfig, names: Sequence[str], inputs: Sequence[Posterior], merged: Posterior, output: Path
+    config: MergeConfig,
+    names: Sequence[str],
+    inputs: Sequence[Posterior],
+    merged: Posterior,
+    output: Path,
+    ancestor: Posterior | None = None,
 ) -> str:
     """Text of :data:`FILE`.
 
@@ -106,6 +126,7 @@ def describe_ledger(
         inputs: The adapters.
         merged: What came out.
         output: The merged folder; local inputs are noted relative to it.
+        ancestor: What they went on from, where the configuration names it.
     """
     rows = zip(names, config.adapters, inputs, strict=True)
     contributors = [
@@ -125,6 +146,12 @@ def describe_ledger(
         "result": tensors_sha256(merged.mean),
         "contributors": contributors,
     }
+    if ancestor is not None and config.ancestor:
+        place = ANCESTOR_FOLDER if config.ledger == "full" else _relative(config.ancestor, output)
+        content["ancestor"] = {
+            "name": ANCESTOR, "path": config.ancestor, "folder": place, "revision": None,
+            "hashes": input_hashes(ancestor),
+        }  # fmt: skip
     return json.dumps(content, indent=2) + "\n"
 
 
@@ -151,7 +178,8 @@ def read_ledger(folder: Path) -> Ledger | None:
             )
         contributors = [Contributor(**entry) for entry in content["contributors"]]
         config = load_config(MergeConfig, content["config"])
-        return Ledger(content["kind"], config, content["result"], contributors)
+        ancestor = Contributor(**content["ancestor"]) if content.get("ancestor") else None
+        return Ledger(content["kind"], config, content["result"], contributors, ancestor)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, PosteriorFormatError):
             raise

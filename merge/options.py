@@ -8,8 +8,17 @@ from vlora.errors import ConfigError
 from vlora.merge.layers import Setting, check_pattern, check_setting
 from vlora.merge.low_rank.spaces import SPACES
 from vlora.merge.methods.gradient_matching import CURVATURES, NEGATIVE
+from vlora.posterior import Posterior
 
-__all__ = ["BY_MODULE", "OPTIONS", "Option", "check_module_options", "check_option", "check_rank"]
+__all__ = [
+    "BY_MODULE",
+    "OPTIONS",
+    "Option",
+    "check_ancestor_options",
+    "check_module_options",
+    "check_option",
+    "check_rank",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,11 @@ OPTIONS: dict[str, Option] = {
     ),
     "prior": Option(
         lambda v: isinstance(v, str) and bool(v), "a path", "file or folder with the prior's precision"
+    ),
+    "ancestor": Option(
+        lambda v: isinstance(v, Posterior) or isinstance(v, str) and bool(v),
+        "a posterior folder",
+        "posterior that all adapters went on from",
     ),
     "scale": Option(
         lambda v: _number(v) and abs(v) < float("inf"), "a finite number", "factor on the merged update"
@@ -91,6 +105,27 @@ def check_option(name: str, value: Any) -> None:
     """
     if not OPTIONS[name].accepts(value):
         raise ConfigError(f"{name} must be {OPTIONS[name].expected}, got {value!r}")
+
+
+def check_ancestor_options(
+    options: Mapping[str, Any], module_options: Mapping[str, Mapping[str, Setting]]
+) -> None:
+    """Refuse options beside ``ancestor`` that a sum of sites has no use for.
+
+    Raises:
+        ConfigError: Which option, and the cure.
+    """
+    if options.get("ancestor") is None:
+        return
+    curvature = options.get("curvature", "auto")
+    if curvature not in ("auto", "sites"):
+        raise ConfigError(
+            f"ancestor goes with curvature: sites (or auto), got {curvature}; leave one of the two out"
+        )
+    if options.get("scale", 1) != 1 or "scale" in module_options:
+        raise ConfigError("scale would scale the ancestor too; give the adapters weights instead")
+    if options.get("prior") is not None:
+        raise ConfigError("the ancestor is the prior of the merge; leave prior out")
 
 
 def check_module_options(

@@ -43,7 +43,7 @@ def run_merge(config: MergeConfig, page: Page | None = None) -> Path:
         VloraError: Anything that does not fit, in one line; nothing is written then.
     """
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
-    check_apart(output, [source.path for source in config.adapters])
+    check_apart(output, [*(source.path for source in config.adapters), config.ancestor or ""])
     loaded = tqdm(config.adapters, desc="read adapters", file=sys.stderr, disable=None)
     inputs = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
     write_merge(config, inputs, output, page=page)
@@ -96,12 +96,15 @@ def write_merge(
     if page is not None:
         texts["report.html"] = page(report.to_json())
     if config.ledger != "none":
-        texts[ledger.FILE] = ledger.describe_ledger(config, names, inputs, merged, output)
+        ancestor = Posterior.from_pretrained(config.ancestor) if config.ancestor else None
+        texts[ledger.FILE] = ledger.describe_ledger(config, names, inputs, merged, output, ancestor)
     if config.ledger == "full":
         check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)  # after a long merge
         with atomic_folder(output) as folder:  # both whole, or neither
             merged.save_pretrained(folder, extra_files=texts)
             ledger.save_inputs(names, inputs, folder)
+            if config.ancestor:
+                Posterior.from_pretrained(config.ancestor).save_pretrained(folder / ledger.ANCESTOR_FOLDER)
     else:
         merged.save_pretrained(output, overwrite=config.overwrite, extra_files=texts)
     _tell(report, output, time.perf_counter() - start)

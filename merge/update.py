@@ -45,6 +45,9 @@ class LoraUpdate:
     """Name of the module, for messages."""
     activation_gram: Tensor | None = None
     """Unweighted second moment of the module's inputs, X^T X. Shape ``(n, n)``, any scale."""
+    ancestor: "LoraUpdate | None" = None
+    """What the adapter went on from, where the merge is of one lineage (:mod:`vlora.merge.methods.lineage`): mean m_0
+    and precision S_0. The precisions of this update are then those of its own data, N h, and its priors 0."""
 
     @property
     def rank(self) -> int:

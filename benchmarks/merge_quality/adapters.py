@@ -116,11 +116,18 @@ class Library:
         recipe = Recipe("ivon", 1e-3, seed=1000 * seed, start=1000 * seed, own_head=family == "mixed")
         return self._trained(f"{family}{len(names)}_joint_{seed}", family, names, recipe)
 
-    def _trained(self, file: str, family: str, names: Sequence[str], recipe: Recipe) -> Adapter:
+    def descendant(self, ancestor: Adapter | None, file: str, names: Sequence[str], seed: int) -> Adapter:
+        """An adapter on domains under the frozen head, from a start of its own or from an ancestor."""
+        return self._trained(file, "domains", names, Recipe("ivon", 1e-3, seed=seed, start=seed), ancestor)
+
+    def _trained(
+        self, file: str, family: str, names: Sequence[str], recipe: Recipe, ancestor: Adapter | None = None
+    ) -> Adapter:
         path = self.work / "adapters" / f"{file}.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            tensors, _ = train_adapter([(self.task(n), self.head(family, n)) for n in names], recipe)
+            parts = [(self.task(n), self.head(family, n)) for n in names]
+            tensors, _ = train_adapter(parts, recipe, None if ancestor is None else ancestor.tensors)
             partial = path.with_suffix(".partial")
             save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
             partial.rename(path)

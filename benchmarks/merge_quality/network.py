@@ -69,6 +69,13 @@ class Network(nn.Module):
         """A and B of all modules."""
         return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
 
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the factors of another adapter, ``<module>.a`` and ``<module>.b``."""
+        for name, layer in self.adapted.items():
+            layer.lora_A["default"].weight.copy_(tensors[f"{name}.a"])
+            layer.lora_B["default"].weight.copy_(tensors[f"{name}.b"])
+
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Pooled state of the first token, ``(N, 384)``; padding beyond the longest row is cut."""
         longest = int(mask.sum(1).max())

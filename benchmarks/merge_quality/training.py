@@ -61,14 +61,21 @@ def logits(states: Tensor, head: Tensor) -> Tensor:
 
 
 def train_adapter(
-    parts: list[tuple[Task, Tensor]], recipe: Recipe
+    parts: list[tuple[Task, Tensor]], recipe: Recipe, ancestor: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train one adapter on one task, or on several at once (joint training), each with its head.
+
+    Args:
+        parts: Tasks, and where their heads start.
+        recipe: How.
+        ancestor: Tensors of an adapter whose factors this one starts from.
 
     Returns:
         Tensors and facts.
     """
     network = Network(recipe.start)
+    if ancestor is not None:
+        network.load(ancestor)
     heads = [nn.Parameter(head.clone(), requires_grad=recipe.own_head) for _, head in parts]
     trained = [*network.factors(), *(head for head in heads if recipe.own_head)]
     steps = recipe.epochs * sum(math.ceil(len(task.train) / BATCH) for task, _ in parts)

@@ -15,7 +15,7 @@ from vlora.merge.curvature.unit import unit_factor
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior, PosteriorMeta
 
-__all__ = ["MergedTensors", "assemble", "merged_curvature"]
+__all__ = ["MergedTensors", "assemble", "mean_ess", "merged_curvature", "pooled_examples"]
 
 _SMALLEST_SHARE = 1e-3  # of the prior: keeps h + weight_decay positive after rounding to float32
 
@@ -59,14 +59,15 @@ def assemble(
     """The merged posterior.
 
     ``num_examples`` and ``ess`` are the sums over the inputs, so that the pooled temperature is sum N / sum ess; h is
-    per example of the pooled data.
+    per example of the pooled data. In a merge of one lineage the ancestor's data are part of them, and its prior is the
+    merge's.
     """
     configs = [dict(p.adapter_config) for p in inputs.posteriors]
     metas = [p.meta for p in inputs.posteriors]
     decays = set(merged.weight_decay.values())
     meta = PosteriorMeta(
-        num_examples=sum(m.num_examples for m in metas),
-        ess=sum(mean_ess(m) for m in metas),
+        num_examples=pooled_examples(inputs),
+        ess=_pooled_ess(inputs),
         weight_decay=decays.pop() if len(decays) == 1 else (merged.weight_decay or 0.0),
         loss_reduction=_common([m.loss_reduction for m in metas], "mean"),
         tokens_per_example=_common([m.tokens_per_example for m in metas], None),
@@ -76,6 +77,7 @@ def assemble(
         seed=min(m.seed for m in metas),
         sources=[dict(s) for s in sources],
         notes=list(notes),
+        **_lineage(inputs),
     )
     return Posterior(
         mean=dict(sorted(merged.mean.items())),
@@ -83,6 +85,44 @@ def assemble(
         meta=meta,
         adapter_config=merged_config(configs, merged.ranks, merged.scales),
     )
+
+
+def pooled_examples(inputs: Inputs) -> int:
+    """Training examples behind a merge, those of a common ancestor once."""
+    if inputs.ancestor is None:
+        return sum(p.meta.num_examples for p in inputs.posteriors)
+    own = sum(inputs.ancestor.own_examples(p) for p in inputs.posteriors)
+    return inputs.ancestor.posterior.meta.num_examples + own
+
+
+def _pooled_ess(inputs: Inputs) -> float:
+    start = inputs.ancestor
+    if start is None:
+        return sum(mean_ess(p.meta) for p in inputs.posteriors)
+    whole = mean_ess(start.posterior.meta)
+    merged = [bool(p.meta.ancestor.get("included")) for p in inputs.posteriors]
+    own = [
+        mean_ess(p.meta) - whole * m
+        for p, m in zip(inputs.posteriors, merged, strict=True)
+        if not start.is_itself(p)
+    ]
+    return whole + sum(own)
+
+
+def _lineage(inputs: Inputs) -> dict[str, Any]:
+    """Fields of ``posterior.json`` that say what the merge's inputs went on from."""
+    start = inputs.ancestor
+    if start is None:
+        return {}
+    return {
+        "prior": dict(start.posterior.meta.prior),
+        "ancestor": {
+            "folder": start.path,
+            "sha256": start.sha256,
+            "hess_sha256": start.hess_sha256,
+            "included": True,
+        },
+    }
 
 
 def mean_ess(meta: PosteriorMeta) -> float:

@@ -30,8 +30,13 @@ _VARIANTS = {
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 
 
-def check_adapter(posterior: Posterior, name: str) -> None:
+def check_adapter(posterior: Posterior, name: str, *, ancestor: bool = False) -> None:
     """Refuse, by name, an adapter whose update is not the plain s B A of two matrices.
+
+    Args:
+        posterior: The adapter.
+        name: For messages.
+        ancestor: Whether the merge knows the posterior that it may have as its prior.
 
     Raises:
         IncompatibleAdaptersError: Which adapter, what about it, and the cure.
@@ -53,11 +58,11 @@ def check_adapter(posterior: Posterior, name: str) -> None:
             "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
     prior = posterior.meta.prior
-    if prior.get("kind", "zero") != "zero":
+    if prior.get("kind", "zero") != "zero" and not ancestor:
         raise IncompatibleAdaptersError(
-            f"{name!r} was trained under a prior of kind {prior['kind']!r} ({prior.get('path', 'unknown')}), and a "
-            "merge knows only a prior of mean zero; merge the plain adapter (its folder without posterior.json and "
-            "posterior.safetensors)"
+            f"{name!r} was trained under a prior of kind {prior['kind']!r}, not of mean zero; give ancestor: "
+            f"{prior.get('folder') or 'FOLDER'} to merge it by gradient_matching with others of its lineage, or take "
+            "the plain adapter (its folder without posterior.json and posterior.safetensors)"
         )
     _check_tensors(posterior, name)
 

@@ -6,7 +6,7 @@ their mean over the adapters that have them, weights normalised. With h at hand 
     m = sum_t w_t S_t o m_t / sum_t w_t S_t,      S' = H_0 + sum_t w_t (S_t - H_0)
 
 which is Fisher-weighted averaging (Matena and Raffel 2022, arXiv:2111.09832) with the posterior precision
-S = N (h + delta).
+S = N (h + delta). In a merge of one lineage they are parameters like the factors, and their sites add.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.methods.lineage import add_sites, reflected
 from vlora.merge.methods.linear import normalised
 
-__all__ = ["FullTensor", "merge_full"]
+__all__ = ["FullTensor", "merge_full", "merge_full_lineage"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,24 @@ class FullTensor:
     """N delta."""
     adapter: str = "adapter"
     key: str = "tensor"
+    ancestor: "FullTensor | None" = None
+    """What it was before, in a merge of one lineage; ``precision`` is then that of the adapter's own data."""
+
+
+def merge_full_lineage(
+    values: Sequence[FullTensor], weights: Sequence[float], *, negate: bool = False, removing: bool = False
+) -> FullTensor:
+    """Sum of one tensor's sites over the runs of one ancestor; see :mod:`vlora.merge.methods.lineage`."""
+    start = values[0].ancestor
+    if start is None:
+        raise ValueError(f"{values[0].key} has no ancestor")
+    if start.precision is None:
+        return start
+    terms = [(w, _known(v), v.mean) for w, v in zip(weights, values, strict=True)]
+    if negate:
+        terms = [reflected(*term, start.mean) for term in terms]
+    mean, precision, _ = add_sites(start.mean, start.precision, terms, removing=removing)
+    return FullTensor(mean, precision, start.prior, "merged", start.key)
 
 
 def merge_full(values: Sequence[FullTensor], weights: Sequence[float], rule: str) -> FullTensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram, dense, stored_gram
+from vlora.merge.adapters.ancestor import Ancestor
 from vlora.merge.adapters.full_tensors import FullTensor
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior
@@ -27,6 +28,8 @@ class Inputs:
     names: Sequence[str]
     layouts: Sequence[dict[str, LoraKeys]]
     """Per adapter: module -> its keys."""
+    ancestor: Ancestor | None = None
+    """What all of them went on from, in a merge of one lineage."""
 
     @property
     def modules(self) -> list[str]:
@@ -53,8 +56,9 @@ class Inputs:
         for index, posterior in enumerate(self.posteriors):
             if key in posterior.mean:
                 mean = posterior.mean[key].to(COMPUTE_DTYPE)
-                precision, prior = _precision(posterior, key)
-                found.append((index, FullTensor(mean, precision, prior, self.names[index], key)))
+                precision, prior = self._precision(index, key)
+                start = None if self.ancestor is None else _ancestral_tensor(self.ancestor, key)
+                found.append((index, FullTensor(mean, precision, prior, self.names[index], key, start)))
         return found
 
     def update(self, index: int, module: str) -> LoraUpdate:
@@ -64,8 +68,8 @@ class Inputs:
             return self._empty(module, name)
         keys = layout[module]
         (precision_b, prior_b), (precision_a, prior_a) = (
-            _precision(posterior, keys.b),
-            _precision(posterior, keys.a),
+            self._precision(index, keys.b),
+            self._precision(index, keys.a),
         )
         activations = self._gram(index, module, "activation_gram", "inputs", posterior.mean[keys.a].shape[1])
         activations = None if activations is None else dense(activations)
@@ -82,7 +86,20 @@ class Inputs:
             name,
             module,
             activations,
+            None if self.ancestor is None else self.ancestral(module),
         )
+
+    def ancestral(self, module: str) -> LoraUpdate:
+        """The ancestor's update of a module."""
+        if self.ancestor is None:
+            raise ValueError("these adapters have no common ancestor")
+        return read_inputs([self.ancestor.posterior], ["ancestor"]).update(0, module)
+
+    def _precision(self, index: int, key: str) -> tuple[Tensor | None, float]:
+        """Precision and prior of one tensor, untempered; relative to the ancestor if there is one."""
+        if self.ancestor is None:
+            return _precision(self.posteriors[index], key)
+        return self.ancestor.site(self.posteriors[index], key, self.names[index]), 0.0
 
     def _gram(self, index: int, module: str, kind: str, side: str, size: int) -> Gram | None:
         key = f"{self.layouts[index][module].stem}.{kind}"
@@ -105,9 +122,16 @@ class Inputs:
         )
 
 
-def read_inputs(posteriors: Sequence[Posterior], names: Sequence[str]) -> Inputs:
+def read_inputs(
+    posteriors: Sequence[Posterior], names: Sequence[str], ancestor: Ancestor | None = None
+) -> Inputs:
     """Sort the keys of all adapters."""
-    return Inputs(posteriors, names, [split_keys(posterior.mean)[0] for posterior in posteriors])
+    return Inputs(posteriors, names, [split_keys(posterior.mean)[0] for posterior in posteriors], ancestor)
+
+
+def _ancestral_tensor(ancestor: Ancestor, key: str) -> FullTensor:
+    mean = ancestor.posterior.mean[key].to(COMPUTE_DTYPE)
+    return FullTensor(mean, ancestor.precision(key), ancestor.prior(key), "ancestor", key)
 
 
 def _precision(posterior: Posterior, key: str) -> tuple[Tensor | None, float]:

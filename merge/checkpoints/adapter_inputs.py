@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.adapters.ancestor import check_lineage, read_ancestor
 from vlora.merge.adapters.compatibility import check_adapter, check_together
 from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
 from vlora.merge.checkpoints.draft import Draft, layer_count
@@ -71,7 +72,7 @@ def read_adapters(
         for posterior, name, content in zip(loaded, names, hashes, strict=True)
     ]
     for source, part in zip(config.adapters, parts, strict=True):
-        check_adapter(part.posterior, part.name)
+        check_adapter(part.posterior, part.name, ancestor=config.ancestor is not None)
         draft.source_files.append(())
         draft.sources.append(
             {"name": part.name, "role": "adapter", "path": source.path, "revision": source.revision,
@@ -80,6 +81,8 @@ def read_adapters(
         )  # fmt: skip
         _check_base(part, str(config.base_model), fingerprint, draft)
     check_together([part.posterior for part in parts], names)
+    if config.ancestor is not None:
+        _check_lineage(config, draft, parts)
     if any(part.magnitudes or part.biases for part in parts):
         return [_alone(config, parts)]
     weights = check_weights(group_weights(config.adapters), len(parts), group_module_weights(config.adapters))
@@ -89,6 +92,17 @@ def read_adapters(
         weights = weights.over(modules, layer_count(config, draft, modules))
         return [replace(part, weights=weights, index=i) for i, part in enumerate(parts)]
     return [_stand_in(parts) if dry else _merged(config, draft, parts, names)]
+
+
+def _check_lineage(config: ModelMergeConfig, draft: Draft, parts: list[AdapterPart]) -> None:
+    """That all adapters fit their ancestor, before anything is merged."""
+    ancestor = read_ancestor(str(config.ancestor))
+    check_together([ancestor.posterior, parts[0].posterior], ["ancestor", parts[0].name])
+    check_lineage(ancestor, [part.posterior for part in parts], [part.name for part in parts])
+    draft.source_files.append(())
+    draft.sources.append(
+        {"name": "ancestor", "role": "ancestor", "path": ancestor.path, "mean_sha256": ancestor.sha256}
+    )
 
 
 def _merged(

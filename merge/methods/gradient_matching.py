@@ -6,6 +6,7 @@ exact for quadratic losses. What stands in for the Hessians H_t decides how well
 
 =========== ============================== ======================================================================
 sites       frozen A, h on B               exact sums of natural parameters in factor space
+sites       one ancestor, h on A and B     the same for runs that went on from it (:mod:`vlora.merge.methods.lineage`)
 kronecker   input Gram G of every adapter  closed form in update space; by far the largest gain for independent A
 separable   only h                         lifted to row col^T, weighted re-factorisation; a small gain
 isotropic   nothing                        H_t = 0 against H_0 = tau I: the weighted sum (task arithmetic)
@@ -39,6 +40,7 @@ from vlora.merge.kronecker.closed_form import passing_metric
 from vlora.merge.kronecker.under_prior import solution_under_prior
 from vlora.merge.low_rank.algebra import resolve_rank
 from vlora.merge.low_rank.recompress import recompress
+from vlora.merge.methods.lineage import merge_lineage
 from vlora.merge.methods.separable import separable_merge
 from vlora.merge.methods.sites import merge_shared_a
 from vlora.merge.methods.task_arithmetic import weighted_sum
@@ -114,6 +116,8 @@ def gradient_matching(
         IncompatibleAdaptersError: The curvature asked for is not at hand, or ranks do not fit.
     """
     updates, weights = present(updates, weights)
+    if updates[0].ancestor is not None:
+        return _of_one_lineage(updates, weights, rank, scale, curvature, negative)
     kind = choose_curvature(updates) if curvature == "auto" else curvature
     wanted = resolve_rank(updates, rank, exact=kind != "separable")
     if (negative or ("remove" if kind == "sites" else "negate")) == "negate":
@@ -157,6 +161,26 @@ def _sites(updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | 
     merged = merge_shared_a(updates, weights)
     done = recompress(merged.update, updates, weights, rank)
     return MergedModule(done.update, {**merged.report, **done.report})
+
+
+def _of_one_lineage(
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    rank: str | float,
+    scale: float,
+    curvature: str,
+    negative: str | None,
+) -> MergedModule:
+    own = updates[0].rank
+    if curvature not in ("auto", "sites") or scale != 1:
+        raise IncompatibleAdaptersError(
+            "runs of one ancestor are summed by sites, with scale 1; leave curvature and scale out, or ancestor"
+        )
+    if rank not in ("auto", "keep", "lossless", own):
+        raise IncompatibleAdaptersError(
+            f"rank is {rank!r}, but runs of one ancestor keep its rank, {own} on {updates[0].module}; leave rank out"
+        )
+    return merge_lineage(updates, weights, negate=negative == "negate")
 
 
 def _kronecker(

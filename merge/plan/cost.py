@@ -30,6 +30,8 @@ class ModuleKind:
     """Directions of the input, output and activation Gram, their size for whole ones; None where not all have one."""
     h: tuple[bool, bool] = (False, False)
     """Whether all adapters have h of B, and of A."""
+    lineage: bool = False
+    """Whether they are summed relative to an ancestor."""
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,25 @@ GRAMS = ("input_gram", "output_gram", "activation_gram")
 """Gram matrices that an adapter may have of a module."""
 
 
-def module_kind(name: str, row: Mapping[str, Any], adapters: Sequence[AdapterHeaders]) -> ModuleKind:
+def module_kind(
+    name: str, row: Mapping[str, Any], adapters: Sequence[AdapterHeaders], lineage: bool = False
+) -> ModuleKind:
     """The kind of one module; only what all adapters have counts.
 
     Args:
         name: The module.
         row: Its ``shape``, ``ranks`` per adapter and ``curvature``.
         adapters: The inputs of the merge.
+        lineage: Whether they are summed relative to an ancestor.
     """
     here = [adapter for adapter in adapters if name in adapter.modules]
     widths = [[adapter.gram(name, kind) for adapter in here] for kind in GRAMS]
     grams = [None if None in found else max(width or 0 for width in found) for found in widths]
     h = [all(adapter.has_h(name, side) for adapter in here) for side in ("b", "a")]
     ranks = tuple(rank for rank in row["ranks"].values() if rank)
-    return ModuleKind(row["shape"], ranks, row["curvature"], (grams[0], grams[1], grams[2]), (h[0], h[1]))
+    return ModuleKind(
+        row["shape"], ranks, row["curvature"], (grams[0], grams[1], grams[2]), (h[0], h[1]), lineage
+    )
 
 
 def gram_bytes(name: str, adapters: Sequence[AdapterHeaders]) -> int:

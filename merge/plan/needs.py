@@ -29,7 +29,7 @@ def lacking(config: MergeConfig, adapters: Sequence[AdapterHeaders]) -> dict[str
     """
     needs = _NEEDS.get(config.method, [])
     if config.method == "gradient_matching":
-        needs = _CURVATURES.get(config.curvature or "auto", [])
+        needs = _CURVATURES.get("sites" if config.ancestor else config.curvature or "auto", [])
     found: dict[str, dict[str, list[str]]] = {}
     for adapter in adapters:
         for what, has in needs:
@@ -46,6 +46,8 @@ def curvature_kind(config: MergeConfig, module: str, adapters: Sequence[AdapterH
     """
     if config.method != "gradient_matching":
         return None
+    if config.ancestor is not None:
+        return "sites"
     if config.curvature not in (None, "auto"):
         return config.curvature
     here = [adapter for adapter in adapters if module in adapter.modules]

@@ -12,6 +12,7 @@ from typing import Any
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.files import check_output_folder
+from vlora.merge.adapters.ancestor import Ancestor, check_lineage
 from vlora.merge.adapters.compatibility import check_adapter, check_together
 from vlora.merge.checkpoints.headers import DTYPES
 from vlora.merge.config import MergeConfig, check_apart
@@ -103,13 +104,14 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
         OutputExistsError: It holds something else, or a former adapter without ``overwrite``.
     """
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
-    check_apart(output, [source.path for source in config.adapters])
+    check_apart(output, [*(source.path for source in config.adapters), config.ancestor or ""])
     rows = zip(config.adapters, config.names(), strict=True)
     adapters = [read_adapter_headers(source.path, source.revision, name) for source, name in rows]
     names = sorted({module for adapter in adapters for module in adapter.modules})
     mismatched = _mismatched(names, adapters)
     modules = {name: _module(config, name, adapters) for name in names}
-    kinds = {name: module_kind(name, row, adapters) for name, row in modules.items()}
+    lineage = config.ancestor is not None
+    kinds = {name: module_kind(name, row, adapters, lineage) for name, row in modules.items()}
     work = [module_cost(config, kind).memory + gram_bytes(name, adapters) for name, kind in kinds.items()]
     lacks, written = lacking(config, adapters), _written(config, modules, adapters)
     read, free = sum(a.nbytes for a in adapters), _free(output)
@@ -199,13 +201,20 @@ def _problems(
     found: list[str] = []
     posteriors = [adapter.stand_in() for adapter in adapters]
     for posterior, adapter in zip(posteriors, adapters, strict=True):
-        _try(found, lambda p=posterior, a=adapter: check_adapter(p, a.name))
+        _try(
+            found,
+            lambda p=posterior, a=adapter: check_adapter(p, a.name, ancestor=config.ancestor is not None),
+        )
     for i, j in combinations(range(len(adapters)), 2):
         names = [adapters[i].name, adapters[j].name]
         _try(found, lambda i=i, j=j, n=names: check_together([posteriors[i], posteriors[j]], n))
     if not found:
         everyone = [adapter.name for adapter in adapters]
         _try(found, lambda: check_together(posteriors, everyone, config.base_model))
+        if config.ancestor is not None:
+            start = read_adapter_headers(config.ancestor, None, "ancestor").stand_in()
+            _try(found, lambda: check_together([start, posteriors[0]], ["ancestor", everyone[0]]))
+            _try(found, lambda: check_lineage(Ancestor(start, str(config.ancestor)), posteriors, everyone))
     _try(found, lambda: _check_settings(config, [a.name for a in adapters], list(modules), adapters))
     uneven = [name for name, row in modules.items() if len({r for r in row["ranks"].values() if r}) > 1]
     if config.rank == "keep" and uneven:

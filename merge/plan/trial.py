@@ -103,7 +103,7 @@ def _timed(config: MergeConfig, method: Method, kind: ModuleKind) -> tuple[float
     """Seconds of the merge, of a merge of one adapter, and of the report."""
     updates = _updates(kind)
     rank = config.rank if isinstance(config.rank, (str, float)) else min(config.rank, *kind.shape)
-    options = {key: value for key, value in config.options().items() if key != "prior"}
+    options = {key: value for key, value in config.options().items() if key not in ("prior", "ancestor")}
     done: list[MergedModule] = []
 
     def merge(count: int, rank: str | float) -> None:
@@ -135,6 +135,8 @@ def _updates(kind: ModuleKind) -> list[LoraUpdate]:
                 "any module", None if grams[2] is None else dense(grams[2]),
             )
         )  # fmt: skip
+    if kind.lineage:
+        found = [replace(update, ancestor=found[0]) for update in found]
     return found
 
 
@@ -160,6 +162,7 @@ def _widened(update: LoraUpdate) -> LoraUpdate:
         update, b=wide(update.b), a=wide(update.a), precision_b=wide(update.precision_b),
         precision_a=wide(update.precision_a), input_gram=wide(update.input_gram), output_gram=wide(update.output_gram),
         activation_gram=wide(update.activation_gram),
+        ancestor=None if update.ancestor is None else _widened(update.ancestor),
     )  # fmt: skip
 
 

@@ -194,6 +194,10 @@ def _check(config: MergeConfig, count: int, low: float, high: float, mixture: fl
         raise ConfigError(
             "a preview gives every task one weight; leave module_weights and module_options out"
         )
+    if config.ancestor is not None:
+        raise ConfigError(
+            "a preview is of updates of the base model, not of sums relative to an ancestor; leave ancestor out"
+        )
     if config.prior is not None:
         raise ConfigError("a preview knows the isotropic prior only; leave prior out")
     if count < 1 or not -math.inf < low < high < math.inf:

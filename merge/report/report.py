@@ -11,6 +11,7 @@ from vlora.merge.adapters.assemble import mean_ess
 from vlora.merge.adapters.reading import Inputs
 from vlora.merge.curvature.positive import PRECISION_FLOOR
 from vlora.merge.low_rank.algebra import cosine, relative_distance
+from vlora.merge.methods.lineage import FAR
 from vlora.merge.report.conflict import conflict
 from vlora.merge.report.ranks import ModuleRank, describe_energy, rank_summary
 from vlora.merge.update import LoraUpdate, MergedModule, shared_a
@@ -50,6 +51,9 @@ class MergeReport:
     """What half and twice the prior would change (:mod:`vlora.merge.report.sensitivity`); of gradient matching only."""
     prior: dict[str, Any] = field(default_factory=dict)
     """Path and hash of a prior from a file."""
+    ancestor: dict[str, Any] = field(default_factory=dict)
+    """Path and hash of the posterior that all adapters went on from; per module ``from_ancestor`` then says how far
+    each adapter's A is from it, |A_t - A_0| / |A_0|."""
     identities: dict[str, Any] = field(default_factory=dict)
     """Golden identities on these inputs, see :mod:`vlora.merge.adapters.identities`; empty if ``verify`` was false."""
 
@@ -103,6 +107,7 @@ def merge_notes(inputs: Inputs, report: MergeReport, stochastic: bool) -> list[s
     notes = _about_curvature(report) if report.method == "gradient_matching" else []
     return [
         *notes,
+        *_about_lineage(inputs, report),
         *_about_loss(report),
         *_about_inputs(inputs, stochastic),
         *_about_coverage(inputs, report),
@@ -113,6 +118,41 @@ def _about_curvature(report: MergeReport) -> list[str]:
     kinds = Counter(values["curvature"] for values in report.modules.values())
     total = len(report.modules)
     return [f"{kinds[kind]} of {total} modules: {text}" for kind, text in _KINDS.items() if kinds[kind]]
+
+
+def _about_lineage(inputs: Inputs, report: MergeReport) -> list[str]:
+    """Whether the adapters still are in the gauge of their ancestor."""
+    start = inputs.ancestor
+    if start is None:
+        return []
+    notes = []
+    pairs = zip(inputs.names, inputs.posteriors, strict=True)
+    unknown = [name for name, p in pairs if not (p.meta.ancestor or start.is_itself(p))]
+    far = [
+        (value, name, m) for m, row in report.modules.items() for name, value in row["from_ancestor"].items()
+    ]
+    value, name, module = max(far, default=(0.0, "", ""))
+    if unknown:
+        notes.append(
+            f"{', '.join(unknown)} does not say what it went on from; its A is up to {value:.2g} |A_0| from the "
+            "ancestor's, which is the only sign of one lineage"
+        )
+    if value > FAR:
+        notes.append(
+            f"WARNING: A of {name} is {value:.2g} |A_0| away from the ancestor in {module} (above {FAR:g}): the "
+            "adapters may no longer share a gauge, and sums of their factors mean little then; compare with a merge "
+            "without ancestor"
+        )
+    pulled = [
+        p.meta.prior.get("kind", "zero") != "zero" or p.meta.ancestor.get("included")
+        for p in inputs.posteriors
+    ]
+    if not all(pulled):
+        notes.append(
+            "one lineage: sites were added relative to the ancestor, which approximates joint training; the runs were "
+            "not pulled towards the ancestor by its precision, so they count as having gone less far than they did"
+        )
+    return notes
 
 
 def _about_loss(report: MergeReport) -> list[str]:
@@ -168,16 +208,18 @@ def _about_coverage(inputs: Inputs, report: MergeReport) -> list[str]:
             notes.append(
                 f"{name} leaves {len(lacking)} modules alone (first {lacking[0]}); counted as a zero update"
             )
-    if report.full_tensors:
+    if report.full_tensors and inputs.ancestor is None:
         notes.append(
             f"{len(report.full_tensors)} fully trained tensors (first {report.full_tensors[0]}) were averaged, "
             "not summed: they are weights, not updates"
         )
     gauges = {p.meta.gauge for p in inputs.posteriors}
-    if len(inputs.posteriors) > 1 and len(gauges) == 1 and None not in gauges and not _frozen(inputs):
+    alone = inputs.ancestor is None and len(inputs.posteriors) > 1
+    if alone and len(gauges) == 1 and None not in gauges and not _frozen(inputs):
         notes.append(
             "the adapters share the start of A but trained it, which is no common gauge: their updates are merged as "
-            "those of independent adapters are; only a frozen A makes exact sums"
+            "those of independent adapters are; only a frozen A, or a posterior that all went on from "
+            "(ancestor: FOLDER), makes sums by sites"
         )
     return notes
 

@@ -15,9 +15,10 @@ from typing import Any
 from vlora.config import suggest_key
 from vlora.errors import ConfigError, IncompatibleAdaptersError, PosteriorFormatError
 from vlora.files import check_output_folder
+from vlora.merge.adapters.ancestor import Ancestor
 from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.in_memory import merge_with_report
-from vlora.merge.ledger import Ledger, read_ledger
+from vlora.merge.ledger import ANCESTOR, Contributor, Ledger, read_ledger
 from vlora.merge.run import Page, write_merge
 from vlora.merge.unmerge.subtract import subtract
 from vlora.posterior import Posterior
@@ -54,6 +55,8 @@ class _Job:
     page: Page | None
     inputs: dict[str, Posterior] = field(default_factory=dict)
     """Contributors that are at hand."""
+    ancestor: list[Posterior] = field(default_factory=list)
+    """Of a merge of one lineage, once it was read."""
 
 
 def remove_contributors(
@@ -99,6 +102,8 @@ def remove_contributors(
             f"{folder} was changed after the merge, which its ledger cannot know; remove from the merge as it was"
         )
     missing = _load(job, ledger)
+    if ledger.ancestor is not None:  # without it no sum can be made
+        job.ancestor.append(ledger.ancestor.load(job.folder, job.sources.get(ANCESTOR)))
     left = [entry.name for entry in ledger.contributors if entry.name not in contributors]
     gone = [name for name in left if name in missing]
     if not gone:
@@ -111,8 +116,10 @@ def remove_contributors(
 def _places(job: _Job, ledger: Ledger | None) -> list[str]:
     """Everything that is read, or is the only copy of what was merged: none of it is written to."""
     recorded = [str(source["path"]) for source in job.merged.meta.sources if source.get("path")]
-    kept = [str(job.folder / entry.folder) for entry in ledger.contributors if entry.folder] if ledger else []
-    return [str(job.folder), *recorded, *kept, *job.sources.values()]
+    entries = [*ledger.contributors, *([ledger.ancestor] if ledger.ancestor else [])] if ledger else []
+    kept = [str(job.folder / entry.folder) for entry in entries if entry.folder]
+    start = str(job.merged.meta.ancestor.get("folder") or "")
+    return [str(job.folder), *recorded, start, *kept, *job.sources.values()]
 
 
 def _load(job: _Job, ledger: Ledger) -> dict[str, IncompatibleAdaptersError]:
@@ -128,7 +135,7 @@ def _load(job: _Job, ledger: Ledger) -> dict[str, IncompatibleAdaptersError]:
 
 def _merge_again(job: _Job, ledger: Ledger, left: Sequence[str]) -> Removal:
     complete = len(job.inputs) == len(ledger.contributors)
-    reproduced = _reproduces(ledger, job.inputs) if complete else None
+    reproduced = _reproduces(ledger, job) if complete else None
     note = f"{', '.join(job.removed)} was taken out of {job.folder.name}: the others were merged again"
     if reproduced is False:
         note += "; the ledger did not give the merge itself again bit for bit (another version or machine?)"
@@ -142,20 +149,32 @@ def _config_of(job: _Job, ledger: Ledger, left: Sequence[str]) -> MergeConfig:
     """The configuration of the others, each under the name it had and at the place where it was found."""
     adapters = []
     for entry, source in zip(ledger.contributors, ledger.config.adapters, strict=True):
-        place = job.sources.get(entry.name)
-        if place is None and entry.folder and (job.folder / entry.folder).is_dir():
-            place = str(job.folder / entry.folder)
         if entry.name in left:
-            adapters.append(replace(source, name=entry.name, path=place or source.path))
-    return replace(ledger.config, adapters=tuple(adapters), output=str(job.output), overwrite=job.overwrite)
+            adapters.append(replace(source, name=entry.name, path=_place(job, entry)))
+    ancestor = _place(job, ledger.ancestor) if ledger.ancestor else None
+    return replace(
+        ledger.config,
+        adapters=tuple(adapters),
+        ancestor=ancestor,
+        output=str(job.output),
+        overwrite=job.overwrite,
+    )
 
 
-def _reproduces(ledger: Ledger, inputs: Mapping[str, Posterior]) -> bool:
+def _place(job: _Job, entry: Contributor) -> str:
+    """Where an input was found."""
+    if entry.name in job.sources:
+        return job.sources[entry.name]
+    copied = job.folder / entry.folder if entry.folder else None
+    return str(copied) if copied is not None and copied.is_dir() else entry.path
+
+
+def _reproduces(ledger: Ledger, job: _Job) -> bool:
     """Whether merging all recorded inputs again gives the recorded merge to the last bit."""
     config = ledger.config
     names = [entry.name for entry in ledger.contributors]
     again, _ = merge_with_report(
-        [inputs[name] for name in names],
+        [job.inputs[name] for name in names],
         method=config.method,
         weights=config.weights(),
         module_weights=config.module_weights(),
@@ -164,7 +183,7 @@ def _reproduces(ledger: Ledger, inputs: Mapping[str, Posterior]) -> bool:
         verify=False,
         module_options=config.module_options,
         num_layers=config.num_layers,
-        **config.options(),
+        **{**config.options(), **({"ancestor": job.ancestor[0]} if job.ancestor else {})},
     )
     return tensors_sha256(again.mean) == ledger.result
 
@@ -173,7 +192,7 @@ def _subtract(job: _Job) -> Removal:
     """Take the contributors' own sites or updates out of the merge, because the others are not at hand."""
     report = _read_report(job.folder)
     recorded = {source["name"]: source for source in job.merged.meta.sources}
-    result, residual = job.merged, 0.0
+    result, residual, ancestor = job.merged, 0.0, _ancestor(job)
     for name in job.removed:
         place = job.sources.get(name, recorded[name]["path"])
         adapter = job.inputs.get(name) or Posterior.from_pretrained(place)
@@ -182,7 +201,7 @@ def _subtract(job: _Job) -> Removal:
                 f"{place} is not the {name!r} that was merged: its mean has another hash; give the adapter as it was: "
                 f"--source {name}=FOLDER"
             )
-        result, error = subtract(result, adapter, recorded[name], report)
+        result, error = subtract(result, adapter, recorded[name], report, ancestor)
         residual = max(residual, error)
     left = [name for name in recorded if name not in job.removed]
     note = f"{', '.join(job.removed)} was subtracted from {job.folder.name}; relative residual about {residual:.2g}"
@@ -191,6 +210,26 @@ def _subtract(job: _Job) -> Removal:
     )
     replace(result, meta=meta).save_pretrained(job.output, overwrite=job.overwrite)
     return Removal(job.output, job.removed, left, "subtracted", None, residual)
+
+
+def _ancestor(job: _Job) -> Posterior | None:
+    """What a merge of one lineage was relative to, checked against its record."""
+    record = job.merged.meta.ancestor
+    if job.ancestor or not record.get("included"):
+        return job.ancestor[0] if job.ancestor else None
+    place = job.sources.get(ANCESTOR, record["folder"])
+    try:
+        found = Ancestor(Posterior.from_pretrained(place), place)
+    except PosteriorFormatError as error:
+        raise IncompatibleAdaptersError(
+            f"the ancestor of the merge cannot be read ({error}); say where it is: --source {ANCESTOR}=FOLDER"
+        ) from None
+    if (found.sha256, found.hess_sha256) != (record["sha256"], record["hess_sha256"]):
+        raise IncompatibleAdaptersError(
+            f"{place} is not the ancestor of the merge: its mean or h has another hash; give it as it was: --source "
+            f"{ANCESTOR}=FOLDER"
+        )
+    return found.posterior
 
 
 def _check_adapter(folder: Path) -> None:
@@ -205,8 +244,9 @@ def _check_names(job: _Job) -> None:
     names = [str(source["name"]) for source in job.merged.meta.sources if "name" in source]
     if not names:
         raise ConfigError(f"{job.folder} is not a merge: its posterior.json lists no inputs")
+    known = [*names, ANCESTOR] if job.merged.meta.ancestor.get("included") else names
     for name in [*job.removed, *job.sources]:
-        if name not in names:
+        if name not in (names if name in job.removed else known):
             close = suggest_key(name, names).partition("; ")[2].replace("keys here", "contributors")
             raise ConfigError(f"{job.folder} has no contributor {name!r}; {close}")
     if not job.removed:

@@ -1,6 +1,7 @@
 """Subtracting an adapter from a merge whose other inputs are not at hand, and how far that may be off.
 
     one frozen A    natural parameters, S - w S_t and S m - w S_t m_t; exact up to the rounding of the stored dtype
+    one lineage     the same relative to the ancestor, which must be at hand
     scaled sums     X - w W_t; off by what the truncation to the merged rank had cut away
     anything else   refused: the merge is no sum
 
@@ -26,7 +27,11 @@ _NO_ENERGY_LOST = 1 - 1e-12
 
 
 def subtract(
-    merged: Posterior, adapter: Posterior, source: Mapping[str, Any], report: Mapping[str, Any]
+    merged: Posterior,
+    adapter: Posterior,
+    source: Mapping[str, Any],
+    report: Mapping[str, Any],
+    ancestor: Posterior | None = None,
 ) -> tuple[Posterior, float]:
     """Take an adapter's own site or update out of a merge.
 
@@ -35,6 +40,7 @@ def subtract(
         adapter: The contributor.
         source: Its entry in the lineage of the merge: name, weight.
         report: Content of ``merge_report.json``.
+        ancestor: What the merge was relative to, for one lineage.
 
     Returns:
         The rest, and the estimated relative residual (0 is exact).
@@ -47,11 +53,16 @@ def subtract(
             f"{source['name']!r} has weights or options per module, which cannot be subtracted again; merge the "
             "others anew"
         )
+    if report.get("options", {}).get("ancestor") and report["options"].get("negative") == "negate":
+        raise IncompatibleAdaptersError(
+            "a negative weight of this merge stood for the adapter's negative, which is not subtracted; merge the "
+            "others anew"
+        )
     curvatures = {values.get("curvature") for values in report["modules"].values()}
     method, weight = report["method"], float(source["weight"])
     factor = report.get("options", {}).get("scale", 1.0)
     if method == "gradient_matching" and curvatures == {"sites"} and factor == 1:
-        rest = remove_adapter(merged, adapter, weight=weight)
+        rest = remove_adapter(merged, adapter, weight=weight, ancestor=ancestor)
         return rest, _rounding(merged, rest)
     if not (method == "task_arithmetic" or (method == "gradient_matching" and curvatures == {"isotropic"})):
         raise IncompatibleAdaptersError(

@@ -103,6 +103,9 @@ def laplace_posterior(
         method=LAPLACE,
         seed=seed,
         health={},
+        ancestor={}
+        if adapter.meta.ancestor.get("included")
+        else adapter.meta.ancestor,  # h is of these rows alone
     )
     return replace(adapter, hess=found.values, meta=meta, calibration=None, directions=None), found
 

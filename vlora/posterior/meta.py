@@ -32,7 +32,11 @@ class PosteriorMeta:
     weight_decay: float | dict[str, float] = 0.0
     """Prior precision divided by ``ess``, one number or one per key."""
     prior: dict[str, Any] = field(default_factory=lambda: {"kind": "zero"})
-    """``{"kind": "zero"}``, or ``{"kind": "posterior", "folder": …, "sha256": …}`` for a continued run."""
+    """``{"kind": "zero"}``, or ``{"kind": "posterior", "folder": …, "sha256": …}`` for a run that was trained under
+    another posterior (its mean's hash). ``N (h + weight_decay)`` then holds that posterior's precision too."""
+    ancestor: dict[str, Any] = field(default_factory=dict)
+    """Adapter that a run went on from: ``folder``, ``sha256`` of its mean, and ``included``, whether h counts the
+    ancestor's data too (a merge of such runs) or the run's own alone. Empty for a run with a start of its own."""
     loss_reduction: str = "mean"
     """How the training loss was averaged: ``mean`` over examples or ``token_mean`` over target tokens."""
     tokens_per_example: float | None = None

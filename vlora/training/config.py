@@ -131,6 +131,10 @@ class TrainConfig:
     """Folder of the posterior; ``<output>.work`` holds checkpoints while the run lasts."""
     peft: dict[str, Any] = field(default_factory=lambda: {"type": "lora"})
     """``type`` and the arguments of that PEFT configuration class; what is left out has PEFT's default."""
+    start: str | None = None
+    """Adapter or posterior, folder or hub id, that training goes on from instead of a random start; its weights, rank,
+    scaling and targets are kept, so what ``peft`` says must agree. Recorded as ``ancestor`` in ``posterior.json``, for
+    merges of one lineage. The optimizer starts afresh, and its prior stays the one of mean zero."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and its settings."""
     quantization: Literal["none", "8bit", "4bit"] = "none"

@@ -16,6 +16,7 @@ from vlora.models import load_base_model, load_model_config, load_tokenizer
 from vlora.posterior.keys import saved_tensors, unsaved_parameters
 from vlora.training.adapters import add_adapter, peft_config
 from vlora.training.config import TrainConfig
+from vlora.training.start import Start, read_start
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,6 +37,8 @@ class Prepared:
     train: EncodedDataset
     validation: EncodedDataset | None
     collate: Any
+    start: Start | None = None
+    """What the adapter holds before the first step, if not a random start."""
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -50,11 +53,17 @@ def prepare(config: TrainConfig) -> Prepared:
     origin: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     base_config = load_model_config(config.base_model, **origin)
     tokenizer = load_tokenizer(config.base_model, **origin)
-    adapter = peft_config(config.peft, task=config.task, model_type=base_config.model_type)
+    start = None if config.start is None else read_start(config.start, config.peft, task=config.task)
+    if start is None:
+        adapter = peft_config(config.peft, task=config.task, model_type=base_config.model_type)
+    else:
+        adapter = start.config
     virtual = getattr(adapter, "num_virtual_tokens", None) or 0
     limit = fitting_length(config.data, tokenizer, base_config, num_virtual_tokens=virtual)
     data, train, validation = encode_splits(config.task, config.data, tokenizer, limit)
     config = replace(config, data=data)
+    if start is not None:
+        start.check_data(config.base_model, config.revision, data.labels)
     set_seed(config.seed)  # a new classification head
     base = load_base_model(
         config.base_model,
@@ -68,9 +77,12 @@ def prepare(config: TrainConfig) -> Prepared:
         base.enable_input_require_grads()  # the embeddings are frozen, so nothing else would carry the graph
     set_seed(config.seed)  # the adapter's start depends on the seed alone, not on what was drawn before
     model = add_adapter(base, adapter, getattr(torch, config.adapter_dtype))
+    if start is not None:
+        start.load_into(model)
     if config.optimizer.name == "ivon":
         _require_exportable(model)
-    return Prepared(config, tokenizer, model, train, validation, data_collator(config.task, tokenizer))
+    collate = data_collator(config.task, tokenizer)
+    return Prepared(config, tokenizer, model, train, validation, collate, start)
 
 
 def encode_splits(

@@ -208,6 +208,7 @@ def _posterior(run: Prepared, trainer: "Trainer", optimizer: Any, gauge: str) ->
         "tokens_per_example": run.train.num_target_tokens / len(run.train) if causal else None,
         "config_sha256": config_sha256(config),
         "labels": config.data.labels if config.task == "sequence_classification" else None,
+        "ancestor": {} if run.start is None else run.start.record(),
     }
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.optimizer.name == "ivon":
