@@ -35,7 +35,8 @@ app.add_typer(recipes_app, name="recipes")
 def train(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune an adapter with IVON (or AdamW) and save its posterior beside it.
 
-    Keys: base_model, task, data, peft, optimizer, quantization, dtype, training, output.
+    Keys: base_model, task, data, peft, start, optimizer, quantization, dtype, training, output.
+    `start: FOLDER` goes on from an adapter instead of a random start.
     A killed run goes on from its last checkpoint when the same command is given again.
     On several processes: accelerate launch --num_processes N -m vlora train CONFIG.yaml.
     """

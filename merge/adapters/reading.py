@@ -1,7 +1,7 @@
 """From posterior folders to what the methods take: updates per module, and fully trained tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Inputs:
     """Per adapter: module -> its keys."""
     ancestor: Ancestor | None = None
     """What all of them went on from, in a merge of one lineage."""
+    last_start: dict[str, LoraUpdate] = field(default_factory=dict, compare=False)
+    """The ancestor's update of the module that was read last, shared by all adapters."""
 
     @property
     def modules(self) -> list[str]:
@@ -93,7 +95,11 @@ class Inputs:
         """The ancestor's update of a module."""
         if self.ancestor is None:
             raise ValueError("these adapters have no common ancestor")
-        return read_inputs([self.ancestor.posterior], ["ancestor"]).update(0, module)
+        if module not in self.last_start:
+            self.last_start.clear()
+            own = read_inputs([self.ancestor.posterior], ["ancestor"])
+            self.last_start[module] = own.update(0, module)
+        return self.last_start[module]
 
     def _precision(self, index: int, key: str) -> tuple[Tensor | None, float]:
         """Precision and prior of one tensor, untempered; relative to the ancestor if there is one."""

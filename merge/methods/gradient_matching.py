@@ -84,6 +84,14 @@ class PriorSource(Protocol):
         ...
 
 
+class AncestorSource(Protocol):
+    """Where an ancestor's updates come from."""
+
+    def of(self, module: str) -> LoraUpdate:
+        """Mean m_0 and precision S_0 of a module."""
+        ...
+
+
 def gradient_matching(
     updates: Sequence[LoraUpdate],
     weights: Sequence[float],
@@ -94,6 +102,7 @@ def gradient_matching(
     curvature: str = "auto",
     negative: str | None = None,
     prior: PriorSource | None = None,
+    ancestor: AncestorSource | None = None,
 ) -> MergedModule:
     """Merge the updates of one module by what each adapter is sure of.
 
@@ -108,6 +117,8 @@ def gradient_matching(
         negative: What a negative weight means, ``negate`` or ``remove``; see above for the default.
         prior: Gives P of H_0 = tau P per module (:mod:`vlora.merge.adapters.prior`), for Kronecker and separable
             curvature; the identity if not given. Sites have the priors of their posteriors.
+        ancestor: What all updates went on from, if they do not name it themselves (``LoraUpdate.ancestor``); their
+            precisions are then those of their own data. They are summed by sites, at the ancestor's rank.
 
     Returns:
         The merged update; its report names the curvature that was used.
@@ -116,6 +127,8 @@ def gradient_matching(
         IncompatibleAdaptersError: The curvature asked for is not at hand, or ranks do not fit.
     """
     updates, weights = present(updates, weights)
+    if ancestor is not None:
+        updates = [replace(u, ancestor=u.ancestor or ancestor.of(u.module)) for u in updates]
     if updates[0].ancestor is not None:
         return _of_one_lineage(updates, weights, rank, scale, curvature, negative)
     kind = choose_curvature(updates) if curvature == "auto" else curvature

@@ -54,11 +54,9 @@ def test_adapters_that_are_not_plain_lora_are_refused_by_name(pair, changes, mes
 @pytest.mark.parametrize("method", ["linear", "gradient_matching"])
 def test_a_posterior_under_another_prior_is_refused(pair, method):
     posterior = add_posterior(pair[0], 1)
-    prior = {"kind": "posterior", "path": "out/first", "sha256": "0" * 64}
+    prior = {"kind": "posterior", "folder": "out/first", "sha256": "0" * 64}
     later = replace(posterior, meta=replace(posterior.meta, prior=prior))
-    message = (
-        r"'adapter 1' was trained under a prior of kind 'posterior' \(out/first\), .* merge the plain adapter"
-    )
+    message = r"'adapter 1' was trained under a prior of kind 'posterior', .*give ancestor: out/first .* plain adapter"
     with pytest.raises(IncompatibleAdaptersError, match=message):
         merge_adapters([posterior, later], method=method)
     with pytest.raises(IncompatibleAdaptersError, match=message):

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoint_cases import gpt2, llama, loaded, lora, merge, peft_merged, save_model, tensors_of
+from checkpoint_cases import gpt2, llama, loaded, lora, merge, peft_merged, save_model, settings, tensors_of
 from safetensors.torch import save_file
 
-from vlora.errors import CheckpointError, IncompatibleAdaptersError
+from vlora.errors import CheckpointError, ConfigError, IncompatibleAdaptersError
+from vlora.merge import merge_adapters
 from vlora.merge.checkpoints.masks import MaskSource
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import fingerprint_weights, tensors_sha256
@@ -192,3 +193,45 @@ def test_what_cannot_be_right_is_refused_by_name(tmp_path):
             adapters=[{"path": str(dora), "weight": 0.5}],
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_one_ancestor_go_into_the_base_by_their_sites(tmp_path):
+    """As the merged adapter would; the plan and the merge refuse alike what is not of the lineage."""
+    from vlora.merge.checkpoints.plan import make_plan
+
+    base = save_model(tmp_path / "base", llama())
+    plain = Posterior.from_pretrained(lora(tmp_path / "plain", llama(), lora_alpha=4))
+    ancestor = with_h(plain, 1)
+    ancestor.save_pretrained(tmp_path / "ancestor")
+    places = []
+    for seed in (2, 3):
+        noise = torch.Generator().manual_seed(seed)
+        mean = {k: v + 0.05 * torch.randn(v.shape, generator=noise) for k, v in plain.mean.items()}
+        places.append({"path": str(tmp_path / f"run{seed}")})
+        with_h(replace(plain, mean=mean), seed).save_pretrained(places[-1]["path"])
+    given = {
+        "into": "model", "base_model": str(base), "adapters": places, "ancestor": str(tmp_path / "ancestor"),
+    }  # fmt: skip
+    found = tensors_of(merge(tmp_path / "out", **given))
+    runs = [Posterior.from_pretrained(place["path"]) for place in places]
+    merge_adapters(runs, ancestor=ancestor).save_pretrained(tmp_path / "merged")
+    for name, value in peft_merged(llama(), tmp_path / "merged").items():
+        torch.testing.assert_close(found[name], value, rtol=2e-6, atol=2e-6)
+    written = json.loads((tmp_path / "out/merge.json").read_text())
+    assert {"ancestor"} == {s["name"] for s in written["inputs"] if s["role"] == "ancestor"}
+    with pytest.raises(ConfigError, match="lies inside the input"):
+        merge(tmp_path / "ancestor/new", **given)
+    other = replace(runs[1], adapter_config={**runs[1].adapter_config, "lora_alpha": 8})
+    other.save_pretrained(places[1]["path"])
+    for work in (
+        lambda: make_plan(settings(tmp_path / "two", **given), dry=True),
+        lambda: merge(tmp_path / "two", **given),
+    ):
+        with pytest.raises(IncompatibleAdaptersError, match="'run3' did not go on from the ancestor"):
+            work()
+
+
+def with_h(plain, seed):
+    noise = torch.Generator().manual_seed(100 + seed)
+    hess = {k: torch.rand(v.shape, generator=noise) for k, v in plain.mean.items()}
+    return replace(plain, hess=hess, meta=replace(plain.meta, num_examples=50, ess=500.0, weight_decay=0.1))

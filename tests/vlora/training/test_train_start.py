@@ -105,3 +105,36 @@ def test_another_base_or_other_classes_are_refused(make_config, tmp_path):
     replace(posterior, meta=replace(posterior.meta, base_model=other)).save_pretrained(first)
     with pytest.raises(ConfigError, match="was trained on 'other/base', base_model is"):
         run_training(going_on(config, first, output=str(tmp_path / "two")))
+
+
+def test_two_runs_from_one_start_merge_by_their_sites(make_config, tmp_path):
+    """IVON's posterior and a Laplace approximation of AdamW's point, both with the record of the start."""
+    from vlora.laplace import PosteriorConfig
+    from vlora.laplace.run import run_posterior
+    from vlora.merge.in_memory import merge_with_report
+
+    first = run_training(make_config("causal_lm"))
+    ivon = run_training(going_on(make_config("causal_lm"), first, output=str(tmp_path / "ivon"), seed=1))
+    config = make_config("causal_lm", "optimizer.name=adamw")
+    adamw = run_training(going_on(config, first, output=str(tmp_path / "adamw"), seed=2))
+    values = {
+        "adapter": str(adamw), "task": "causal_lm", "data": _plain(config)["data"], "output": str(tmp_path / "laplace"),
+        "loss_reduction": "token_mean", "health_examples": 0,
+    }  # fmt: skip
+    fitted = Posterior.from_pretrained(run_posterior(load_config(PosteriorConfig, values)))
+    ancestor = Posterior.from_pretrained(first)
+    assert fitted.meta.ancestor["sha256"] == ancestor.meta.mean_sha256
+    merged, report = merge_with_report(
+        [Posterior.from_pretrained(ivon), fitted], names=["ivon", "adamw"], ancestor=str(first)
+    )
+    assert merged.meta.num_examples == 3 * ancestor.meta.num_examples
+    assert merged.meta.ancestor["included"] is True
+    assert merged.adapter_config["r"] == ancestor.adapter_config["r"]
+    assert not any("does not say" in note for note in report.notes)
+    again = replace(merged, meta=replace(merged.meta, notes=[]))
+    again.save_pretrained(tmp_path / "merged")
+    on = going_on(
+        make_config("causal_lm"), tmp_path / "merged", output=str(tmp_path / "next"), peft={"type": "lora"}
+    )
+    after = Posterior.from_pretrained(run_training(on))  # the next round starts from the merge
+    assert after.meta.ancestor["sha256"] == Posterior.from_pretrained(tmp_path / "merged").meta.mean_sha256
