@@ -116,18 +116,36 @@ class Library:
         recipe = Recipe("ivon", 1e-3, seed=1000 * seed, start=1000 * seed, own_head=family == "mixed")
         return self._trained(f"{family}{len(names)}_joint_{seed}", family, names, recipe)
 
-    def descendant(self, ancestor: Adapter | None, file: str, names: Sequence[str], seed: int) -> Adapter:
-        """An adapter on domains under the frozen head, from a start of its own or from an ancestor."""
-        return self._trained(file, "domains", names, Recipe("ivon", 1e-3, seed=seed, start=seed), ancestor)
+    def descendant(
+        self,
+        ancestor: Adapter | None,
+        file: str,
+        names: Sequence[str],
+        seed: int,
+        precision: dict[str, Tensor] | None = None,
+    ) -> Adapter:
+        """An adapter on domains under the frozen head, from a start of its own or an ancestor, pulled to it by S_0."""
+        pull = None
+        if precision is not None:
+            count = sum(len(self.task(name).train) for name in names)
+            pull = {key: (value / count).float() for key, value in precision.items()}
+        recipe = Recipe("ivon", 1e-3, seed=seed, start=seed)
+        return self._trained(file, "domains", names, recipe, ancestor, pull)
 
     def _trained(
-        self, file: str, family: str, names: Sequence[str], recipe: Recipe, ancestor: Adapter | None = None
+        self,
+        file: str,
+        family: str,
+        names: Sequence[str],
+        recipe: Recipe,
+        ancestor: Adapter | None = None,
+        pull: dict[str, Tensor] | None = None,
     ) -> Adapter:
         path = self.work / "adapters" / f"{file}.safetensors"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             parts = [(self.task(n), self.head(family, n)) for n in names]
-            tensors, _ = train_adapter(parts, recipe, None if ancestor is None else ancestor.tensors)
+            tensors, _ = train_adapter(parts, recipe, None if ancestor is None else ancestor.tensors, pull)
             partial = path.with_suffix(".partial")
             save_file({key: value.contiguous() for key, value in tensors.items()}, partial)
             partial.rename(path)

@@ -1,10 +1,13 @@
 """Runs that went on from one ancestor: sums by sites against sums of changes, means, and merges without the ancestor.
 
-    python -m benchmarks.merge_quality.lineage --data DATA --work WORK [--seeds 0 1 2] [--only NAME]
+    python -m benchmarks.merge_quality.lineage --data DATA --work WORK [--seeds 0 1 2] [--only NAME] [--pulled]
 
 An ancestor is trained on one domain or on four at once; three runs go on from it, each on a domain of its own, without
 a pull towards the ancestor. All under the frozen head of the domains. One JSON per ancestor and seed in
-``results/lineage``; a unit whose file exists is not repeated.
+``results/lineage``; a unit whose file exists is not repeated. ``--pulled`` trains the runs again under the ancestor's
+Gaussian, 1/2 |theta - m_0|^2_{S_0 / N} added to the loss of every draw, for S_0 with and without the part of the
+ancestor's prior, and sums them by sites with the same S_0 (``results/lineage_pulled``). IVON's h then is that of the
+pulled loss's gradients: at the minimum their mean is 0, so the pull adds next to nothing to their squares.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +30,29 @@ from vlora.merge.update import LoraUpdate
 __all__ = ["ARMS", "Lineage", "lineages"]
 
 Deltas = dict[str, Tensor]
-Arm = Callable[[Sequence[LoraUpdate], float], Tensor]
+Merge = Callable[[Sequence[LoraUpdate], float], Tensor]
 """Updates of one module, with their ancestor, and a scalar -> dense merged update."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to merge."""
+
+    merge: Merge
+    scalars: Sequence[float] = SCALARS
+    line: str = ""
+    """``base`` or ``ancestor`` where the scalar multiplies the way from there, so that one merge does for all."""
+
+    def deltas(self, updates: Mapping[str, Sequence[LoraUpdate]]) -> Callable[[float], Deltas]:
+        """Scalar -> dense merged update per module."""
+        if not self.line:
+            return lambda s: {module: self.merge(row, s).float() for module, row in updates.items()}
+        ends = {module: self.merge(row, 1.0) for module, row in updates.items()}
+        starts = {
+            module: _start(row[0]).delta() if self.line == "ancestor" else torch.zeros_like(ends[module])
+            for module, row in updates.items()
+        }
+        return lambda s: {m: (starts[m] + s * (end - starts[m])).float() for m, end in ends.items()}
 
 
 @dataclass(frozen=True)
@@ -125,17 +149,17 @@ def kronecker_of_changes(updates: Sequence[LoraUpdate], scalar: float) -> Tensor
     return start.delta() + scalar * merged
 
 
-ARMS: dict[str, tuple[Arm, Sequence[float]]] = {
-    "sites": (sites, SCALARS),
-    "sites, ancestor's prior left out": (without_prior, SCALARS),
-    "sum of changes, factors": (changes_of_factors, SCALARS),
-    "sum of changes, updates": (changes, SCALARS),
-    "mean of factors": (mean_of_factors, MEAN_SCALARS),
-    "Kronecker, runs alone": (kronecker, SCALARS),
-    "Kronecker, runs and ancestor": (kronecker_with_ancestor, SCALARS),
-    "Kronecker of changes": (kronecker_of_changes, SCALARS),
+ARMS = {
+    "sites": Arm(sites),
+    "sites, ancestor's prior left out": Arm(without_prior),
+    "sum of changes, factors": Arm(changes_of_factors),
+    "sum of changes, updates": Arm(changes, line="ancestor"),
+    "mean of factors": Arm(mean_of_factors, MEAN_SCALARS),
+    "Kronecker, runs alone": Arm(kronecker, line="base"),
+    "Kronecker, runs and ancestor": Arm(kronecker_with_ancestor, line="base"),
+    "Kronecker of changes": Arm(kronecker_of_changes, line="ancestor"),
 }
-"""Name -> merge and the scalars that are tried."""
+"""Everything that is compared."""
 
 
 def evaluate(unit: Lineage, library: Library) -> dict[str, Any]:
@@ -161,8 +185,8 @@ def evaluate(unit: Lineage, library: Library) -> dict[str, Any]:
         "going on with all three": {"default": scorer.all(joint.deltas())},
         "everything at once": {"default": scorer.all(whole.deltas())},
     }
-    for name, (arm, scalars) in ARMS.items():
-        arms[name] = _tuned(scorer, lambda s, arm=arm: _merged(arm, updates, s), scalars)
+    for name, arm in ARMS.items():
+        arms[name] = _tuned(scorer, arm.deltas(updates), arm.scalars)
     distances = {
         module: {u.adapter: distance_from_ancestor(u) for u in row} for module, row in updates.items()
     }
@@ -170,6 +194,49 @@ def evaluate(unit: Lineage, library: Library) -> dict[str, Any]:
         "ancestor": unit.ancestor, "seed": unit.seed, "tasks": list(unit.children), "old": list(unit.old),
         "unseen": list(unit.unseen), "arms": arms, "from_ancestor": distances,
     }  # fmt: skip
+
+
+def evaluate_pulled(unit: Lineage, library: Library) -> dict[str, Any]:
+    """Scores of sums of runs that were trained under the ancestor's posterior."""
+    seed, stem = 1000 * unit.seed, f"lineage_{unit.ancestor}_{unit.seed}"
+    ancestor = library.descendant(None, f"{stem}_ancestor", unit.old, seed + 500)
+    heads = dict.fromkeys((*unit.tasks, *unit.unseen), ancestor.head())
+    scorer: Any = Scorer(library, heads, unit, test=True)  # pyright: ignore[reportArgumentType]
+    arms: dict[str, Any] = {}
+    distances: dict[str, Any] = {}
+    for name, merge, bare in (
+        ("sites", sites, False),
+        ("sites, ancestor's prior left out", without_prior, True),
+    ):
+        kind = "data" if bare else "whole"
+        runs = [
+            library.descendant(
+                ancestor, f"{stem}_{task}_{kind}", [task], seed + 501 + i, _precision(ancestor, bare)
+            )
+            for i, task in enumerate(unit.children)
+        ]
+        updates = {module: _updates(ancestor, runs, module) for module in MODULES}
+        arms[f"{name}, pulled runs"] = _tuned(scorer, Arm(merge).deltas(updates), SCALARS)
+        arms[f"own pulled run ({name})"] = {"default": scorer.own(runs)}
+        distances[kind] = {
+            m: {u.adapter: distance_from_ancestor(u) for u in row} for m, row in updates.items()
+        }
+    return {
+        "ancestor": unit.ancestor, "seed": unit.seed, "tasks": list(unit.children), "old": list(unit.old),
+        "unseen": list(unit.unseen), "arms": arms, "from_ancestor": distances,
+    }  # fmt: skip
+
+
+def _precision(ancestor: Adapter, bare: bool) -> Deltas:
+    """S_0 of every factor."""
+    found = {}
+    for module in MODULES:
+        start = ancestor.update(module)
+        start = _bare(start) if bare else start
+        assert start.precision_a is not None
+        assert start.precision_b is not None
+        found |= {f"{module}.a": start.precision_a, f"{module}.b": start.precision_b}
+    return found
 
 
 def _tuned(scorer: Any, make: Callable[[float], Deltas], scalars: Sequence[float]) -> dict[str, Any]:
@@ -182,10 +249,6 @@ def _tuned(scorer: Any, make: Callable[[float], Deltas], scalars: Sequence[float
         "scalar": best,
         "validation_nll": {str(s): v for s, v in found.items()},
     }
-
-
-def _merged(arm: Arm, updates: Mapping[str, Sequence[LoraUpdate]], scalar: float) -> Deltas:
-    return {module: arm(row, scalar).float() for module, row in updates.items()}
 
 
 def _updates(ancestor: Adapter, runs: Sequence[Adapter], module: str) -> list[LoraUpdate]:
@@ -215,12 +278,15 @@ def _bare(start: LoraUpdate) -> LoraUpdate:
 
 def main() -> None:
     """One JSON per unit."""
-    args = arguments(str(__doc__)).parse_args()
+    parser = arguments(str(__doc__))
+    parser.add_argument("--pulled", action="store_true", help="runs trained under the ancestor's posterior")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     library = Library(args.data, args.work)
     for unit in lineages(args.seeds or [0, 1, 2]):
         if args.only in unit.name:
-            keep_and_tell(RESULTS, "lineage", unit.name, lambda u=unit: evaluate(u, library))
+            part, work = ("lineage_pulled", evaluate_pulled) if args.pulled else ("lineage", evaluate)
+            keep_and_tell(RESULTS, part, unit.name, lambda u=unit, w=work: w(u, library))
 
 
 if __name__ == "__main__":

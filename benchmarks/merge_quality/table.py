@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.merge_quality.arms import MAIN
 from benchmarks.merge_quality.curvature_tables import curvature_table, gathering_table, pass_table
+from benchmarks.merge_quality.lineage_tables import lineage_sections
 from benchmarks.merge_quality.pairs_tables import pair_differences, pair_scores, sets_of
 from benchmarks.merge_quality.preview_tables import agreement_table, choice_table, rays_table, seconds_table
 from benchmarks.merge_quality.records import (
@@ -250,6 +251,7 @@ def block(root: Path) -> str:
             rays_table,
         ),
         ("Preview: CPU seconds for 2,000 weightings", load(root, "preview_cost"), seconds_table),
+        *lineage_sections(load(root, "lineage")),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
         *(
             (f"Stand-ins against exact gradients, {len(found)} adapters of {kind}", found, curvature_table)

@@ -6,7 +6,7 @@ A trained adapter is one safetensors file: per module ``a``, ``b``, ``hess_a``, 
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,10 @@ def logits(states: Tensor, head: Tensor) -> Tensor:
 
 
 def train_adapter(
-    parts: list[tuple[Task, Tensor]], recipe: Recipe, ancestor: dict[str, Tensor] | None = None
+    parts: list[tuple[Task, Tensor]],
+    recipe: Recipe,
+    ancestor: dict[str, Tensor] | None = None,
+    pull: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train one adapter on one task, or on several at once (joint training), each with its head.
 
@@ -69,6 +72,8 @@ def train_adapter(
         parts: Tasks, and where their heads start.
         recipe: How.
         ancestor: Tensors of an adapter whose factors this one starts from.
+        pull: Precision S_0 / N of a Gaussian around them, ``<module>.a`` and ``<module>.b``, whose negative logarithm
+            joins the loss of a draw.
 
     Returns:
         Tensors and facts.
@@ -82,7 +87,8 @@ def train_adapter(
     optimizer = _optimizer(trained, recipe, steps)
     started = time.process_time()
     with gathering(network.peft, activations=True, seed=recipe.seed, votes=recipe.votes) as stream:
-        loss = _fit(network, [task for task, _ in parts], heads, optimizer, steps, recipe)
+        penalty = None if pull is None or ancestor is None else _pull(network, ancestor, pull)
+        loss = _fit(network, [task for task, _ in parts], heads, optimizer, steps, recipe, penalty)
     if isinstance(optimizer, IVON):
         optimizer.eval()
         curvature = stream.result()
@@ -113,7 +119,13 @@ def _optimizer(trained: list[nn.Parameter], recipe: Recipe, steps: int) -> Any:
 
 
 def _fit(
-    network: Network, tasks: list[Task], heads: list[nn.Parameter], optimizer: Any, steps: int, recipe: Recipe
+    network: Network,
+    tasks: list[Task],
+    heads: list[nn.Parameter],
+    optimizer: Any,
+    steps: int,
+    recipe: Recipe,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> float:
     """A warm-up and a cosine; returns the mean loss of the last 20 steps."""
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -127,11 +139,20 @@ def _fit(
         states = network(rows.hidden[part], rows.mask[part])
         loss = cross_entropy(logits(states, heads[number]), rows.label[part])
         optimizer.zero_grad()
-        loss.backward()
+        (loss if penalty is None else loss + penalty()).backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
     return sum(losses[-20:]) / len(losses[-20:])
+
+
+def _pull(network: Network, ancestor: dict[str, Tensor], pull: dict[str, Tensor]) -> Callable[[], Tensor]:
+    """1/2 |theta - m_0|^2_{S_0 / N} at the weights that the network holds."""
+    rows = []
+    for name, layer in network.adapted.items():
+        for side, factor in (("a", layer.lora_A["default"].weight), ("b", layer.lora_B["default"].weight)):
+            rows.append((factor, ancestor[f"{name}.{side}"], pull[f"{name}.{side}"]))
+    return lambda: 0.5 * torch.stack([(s * (p - m).square()).sum() for p, m, s in rows]).sum()
 
 
 def _batches(tasks: list[Task], recipe: Recipe) -> Iterator[tuple[int, Tensor]]:
