@@ -8,7 +8,7 @@ What an adapter's own data say of a tensor, H_t in :mod:`vlora.merge.methods.lin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -31,6 +31,8 @@ class Ancestor:
 
     posterior: Posterior
     path: str = "in memory"
+    known: dict[int, tuple[Posterior, bool]] = field(default_factory=dict, compare=False)
+    """Adapters that were compared with it, by address: hashing tensors takes a while."""
 
     @cached_property
     def sha256(self) -> str:
@@ -53,8 +55,11 @@ class Ancestor:
 
     def is_itself(self, posterior: Posterior) -> bool:
         """Whether a posterior is the ancestor."""
-        other = Ancestor(posterior)
-        return other.sha256 == self.sha256 and other.hess_sha256 == self.hess_sha256
+        if id(posterior) not in self.known:
+            other = Ancestor(posterior)
+            same = other.sha256 == self.sha256 and other.hess_sha256 == self.hess_sha256
+            self.known[id(posterior)] = posterior, same
+        return self.known[id(posterior)][1]
 
     def included(self, posterior: Posterior) -> bool:
         """Whether an adapter's h counts the ancestor's data."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.curvature.positive import check_definite
 from vlora.merge.methods.lineage import add_sites, reflected
 from vlora.merge.methods.linear import normalised
 
@@ -40,7 +41,17 @@ class FullTensor:
 def merge_full_lineage(
     values: Sequence[FullTensor], weights: Sequence[float], *, negate: bool = False, removing: bool = False
 ) -> FullTensor:
-    """Sum of one tensor's sites over the runs of one ancestor; see :mod:`vlora.merge.methods.lineage`."""
+    """Sum of one tensor's sites over the runs of one ancestor; see :mod:`vlora.merge.methods.lineage`.
+
+    Args:
+        values: One per run, relative to the same ancestor.
+        weights: w_t per run.
+        negate: Whether a negative weight stands for the run's negative.
+        removing: As for :func:`vlora.merge.methods.lineage.add_sites`.
+
+    Raises:
+        IncompatibleAdaptersError: Negative weights outweigh all evidence in most of the tensor.
+    """
     start = values[0].ancestor
     if start is None:
         raise ValueError(f"{values[0].key} has no ancestor")
@@ -49,7 +60,8 @@ def merge_full_lineage(
     terms = [(w, _known(v), v.mean) for w, v in zip(weights, values, strict=True)]
     if negate:
         terms = [reflected(*term, start.mean) for term in terms]
-    mean, precision, _ = add_sites(start.mean, start.precision, terms, removing=removing)
+    mean, precision, clamped = add_sites(start.mean, start.precision, terms, removing=removing)
+    check_definite(start.key, clamped)
     return FullTensor(mean, precision, start.prior, "merged", start.key)
 
 

@@ -53,11 +53,13 @@ class AdapterPlan:
     basis: str
     notes: list[str]
     problems: list[str]
+    ancestor: AdapterHeaders | None = None
+    """What all adapters went on from, in a merge of one lineage."""
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of all tensors of all adapters."""
-        return sum(adapter.nbytes for adapter in self.adapters)
+        """Bytes of all tensors of all adapters, and of the ancestor."""
+        return sum(adapter.nbytes for adapter in _read(self.adapters, self.ancestor))
 
     @property
     def rank_summary(self) -> str:
@@ -107,16 +109,16 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
     check_apart(output, [*(source.path for source in config.adapters), config.ancestor or ""])
     rows = zip(config.adapters, config.names(), strict=True)
     adapters = [read_adapter_headers(source.path, source.revision, name) for source, name in rows]
+    ancestor = read_adapter_headers(config.ancestor, None, "ancestor") if config.ancestor else None
     names = sorted({module for adapter in adapters for module in adapter.modules})
     mismatched = _mismatched(names, adapters)
     modules = {name: _module(config, name, adapters) for name in names}
-    lineage = config.ancestor is not None
-    kinds = {name: module_kind(name, row, adapters, lineage) for name, row in modules.items()}
+    kinds = {name: module_kind(name, row, adapters, ancestor is not None) for name, row in modules.items()}
     work = [module_cost(config, kind).memory + gram_bytes(name, adapters) for name, kind in kinds.items()]
     lacks, written = lacking(config, adapters), _written(config, modules, adapters)
-    read, free = sum(a.nbytes for a in adapters), _free(output)
+    read, free = sum(a.nbytes for a in _read(adapters, ancestor)), _free(output)
     problems = (
-        _problems(config, adapters, modules)
+        _problems(config, adapters, modules, ancestor)
         + describe_lacking(lacks, config.method)
         + _space(written, free, output)
     )
@@ -141,7 +143,12 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
         basis,
         _notes(config, modules, adapters),
         problems,
+        ancestor,
     )
+
+
+def _read(adapters: Sequence[AdapterHeaders], ancestor: AdapterHeaders | None) -> list[AdapterHeaders]:
+    return [*adapters, *([] if ancestor is None else [ancestor])]
 
 
 def _module(config: MergeConfig, name: str, adapters: Sequence[AdapterHeaders]) -> dict[str, Any]:
@@ -196,7 +203,10 @@ def _notes(
 
 
 def _problems(
-    config: MergeConfig, adapters: Sequence[AdapterHeaders], modules: dict[str, dict[str, Any]]
+    config: MergeConfig,
+    adapters: Sequence[AdapterHeaders],
+    modules: dict[str, dict[str, Any]],
+    ancestor: AdapterHeaders | None,
 ) -> list[str]:
     found: list[str] = []
     posteriors = [adapter.stand_in() for adapter in adapters]
@@ -211,8 +221,8 @@ def _problems(
     if not found:
         everyone = [adapter.name for adapter in adapters]
         _try(found, lambda: check_together(posteriors, everyone, config.base_model))
-        if config.ancestor is not None:
-            start = read_adapter_headers(config.ancestor, None, "ancestor").stand_in()
+        if ancestor is not None:
+            start = ancestor.stand_in()
             _try(found, lambda: check_together([start, posteriors[0]], ["ancestor", everyone[0]]))
             _try(found, lambda: check_lineage(Ancestor(start, str(config.ancestor)), posteriors, everyone))
     _try(found, lambda: _check_settings(config, [a.name for a in adapters], list(modules), adapters))

@@ -12,6 +12,7 @@ from merge_cases import add_curvature, peft_deltas, tiny_bert
 from vlora.config import load_config
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge import MergeConfig, merge_adapters, run_merge
+from vlora.merge.checkpoints import ModelMergeConfig
 from vlora.merge.in_memory import merge_with_report
 from vlora.merge.plan.plan import make_adapter_plan
 from vlora.posterior import Posterior
@@ -211,6 +212,12 @@ def test_settings_that_do_not_go_together(settings, message):
         load_config(MergeConfig, values)
 
 
+def test_whole_models_have_no_ancestor():
+    values = {"models": [{"path": "a"}], "base_model": "b", "output": "m", "ancestor": "x", "into": "model"}
+    with pytest.raises(ConfigError, match="method gradient_matching has no option ancestor"):
+        load_config(ModelMergeConfig, {**values, "method": "gradient_matching"})
+
+
 def save(family, tmp_path, **settings):
     ancestor, children = family
     for name, child in zip(("math", "code"), children, strict=True):
@@ -236,6 +243,9 @@ def test_folders_plan_report_and_card(family, tmp_path, capsys):
     assert not stop.value.code
     merged = Posterior.from_pretrained(tmp_path / "merged")
     assert_is(merged, *expected(*family, [1.0, 1.0]))
+    assert (
+        plan.bytes_read == sum(adapter.nbytes for adapter in plan.adapters) * 3 // 2
+    )  # and the ancestor, as large
     tensors = [*merged.mean.values(), *merged.hess.values()]
     assert plan.bytes_written == sum(t.numel() * t.element_size() for t in tensors)
     report = json.loads((tmp_path / "merged/merge_report.json").read_text())
