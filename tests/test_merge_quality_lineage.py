@@ -66,15 +66,19 @@ def record(seed: int, gain: float) -> dict:
 
 def test_tables_by_hand():
     found = [record(1, 0.04), record(0, 0.02)]
-    (title, records, make), (_, pairs, differ), (_, _, far), (_, none, _), *_ = (
-        lineage_tables.lineage_sections(found)
-    )
+    pulled = [record(1, 0.0), record(0, 0.0)]
+    for one in pulled:
+        one["arms"] = {"sites, pulled runs": one["arms"]["sites"]}
+    sections = lineage_tables.lineage_sections(found, pulled)
+    (title, records, make), (_, pairs, differ), (_, _, far), (_, none, _) = sections[:4]
     assert title == "Three runs that went on from an ancestor trained on one domain, 2 seeds"
     assert none == []
     lines = make(records).splitlines()
     assert lines[2] == "| ancestor | 50.0 | 50.0 | 50.0 | 0.500 | 0.500 | 0.500 | — | — | — |"
     assert lines[3] == "| sites | 73.0 | 73.0 | 73.0 | 0.270 | 0.270 | 0.270 | 80.0 | 0.200 | 0.7 |"
     assert "| mean of factors | default | +3.0 [" in differ(pairs)
+    _, same, beside = sections[-1]
+    assert beside(same).splitlines()[2].startswith("| sites; ancestor of one | 70.0 | -3.0 [")
     assert far(records).splitlines()[2] == "| m | 0.10 | 0.15 | 0.20 |"
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from benchmarks.merge_quality.adapters import Adapter, Library
 from benchmarks.merge_quality.network import MODULES
 from benchmarks.merge_quality.run import RESULTS, arguments
-from benchmarks.merge_quality.scores import MEAN_SCALARS, SCALARS, Scorer
+from benchmarks.merge_quality.scores import MEAN_SCALARS, Scorer
+from benchmarks.merge_quality.scores import SCALARS as USUAL
 from benchmarks.merge_quality.tasks import DOMAINS
 from benchmarks.rows import keep_and_tell
 from vlora.merge.methods.gradient_matching import gradient_matching
@@ -30,6 +31,8 @@ from vlora.merge.update import LoraUpdate
 __all__ = ["ARMS", "Lineage", "lineages"]
 
 Deltas = dict[str, Tensor]
+SCALARS = (1 / 3, *USUAL)
+"""As everywhere, and what makes a mean of a sum over three runs."""
 Merge = Callable[[Sequence[LoraUpdate], float], Tensor]
 """Updates of one module, with their ancestor, and a scalar -> dense merged update."""
 

@@ -7,15 +7,23 @@ import numpy as np
 from benchmarks.merge_quality.records import Records, common_arms, mean, value
 from benchmarks.readme_table import interval, markdown, number
 
-__all__ = ["SITES", "distances", "lineage_differences", "lineage_scores", "lineage_sections", "with_groups"]
+__all__ = [
+    "SITES",
+    "distances",
+    "lineage_differences",
+    "lineage_scores",
+    "lineage_sections",
+    "pulled_table",
+    "with_groups",
+]
 
 SITES = "sites"
 _GROUPS = {"tasks": "runs' domains", "old": "ancestor's", "unseen": "unseen"}
 
 
-def lineage_sections(found: Records) -> list[tuple[str, Records, Callable[[Records], str]]]:
+def lineage_sections(found: Records, pulled: Records) -> list[tuple[str, Records, Callable[[Records], str]]]:
     """Title, records and table of every part."""
-    sections = []
+    sections: list[tuple[str, Records, Callable[[Records], str]]] = []
     for name, title in (("one", "on one domain"), ("four", "on four domains")):
         records = with_groups([record for record in found if record["ancestor"] == name])
         told = f"Three runs that went on from an ancestor trained {title}, {len(records)} seeds"
@@ -24,7 +32,30 @@ def lineage_sections(found: Records) -> list[tuple[str, Records, Callable[[Recor
             ("Paired differences on these", records if len(records) > 1 else [], lineage_differences),
             ("How far the runs went, |A - A of the ancestor| / |A of the ancestor|", records, distances),
         ]
-    return sections
+    told = (
+        "Runs that were trained under the ancestor's posterior, over all domains that the merge has data for"
+    )
+    return [*sections, (told, pulled if found else [], lambda these: pulled_table(found, these))]
+
+
+def pulled_table(records: Records, pulled: Records) -> str:
+    """Sums by sites of runs that were trained under the ancestor's posterior, minus those of runs that were not."""
+    beside = {(record["ancestor"], record["seed"]): record for record in with_groups(records)}
+    rows = []
+    for size in ("one", "four"):
+        found = [r for r in with_groups(pulled) if r["ancestor"] == size and (size, r["seed"]) in beside]
+        for arm in (SITES, f"{SITES}, ancestor's prior left out"):
+            name, cells = f"{arm}, pulled runs", []
+            for metric, scale, digits in (("accuracy", 100, 1), ("nll", 1, 3)):
+                cells.append(number(scale * mean(found, name, "default", metric, "all"), digits))
+                gaps = [
+                    value(r, name, "default", metric, "all")
+                    - value(beside[size, r["seed"]], arm, "default", metric, "all")
+                    for r in found
+                ]
+                cells.append(interval(scale * np.array(gaps), digits))
+            rows.append([f"{arm}; ancestor of {size}", *cells])
+    return markdown(["arm", "accuracy", "minus not pulled, points", "NLL", "minus not pulled"], rows)
 
 
 def with_groups(records: Records) -> Records:
@@ -43,7 +74,7 @@ def lineage_scores(records: Records) -> str:
         row.append(number(100 * mean(records, arm, "best", "accuracy", "all"), 1))
         row.append(number(mean(records, arm, "best", "nll", "all"), 3))
         scalars = {record["arms"][arm].get("scalar") for record in records} - {None}
-        rows.append([*row, ", ".join(f"{scalar:g}" for scalar in sorted(scalars)) or "—"])
+        rows.append([*row, ", ".join(f"{scalar:.2g}" for scalar in sorted(scalars)) or "—"])
     names = list(_GROUPS.values())
     header = [
         "arm",

@@ -26,7 +26,11 @@ from vlora.merge.update import LoraUpdate, MergedModule
 __all__ = ["FAR", "SMALLEST_SHARE", "add_sites", "distance_from_ancestor", "merge_lineage", "reflected"]
 
 FAR = 0.5
-"""|A_t - A_0| / |A_0| from which on a merge warns that the gauge may no longer be the ancestor's."""
+"""|A_t - A_0| / |A_0| from which on a merge warns that the gauge may no longer be the ancestor's.
+
+Runs of ``benchmarks/merge_quality`` went .07 to .52, and there a mean of factors still was level with the best sum of
+updates; independent starts of one size are 1.4 apart.
+"""
 SMALLEST_SHARE = 1e-3
 """Of S_0, below which no precision falls when a contributor is taken out."""
 

@@ -149,8 +149,8 @@ def _about_lineage(inputs: Inputs, report: MergeReport) -> list[str]:
     ]
     if not all(pulled):
         notes.append(
-            "one lineage: sites were added relative to the ancestor, which approximates joint training; the runs were "
-            "not pulled towards the ancestor by its precision, so they count as having gone less far than they did"
+            "one lineage: sites were added relative to the ancestor by their diagonal h, which approximates joint "
+            "training and tends to go too far at weights of 1; weights of 1 / number of runs are close to a mean"
         )
     return notes
 
