@@ -251,7 +251,6 @@ def block(root: Path) -> str:
             rays_table,
         ),
         ("Preview: CPU seconds for 2,000 weightings", load(root, "preview_cost"), seconds_table),
-        *lineage_sections(load(root, "lineage")),
         *lineage_sections(load(root, "lineage"), load(root, "lineage_pulled")),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
         *(
