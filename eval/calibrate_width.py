@@ -19,20 +19,18 @@ from vlora.eval.forward import Draws
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.posterior_scale import ScaleFit, fit_std_scale
 from vlora.eval.metrics.proper_scores import negative_log_likelihood
-from vlora.eval.metrics.temperature import TemperatureFit, fit_temperature, temperature_from_grid
+from vlora.eval.metrics.temperature import TemperatureFit, fit_temperature
 from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.prepare import Evaluation
 from vlora.eval.score import Scores, score_draws
 from vlora.eval.tables import finite_or_none
+from vlora.eval.text_temperature import TOKEN_TEMPERATURES, fit_token_temperature
 from vlora.posterior import Posterior
 from vlora.posterior.kinds import source_identity
 
 __all__ = ["Trials", "fit_width", "logit_temperatures", "scored_on", "token_temperatures"]
 
 logger = logging.getLogger(__name__)
-
-TOKEN_TEMPERATURES = tuple(np.geomspace(0.25, 4.0, 25).tolist())
-"""Logit temperatures tried for texts, a factor of 1.12 apart."""
 
 
 @dataclass
@@ -84,11 +82,7 @@ class Trials:
                 )
         finally:
             scorer.temperatures = ()
-        texts = scores.texts or []
-        tokens = sum(text["num_tokens"] for text in texts)
-        return temperature_from_grid(
-            TOKEN_TEMPERATURES, np.sum([text[name] for text in texts], axis=0) / tokens
-        )
+        return fit_token_temperature(scores.texts or [], name)
 
     def _scores(self, posterior: Posterior | None, count: int) -> Scores:
         config = self.evaluation.config

@@ -56,6 +56,8 @@ def _compare(
     rows_a = np.array(shared, dtype=np.int64)
     rows_b = np.array([b.row_of[a.records[row].item] for row in shared], dtype=np.int64)
     ratios_a, ratios_b = a.ratios(name_a), b.ratios(name_b)
+    if name_a == name_b == "mean":
+        ratios_a.pop("nll_sequence", None)  # of one parameter vector it is the nll
     for metric in [name for name in ratios_a if name in ratios_b and shared]:
         difference = _difference(_at(ratios_a[metric], rows_a), _at(ratios_b[metric], rows_b), resampler)
         if difference is not None:
@@ -119,7 +121,8 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
     """AUROC, FPR95 and AUPR of every score for every question, model and predictor.
 
     Positive and negative items are resampled apart, since their numbers are given. ``length`` is the prompt's
-    number of tokens: a baseline that knows nothing of the model (below .5: positive prompts are shorter).
+    number of tokens: a baseline that knows nothing of the model (below .5: positive prompts are shorter); of texts with
+    a prompt ``answer_length`` is the number of scored tokens.
 
     Raises:
         DataError: A question names a group that no record has, no group, or one group on both sides.
@@ -134,7 +137,8 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
             scores = [
                 (p, score, values) for p in table.predictors for score, values in table.scores(p).items()
             ]
-            for predictor, score, values in [*scores, ("mean", "length", table.num_tokens)]:
+            scores += [("mean", score, values) for score, values in table.length_scores().items()]
+            for predictor, score, values in scores:
                 head = {"model": table.model, "predictor": predictor, "score": score, "name": name}
                 groups = {side: list(sides[side]) for side in ("positive", "negative")}
                 found.append({**head, **groups, **_separation(values, rows, resampler)})

@@ -67,11 +67,11 @@ def spent_on_scores(
     for names, keys, seconds, tokens in batches:
         share = sum(key in used for key in keys) / max(len(keys), 1) / max(len(names), 1)
         for name in (name for name in names if name in wanted):
-            parts = name.split("|")
+            parts = _parts(name)
             for part in parts:
                 spent = found.setdefault(_estimator(part), Spent())
                 spent.add(0.0, tokens * share / len(parts), seconds * share / len(parts))
-    vectors = [_estimator(part) for part in {part for name in wanted for part in name.split("|")}]
+    vectors = [_estimator(part) for part in {part for name in wanted for part in _parts(name)}]
     for name, spent in found.items():  # all covariances of an item come from one Jacobian
         spent.passes = len(items) * (1 if name == "linearised" else vectors.count(name))
     return {name: found[name] for name in ("mean", "draws", "linearised") if name in found}
@@ -100,6 +100,11 @@ def cost_rows(
         }
         for name, cost in spent.items()
     ]
+
+
+def _parts(name: str) -> list[str]:
+    """Parameter vectors of a name; what follows an ``@`` tells how they were scored."""
+    return name.partition("@")[0].split("|")
 
 
 def _estimator(draw: str) -> str:

@@ -2,12 +2,14 @@
 
     p(k | x) = (1/M) sum_m p_m(k | x)          entropy parts as for draws: mean entropy of the members, and the rest
 
-(Lakshminarayanan et al. 2017, arXiv:1612.01474). Members stand at their means. For choices everything follows from the
-members' records, at no cost; answers are generated under every member (:mod:`vlora.eval.generation.voices`).
+(Lakshminarayanan et al. 2017, arXiv:1612.01474). Members stand at their means. For choices and texts everything follows
+from the members' records, at no cost beyond theirs; answers are generated under every member
+(:mod:`vlora.eval.generation.voices`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +18,10 @@ from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.models_config import Ensemble
 from vlora.eval.records import Record
 from vlora.eval.subjects import Subject
+from vlora.eval.text_ensemble import text_ensemble_record
 from vlora.posterior.hashing import tensors_sha256
 
-__all__ = ["ENSEMBLE", "ensemble_members", "ensemble_records"]
+__all__ = ["ENSEMBLE", "ensemble_cost", "ensemble_members", "ensemble_records"]
 
 ENSEMBLE = "ensemble"
 """Name of the ensemble among the models."""
@@ -63,13 +66,17 @@ def ensemble_records(members: Sequence[Sequence[Record]]) -> list[Record]:
     """Records of the ensemble from those of its members, who answered the same items in the same order.
 
     Args:
-        members: Records of every member, with choices.
+        members: Records of every member.
 
     Returns:
-        One record an item: the members' probabilities at their means as draws, and their average as ``log_probs``.
+        One record an item: the members' probabilities at their means as draws, and their average as ``log_probs``; of a
+        text, see :mod:`vlora.eval.text_ensemble`.
     """
     found = []
     for own in zip(*members, strict=True):
+        if own[0].lm is not None:
+            found.append(text_ensemble_record(own, ENSEMBLE))
+            continue
         samples = np.stack([record.log_probs for record in own])
         mixture = mixture_log_probs(samples[:, None])[0].round(_DECIMALS)
         found.append(
@@ -83,3 +90,17 @@ def ensemble_records(members: Sequence[Sequence[Record]]) -> list[Record]:
             )
         )
     return found
+
+
+def ensemble_cost(rows: Sequence[Mapping[str, Any]], members: Sequence[str]) -> list[dict[str, Any]]:
+    """Row of ``cost.by_estimator``: the passes of the members at their means, which are listed with them too.
+
+    Args:
+        rows: Rows of all models.
+        members: Names of the members; none for no ensemble.
+    """
+    own = [row for row in rows if row["model"] in members and row["estimator"] == "mean"]
+    if not own:
+        return []
+    total = {name: sum(row[name] for row in own) for name in ("passes", "forwards", "tokens", "seconds")}
+    return [{"model": ENSEMBLE, "estimator": "members", **total}]

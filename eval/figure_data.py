@@ -16,6 +16,7 @@ from vlora.eval.metrics.selective import risk_coverage
 from vlora.eval.predictions import ChoiceTable
 from vlora.eval.summaries import NUM_BINS
 from vlora.eval.tables import ALL, ModelTable, finite_or_none
+from vlora.eval.text_ensemble import TextEnsembleTable
 
 __all__ = [
     "MAX_POINTS",
@@ -53,7 +54,8 @@ def figure_data(tables: Sequence[ModelTable], seed: int = 0) -> dict[str, list[d
     for table in tables:
         rows = table.rows(ALL)
         for predictor in table.predictors if len(rows) else ():
-            figures["reliability"].append(_reliability(table, predictor, rows))
+            if not isinstance(table, TextEnsembleTable):  # which has no tokens' confidences
+                figures["reliability"].append(_reliability(table, predictor, rows))
             if isinstance(table, ChoiceTable):
                 figures["risk_coverage"].append(_risk_coverage(table, predictor, rows))
         figures["entropy_mi"] += _entropy_mi(table, seed)

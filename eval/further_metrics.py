@@ -1,4 +1,4 @@
-"""Metrics of all labelled test items beyond the headline, each with its interval; and what draws add to intervals.
+"""Metrics of all labelled test items beyond the headline, each with its interval.
 
 The headline (:mod:`vlora.eval.summaries`) has one number per question. These are the others that people publish, so
 that a result can be set beside theirs: further calibration errors, the parts of the Brier score of the confidence,
@@ -15,16 +15,15 @@ import numpy as np
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.calibration import bin_index, debiased_gaps, width_gaps
 from vlora.eval.metrics.classwise import classwise_ece
-from vlora.eval.metrics.crossed import crossed_interval, draw_weights
 from vlora.eval.metrics.decomposition import isotonic_decomposition
-from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
+from vlora.eval.metrics.intervals import bootstrap
 from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.metrics.selective import Kept
 from vlora.eval.metrics.smooth_calibration import smooth_ece, smooth_ece_floor, smooth_ece_resampled
 from vlora.eval.summaries import NUM_BINS
-from vlora.eval.tables import Metrics, Resampler, entry
+from vlora.eval.tables import Metrics, Resampler, measured
 
-__all__ = ["HEADLINE", "MIN_BIN", "add_draw_errors", "class_metrics", "further_metrics", "headline_statistic"]
+__all__ = ["HEADLINE", "MIN_BIN", "class_metrics", "further_metrics", "headline_statistic"]
 
 MIN_BIN = 10
 """Fewest items in a bin that may set the maximum calibration error."""
@@ -35,7 +34,6 @@ _SELECTIVE = (
 HEADLINE = ("accuracy", "nll", "brier", "ece_15_equal_width", "auroc_correctness", "aurc", "augrc")
 """Metrics of ``headline_statistic``, in the order of its columns."""
 _SLOW_ITEMS = 2e5  # items of all resamples together behind the intervals of the costly metrics
-_DRAW_RESAMPLES = 100
 
 
 def further_metrics(columns: Mapping[str, Array], resampler: Resampler) -> Metrics:
@@ -77,41 +75,7 @@ def class_metrics(log_probs: Array, label: IntArray, resampler: Resampler) -> Me
 
     value = float(classwise_ece(log_probs, label, NUM_BINS).mean())
     replicates = bootstrap(statistic, resampler.counts(len(label)))
-    return {
-        f"classwise_ece_{NUM_BINS}_equal_width": entry(percentile_interval(value, replicates, len(label)))
-    }
-
-
-def add_draw_errors(
-    metrics: Metrics, samples: Array, label: IntArray, antithetic: bool, resampler: Resampler
-) -> None:
-    """Give the main metrics of the mixture of draws their interval over items *and* draws.
-
-    Adds ``item_error`` and ``draw_error`` (standard errors), ``crossed_low`` and ``crossed_high`` to the entries; None
-    where S does not tell. See :mod:`vlora.eval.metrics.crossed`.
-
-    Args:
-        metrics: Entries of the labelled items, changed in place.
-        samples: Log-probabilities per draw, shape ``(S, N, K)``.
-        label: Index of the right choice, shape ``(N,)``.
-        antithetic: Whether draws 2j and 2j+1 mirror each other.
-        resampler: Source of the bootstrap resamples.
-    """
-    probs, size = np.exp(samples), len(label)
-    weights = draw_weights(len(samples), _DRAW_RESAMPLES, antithetic=antithetic, seed=resampler.seed)
-    every = np.ones((1, size))
-    draws = [headline_statistic(np.tensordot(row, probs, axes=1), label)(every)[0] for row in weights]
-    items = bootstrap(headline_statistic(probs.mean(axis=0), label), resampler.counts(size))
-    units = len(samples) // 2 if antithetic else len(samples)
-    for column, name in enumerate(HEADLINE):
-        value = metrics[name]["value"]
-        if value is None:
-            continue
-        found = crossed_interval(value, items[:, column], np.array(draws)[:, column], size, units)
-        interval = entry(found.interval)
-        errors = entry(Interval(found.item_error, found.draw_error, 0.0, size))
-        metrics[name] |= {"item_error": errors["value"], "draw_error": errors["low"]}
-        metrics[name] |= {"crossed_low": interval["low"], "crossed_high": interval["high"]}
+    return {f"classwise_ece_{NUM_BINS}_equal_width": measured(value, replicates, len(label))}
 
 
 def headline_statistic(probs: Array, label: IntArray) -> Callable[[Array], Array]:
@@ -187,11 +151,13 @@ def _smooth(columns: Mapping[str, Array], resampler: Resampler) -> Metrics:
     """Smooth ECE with its floor."""
     confidence, correct = columns["confidence"], columns["correct"]
     counts = resampler.counts(len(correct))[:200]
+    if not len(counts):  # values alone, as one of many resamples of the draws
+        value = smooth_ece_resampled(confidence, correct, np.ones((1, len(correct))))[0]
+        return {"smooth_ece": measured(float(value), np.empty(0), len(correct))}
     replicates = bootstrap(lambda weights: smooth_ece_resampled(confidence, correct, weights), counts)
-    found = percentile_interval(smooth_ece(confidence, correct), replicates, len(correct))
     floor = smooth_ece_floor(confidence, num_simulations=len(counts), seed=resampler.seed)
     more = {"floor": floor.mean, "floor_high": floor.high, "resamples": len(counts)}
-    return {"smooth_ece": entry(found, **more)}
+    return {"smooth_ece": measured(smooth_ece(confidence, correct), replicates, len(correct), **more)}
 
 
 def _brier_parts(columns: Mapping[str, Array], resampler: Resampler) -> Metrics:
@@ -204,10 +170,10 @@ def _brier_parts(columns: Mapping[str, Array], resampler: Resampler) -> Metrics:
         found = isotonic_decomposition(confidence[rows], correct[rows])
         return found.reliability, found.resolution, found.uncertainty
 
-    replicates = np.array([parts(np.repeat(np.arange(size), row)) for row in counts])
+    replicates = np.array([parts(np.repeat(np.arange(size), row)) for row in counts]).reshape(-1, 3)
     names = ("reliability_isotonic", "resolution_isotonic", "uncertainty_isotonic")
     return {
-        name: entry(percentile_interval(value, replicates[:, i], size), resamples=len(counts))
+        name: measured(value, replicates[:, i], size, resamples=len(counts))
         for i, (name, value) in enumerate(zip(names, parts(np.arange(size)), strict=True))
     }
 
@@ -218,7 +184,4 @@ def _intervals(
     """Entries of a statistic's columns."""
     values = statistic(np.ones((1, size)))[0]
     replicates = bootstrap(statistic, resampler.counts(size))
-    return {
-        name: entry(percentile_interval(float(values[i]), replicates[:, i], size))
-        for i, name in enumerate(names)
-    }
+    return {name: measured(float(values[i]), replicates[:, i], size) for i, name in enumerate(names)}

@@ -53,7 +53,8 @@ class ModelsConfig:
     """Revision of the base model on the hub."""
     ensemble: Ensemble = "auto"
     """Add an ensemble of these models as a baseline, every member at its mean as one draw. ``auto``: of all adapters
-    that are no merges, where there are two or more; true: of all adapters; false: none. Not for causal_lm."""
+    that are no merges, where there are two or more; true: of all adapters; false: none. Of texts it is the mixture of
+    whole texts."""
     num_samples: int = 8
     """Posterior draws S; 0 evaluates the mean alone. Plain adapters have no draws."""
     antithetic: bool = True

@@ -13,31 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlora.errors import DataError
-from vlora.eval.further_metrics import add_draw_errors, class_metrics, further_metrics
+from vlora.eval.choice_draws import ChoiceDraws, Drawn
+from vlora.eval.further_metrics import class_metrics, further_metrics
+from vlora.eval.item_columns import item_columns, sample_columns
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.intervals import Interval
 from vlora.eval.metrics.linearised import logit_variance, softmax_moments
-from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
 from vlora.eval.metrics.temperature import temper, temperature_interval
-from vlora.eval.metrics.uncertainty import (
-    chosen_std,
-    disagreement,
-    entropy,
-    expected_entropy,
-    kl_from_mean,
-    mixture_log_probs,
-    mutual_information,
-    variation_ratio,
-)
+from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.records import Record
 from vlora.eval.string_mixtures import mixture_columns
 from vlora.eval.summaries import summarise
 from vlora.eval.tables import PREDICTORS, Metrics, ModelTable, Ratio, Resampler
 
 __all__ = ["ChoiceTable", "Predictive"]
-
-CONFIDENT = 0.5
-"""An answer counts as confident above this probability."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +57,7 @@ class ChoiceTable(ModelTable):
         self._samples, self._antithetic = samples, records[0].antithetic
         self._truth = _truth(records, width)
         self._base_entropy: Array | None = None
+        self._draws: ChoiceDraws | None = None
         self._distances = _distances(records)
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
@@ -85,6 +75,9 @@ class ChoiceTable(ModelTable):
         if len(held_out):
             for name, predictive in list(self._predictives.items()):
                 self._predictives[f"{name}+temperature"] = self._tempered(predictive, held_out, resampler)
+        if samples is not None:
+            parts = (samples, at_mean, self.label, self._truth, held_out, self._antithetic, resampler.seed)
+            self._draws = ChoiceDraws(*parts)
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -116,22 +109,39 @@ class ChoiceTable(ModelTable):
         """Compute the metrics of ``rows`` with their intervals; all that there are where ``full``."""
         predictive = self._predictives[predictor]
         columns = {name: column[rows] for name, column in predictive.columns.items()}
-        metrics = summarise(columns, self.labelled[rows], predictive.temperature, resampler)
-        if full and self.labelled[rows].any():
-            metrics |= self._further(predictor, rows[self.labelled[rows]], resampler)
-            if predictor == "samples" and self._samples is not None:
-                draws = self._samples[:, rows]
-                add_draw_errors(metrics, draws, self.label[rows], self._antithetic, resampler)
-        return metrics
+        metrics = self._measure(
+            columns, predictive.temperature, predictive.log_probs[rows], rows, resampler, full
+        )
+        if self._draws is not None and (
+            predictor == "samples" or (full and predictor == "samples+temperature")
+        ):
 
-    def _further(self, predictor: str, rows: IntArray, resampler: Resampler) -> Metrics:
-        """What goes beyond the headline, of labelled rows."""
-        predictive = self._predictives[predictor]
-        columns = {name: column[rows] for name, column in predictive.columns.items()}
-        metrics = further_metrics(columns, resampler)
-        named = {self.records[row].choices for row in rows}
-        if len(named) == 1 and named != {None}:  # classes, and not choices that only have a position
-            metrics |= class_metrics(predictive.log_probs[rows], self.label[rows], resampler)
+            def values(columns: dict[str, Array], found: Drawn) -> dict[str, float | None]:
+                fitted = None if found.temperature is None else Interval(found.temperature, np.nan, np.nan, 0)
+                alone = self._measure(columns, fitted, found.log_probs, rows, Resampler(0), full)
+                return {name: one["value"] for name, one in alone.items()}
+
+            self._draws.add_errors(metrics, predictor, rows, values)
+        return {name: dict(one) for name, one in metrics.items()}
+
+    def _measure(
+        self,
+        columns: dict[str, Array],
+        temperature: Interval | None,
+        log_probs: Array,
+        rows: IntArray,
+        resampler: Resampler,
+        full: bool,
+    ) -> Metrics:
+        """Metrics of the items ``rows`` from their columns; what goes beyond the headline where ``full``."""
+        labelled = self.labelled[rows]
+        metrics = summarise(columns, labelled, temperature, resampler)
+        if full and labelled.any():
+            own = {name: column[labelled] for name, column in columns.items()}
+            metrics |= further_metrics(own, resampler)
+            named = {self.records[row].choices for row in rows[labelled]}
+            if len(named) == 1 and named != {None}:  # classes, and not choices that only have a position
+                metrics |= class_metrics(log_probs[labelled], self.label[rows[labelled]], resampler)
         return metrics
 
     def ratios(self, predictor: str) -> dict[str, Ratio]:
@@ -174,39 +184,12 @@ class ChoiceTable(ModelTable):
 
     def _predictive(self, log_probs: Array, temperature: Interval | None = None, **more: Array) -> Predictive:
         """Per-item values of one set of log-probabilities."""
-        log_confidence = np.minimum(log_probs.max(axis=1), 0.0)
-        columns = {
-            "log_confidence": log_confidence,
-            "confidence": np.exp(log_confidence),
-            "confident_share": (log_confidence > np.log(CONFIDENT)).astype(np.float64),
-            "entropy": entropy(log_probs),
-            **more,
-        }
-        for name in ("correct", "nll", "brier"):
-            columns[name] = np.full(len(log_probs), np.nan)
-        rows = np.flatnonzero(self.labelled)
-        if len(rows):
-            answers, label = log_probs[rows], self.label[rows]
-            columns["correct"][rows] = correctness(answers, label)
-            columns["nll"][rows] = negative_log_likelihood(answers, label).per_item
-            columns["brier"][rows] = brier_score(answers, label)
-        known = np.flatnonzero(~np.isnan(self._truth[:, 0]))
-        if len(known):
-            columns["kl_to_truth"] = np.full(len(log_probs), np.nan)
-            columns["kl_to_truth"][known] = kl_to_truth(self._truth[known], log_probs[known])
+        columns = item_columns(log_probs, self.label, self._truth) | more
         return Predictive(log_probs, columns, temperature)
 
     def _from_samples(self, samples: Array, at_mean: Array, antithetic: bool) -> Predictive:
         """The mixture of the draws with the split of its entropy, and how far the draws are from the mean."""
-        split = {
-            "expected_entropy": expected_entropy(samples),
-            "kl_from_mean": kl_from_mean(samples, at_mean),
-        }
-        if len(samples) > 1:
-            split["mutual_information"] = mutual_information(samples, antithetic=antithetic)
-            split["variation_ratio"] = variation_ratio(samples)
-            split["disagreement"] = disagreement(samples)
-            split["chosen_std"] = chosen_std(samples)
+        split = sample_columns(samples, at_mean, antithetic)
         strings = mixture_columns(self.records, self.label, samples.shape[2])
         return self._predictive(mixture_log_probs(samples), None, **split, **strings)
 

@@ -38,10 +38,14 @@ class Evaluation:
     """Names of the members of the ensemble that stands beside them."""
     repeated: int = 0
     """Rows that repeat an earlier row of their set."""
+    parent: "Evaluation | None" = None
+    """The evaluation that this one is a part of."""
 
     @cached_property
     def host(self) -> Host:
-        """Base model and tokenizer."""
+        """Base model and tokenizer, shared with the parts."""
+        if self.parent is not None:
+            return self.parent.host
         classes = len(self.classes) if self.classes else None
         return Host(self.config, self.base_model, task=self.config.task, num_labels=classes)
 
@@ -72,9 +76,15 @@ class Evaluation:
 
     def restricted(self, items: Sequence[Item]) -> "Evaluation":
         """The same evaluation on other items; base model and tokenizer are shared."""
-        other = replace(self, items=items)
-        other.__dict__["host"] = self.host
-        return other
+        return replace(self, items=items, parent=self)
+
+    def part(self, name: str) -> "Evaluation":
+        """The evaluation on its ``validation`` items or on the others (``reported``), each made once."""
+        parts: dict[str, Evaluation] = self.__dict__.setdefault("_parts", {})
+        if name not in parts:
+            chosen = [item for item in self.items if (item.split == "validation") == (name == "validation")]
+            parts[name] = self.restricted(chosen)
+        return parts[name]
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
@@ -120,7 +130,7 @@ def prepare(config: EvalConfig) -> Evaluation:
         ConfigError: Settings that do not fit together, or test rows that a posterior's temperature was fitted on.
     """
     subjects = [_with_prior(subject, config) for subject in load_subjects(config)]
-    members = _members(config, subjects)
+    members = ensemble_members(subjects, config.ensemble)
     base_model = base_model_of(subjects, config)
     posteriors = {s.name: s.posterior for s in subjects if s.posterior is not None}
     check_same_base(posteriors, base_model, config.revision)
@@ -148,17 +158,6 @@ def prepare(config: EvalConfig) -> Evaluation:
             whose = f"the prior of the linearised {subject.name!r}"
             check_apart(subject.prior.fitted.get("split") or {}, test, whose)
     return Evaluation(config, base_model, subjects, items, classes, members, repeated)
-
-
-def _members(config: EvalConfig, subjects: Sequence[Subject]) -> list[str]:
-    """Members of the ensemble, which records of texts do not make: they keep no member's probability of a token."""
-    if config.task == "causal_lm":
-        if config.ensemble not in ("auto", False, []):
-            raise ConfigError(
-                "ensemble: there is none for causal_lm; leave it out, or score choices or answers"
-            )
-        return []
-    return ensemble_members(subjects, config.ensemble)
 
 
 def _with_prior(subject: Subject, config: EvalConfig) -> Subject:

@@ -93,7 +93,7 @@ LM_FIELDS: dict[str, Field] = {
     "nll": (_number, ...),
     "nll_samples": (_number, None),
     "nll_sequence": (_number, None),
-    **dict.fromkeys(("correct", "confidence", "entropy"), (_numbers, ...)),
+    **dict.fromkeys(("correct", "confidence", "entropy"), (_numbers, None)),
     **dict.fromkeys(
         ("sample_correct", "sample_confidence", "total_entropy", "expected_entropy"), (_numbers, None)
     ),
@@ -101,14 +101,22 @@ LM_FIELDS: dict[str, Field] = {
     "nll_std": (_number, None),
     "nll_variance": (_number, None),
     "reverse_information": (_numbers, None),
+    **dict.fromkeys(("nll_by_draw", "entropy_by_draw", "weight_by_draw"), (_numbers, None)),
+    **dict.fromkeys(
+        ("temperature", "sample_temperature", "nll_chosen", "nll_samples_chosen"), (_number, None)
+    ),
+    **dict.fromkeys(("confidence_chosen", "entropy_chosen"), (_numbers, None)),
+    **dict.fromkeys(("sample_confidence_chosen", "sample_entropy_chosen"), (_numbers, None)),
+    **dict.fromkeys(("temperatures", "nll_tempered", "nll_samples_tempered"), (_numbers, None)),
 }
 
-_ALONE = (
-    "nll_expected",
-    "nll_std",
-    "nll_variance",
-    "reverse_information",
-)  # may be there or not by themselves
+_AT_MEAN = ("correct", "confidence", "entropy")  # together, or none: of an ensemble
+_OF_DRAWS = (
+    *("nll_samples", "nll_sequence", "sample_correct", "sample_confidence", "total_entropy"),
+    "expected_entropy",
+)  # together, or none; an ensemble has but the second and the last
+_BY_DRAW = ("nll_by_draw", "entropy_by_draw", "weight_by_draw")  # a number for every draw
+_GRIDS = ("temperatures", "nll_tempered", "nll_samples_tempered")  # a number for every temperature
 
 
 def convert(row: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
@@ -191,19 +199,39 @@ def check_tokens(values: dict[str, Any]) -> dict[str, Any]:
         DataError: A list has another length, a probability lies outside [0, 1], or draws are there only in part.
     """
     size = values["num_tokens"]
-    lists = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    lists = {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, np.ndarray) and key not in (*_GRIDS, *_BY_DRAW)
+    }
     wrong = [f"{key}: {value.shape}" for key, value in lists.items() if value.shape != (size,)]
     if wrong or size < 1:
         raise DataError(
             f"'lm' needs lists of num_tokens = {size} >= 1 numbers, got {', '.join(wrong) or 'none'}"
         )
-    for key in lists.keys() & {"correct", "confidence", "sample_correct", "sample_confidence"}:
+    for key in [key for key in lists if "correct" in key or "confidence" in key]:
         if lists[key].min() < 0 or lists[key].max() > 1:
             raise DataError(
                 f"'lm' {key!r} must lie in [0, 1], got {lists[key].min():.3g} to {lists[key].max():.3g}"
             )
-    drawn = [key for key, (_, default) in LM_FIELDS.items() if default is None and key not in _ALONE]
+    absent = [key for key in _AT_MEAN if values[key] is None]
+    if absent and (len(absent) < len(_AT_MEAN) or values["nll_sequence"] is None):
+        raise DataError(f"'lm' needs {', '.join(map(repr, absent))}, one number a token")
+    drawn = ("nll_sequence", "expected_entropy") if absent else _OF_DRAWS
     missing = [key for key in drawn if values[key] is None]
     if missing and len(missing) < len(drawn):
         raise DataError(f"'lm' holds draws only in part, {', '.join(missing)} missing")
+    _check_lengths(values)
     return values
+
+
+def _check_lengths(values: Mapping[str, Any]) -> None:
+    """Scores by draw: equally many; scores under many temperatures: one of each."""
+    drawn = {key: values[key].shape for key in _BY_DRAW if values[key] is not None}
+    if len(set(drawn.values())) > 1 or any(len(shape) != 1 for shape in drawn.values()):
+        shown = ", ".join(f"{key}: {shape}" for key, shape in drawn.items())
+        raise DataError(f"'lm' needs one number for every draw, got {shown}")
+    sizes = {key: values[key].shape for key in _GRIDS if values[key] is not None}
+    if sizes and ("temperatures" not in sizes or len(set(sizes.values())) > 1):
+        shown = ", ".join(f"{key}: {shape}" for key, shape in sizes.items())
+        raise DataError(f"'lm' needs one number for every one of its temperatures, got {shown}")

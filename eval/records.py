@@ -31,11 +31,12 @@ class TokenScores:
     """Scored tokens, T."""
     nll: float
     """Sum of -log p(y_t) at the mean."""
-    correct: Array
-    """1 where the most probable token was the right one, at the mean. Shape ``(T,)``."""
-    confidence: Array
+    correct: Array | None = None
+    """1 where the most probable token was the right one, at the mean; None in an ensemble of texts, as the next two,
+    whose members' records do not tell the mixture of their next-token distributions. Shape ``(T,)``."""
+    confidence: Array | None = None
     """Probability of the most probable token at the mean. Shape ``(T,)``."""
-    entropy: Array
+    entropy: Array | None = None
     """Entropy of the next-token distribution at the mean. Shape ``(T,)``."""
     nll_samples: float | None = None
     """Sum of -log of the per-token mixture over draws (product of expectations)."""
@@ -57,6 +58,34 @@ class TokenScores:
     """Variance of ``nll`` to first order in the weights, in squared nats."""
     reverse_information: Array | None = None
     """Mean divergence of the mixture from the draws, KL(mixture, draw). Shape ``(T,)``."""
+    nll_by_draw: Array | None = None
+    """-log of the document's probability under every draw (of an ensemble, every member). Shape ``(S,)``."""
+    entropy_by_draw: Array | None = None
+    """Sum over tokens of the entropy under every draw. Shape ``(S,)``."""
+    weight_by_draw: Array | None = None
+    """Sum over tokens of p_s(y_t) over that of the per-token mixture, under every draw. Shape ``(S,)``."""
+    temperature: float | None = None
+    """Logit temperature that was fitted for the mean on other texts."""
+    nll_chosen: float | None = None
+    """As ``nll``, at that temperature."""
+    confidence_chosen: Array | None = None
+    """As ``confidence``, at that temperature. Shape ``(T,)``."""
+    entropy_chosen: Array | None = None
+    """As ``entropy``, at that temperature. Shape ``(T,)``."""
+    sample_temperature: float | None = None
+    """Logit temperature that was fitted for the per-token mixture of draws."""
+    nll_samples_chosen: float | None = None
+    """As ``nll_samples``, at that temperature."""
+    sample_confidence_chosen: Array | None = None
+    """As ``sample_confidence``, at that temperature. Shape ``(T,)``."""
+    sample_entropy_chosen: Array | None = None
+    """As ``total_entropy``, at that temperature. Shape ``(T,)``."""
+    temperatures: Array | None = None
+    """Of texts that a temperature is fitted on: the temperatures that were tried. Shape ``(G,)``."""
+    nll_tempered: Array | None = None
+    """``nll`` at each of them. Shape ``(G,)``."""
+    nll_samples_tempered: Array | None = None
+    """``nll_samples`` at each of them. Shape ``(G,)``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

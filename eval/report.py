@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlora.errors import DataError, OutputError
+from vlora.eval.baselines import absent_notes
 from vlora.eval.item_warnings import item_notes
 from vlora.eval.report_all import all_detection, all_metrics, cost_table, promises, wrong_answers
 from vlora.eval.report_figures import figure_blocks, mistake_blocks
@@ -150,7 +151,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
         "css": Markup(style_sheet()),
         "headline": [headline(results, name) for name in models_of(results)],
         "findings": findings(results, best),
-        "notes": item_notes(results, task) + agreement_notes(results),
+        "notes": item_notes(results, task) + absent_notes(results) + agreement_notes(results),
         "models": [_model_row(m) for m in results.get("models") or []],
         "health": health_table(results),
         "main": main_table(results, best),

@@ -13,6 +13,7 @@ from vlora.eval.metric_names import Metric
 
 __all__ = [
     "DASH",
+    "LENGTHS",
     "Cell",
     "amount",
     "cell",
@@ -44,7 +45,12 @@ _SCORES = {
     "feature_distance": "distance of the hidden state",
     "relative_feature_distance": "relative distance of the hidden state",
     "length": "length only",
+    "answer_length": "answer length only",
+    "nll": "NLL per token",
+    "nll_sequence": "NLL of whole texts",
 }
+LENGTHS = ("length", "answer_length")
+"""Scores that know nothing of the model."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlora.eval.metric_names import METRICS
-from vlora.eval.report_format import cell, number, predictor_label, score_label, value_of
+from vlora.eval.report_format import LENGTHS, cell, number, predictor_label, score_label, value_of
 from vlora.eval.report_marks import is_marked, marked_predictor, marked_score
 from vlora.eval.report_tables import Results, metrics_of, models_of, predictors_of
 
@@ -28,12 +28,17 @@ def headline(results: Results, model: str) -> dict[str, str]:
     parts += [
         f"{METRICS[k].label} {_with_interval(found, k)}" for k in ("perplexity", "nll") if _has(found, k)
     ]
+    if not parts and _has(found, "nll_expectation_of_products"):
+        parts.append(f"NLL of whole texts {_with_interval(found, 'nll_expectation_of_products')}")
     if _has(found, "ece_15_equal_width"):
         parts.append(_calibration_words(found))
     if _has(found, "auroc_correctness"):
         parts.append(f"AUROC of correctness {_with_interval(found, 'auroc_correctness')}")
     samples = results.get("num_samples") or 0
     how = f"{samples} posterior samples" if predictor == "samples" and samples else predictor_label(predictor)
+    members = next((m.get("members") for m in results.get("models") or [] if m["name"] == model), None)
+    if members and predictor == "samples":
+        how = f"{len(members)} members"
     return {
         "model": model,
         "how": how,
@@ -100,13 +105,13 @@ def findings(results: Results, best: set[tuple[str, str, str]]) -> list[str]:
 def _detection_findings(results: Results) -> list[str]:
     """Return one sentence per pair of groups: the largest AUROC, how many it was chosen from, and its baselines."""
     entries = [d for d in results.get("detection") or [] if value_of(d.get("auroc")) is not None]
-    names = dict.fromkeys(d["name"] for d in entries if d["score"] != "length")
+    names = dict.fromkeys(d["name"] for d in entries if d["score"] not in LENGTHS)
     return [_detection_sentence(results, name, [d for d in entries if d["name"] == name]) for name in names]
 
 
 def _detection_sentence(results: Results, name: str, entries: Sequence[Mapping[str, Any]]) -> str:
     """Return the sentence of one pair; equal largest values are counted, not hidden."""
-    scores = [d for d in entries if d["score"] != "length"]
+    scores = [d for d in entries if d["score"] not in LENGTHS]
     top = max(scores, key=_auroc)
     shown = cell(top["auroc"], METRICS["auroc_correctness"])
     equal = sum(number(_auroc(d)) == shown.text for d in scores) - 1
@@ -117,7 +122,7 @@ def _detection_sentence(results: Results, name: str, entries: Sequence[Mapping[s
     )
     text += f" (shared with {equal} more)" if equal else ""
     baselines = {
-        f"{score_label(d['score'])}{'' if d['score'] == 'length' else ' at the mean'} {number(_auroc(d))}": None
+        f"{score_label(d['score'])}{'' if d['score'] in LENGTHS else ' at the mean'} {number(_auroc(d))}": None
         for d in entries
         if d["model"] == top["model"] and d["predictor"] == "mean" and d is not top
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlora.eval.metric_names import METRICS, metric
 from vlora.eval.report_format import (
+    LENGTHS,
     Cell,
     cell,
     difference_cell,
@@ -60,10 +61,11 @@ def _rivals(results: Results, model: str, predictor: str, key: str) -> set[str]:
 def detection_table(results: Results) -> dict[str, Any]:
     """Return, per named pair of groups, a row per model and a column per predictor and score (AUROC)."""
     entries = [d for d in results.get("detection") or [] if _shown(d.get("predictor") or "", d["score"])]
-    seen = dict.fromkeys((d.get("predictor") or "", d["score"]) for d in entries if d["score"] != "length")
+    seen = dict.fromkeys((d.get("predictor") or "", d["score"]) for d in entries if d["score"] not in LENGTHS)
     columns = sorted(seen, key=lambda c: (_rank(c[0]),))
     lookup = {(d["name"], d["model"], d.get("predictor") or "", d["score"]): d for d in entries}
-    lengths = {(d["name"], d["model"]): d for d in entries if d["score"] == "length"}
+    known = [name for name in LENGTHS if any(d["score"] == name for d in entries)] or ["length"]
+    lengths = {(d["name"], d["model"], d["score"]): d for d in entries if d["score"] in LENGTHS}
     blocks = []
     for name in dict.fromkeys(d["name"] for d in entries):
         first = next(d for d in entries if d["name"] == name)
@@ -74,14 +76,15 @@ def detection_table(results: Results) -> dict[str, Any]:
             {
                 "model": m,
                 "cells": [marked_cell(results, m, c, _auroc_cell(lookup.get((name, m, *c)))) for c in columns]
-                + [_auroc_cell(lengths.get((name, m)))],
+                + [_auroc_cell(lengths.get((name, m, score))) for score in known],
             }
             for m in models
         ]
         sides = {side: ", ".join(_names(first.get(side))) for side in ("positive", "negative")}
         blocks.append({"name": name, "rows": rows, **sides})
     heads = [{"predictor": predictor_label(p), "score": score_label(s)} for p, s in columns]
-    return {"columns": [*heads, {"predictor": "baseline", "score": "length only"}], "blocks": blocks}
+    heads += [{"predictor": "baseline", "score": score_label(score)} for score in known]
+    return {"columns": heads, "blocks": blocks}
 
 
 def _shown(predictor: str, score: str) -> bool:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from vlora.errors import DataError
+from vlora.eval.baselines import list_baselines
 from vlora.eval.comparisons import Detect, compare_models, default_detection, detect_groups
 from vlora.eval.figure_data import figure_data
 from vlora.eval.predictions import ChoiceTable
 from vlora.eval.promises import check_promises
 from vlora.eval.records import Record
 from vlora.eval.tables import ALL, ModelTable, Resampler
+from vlora.eval.text_ensemble import TextEnsembleTable
 from vlora.eval.token_predictions import TokenTable
 from vlora.eval.wrong_answers import find_wrong_answers
 from vlora.files import atomic_write
@@ -64,18 +66,22 @@ def compute_results(
     tables = build_tables(records, models, num_samples, resampler)
     drawn = [table.num_samples for table in tables]
     antithetic = any(table.records[0].antithetic for table in tables if table.num_samples)
+    described = [dict(model) for model in models or [{"name": table.model} for table in tables]]
+    asked, settings = detect or default_detection(tables), sections.get("settings")
+    given = settings if isinstance(settings, Mapping) else {}
     return {
         "format": RESULTS_FORMAT,
-        "task": task or ("causal_lm" if isinstance(tables[0], TokenTable) else "multiple_choice"),
+        "task": task or ("multiple_choice" if isinstance(tables[0], ChoiceTable) else "causal_lm"),
         "created": created or datetime.now(UTC).isoformat(timespec="seconds"),
         "num_samples": num_samples if num_samples is not None else max(drawn),
         "antithetic": antithetic,
         "num_bootstrap": num_bootstrap,
         "seed": seed,
-        "models": [dict(model) for model in models or [{"name": table.model} for table in tables]],
+        "models": described,
         "rows": [row for table in tables for row in _rows(table, resampler)],
         "wrong_answers": find_wrong_answers(tables, resampler),
-        "detection": detect_groups(tables, detect or default_detection(tables), resampler),
+        "detection": detect_groups(tables, asked, resampler),
+        "baselines": list_baselines(tables, described, given, detects=bool(asked)),
         "comparisons": compare_models(tables, resampler),
         "promises": check_promises(tables),
         "figures": figure_data(tables, seed),
@@ -154,14 +160,9 @@ def build_tables(
     tables: list[ModelTable] = []
     for name in names:
         rows = by_model[name]
-        kind = (
-            TokenTable(name, rows, num_samples)
-            if rows[0].lm is not None
-            else ChoiceTable(name, rows, resampler)
-        )
-        tables.append(kind)
+        tables.append(_table(name, rows, num_samples, resampler))
     _set_base(tables, models)
-    if len({type(table) for table in tables}) > 1:
+    if len({isinstance(table, ChoiceTable) for table in tables}) > 1:
         raise DataError(
             "some models have language-modelling records and others not; evaluate them on one task"
         )
@@ -172,6 +173,15 @@ def build_tables(
             f"{ALL!r} is the name of the group of all test rows; choose another name for that group"
         )
     return tables
+
+
+def _table(name: str, rows: list[Record], num_samples: int | None, resampler: Resampler) -> ModelTable:
+    """Records of one model as the table that they make."""
+    if rows[0].lm is None:
+        return ChoiceTable(name, rows, resampler)
+    if rows[0].lm.correct is None:
+        return TextEnsembleTable(name, rows)
+    return TokenTable(name, rows, num_samples)
 
 
 def _set_base(tables: Sequence[ModelTable], models: Sequence[Mapping[str, Any]] | None) -> None:

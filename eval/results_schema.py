@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlora.eval.schema_parts import Cost, Measured, Model, Strict, open_schema
+from vlora.eval.schema_parts import Baseline, Cost, Measured, Model, Strict, open_schema
 
 __all__ = ["SCHEMA_FILE", "Results", "results_schema"]
 
@@ -44,7 +44,7 @@ class Detection(Strict):
 
 
 class WrongAnswers(Strict):
-    """How well a score finds the wrong answers of one predictor among all labelled test rows."""
+    """How well a score finds a predictor's wrong answers among all labelled test rows; of texts, its wrong tokens."""
 
     model: str
     predictor: str
@@ -205,6 +205,7 @@ class Results(Strict):
     rows: list[Row]
     wrong_answers: list[WrongAnswers] | None = None
     detection: list[Detection]
+    baselines: list[Baseline] | None = None
     comparisons: list[Comparison]
     promises: list[Promise] | None = None
     figures: Figures

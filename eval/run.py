@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vlora.config import save_config, to_plain
 from vlora.eval.config import EvalConfig
-from vlora.eval.ensemble import ENSEMBLE, ensemble_records
+from vlora.eval.ensemble import ENSEMBLE, ensemble_cost, ensemble_records
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
 from vlora.eval.feature_states import with_distances
 from vlora.eval.prepare import Evaluation, prepare
@@ -89,7 +89,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
         hardware=hardware(),
         truncated=truncated,
         repeated=evaluation.repeated,
-        cost=_cost(evaluation, [facts for _, facts in finished], time.perf_counter() - start),
+        cost=_cost(evaluation, finished, time.perf_counter() - start),
     )
     _say_one_class(results)
     with atomic_folder(output) as folder:
@@ -166,9 +166,9 @@ def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _cost(evaluation: Evaluation, facts: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _cost(evaluation: Evaluation, finished: Sequence[_Finished], seconds: float) -> dict[str, Any]:
     """Cost of the evaluation, models scored by an earlier, killed run included."""
-    names = [subject.name for subject in evaluation.subjects]
+    names, facts = [subject.name for subject in evaluation.subjects], [facts for _, facts in finished]
     return {
         "seconds": seconds,
         "scoring_seconds": sum(fact["seconds"] for fact in facts),
@@ -176,5 +176,8 @@ def _cost(evaluation: Evaluation, facts: Sequence[dict[str, Any]], seconds: floa
         "items": len(evaluation.items),
         "peak_memory_bytes": max([peak_memory_bytes(), *(fact["peak_memory_bytes"] for fact in facts)]),
         "seconds_by_model": {name: fact["seconds"] for name, fact in zip(names, facts, strict=True)},
-        "by_estimator": [row for fact in facts for row in fact["estimators"]],
+        "by_estimator": [
+            *(row for fact in facts for row in fact["estimators"]),
+            *ensemble_cost([row for fact in facts for row in fact["estimators"]], evaluation.ensemble),
+        ],
     }

@@ -4,7 +4,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Cost", "EstimatorCost", "LinearisedAgreement", "Measured", "Model", "Strict", "open_schema"]
+__all__ = [
+    "Baseline",
+    "Cost",
+    "EstimatorCost",
+    "LinearisedAgreement",
+    "Measured",
+    "Model",
+    "Strict",
+    "open_schema",
+]
 
 
 class Strict(BaseModel):
@@ -63,6 +72,15 @@ class Model(BaseModel):
     linearised_agreement: LinearisedAgreement | None = Field(
         None, description="of linearised: true with draws"
     )
+
+
+class Baseline(Strict):
+    """One of the baselines that stand beside every posterior, or why it does not."""
+
+    name: Literal["max_probability", "entropy", "temperature_scaling", "length", "ensemble"]
+    where: str = Field(description="where its numbers are")
+    models: list[str] = Field(description="models that have it")
+    missing: dict[str, str] = Field(description="model to the reason why not; an empty name where none could")
 
 
 class EstimatorCost(Strict):

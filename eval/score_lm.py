@@ -5,8 +5,9 @@ batch, and the logits of a batch under the draws that are held side by side are 
 all samples over the vocabulary are never held together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,9 +79,11 @@ class TextScorer:
         prompt_tokens: Length of every prompt in tokens, of a text without prompt its own, list of N.
         truncated: Of every text whether tokens were dropped.
         temperatures: Logit temperatures to score under as well, see :mod:`vlora.eval.token_stream`.
+        chosen: Temperature of ``mean`` and ``samples`` to report at, see there.
     """
 
     temperatures: Sequence[float] = ()
+    chosen: Mapping[str, float] = MappingProxyType({})
     whole = True  # whether scores belong to all parameter vectors together
 
     def __init__(
@@ -158,7 +161,7 @@ class TextScorer:
 
         def work(some: Batch) -> None:
             places = self._places(some)
-            stream = TokenStream(places.target, places.counts, self.temperatures)
+            stream = TokenStream(places.target, places.counts, self.temperatures, self.chosen)
             for part in variants.parts():
                 with variants.holding(part) as count:
                     logits = place_logits(variants.model, some.inputs, places.row, places.position, count)
@@ -209,7 +212,7 @@ class TextScorer:
 
         def work(some: Trees) -> None:
             batch = TreeBatch.of(some.trees, self._pad_id)
-            stream = TokenStream(batch.targets, batch.counts, self.temperatures)
+            stream = TokenStream(batch.targets, batch.counts, self.temperatures, self.chosen)
             for number, part in enumerate(variants.parts()):
                 with variants.holding(part) as count:
                     prefix = prefixes[number] if prefixes else None

@@ -49,6 +49,7 @@ class Sink:
         tick: Callable[[int], object] = int,
         whole: bool = False,
         who: str = "the model",
+        suffix: str = "",
     ) -> None:
         """Prepare for N items.
 
@@ -60,9 +61,10 @@ class Sink:
             tick: Called with items times vectors as they are done.
             whole: Scores belong to all vectors together, as entropies of their mixture do.
             who: The model, for messages.
+            suffix: What scores that belong to all vectors together depend on besides.
         """
         self.keys, self.file, self.layouts = list(keys), file, layouts
-        self.draws = ["|".join(draws)] if whole else list(draws)
+        self.draws = ["|".join(draws) + suffix] if whole else list(draws)
         self.seconds = self.tokens = 0.0
         self.whole, self._who = whole, who
         self._tick, self._size = tick, len(draws)

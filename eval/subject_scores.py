@@ -1,7 +1,7 @@
 """Scores of one model: taken from the store where they are, made where they are not."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vlora.eval.costs import cost_rows, item_tokens, spent_on_scores
@@ -17,6 +17,7 @@ from vlora.eval.score import Scorer, collect, run_scorer
 from vlora.eval.sink import Sink, draw_name
 from vlora.eval.store import ScoreFile, ScoreStore
 from vlora.eval.subjects import Subject
+from vlora.eval.text_stages import Stage, stages
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Kind
 
@@ -42,10 +43,12 @@ def count_truncated(evaluation: Evaluation, file: ScoreFile) -> dict[str, int]:
 def missing_vectors(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> list[int | None]:
     """Parameter vectors that some item still has to be scored under: draw numbers, None for the mean."""
     which = _which(evaluation, subject)
+    if evaluation.config.task == "causal_lm":
+        return (
+            which if any(_lacks(stage, subject, file) for stage in _stages(evaluation, subject, file)) else []
+        )
     sink = _sink(evaluation, subject, which, file)
     items = range(len(evaluation.items))
-    if sink.whole:
-        return which if sink.wants(items) else []
     return [draw for number, draw in enumerate(which) if sink.wants(items, slice(number, number + 1))]
 
 
@@ -66,17 +69,22 @@ def score_subject(
         DataError: The model gives NaN.
         OutputError: The file cannot be written.
     """
-    missing = missing_vectors(evaluation, subject, file)
-    if missing:
-        _score(evaluation, subject, file, missing, tick)
+    found: dict[int, Any] = {}
+    names: list[str] = []
+    for stage in _stages(evaluation, subject, file):
+        missing = _missing(stage, subject, file)
+        if missing:
+            _score(stage, subject, file, missing, tick)
+        sink = _sink(stage.evaluation, subject, _which(evaluation, subject), file, suffix=stage.suffix)
+        found |= {place: sink.result(item) for item, place in enumerate(stage.places)}
+        names += sink.draws
     linearised = _linearised(evaluation, subject, file)
     which = _which(evaluation, subject)
-    sink = _sink(evaluation, subject, which, file)
     layouts = [file.layouts[key] for key in evaluation.item_keys]
     lengths = (
         [layout["lengths"] for layout in layouts] if evaluation.config.task == "multiple_choice" else None
     )
-    scores = collect([sink.result(item) for item in range(len(layouts))], lengths)
+    scores = collect([found[item] for item in range(len(layouts))], lengths)
     records = make_records(
         subject.name,
         evaluation.items,
@@ -90,7 +98,7 @@ def score_subject(
         "seconds": file.seconds,
         "forward_tokens": round(file.tokens),
         "peak_memory_bytes": peak_memory_bytes(),
-        "estimators": _costs(evaluation, subject, file, sink.draws, records),
+        "estimators": _costs(evaluation, subject, file, names, records),
     }
     drawn = None if linearised is None else linearised[1]
     agreement = None
@@ -110,17 +118,39 @@ def score_subject(
     return records, facts
 
 
+def _stages(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> Iterator[Stage]:
+    """What is scored one after another."""
+    names = [draw_name(draw, evaluation.config.antithetic) for draw in _which(evaluation, subject)]
+    return stages(evaluation, subject, file, "|".join(names))
+
+
+def _lacks(stage: Stage, subject: Subject, file: ScoreFile) -> bool:
+    """Whether some text of a stage has still to be scored."""
+    sink = _sink(stage.evaluation, subject, _which(stage.evaluation, subject), file, suffix=stage.suffix)
+    return sink.wants(range(len(stage.places)))
+
+
+def _missing(stage: Stage, subject: Subject, file: ScoreFile) -> list[int | None]:
+    """Parameter vectors that some item of a stage still has to be scored under."""
+    if stage.evaluation.config.task == "causal_lm":
+        return _which(stage.evaluation, subject) if _lacks(stage, subject, file) else []
+    return missing_vectors(stage.evaluation, subject, file)
+
+
 def _score(
-    evaluation: Evaluation,
+    stage: Stage,
     subject: Subject,
     file: ScoreFile,
     missing: Sequence[int | None],
     tick: Callable[[int], object],
 ) -> None:
     """Score what is missing and add it to the file."""
+    evaluation = stage.evaluation
     config, scorer = evaluation.config, evaluation.scorer
-    sink = _sink(evaluation, subject, missing, file, tick=tick, layouts=_layouts(scorer))
+    layouts = _layouts(scorer)
+    sink = _sink(evaluation, subject, missing, file, tick=tick, layouts=layouts, suffix=stage.suffix)
     samples = evaluation.num_samples(subject)
+    stage.set_up()
     with evaluation.host.wearing(subject.posterior) as model:
         draws = Draws(model, subject.posterior, samples, config.antithetic and samples > 0, config.scoring)
         run_scorer(scorer, draws, missing, sink)

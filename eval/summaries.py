@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.calibration import Scheme, calibration_floor, mass_ece, width_gaps
-from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
+from vlora.eval.metrics.intervals import Interval, bootstrap
 from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.metrics.selective import Kept
 from vlora.eval.string_mixtures import mixture_metrics
-from vlora.eval.tables import Metrics, Resampler, entry
+from vlora.eval.tables import Metrics, Resampler, entry, measured
 
 __all__ = ["NUM_BINS", "certainty_metrics", "floor_fields", "labelled_metrics", "summarise"]
 
@@ -75,8 +75,8 @@ def labelled_metrics(columns: Mapping[str, Array], resampler: Resampler) -> Metr
     statistic = _ranked_statistic(ranked)
     values, replicates = statistic(np.ones((1, len(order))))[0], bootstrap(statistic, counts)
     for column, name in enumerate(_RANKED):
-        metrics[name] = entry(percentile_interval(float(values[column]), replicates[:, column], len(order)))
-    for scheme in ("equal_width", "equal_mass"):
+        metrics[name] = measured(float(values[column]), replicates[:, column], len(order))
+    for scheme in ("equal_width", "equal_mass") if resampler.num_resamples else ():
         metrics[f"ece_{NUM_BINS}_{scheme}"] |= floor_fields(ranked["confidence"], scheme, resampler.seed)
     return metrics
 
@@ -113,8 +113,7 @@ def _mean_metrics(values: Mapping[str, Array], resampler: Resampler) -> Metrics:
             rest = clean[:, column].sum() / (len(table) - infinite) if infinite < len(table) else None
             metrics[name] = entry(undefined, infinite=infinite, finite_mean=rest)
         else:
-            value = float(clean[:, column].mean())
-            metrics[name] = entry(percentile_interval(value, replicates[:, column], len(table)))
+            metrics[name] = measured(float(clean[:, column].mean()), replicates[:, column], len(table))
     return metrics
 
 

@@ -12,10 +12,21 @@ from numpy.typing import NDArray
 
 from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.intervals import Counts, Interval, resample_counts
+from vlora.eval.metrics.intervals import Counts, Interval, percentile_interval, resample_counts
 from vlora.eval.records import Record
 
-__all__ = ["ALL", "PREDICTORS", "Metrics", "ModelTable", "Resampler", "entry", "finite_or_none"]
+__all__ = [
+    "ALL",
+    "PREDICTORS",
+    "Measured",
+    "Metrics",
+    "ModelTable",
+    "Resampler",
+    "entry",
+    "finite_or_none",
+    "measured",
+    "replicates_of",
+]
 
 ALL = "all"
 """Name of the group of all labelled test rows."""
@@ -40,6 +51,7 @@ class Resampler:
     """
 
     def __init__(self, num_resamples: int = 1000, seed: int = 0) -> None:
+        """Prepare; without resamples there are values and no intervals, floors or fits of them."""
         self.num_resamples = num_resamples
         self.seed = seed
         self._drawn: dict[tuple[int, int], Counts] = {}
@@ -47,6 +59,8 @@ class Resampler:
     def counts(self, num_items: int, stream: int = 0) -> Counts:
         """Counts of shape ``(B, num_items)``; another ``stream`` gives independent ones."""
         key = (num_items, stream)
+        if not self.num_resamples:
+            return np.empty((0, num_items), dtype=np.uint16)
         if key not in self._drawn:
             self._drawn[key] = resample_counts(num_items, self.num_resamples, (self.seed, stream))
         return self._drawn[key]
@@ -103,6 +117,10 @@ class ModelTable(ABC):
     def scores(self, predictor: str) -> dict[str, Array]:
         """Scores of uncertainty by name, ``(N,)``, higher being less certain."""
 
+    def length_scores(self) -> dict[str, Array]:
+        """Scores that know nothing of the model, ``(N,)``: ``length``, the prompt's number of tokens."""
+        return {"length": self.num_tokens}
+
     @abstractmethod
     def reliability(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:
         """Confidence and correctness of all answers in ``rows``."""
@@ -116,6 +134,31 @@ class ModelTable(ABC):
         if group == ALL:
             return np.flatnonzero((self.split == "test") & self.labelled)
         return np.flatnonzero((self.split != "validation") & (self.group == group))
+
+
+class Measured(dict[str, Any]):
+    """One number of ``results.json`` that remembers its replicates, for intervals over more than items."""
+
+    replicates: Array
+
+
+def measured(value: float, replicates: Array, n: int, **more: Any) -> dict[str, Any]:
+    """A number with its percentile interval.
+
+    Args:
+        value: The number.
+        replicates: The same on resamples of the items, ``(B,)``.
+        n: Items.
+        **more: Further fields of the entry.
+    """
+    found = Measured(entry(percentile_interval(value, replicates, n), **more))
+    found.replicates = replicates
+    return found
+
+
+def replicates_of(found: Mapping[str, Any]) -> Array | None:
+    """The replicates of a number; None where it does not remember any."""
+    return found.replicates if isinstance(found, Measured) else None
 
 
 def finite_or_none(value: float) -> float | None:

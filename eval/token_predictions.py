@@ -10,9 +10,12 @@ bootstrap), and every metric is a sum over tokens divided by the number of token
 
 all in nats per token; perplexity = exp(nll). Of the draws ``nll`` and ``nll_sequence`` stand also under the names of
 their mixtures, ``nll_product_of_expectations`` and ``nll_expectation_of_products``, which choices have too.
+``mean+temperature`` and ``samples+temperature`` are the same next-token distributions at a temperature that was fitted
+on other texts (:mod:`vlora.eval.text_temperature`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,32 +24,58 @@ from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.calibration import bin_index
 from vlora.eval.metrics.intervals import bootstrap, percentile_interval
-from vlora.eval.records import Record, TokenScores
+from vlora.eval.records import Record
 from vlora.eval.summaries import NUM_BINS, floor_fields
-from vlora.eval.tables import Metrics, ModelTable, Ratio, Resampler, entry
+from vlora.eval.tables import PREDICTORS, Metrics, ModelTable, Ratio, Resampler, entry
+from vlora.eval.text_draws import TextDraws
+from vlora.eval.text_means import lengths_only, token_scores
+from vlora.eval.text_temperature import refitted
 
 __all__ = ["TokenTable"]
 
+_FIELDS = {
+    "mean": {"nll": "nll", "confidence": "confidence", "entropy": "entropy", "correct": "correct"},
+    "samples": {
+        "nll": "nll_samples",
+        "confidence": "sample_confidence",
+        "entropy": "total_entropy",
+        "correct": "sample_correct",
+    },
+    "mean+temperature": {
+        "nll": "nll_chosen",
+        "confidence": "confidence_chosen",
+        "entropy": "entropy_chosen",
+        "correct": "correct",
+    },
+    "samples+temperature": {
+        "nll": "nll_samples_chosen",
+        "confidence": "sample_confidence_chosen",
+        "entropy": "sample_entropy_chosen",
+        "correct": "sample_correct",
+    },
+}
+"""What every predictor is made of; a temperature changes no answer."""
+
 
 class TokenTable(ModelTable):
-    """Records with per-token scores of one model.
-
-    Deviation from the K-way table: no temperature, for which the records would need all next-token probabilities.
-    """
+    """Records with per-token scores of one model."""
 
     def __init__(self, model: str, records: Sequence[Record], num_samples: int | None = None) -> None:
         super().__init__(model, records)
-        self._scores = [_token_scores(record) for record in records]
+        self._scores = [token_scores(record) for record in records]
         drawn = {scores.total_entropy is not None for scores in self._scores}
         if len(drawn) > 1:
             raise DataError(
                 f"only some records of model {model!r} have posterior draws; evaluate it again in one run"
             )
+        if any(scores.correct is None for scores in self._scores):
+            raise DataError(f"only some records of model {model!r} are those of an ensemble of texts")
         self.has_samples = drawn == {True}
         self.num_samples = (num_samples or 0) if self.has_samples else 0
         self.antithetic = any(record.antithetic for record in records)
         self._size = np.array([scores.num_tokens for scores in self._scores], dtype=np.float64)
-        self._columns = {name: self._build(name) for name in self.predictors}
+        self._columns = {name: self._build(name) for name in PREDICTORS if self._has(name)}
+        self._draws = TextDraws.of(self._scores, self.antithetic) if self.has_samples else None
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -56,12 +85,12 @@ class TokenTable(ModelTable):
     @property
     def predictors(self) -> tuple[str, ...]:
         """Predictors this model has."""
-        return ("mean", "samples") if self.has_samples else ("mean",)
+        return tuple(self._columns)
 
     def summarise(
         self, predictor: str, rows: IntArray, resampler: Resampler, *, full: bool = False
     ) -> Metrics:
-        """Compute all metrics of the documents ``rows`` with their intervals; ``full`` adds nothing to them."""
+        """Compute all metrics of the documents ``rows`` with their intervals; where ``full``, of draws too."""
         sums = {name: column[rows] for name, column in self._columns[predictor].items()}
         size, counts = self._size[rows], resampler.counts(len(rows))
         confidence, correct = self.reliability(predictor, rows)
@@ -82,32 +111,50 @@ class TokenTable(ModelTable):
             for name, (value, draws) in pairs.items()
         }
         metrics[names[-1]] |= floor_fields(confidence, "equal_width", resampler.seed)
+        if full and predictor == "samples" and self._draws is not None:
+            self._draws.add_errors(
+                metrics, {name: pair[1] for name, pair in pairs.items()}, rows, resampler.seed
+            )
+        if predictor.endswith("+temperature"):
+            metrics["temperature"] = self._temperature(predictor, rows, resampler)
         return metrics
 
     def ratios(self, predictor: str) -> dict[str, Ratio]:
-        """Accuracy and NLL per token: sums over a document and its number of tokens."""
+        """Accuracy and NLL per token: sums over a document and its number of tokens.
+
+        One parameter vector is its own mixture of whole texts, so the mean has ``nll_sequence`` too: what an ensemble
+        and draws are compared with.
+        """
         columns = self._columns[predictor]
-        names = [name for name in ("accuracy", "nll", "nll_sequence") if name in columns]
-        return {name: (columns[name], self._size) for name in names}
+        found = {name: columns[name] for name in ("accuracy", "nll", "nll_sequence") if name in columns}
+        if predictor == "mean":
+            found["nll_sequence"] = columns["nll"]
+        return {name: (column, self._size) for name, column in found.items()}
 
     def scores(self, predictor: str) -> dict[str, Array]:
         """Per-token means over a document; confidence as the mean of -log p of the most probable token."""
         columns = self._columns[predictor]
-        prefix = "sample_" if predictor == "samples" else ""
-        with np.errstate(divide="ignore"):
-            surprise = [-np.log(getattr(scores, f"{prefix}confidence")).mean() for scores in self._scores]
         wanted = (
-            "entropy",
-            "expected_entropy",
-            "mutual_information",
-            "reverse_information",
-            "sequence_information",
+            *("entropy", "nll", "nll_sequence", "expected_entropy", "mutual_information"),
+            *("reverse_information", "sequence_information"),
         )
         names = [n for n in wanted if n in columns]
-        return self._linearised() | {
-            "max_probability": np.array(surprise),
+        linearised = {} if "+" in predictor else self._linearised()
+        return linearised | {
+            "max_probability": self._surprise(predictor),
             **{name: columns[name] / self._size for name in names},
         }
+
+    def length_scores(self) -> dict[str, Array]:
+        """Lengths of prompt and text."""
+        return lengths_only(self.num_tokens, self._size)
+
+    def reliability(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:
+        """Confidence and correctness of all tokens in ``rows``."""
+        of = _FIELDS[predictor]
+        picked = [self._scores[row] for row in rows]
+        confidence = np.concatenate([getattr(scores, of["confidence"]) for scores in picked])
+        return confidence, np.concatenate([getattr(scores, of["correct"]) for scores in picked])
 
     def _linearised(self) -> dict[str, Array]:
         """Standard deviation of a document's log-probability to first order, per token, where it was measured."""
@@ -116,30 +163,46 @@ class TokenTable(ModelTable):
             return {}
         return {"linearised_std": np.sqrt(np.array(variances, dtype=np.float64)) / self._size}
 
-    def reliability(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:
-        """Confidence and correctness of all tokens in ``rows``."""
-        prefix = "sample_" if predictor == "samples" else ""
-        picked = [self._scores[row] for row in rows]
-        confidence = np.concatenate([getattr(scores, f"{prefix}confidence") for scores in picked])
-        return confidence, np.concatenate([getattr(scores, f"{prefix}correct") for scores in picked])
+    def _has(self, predictor: str) -> bool:
+        """Whether all documents that are reported on have what a predictor is made of."""
+        if predictor not in _FIELDS:
+            return False
+        field, reported = _FIELDS[predictor]["nll"], np.flatnonzero(self.split != "validation")
+        rows = reported if predictor.endswith("+temperature") else range(len(self._scores))
+        return len(rows) > 0 and all(getattr(self._scores[row], field) is not None for row in rows)
 
     def _build(self, predictor: str) -> dict[str, Array]:
-        """Sums over each document, by metric, each ``(N,)``."""
-        sampled = predictor == "samples"
-        prefix = "sample_" if sampled else ""
+        """Sums over each document, by metric, each ``(N,)``; NaN for what validation texts lack."""
+        of = _FIELDS[predictor]
         columns = {
-            "accuracy": self._sum(f"{prefix}correct"),
-            "nll": np.array([s.nll_samples if sampled else s.nll for s in self._scores], dtype=np.float64),
-            "mean_confidence": self._sum(f"{prefix}confidence"),
-            "entropy": self._sum("total_entropy" if sampled else "entropy"),
+            "accuracy": self._sum(of["correct"]),
+            "nll": self._numbers(of["nll"]),
+            "mean_confidence": self._sum(of["confidence"]),
+            "entropy": self._sum(of["entropy"]),
         }
-        if sampled:
-            columns["nll_sequence"] = np.array([s.nll_sequence for s in self._scores], dtype=np.float64)
+        if predictor == "samples":
+            columns["nll_sequence"] = self._numbers("nll_sequence")
             columns["nll_expectation_of_products"] = columns["nll_sequence"]
             columns["nll_product_of_expectations"] = columns["nll"]
             columns["expected_entropy"] = self._sum("expected_entropy")
             columns |= self._mutual_information() | self._sequence_parts()
         return columns
+
+    def _surprise(self, predictor: str) -> Array:
+        """Mean over each document's tokens of -log p of the most probable one."""
+        found = []
+        for scores in self._scores:
+            confidence = getattr(scores, _FIELDS[predictor]["confidence"])
+            with np.errstate(divide="ignore"):
+                found.append(np.nan if confidence is None else -np.log(confidence).mean())
+        return np.array(found)
+
+    def _temperature(self, predictor: str, rows: IntArray, resampler: Resampler) -> dict[str, Any]:
+        """The temperature with the interval of its fit on the validation texts, where these are here."""
+        field = "temperature" if predictor.startswith("mean") else "sample_temperature"
+        value = float(getattr(self._scores[rows[0]], field))
+        texts = [self._scores[row] for row in np.flatnonzero(self.split == "validation")]
+        return entry(refitted(value, texts, predictor.partition("+")[0], resampler))
 
     def _sequence_parts(self) -> dict[str, Array]:
         """Sums over each document: epistemic part of its score, and reverse information of its tokens."""
@@ -158,8 +221,13 @@ class TokenTable(ModelTable):
         sums = [np.maximum(s.total_entropy - s.expected_entropy, 0.0).sum() for s in self._scores]  # type: ignore[operator]
         return {"mutual_information": factor * np.array(sums)}
 
+    def _numbers(self, name: str) -> Array:
+        """One number of every document, NaN where there is none."""
+        return np.array([getattr(scores, name) for scores in self._scores], dtype=np.float64)
+
     def _sum(self, name: str) -> Array:
-        return np.array([getattr(scores, name).sum() for scores in self._scores], dtype=np.float64)
+        values = [getattr(scores, name) for scores in self._scores]
+        return np.array([np.nan if value is None else value.sum() for value in values], dtype=np.float64)
 
     def _gaps(self, predictor: str, rows: IntArray) -> Array:
         """Sums of correctness minus confidence per document and bin, shape ``(len(rows), NUM_BINS)``."""
@@ -170,11 +238,3 @@ class TokenTable(ModelTable):
             np.float64
         )
         return sums.reshape(len(rows), NUM_BINS)
-
-
-def _token_scores(record: Record) -> TokenScores:
-    if record.lm is None:
-        raise DataError(
-            f"record {record.item!r} of {record.model!r} has no 'lm' part; are two tasks in one file?"
-        )
-    return record.lm

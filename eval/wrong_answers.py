@@ -20,6 +20,8 @@ from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.metrics.selective import Kept
 from vlora.eval.predictions import ChoiceTable
 from vlora.eval.tables import ALL, ModelTable, Resampler, entry
+from vlora.eval.token_predictions import TokenTable
+from vlora.eval.wrong_tokens import rank_texts
 
 __all__ = ["BASELINE", "find_wrong_answers"]
 
@@ -34,7 +36,8 @@ def find_wrong_answers(tables: Sequence[ModelTable], resampler: Resampler) -> li
     """AUROC, AURC and prediction-rejection ratio of every score for the wrong answers among all labelled test rows.
 
     Args:
-        tables: All models; those of texts have no answers that could be wrong and are left out.
+        tables: All models; of texts, scores are ranked against the share of wrong tokens
+            (:mod:`vlora.eval.wrong_tokens`), an ensemble of texts left out, whose tokens are not known.
         resampler: Source of the bootstrap resamples.
 
     Returns:
@@ -46,13 +49,15 @@ def find_wrong_answers(tables: Sequence[ModelTable], resampler: Resampler) -> li
     found = []
     for table in tables:
         rows = table.rows(ALL)
+        if isinstance(table, TokenTable) and len(rows):
+            found += rank_texts(table, rows, resampler)
         if isinstance(table, ChoiceTable) and len(rows):
             counts = _counts(len(rows), resampler)
             for predictor in table.predictors:
                 correct = table.predictive(predictor).columns["correct"][rows]
                 scores = {name: values[rows] for name, values in table.scores(predictor).items()}
                 if "+" not in predictor:
-                    scores["length"] = table.num_tokens[rows]
+                    scores |= {name: values[rows] for name, values in table.length_scores().items()}
                 head = {"model": table.model, "predictor": predictor}
                 found += [{**head, **row} for row in _rank(scores, correct, counts, resampler)]
     return found

@@ -13,6 +13,7 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vlora.eval.baselines import absent_notes
 from vlora.eval.generation.columns import ALL
 from vlora.eval.generation.costs import NEEDED_BY
 from vlora.eval.generation.estimators import ESTIMATORS
@@ -80,7 +81,7 @@ def render_answer_report(results: Results) -> str:
         ungraded=sum(row["ungraded"] for row in answers if row["group"] == ALL),
         failures=sum(row["judge_failures"] for row in answers if row["group"] == ALL),
         headline=_headline(results, models),
-        notes=item_notes(results, "generation"),
+        notes=item_notes(results, "generation") + absent_notes(results),
         answers=_answers(results, models),
         estimators=_estimators(results, models),
         detection=_detection(results, models),

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlora.config import save_config, to_plain
 from vlora.eval.environment import hardware, peak_memory_bytes, versions
+from vlora.eval.generation.baselines import answer_baselines
 from vlora.eval.generation.columns import ALL
 from vlora.eval.generation.config import GenerationConfig
 from vlora.eval.generation.costs import answer_costs
@@ -63,6 +64,9 @@ def run_generation(config: GenerationConfig) -> Path:
     results = {
         **_head(run),
         **measured,
+        "baselines": answer_baselines(
+            measured, [speaker.describe() for speaker in run.speakers], to_plain(config)
+        ),
         "truncated": truncated,
         "repeated": run.repeated,
         "cost": {

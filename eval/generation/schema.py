@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlora.eval.schema_parts import Cost, Measured, Model, Strict, open_schema
+from vlora.eval.schema_parts import Baseline, Cost, Measured, Model, Strict, open_schema
 
 __all__ = ["SCHEMA_FILE", "AnswerResults", "answers_schema"]
 
@@ -168,6 +168,7 @@ class AnswerResults(Strict):
     estimators: list[EstimatorRow]
     confidences: list[ConfidenceRow]
     detection: list[DetectionRow]
+    baselines: list[Baseline] | None = None
     mistakes: list[Mistake]
     figures: Figures | None = None
     truncated: dict[str, int] | None = Field(None, description="questions whose prompts lost tokens, by set")

@@ -11,7 +11,7 @@ variance is short by (S - 1) / S (deviations are scaled up). Antithetic draws 2j
 counts pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ from vlora.eval.metrics.intervals import Interval, percentile_interval
 __all__ = [
     "CrossedInterval",
     "crossed_bootstrap",
+    "crossed_fields",
     "crossed_interval",
     "draw_deviations",
+    "draw_spread",
     "draw_weights",
     "weighted_mixture",
 ]
@@ -126,6 +128,33 @@ def crossed_interval(
     return CrossedInterval(percentile_interval(value, total, n, level), _spread(items), _spread(deviation))
 
 
+def crossed_fields(
+    found: Mapping[str, Any], item_replicates: Any, draw_replicates: Any, n: int, num_units: int
+) -> dict[str, float | None]:
+    """What the draws add to an entry of results; None for what is not defined.
+
+    Args:
+        found: The entry; nothing is added to one without a ``value``.
+        item_replicates: As of :func:`crossed_interval`.
+        draw_replicates: As there.
+        n: As there.
+        num_units: As there.
+
+    Returns:
+        ``item_error`` and ``draw_error`` (standard errors), ``crossed_low`` and ``crossed_high``.
+    """
+    if found["value"] is None:
+        return {}
+    crossed = crossed_interval(found["value"], item_replicates, draw_replicates, n, num_units)
+    numbers = {
+        "item_error": crossed.item_error,
+        "draw_error": crossed.draw_error,
+        "crossed_low": crossed.interval.low,
+        "crossed_high": crossed.interval.high,
+    }
+    return {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}
+
+
 def draw_deviations(draw_replicates: Any, num_units: int) -> Array:
     """Deviations that the draws add to a metric: centred replicates, scaled up by (S / (S - 1))^(1/2).
 
@@ -135,6 +164,19 @@ def draw_deviations(draw_replicates: Any, num_units: int) -> Array:
     """
     draws = np.asarray(draw_replicates, float)
     return (draws - _mean(draws)) * (num_units / (num_units - 1)) ** 0.5
+
+
+def draw_spread(draw_replicates: Any, num_units: int) -> float | None:
+    """Standard error from the draws alone; None where one draw, or one pair, does not tell. Arguments as above.
+
+    Args:
+        draw_replicates: The metric on resamples of the draws, ``(R,)``.
+        num_units: Draws that were resampled, pairs where they are antithetic.
+    """
+    if num_units < 2:
+        return None
+    spread = _spread(draw_deviations(draw_replicates, num_units))
+    return spread if np.isfinite(spread) else None
 
 
 def crossed_bootstrap(

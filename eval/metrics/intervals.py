@@ -84,6 +84,8 @@ def bootstrap(statistic: Callable[[Array], Array], counts: Counts) -> Array:
     Returns:
         Replicates of shape ``(B,)`` or ``(B, M)``.
     """
+    if not len(counts):
+        return statistic(np.ones((1, counts.shape[1])))[:0]
     block = max(1, _BLOCK_ENTRIES // counts.shape[1])
     parts = [statistic(counts[i : i + block].astype(np.float64)) for i in range(0, len(counts), block)]
     return np.concatenate(parts)

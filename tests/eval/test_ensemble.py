@@ -10,7 +10,6 @@ import torch
 
 from vlora.errors import ConfigError
 from vlora.eval.ensemble import ensemble_members, ensemble_records
-from vlora.eval.prepare import prepare
 from vlora.eval.records import Record, read_records
 from vlora.eval.results import read_results
 from vlora.eval.run import run_eval
@@ -82,5 +81,3 @@ def test_an_evaluation_of_several_adapters_has_one(tmp_path):
     assert {"samples", "samples+temperature"} <= baselines
     scores = {row["score"] for row in results["detection"] if row["model"] == "ensemble"}
     assert {"mutual_information", "length"} <= scores
-    with pytest.raises(ConfigError, match="there is none for causal_lm"):
-        prepare(replace(eval_world.config(world, tmp_path / "p", **changes), task="causal_lm", ensemble=True))

@@ -115,7 +115,8 @@ def test_comparison_detection_and_figures(results):
     ]
     assert (one["a"], one["b"]) == ("b", "a") and one["difference"]["low"] > 0
     scores = {d["score"] for d in results["detection"] if d["model"] == "a" and d["predictor"] == "samples"}
-    assert scores == {"max_probability", "entropy", "expected_entropy", "mutual_information"}
+    wanted = {"max_probability", "entropy", "expected_entropy", "mutual_information", "nll", "nll_sequence"}
+    assert scores == wanted
     assert {f["model"] for f in results["figures"]["reliability"]} == {"a", "b"}
     assert results["figures"]["risk_coverage"] == [] and results["figures"]["mistakes"] == []
     assert {f["group"] for f in results["figures"]["entropy_mi"]} == {"stories", "odd"}

@@ -44,6 +44,7 @@ __all__ = [
     "fitted_scale",
     "identity",
     "kept_sections",
+    "token_temperatures_of",
     "under_prior",
 ]
 
@@ -176,6 +177,30 @@ def answer_decisions_of(posterior: Posterior) -> AnswerDecisions | None:
     if found.covariance != "independent":
         _check_source(posterior, found.covariance, section, "answers' rule")
     return found
+
+
+def token_temperatures_of(posterior: Posterior) -> dict[str, Any] | None:
+    """Logit temperatures that were fitted on texts, checked; None if none were.
+
+    Returns:
+        ``mean``, ``samples`` (draws as trained) and ``samples_fitted`` (at the fitted width), the ``covariance`` of the
+        draws, and ``split``, the rows.
+
+    Raises:
+        PosteriorFormatError: The section is damaged, newer, or was fitted for another posterior.
+    """
+    found, width = _own_section(posterior, LOGIT), _own_section(posterior, KEY)
+    if found is None or not isinstance(width, Mapping) or width.get("task") != "causal_lm":
+        return None
+    names = ("mean", "samples", "samples_fitted")
+    values = {name: (found.get(name) or {}).get("temperature") for name in names}
+    wrong = [value for value in values.values() if not isinstance(value, float) or not 0 < value < math.inf]
+    if wrong:
+        raise PosteriorFormatError(
+            f"calibration.json holds the logit temperature {wrong[0]!r}, expected a positive number; run vlora "
+            "calibrate again"
+        )
+    return {**values, "covariance": width.get("covariance", "independent"), "split": width.get("split")}
 
 
 def _own_section(posterior: Posterior, key: str) -> Any:

@@ -1,0 +1,117 @@
+"""What the posterior draws add to the intervals of choices: every metric of a sampled predictor on resampled draws.
+
+The draws of one model are resampled (:mod:`vlora.eval.metrics.crossed`), and everything that follows from them is
+computed again: the mixture, the split of its entropy, the temperature that the validation rows ask for, and every
+metric of these. One resample is held at a time: memory is that of the draws once more, whatever the number of
+resamples, of which there are fewer where items, draws and choices are many.
+
+What records do not keep by draw has no error of draws: the two mixtures of strings of several tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlora.eval.item_columns import item_columns, sample_columns
+from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.crossed import crossed_fields, draw_spread, draw_weights
+from vlora.eval.metrics.temperature import fit_temperature, temper
+from vlora.eval.metrics.uncertainty import mixture_log_probs
+from vlora.eval.tables import Metrics, replicates_of
+
+__all__ = ["ChoiceDraws", "Drawn", "Values"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One predictor on one resample of the draws."""
+
+    log_probs: Array
+    """Shape ``(N, K)``."""
+    temperature: float | None
+    """The temperature, if it has one."""
+
+
+Values = Callable[[dict[str, Array], Drawn], Mapping[str, float | None]]
+"""Per-item columns of some rows and what they are of, to numbers by name."""
+_RESAMPLES = (25, 100)
+_ENTRIES = 1e8  # probabilities of all resamples together
+
+
+@dataclass
+class ChoiceDraws:
+    """Draws of one model, resampled one set at a time."""
+
+    samples: Array
+    """Log-probabilities, ``(S, N, K)``."""
+    at_mean: Array
+    """The same at the mean, ``(N, K)``."""
+    label: IntArray
+    """Right choices, negative where there is none, ``(N,)``."""
+    truth: Array
+    """Known distributions of the answer, rows of NaN where there is none, ``(N, K)``."""
+    held_out: IntArray
+    """Rows that a temperature is fitted on."""
+    antithetic: bool
+    """Whether draws 2j and 2j+1 mirror each other."""
+    seed: int = 0
+    """Seed of the resampling."""
+    _temperatures: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def num_units(self) -> int:
+        """Independent draws, pairs where they are antithetic."""
+        return len(self.samples) // 2 if self.antithetic else len(self.samples)
+
+    def add_errors(self, metrics: Metrics, predictor: str, rows: IntArray, values: Values) -> None:
+        """Add the draws' error, and the interval over items and draws, to every entry that has one.
+
+        Args:
+            metrics: Entries of ``predictor`` on ``rows``, changed in place.
+            predictor: ``samples`` or ``samples+temperature``.
+            rows: The items.
+            values: The same metrics from columns of these rows.
+        """
+        replicates = self.replicates(predictor, rows, values)
+        for name, found in metrics.items():
+            drawn, items = replicates.get(name), replicates_of(found)
+            if drawn is None:
+                continue
+            if items is not None:
+                metrics[name] = found | crossed_fields(found, items, drawn, found["n"], self.num_units)
+            else:
+                metrics[name] = found | {"draw_error": draw_spread(drawn, self.num_units)}
+
+    def replicates(self, predictor: str, rows: IntArray, values: Values) -> dict[str, Array]:
+        """Numbers on resampled draws with all items, ``(R,)`` by name, NaN where not defined; R = 1 for one unit."""
+        entries = self.samples.size * len(rows) / self.samples.shape[1]
+        size = int(np.clip(_ENTRIES / max(entries, 1), *_RESAMPLES)) if self.num_units > 1 else 1
+        weights = draw_weights(len(self.samples), size, antithetic=self.antithetic, seed=self.seed)
+        found: dict[str, list[float]] = {}
+        for number, row in enumerate(weights):
+            chosen = np.repeat(np.arange(len(row)), np.round(row * len(row)).astype(int))
+            temperature = self._temperature(number, chosen) if predictor.endswith("+temperature") else None
+            columns, drawn = self._columns(chosen, rows, temperature)
+            for name, value in values(columns, drawn).items():
+                found.setdefault(name, []).append(np.nan if value is None else value)
+        return {name: np.array(numbers) for name, numbers in found.items() if len(numbers) == size}
+
+    def _columns(
+        self, chosen: IntArray, rows: IntArray, temperature: float | None
+    ) -> tuple[dict[str, Array], Drawn]:
+        """Per-item values of the mixture of these draws, at a temperature without the split of its entropy."""
+        samples = self.samples[chosen][:, rows]
+        mixture, label, truth = mixture_log_probs(samples), self.label[rows], self.truth[rows]
+        if temperature is not None:
+            mixture = temper(mixture, temperature)
+            return item_columns(mixture, label, truth), Drawn(mixture, temperature)
+        split = sample_columns(samples, self.at_mean[rows], self.antithetic)
+        return item_columns(mixture, label, truth) | split, Drawn(mixture, None)
+
+    def _temperature(self, number: int, chosen: IntArray) -> float:
+        """The temperature that the validation rows ask of resample ``number``."""
+        if number not in self._temperatures:
+            mixture = mixture_log_probs(self.samples[chosen][:, self.held_out])
+            self._temperatures[number] = fit_temperature(mixture, self.label[self.held_out]).temperature
+        return self._temperatures[number]
