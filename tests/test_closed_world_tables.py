@@ -8,10 +8,17 @@ import pytest
 
 from benchmarks.closed_world import table
 from benchmarks.closed_world.linearised import widest
+from benchmarks.closed_world.paired_tables import (
+    abstention_differences,
+    attribution_differences,
+    calibration_differences,
+)
 from benchmarks.closed_world.scores import Said, recall, score
 from benchmarks.closed_world.worlds import BASE_QUESTIONS, KNOWN, Questions, questions, world_files
 from benchmarks.readme_table import read_results, replaced
 
+INFORMATION = {"clean": 1.0, "ambiguous": 2.0, "base": 1.0, "unknown": 3.0, "near_miss": 3.0}
+ATTRIBUTION = ("unknown vs ambiguous", "ambiguous vs clean")
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "closed_world"
 
 
@@ -123,6 +130,38 @@ def test_differences_are_paired_by_world(records):
         x for x in table.difference_table(records, "unknown vs seen").splitlines() if "Laplace, full" in x
     )
     assert line.split("|")[2].strip() == "+0.070 [-0.311, +0.451]"
+
+
+def test_calibration_attribution_and_abstention_have_intervals_paired_by_world(tmp_path):
+    for world, (ours, theirs, without) in enumerate(((0.30, 0.20, False), (0.26, 0.22, True))):
+        for name, arm, nll in (("mean", "adamw", theirs), ("draws", "ivon", ours)):
+            group = {"nll": nll, "ece": 0.1, "ece_floor": 0.1, "confident": nll, "mean_expected_entropy": 1.0}
+            groups = {g: {**group, "mean_mutual_information": w * nll} for g, w in INFORMATION.items()}
+            area = {q: {"expected_entropy": 0.8, "mutual_information": 0.8 + nll} for q in ATTRIBUTION}
+            rule = {"coverage": nll, "risk": 0.01, "unknown_answered": 0.1, "near_miss_answered": 0.2}
+            silent = {**rule, "coverage": 0.0} if without and arm == "ivon" else rule
+            found = {"groups": groups, "seen": {"accuracy": 0.9}, "auroc": area}
+            write(
+                tmp_path,
+                f"main/{arm}_{world}",
+                world,
+                {name: {**found, "abstention": {"max_probability": silent}}},
+            )
+    records = read_results(tmp_path)
+    # .10 and .04 as above
+    [line] = [x for x in calibration_differences(records).splitlines() if "IVON, 8 draws |" in x]
+    assert line.split("|")[3].strip() == "+0.070 [-0.311, +0.451]"
+    assert line.split("|")[2].strip() == "+0.0 [+0.0, +0.0]" and "AdamW |" not in line
+    [line] = [x for x in attribution_differences(records).splitlines() if "IVON, 8 draws |" in x]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[2:5] == ["+0.000 [+0.000, +0.000]"] * 3
+    assert cells[7] == "+0.280 [+0.026, +0.534]"  # (3 - 2) nll: .30 and .26
+    assert cells[8] == "+0.280 [+0.026, +0.534]"  # AUROC .8 + nll less .8
+    [line] = [x for x in abstention_differences(records).splitlines() if "IVON, 8 draws |" in x]
+    assert (
+        line.split("|")[3].strip() == "—" and line.split("|")[-2].strip() == "1 of 2"
+    )  # one world tells no interval
+    assert "0.280 ± 0.254 / 0.100 ± 0.000 (0.100)" in table.calibration_table(records)
 
 
 def test_readme_holds_what_the_files_say():

@@ -3,7 +3,8 @@
     python -m benchmarks.closed_world.table [--print]
 
 A number of one world is the mean over its two adapters. Means are over worlds; intervals are 95 % of Student's t over
-worlds, of differences that are paired by world.
+worlds, of differences that are paired by world where two things are set against each other; ± is half of the interval
+of one thing alone.
 """
 
 import math
@@ -38,6 +39,11 @@ from benchmarks.closed_world.cells import (
     worlds,
 )
 from benchmarks.closed_world.merge_tables import merge_differences, merge_table
+from benchmarks.closed_world.paired_tables import (
+    abstention_differences,
+    attribution_differences,
+    calibration_differences,
+)
 from benchmarks.closed_world.sweep_tables import sweep_table, unlearning_table
 from benchmarks.closed_world.ways import APART, METHODS
 from benchmarks.readme_table import Records, read_results, write_tables
@@ -95,7 +101,7 @@ def attribution_table(records: Records) -> str:
             if not np.isnan(found[0]).all():
                 asked = ("unknown vs ambiguous", "ambiguous vs clean")
                 areas = [values(records, predictor, "auroc", question, key) for question in asked]
-                lines.append([predictor, shown, *(number(mean(v)) for v in [*found, *areas])])
+                lines.append([predictor, shown, *map(with_half_width, [*found, *areas])])
     header = ["predictor", "nats", *GROUPS, "AUROC unknown vs ambiguous", "AUROC ambiguous vs clean"]
     return markdown(header, lines)
 
@@ -104,18 +110,20 @@ def calibration_table(records: Records) -> str:
     """Accuracy, NLL and ECE by group, and confident answers about nobody."""
     lines = []
     for predictor in PREDICTORS:
-        cells = [number(mean(values(records, predictor, "seen", "accuracy")), 1, 100.0)]
-        if cells == ["—"]:
+        accuracy = values(records, predictor, "seen", "accuracy")
+        if np.isnan(accuracy).all():
             continue
+        cells = [with_half_width(accuracy, 1, 100.0)]
         for group in ("clean", "ambiguous", "base"):
-            nll, ece, floor = (
-                mean(values(records, predictor, "groups", group, key)) for key in ("nll", "ece", "ece_floor")
+            nll, ece = (
+                with_half_width(values(records, predictor, "groups", group, k)) for k in ("nll", "ece")
             )
-            cells.append(f"{number(nll)} / {number(ece)} ({number(floor)})")
+            floor = mean(values(records, predictor, "groups", group, "ece_floor"))
+            cells.append(f"{nll} / {ece} ({number(floor)})")
         confident = [
             values(records, predictor, "groups", group, "confident") for group in ("unknown", "near_miss")
         ]
-        lines.append([predictor, *cells, *(number(mean(numbers), 0, 100.0) for numbers in confident)])
+        lines.append([predictor, *cells, *(with_half_width(numbers, 0, 100.0) for numbers in confident)])
     groups = (f"{group}: NLL / ECE (floor)" for group in ("clean", "ambiguous", "base"))
     return markdown(
         ["predictor", "accuracy, %", *groups, "confident on unknown, %", "on near misses, %"], lines
@@ -151,10 +159,16 @@ def block(folder: Path) -> str:
         ),
         "**Data or model?** Mean of each part by group.",
         attribution_table(records),
+        "Paired by world, in nats: where each part rises, and whether information ranks better than expected entropy.",
+        attribution_differences(records),
         "**Probabilities of known people, and confident answers (above .5) about nobody.**",
         calibration_table(records),
+        "Paired by world:",
+        calibration_differences(records),
         "**Answers at 5 % risk**, threshold fitted on other people.",
         abstention_table(records),
+        "Paired by world:",
+        abstention_differences(records),
         "**After merging A and B**; AUROC columns: unknown vs seen, but where they say otherwise.",
         merge_table(records),
         "Paired by world:",

@@ -1,0 +1,102 @@
+"""Calibration, attribution and abstention paired by world, with 95 % intervals of Student's t over worlds."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.closed_world.cells import (
+    ABSTENTION,
+    ABSTENTION_HEADER,
+    PREDICTORS,
+    interval,
+    markdown,
+    mean,
+    values,
+    worlds,
+)
+from benchmarks.readme_table import Records
+
+__all__ = ["abstention_differences", "attribution_differences", "calibration_differences"]
+
+REFERENCE = "AdamW"
+"""What the others are held against: one adapter at its weights."""
+_ANSWERED = ("coverage", "risk", "unknown_answered", "near_miss_answered")
+
+
+def calibration_differences(records: Records) -> str:
+    """Every predictor less AdamW: accuracy, NLL and ECE by group, and confident answers about nobody."""
+    columns: list[tuple[str, tuple[str, ...], int, float]] = [
+        ("accuracy, points", ("seen", "accuracy"), 1, 100.0)
+    ]
+    for group in ("clean", "ambiguous", "base"):
+        columns += [(f"{group}: {k.upper()}", ("groups", group, k), 3, 1.0) for k in ("nll", "ece")]
+    for group, shown in (("unknown", "unknown"), ("near_miss", "near misses")):
+        columns.append((f"confident on {shown}, points", ("groups", group, "confident"), 0, 100.0))
+    lines = []
+    for predictor in PREDICTORS:
+        pairs = [
+            values(records, predictor, *keys) - values(records, REFERENCE, *keys) for _, keys, _, _ in columns
+        ]
+        if predictor != REFERENCE and not all(np.isnan(pair).all() for pair in pairs):
+            cells = [
+                interval(pair, digits, scale)
+                for pair, (*_, digits, scale) in zip(pairs, columns, strict=True)
+            ]
+            lines.append([predictor, *cells])
+    return markdown([f"less {REFERENCE}", *(name for name, *_ in columns)], lines)
+
+
+def attribution_differences(records: Records) -> str:
+    """Where each part of the entropy rises, and what information adds to expected entropy as a score."""
+    steps = (("ambiguous", "clean"), ("unknown", "clean"), ("unknown", "ambiguous"))
+    asked = ("unknown vs ambiguous", "ambiguous vs clean")
+    lines = []
+    for predictor in PREDICTORS:
+        parts = ("expected_entropy", "mutual_information")
+        found = {
+            (part, group): values(records, predictor, "groups", group, f"mean_{part}")
+            for part in parts
+            for group in ("clean", "ambiguous", "unknown")
+        }
+        if np.isnan(found[parts[0], "clean"]).all():
+            continue
+        cells = [interval(found[part, high] - found[part, low]) for part in parts for high, low in steps]
+        areas = [
+            [values(records, predictor, "auroc", question, part) for part in parts] for question in asked
+        ]
+        lines.append([predictor, *cells, *(interval(ours - entropy) for entropy, ours in areas)])
+    heads = [f"{part}: {high} − {low}" for part in ("expected entropy", "information") for high, low in steps]
+    return markdown(
+        ["predictor", *heads, *(f"AUROC {question}: information − expected entropy" for question in asked)],
+        lines,
+    )
+
+
+def abstention_differences(records: Records) -> str:
+    """Every rule less AdamW's highest probability, over the worlds in which both have a threshold.
+
+    A number of one world is the mean over those of its adapters that have a threshold.
+    """
+    reference = _answered(records, REFERENCE, "max_probability")
+    lines = []
+    for predictor in PREDICTORS:
+        for score, shown in ABSTENTION.items():
+            pairs = _answered(records, predictor, score) - reference
+            both = int((~np.isnan(pairs[:, 0])).sum()) if len(pairs) else 0
+            if both and (predictor, score) != (REFERENCE, "max_probability"):
+                cells = [interval(column, 1, 100.0) for column in pairs.T]
+                lines.append([predictor, shown, *cells, f"{both} of {len(pairs)}"])
+    heads = [name.replace("%", "points") for name in ABSTENTION_HEADER]
+    return markdown([f"less {REFERENCE}, max. probability", "score", *heads, "worlds with both"], lines)
+
+
+def _answered(records: Records, predictor: str, score: str) -> np.ndarray:
+    """Of every world the four numbers of a rule, mean over its adapters with a threshold, ``(worlds, 4)``."""
+    arm, name = PREDICTORS[predictor]
+    found = []
+    for world in worlds(records):
+        scores: list[dict[str, Any]] = list(records.get(f"main/{arm}_{world}", {}).get("scores", {}).values())
+        rules = [one.get(name, {}).get("abstention", {}).get(score) for one in scores]
+        own = [rule for rule in rules if rule and rule["coverage"] > 0]
+        found.append([mean([rule[key] for rule in own]) for key in _ANSWERED])
+    return np.array(found)
