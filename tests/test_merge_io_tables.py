@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.merge_io import run, table
-from benchmarks.merge_io.phases import Phases
+from benchmarks.merge_io.phases import Phases, phase_places
 from benchmarks.readme_table import read_results, replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "merge_io"
@@ -124,3 +124,13 @@ def test_results_name_no_machine():
     for path in (FOLDER / "results").glob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert "/tmp" not in text and "/work" not in text and json.loads(text)["rounds"]
+
+
+def test_every_phase_names_functions_that_exist():
+    missing = [
+        f"{phase}: {owner.__name__}.{name}"
+        for phase, places in phase_places().items()
+        for owner, name in places
+        if not hasattr(owner, name)
+    ]
+    assert not missing

@@ -66,7 +66,7 @@ class Phases:
 
 def phase_places() -> dict[str, list[tuple[Any, str]]]:
     """Phase -> functions, by the place from which they are called."""
-    from vlora.merge.checkpoints import engine, run, sparse_rules
+    from vlora.merge.checkpoints import engine, rules, run, sparse_rules
     from vlora.merge.checkpoints.stream import Files, TensorStream
     from vlora.merge.checkpoints.thresholds import KthLargest
 
@@ -81,7 +81,8 @@ def phase_places() -> dict[str, list[tuple[Any, str]]]:
         "elect": [(sparse_rules, "elect")],
         "add to the base": [(sparse_rules.Ties, "tile")],
         "check for NaN": [(engine, "_check")],
-        "round to the output's dtype": [(engine, "_make")],
+        "weighted sum": [(rules.WeightedMean, "tile"), (rules.WeightedSum, "tile")],
+        "round to the output's dtype, and the rest": [(engine, "make_tensor")],
         "write": [(engine, "_write")],
         "flush": [(engine, "_sync")],
         "agreement sample": [(engine, "sampled_agreement")],
