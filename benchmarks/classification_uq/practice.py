@@ -17,8 +17,10 @@ from benchmarks.classification_uq.tasks import EVERY, Task
 from benchmarks.posterior_quality.linearised import by_prior, logit_moments
 from benchmarks.posterior_quality.run import best_given
 
-__all__ = ["PRIORS", "measure_practice"]
+__all__ = ["PRACTICE_SEEDS", "PRIORS", "measure_practice"]
 
+PRACTICE_SEEDS = (100,)
+"""Runs on which no test row is looked at."""
 PRIORS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 PARTS = {"all": "", "A": "lora_A", "B": "lora_B"}
 

@@ -3,6 +3,7 @@
     python -m benchmarks.classification_uq.run practice --data DATA --work WORK
     python -m benchmarks.classification_uq.run train --data DATA --work WORK [--seeds 0 1 2 3 4] [--tasks NAME ...]
     python -m benchmarks.classification_uq.run score --data DATA --work WORK
+    python -m benchmarks.classification_uq.run left --data DATA --work WORK [--seeds 100 0 1 2 3 4]
     python -m benchmarks.classification_uq.run merge --data DATA --work WORK
     python -m benchmarks.classification_uq.table
 
@@ -26,15 +27,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.classification_uq.arms import adamw, ivon, log_probs, trained_adamw
+from benchmarks.classification_uq.left import measure_left, practise_left
 from benchmarks.classification_uq.merging import PAIRS, measure_merge
-from benchmarks.classification_uq.practice import measure_practice
+from benchmarks.classification_uq.practice import PRACTICE_SEEDS, measure_practice
 from benchmarks.classification_uq.scores import score_task
 from benchmarks.classification_uq.tasks import SHIFT, TASKS, load_task
 from benchmarks.posterior_quality.run import best_given
 from benchmarks.rows import keep_record
 
 RESULTS = Path(__file__).parent / "results"
-PRACTICE_SEEDS, SEEDS = (100,), (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3, 4)
 MEMBERS = (10, 11, 12)
 """Seeds of the further members of ensembles."""
 TEST_SPLITS = ("validation", "calibration", "clean", "ambiguous", "near", "far", "shift")
@@ -45,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["practice", "train", "score", "merge"])
+    parser.add_argument("part", choices=["practice", "train", "score", "left", "merge"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder for features and predictions")
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -62,7 +64,9 @@ def main() -> None:
         further_members(task, args.data, args.work)
     for seed in seeds:
         for task in args.tasks:
-            if args.part == "practice":
+            if args.part == "left":
+                write(f"left/{task}__{seed}", left, task, seed, args.data, args.work)
+            elif args.part == "practice":
                 write(f"practice/{task}__{seed}", practised, task, seed, args.data, args.work)
             elif args.part == "score":
                 write(f"main/{task}__{seed}", measure, task, seed, args.work)
@@ -80,6 +84,14 @@ def write(name: str, make: Any, *arguments: Any) -> None:
 def practised(task: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     """How well the posterior's parts find the practice rows of one task."""
     return measure_practice(load_task(task, data, work / "features"), seed)
+
+
+def left(task: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
+    """How much the data left of the prior variance: on test rows, or of a practice seed on practice rows."""
+    loaded = load_task(task, data, work / "features")
+    if seed in PRACTICE_SEEDS:
+        return practise_left(loaded, seed)
+    return measure_left(loaded, seed, tuple(split for split in TEST_SPLITS if split in loaded.splits))
 
 
 def predicted(task: str, seed: int, data: Path, work: Path) -> None:

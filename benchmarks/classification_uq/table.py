@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.classification_uq.left_tables import left_differences, left_practice, left_table
 from benchmarks.classification_uq.merge_tables import merge_differences, merge_table
-from benchmarks.classification_uq.practice import PARTS, PRIORS
+from benchmarks.classification_uq.practice import PARTS, PRACTICE_SEEDS, PRIORS
 from benchmarks.classification_uq.scores import GATES, PAIRS, RISKS
 from benchmarks.classification_uq.tasks import TASKS
 from benchmarks.posterior_quality.table import load
@@ -206,6 +207,14 @@ def block(root: Path) -> str:
             "**Practice rows over own rows, AUROC of the logit variance, and NLL**, by prior.",
             practice_table(practice),
         ]
+    found = load(root, "left")
+    if tested := [r for r in found if r["seed"] not in PRACTICE_SEEDS]:
+        parts += [
+            f"**Share of the prior variance that the data left**, AUROC, {len(tested)} runs.", left_table(tested),
+            "**The share under all tensors at once minus other detectors**, paired.", left_differences(tested, records),
+        ]  # fmt: skip
+    if practised := [r for r in found if r["seed"] in PRACTICE_SEEDS]:
+        parts += ["**Practice rows over own rows, by the share left.**", left_practice(practised)]
     for risk in RISKS:
         parts += [f"**Silence at {100 * risk:.0f} % risk**, % of rows.", abstention_table(records, risk)]
     if merges:

@@ -9,6 +9,8 @@
     python -m benchmarks.closed_world.run features --work WORK
     python -m benchmarks.closed_world.run unlearning --work WORK
     python -m benchmarks.closed_world.run extra --work WORK        # one tuning world
+    python -m benchmarks.closed_world.run road --work WORK         # by the package's own commands
+    python -m benchmarks.closed_world.run left --work WORK --seeds 100 0 1 2 3 4
     python -m benchmarks.closed_world.run score --work WORK        # all of these again, from what WORK keeps
     python -m benchmarks.closed_world.table
 
@@ -28,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.closed_world import after, arms, extra, features, merging, removal, sweeps
+from benchmarks.closed_world import after, arms, extra, features, left, merging, removal, road, sweeps
 from benchmarks.closed_world.model import wearing
 from benchmarks.closed_world.scores import Said, nll_of, score
 from benchmarks.closed_world.worlds import ADAPTERS, questions, world_files
@@ -177,6 +179,8 @@ PARTS: dict[str, Callable[[int, dict[str, Any], Path], dict[str, Callable[[], di
     "features": features.units,
     "unlearning": removal.units,
     "extra": extra.units,
+    "road": road.units,
+    "left": left.units,
 }
 """Part -> its units of one world."""
 SCORED = ("main", "merge", "posterior")

@@ -75,7 +75,7 @@ def logit_moments(
     bases = {name[0]: spread for name, spread in spreads.items()}
     for i in range(0, len(rows), ROWS):
         part = rows.hidden[i : i + ROWS], rows.mask[i : i + ROWS]
-        values, gradients = _logit_gradients(network, *part, bases)
+        values, gradients = logit_gradients(network, *part, bases)
         logits.append(values)
         for kind, own in gradients.items():
             names = [name for name in spreads if name[0] == kind]
@@ -85,7 +85,7 @@ def logit_moments(
     return torch.cat(logits), {name: torch.cat(own) for name, own in parts.items()}
 
 
-def _logit_gradients(
+def logit_gradients(
     network: Network, hidden: Tensor, mask: Tensor, bases: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """Logits ``(N, C)`` and, per kind and key of the adapter, their gradients ``(N, C, *tensor)`` in its basis."""

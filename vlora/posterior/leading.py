@@ -98,6 +98,32 @@ class Leading:
             found.append((known / values) @ known.mT + rest / values[-1])
         return found
 
+    def share_left(self, gradients: Mapping[str, Tensor], precision: float) -> Tensor:
+        r"""What part of the prior variance of every example the data have left: a score for foreign inputs.
+
+        .. math:: \frac{\mathrm{tr}\, J (F + \alpha I)^{-1} J^\top}{\mathrm{tr}\, J J^\top / \alpha}
+                  = 1 - \frac{\sum_j \frac{l_j}{l_j + \alpha} |J v_j|^2}{|J|^2}
+
+        with J less the shift that all outputs of an example share, which a softmax does not see. Unlike the variance it
+        does not say how long a gradient is. Directions that were cut off count as untouched, which they nearly are
+        where their eigenvalues are far below the precision.
+
+        Args:
+            gradients: Key -> gradient of each output, ``(N, K, *tensor)``, K of 2 or more.
+            precision: alpha of the prior, in 1 / weight^2.
+
+        Returns:
+            float64 ``(N,)``, between 0 (settled) and 1 (the data say nothing about this output); 1 without gradient.
+        """
+        known, total = torch.zeros(()), torch.zeros(())
+        for key, own in self._own(gradients).items():
+            flat = gradients[key].float().flatten(2)
+            flat = flat - flat.mean(1, keepdim=True)
+            known, total = known.to(flat) + flat @ own, total.to(flat) + flat.square().sum((1, 2))
+        values = self.values.to(known.device)
+        settled = (known.double().square() * (values / (values + precision))).sum((1, 2))
+        return 1 - settled / total.double().clamp_min(torch.finfo(torch.float32).tiny)
+
     def correlated(self, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Standard-normal noise turned into noise with the covariance :math:`\Sigma`, exactly.
 

@@ -141,3 +141,40 @@ def test_what_cannot_be_read_is_refused_in_one_line(changes, message):
 def test_other_shapes_cannot_be_stored():
     with pytest.raises(PosteriorFormatError, match="directions are those of 2 tensors with 10 entries"):
         Leading.of([gradients(5)], 3).tensors({"a": (5,), "b": (3, 2)})
+
+
+@pytest.mark.parametrize("precision", [0.01, 1.0, 100.0])
+def test_the_share_left_is_the_posterior_over_the_prior_variance(precision):
+    seen, asked = gradients(6), gradients(12, seed=1)
+    leading = Leading.of([seen], 6)
+    outputs = {key: value.unflatten(0, (4, 3)) for key, value in asked.items()}  # 4 examples of 3 outputs
+    fisher = flat(seen).T @ flat(seen)
+    jacobian = flat(outputs, 2)
+    jacobian = jacobian - jacobian.mean(1, keepdim=True)
+    size = len(fisher)
+    after = jacobian @ torch.linalg.inv(fisher + precision * torch.eye(size)) @ jacobian.mT
+    before = jacobian @ jacobian.mT / precision
+    expected = after.diagonal(dim1=1, dim2=2).sum(1) / before.diagonal(dim1=1, dim2=2).sum(1)
+    found = leading.share_left(outputs, precision)
+    torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-5)
+    assert ((found > 0) & (found < 1)).all()
+
+
+def test_the_share_left_knows_no_length_and_no_shared_shift():
+    leading = Leading.of([gradients(6)], 6)
+    outputs = {key: value.unflatten(0, (4, 3)) for key, value in gradients(12, seed=1).items()}
+    found = leading.share_left(outputs, 1.0)
+    longer = leading.share_left({key: 7 * value for key, value in outputs.items()}, 1.0)
+    shifted = leading.share_left({key: value + value[:, :1] for key, value in outputs.items()}, 1.0)
+    torch.testing.assert_close(longer, found, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shifted, found, rtol=1e-5, atol=1e-6)
+
+
+def test_the_share_left_is_one_where_the_data_say_nothing():
+    leading = Leading(("w",), torch.eye(4, 2), torch.tensor([3.0, 1.0], dtype=torch.float64))
+    inside, outside = (
+        torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]]),
+        torch.tensor([[0, 0, 1.0, 2], [0, 0, 0, 0]]),
+    )
+    found = leading.share_left({"w": torch.stack([inside, outside, 0 * inside])}, 1.0)
+    assert found.tolist() == pytest.approx([0.25, 1.0, 1.0])  # 1 / (3 + 1)
