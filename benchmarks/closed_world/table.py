@@ -44,6 +44,7 @@ from benchmarks.closed_world.paired_tables import (
     attribution_differences,
     calibration_differences,
 )
+from benchmarks.closed_world.road_tables import road_table
 from benchmarks.closed_world.sweep_tables import sweep_table, unlearning_table
 from benchmarks.closed_world.ways import APART, METHODS
 from benchmarks.readme_table import Records, read_results, write_tables
@@ -169,6 +170,8 @@ def block(folder: Path) -> str:
         abstention_table(records),
         "Paired by world:",
         abstention_differences(records),
+        "**By the package's own commands**: % answered at 5 % risk, the defaults of `vlora calibrate`.",
+        road_table(records),
         "**After merging A and B**; AUROC columns: unknown vs seen, but where they say otherwise.",
         merge_table(records),
         "Paired by world:",
