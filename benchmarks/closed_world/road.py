@@ -130,7 +130,7 @@ def _answered(asked: Questions, answers: Path) -> dict[str, Any]:
     }
 
 
-def _areas(results: Path) -> dict[str, float]:
+def _areas(results: Path) -> list[dict[str, Any]]:
     """AUROC of strangers against known people by predictor and score."""
     return json.loads(results.read_text(encoding="utf-8"))["detection"]
 

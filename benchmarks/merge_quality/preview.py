@@ -10,7 +10,7 @@ adapter alone, equal weights of 1/T, 1/2, 1 and 1.5, eight of the simplex, seven
 adapter is worth, and with that measured on the training rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,12 +49,17 @@ def units(seeds: Sequence[int]) -> list[Unit]:
 
 def main() -> None:
     """One JSON per set of adapters."""
-    args = arguments(str(__doc__)).parse_args()
+    measure_sets("preview", str(__doc__), evaluate)
+
+
+def measure_sets(part: str, description: str, measure: Callable[[Unit, Library], dict[str, Any]]) -> None:
+    """Measure every set that is asked for and has no record in this part."""
+    args = arguments(description).parse_args()
     torch.set_num_threads(1)
     library = Library(args.data, args.work)
     for unit in units(args.seeds or range(3)):
         if args.only in unit.name:
-            keep_and_tell(RESULTS, "preview", unit.name, lambda u=unit: evaluate(u, library))
+            keep_and_tell(RESULTS, part, unit.name, lambda u=unit: measure(u, library))
 
 
 def evaluate(unit: Unit, library: Library) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.merge_quality.adapters import Library
-from benchmarks.merge_quality.preview import METHODS, as_posterior, merged, modelled, units
-from benchmarks.merge_quality.run import RESULTS, Unit, arguments
+from benchmarks.merge_quality.preview import METHODS, as_posterior, measure_sets, merged, modelled
+from benchmarks.merge_quality.run import Unit
 from benchmarks.merge_quality.training import logits
-from benchmarks.rows import keep_and_tell
 from vlora.eval.metrics.proper_scores import negative_log_likelihood
 
 STEP = 0.05
@@ -23,12 +22,7 @@ STEP = 0.05
 
 def main() -> None:
     """One JSON per set of adapters."""
-    args = arguments(str(__doc__)).parse_args()
-    torch.set_num_threads(1)
-    library = Library(args.data, args.work)
-    for unit in units(args.seeds or range(3)):
-        if args.only in unit.name:
-            keep_and_tell(RESULTS, "rays", unit.name, lambda u=unit: evaluate(u, library))
+    measure_sets("rays", str(__doc__), evaluate)
 
 
 def evaluate(unit: Unit, library: Library) -> dict[str, Any]:

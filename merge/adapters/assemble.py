@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora.merge.adapters.ancestor import Ancestor
 from vlora.merge.adapters.full_tensors import FullTensor
 from vlora.merge.adapters.peft_layout import merged_config
 from vlora.merge.adapters.reading import Inputs
@@ -15,7 +16,7 @@ from vlora.merge.curvature.unit import unit_factor
 from vlora.merge.update import LoraUpdate
 from vlora.posterior import Posterior, PosteriorMeta
 
-__all__ = ["MergedTensors", "assemble", "mean_ess", "merged_curvature", "pooled_examples"]
+__all__ = ["MergedTensors", "assemble", "mean_ess", "merged_curvature", "own_ess", "pooled_examples"]
 
 _SMALLEST_SHARE = 1e-3  # of the prior: keeps h + weight_decay positive after rounding to float32
 
@@ -99,14 +100,15 @@ def _pooled_ess(inputs: Inputs) -> float:
     start = inputs.ancestor
     if start is None:
         return sum(mean_ess(p.meta) for p in inputs.posteriors)
-    whole = mean_ess(start.posterior.meta)
-    merged = [bool(p.meta.ancestor.get("included")) for p in inputs.posteriors]
-    own = [
-        mean_ess(p.meta) - whole * m
-        for p, m in zip(inputs.posteriors, merged, strict=True)
-        if not start.is_itself(p)
-    ]
-    return whole + sum(own)
+    return mean_ess(start.posterior.meta) + sum(own_ess(start, p) for p in inputs.posteriors)
+
+
+def own_ess(start: Ancestor, posterior: Posterior) -> float:
+    """``ess`` of an adapter without the ancestor's, as :meth:`Ancestor.own_examples` counts examples."""
+    if start.is_itself(posterior):
+        return 0.0
+    merged = bool(posterior.meta.ancestor.get("included"))
+    return mean_ess(posterior.meta) - merged * mean_ess(start.posterior.meta)
 
 
 def _lineage(inputs: Inputs) -> dict[str, Any]:

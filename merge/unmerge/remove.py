@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.adapters.ancestor import Ancestor, check_lineage
-from vlora.merge.adapters.assemble import MergedTensors, assemble, mean_ess
+from vlora.merge.adapters.assemble import MergedTensors, assemble, mean_ess, own_ess
 from vlora.merge.adapters.compatibility import check_adapter, check_together
 from vlora.merge.adapters.full_tensors import merge_full_lineage
 from vlora.merge.adapters.reading import read_inputs
@@ -98,12 +98,10 @@ def _from_lineage(
         tensors.add_full(inputs, key, merge_full_lineage(values, weights, removing=True))
     sources = _without(merged, adapter)
     result = assemble(read_inputs([merged], ["the merge"], start), tensors, sources, merged.meta.notes)
-    included = bool(adapter.meta.ancestor.get("included"))
-    own = 0.0 if start.is_itself(adapter) else mean_ess(adapter.meta) - included * mean_ess(ancestor.meta)
     meta = replace(
         result.meta,
         num_examples=left,
-        ess=mean_ess(merged.meta) - own,
+        ess=mean_ess(merged.meta) - own_ess(start, adapter),
         ancestor=dict(merged.meta.ancestor),
     )
     return replace(result, meta=meta)
