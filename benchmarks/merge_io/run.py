@@ -55,7 +55,7 @@ UNITS: dict[str, list[list[str]]] = {
         ["linear_family", "gradient_matching, 64", "keep"], ["linear_family", "gradient_matching, 64", "lossless"],
     ],
 }  # fmt: skip
-TURNS = dict.fromkeys(["module_linear", "module_sum"], 3)
+TURNS = dict.fromkeys(["module_linear", "module_sum", "into_base"], 3)
 TURNS |= dict.fromkeys(["module_gradient_matching", "module_short_grams"], 5)
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "safetensors", "numpy")
 

