@@ -175,38 +175,62 @@ def mergekit(folder: Path, program: str, method: str, threads: int) -> Result:
     return {**found, "start_up": start, "load": os.getloadavg()[0]}
 
 
-def linear_family(method: str, rank: str, count: int = 4, size: int = 4096) -> Result:
-    """Seconds to merge four rank-16 adapters of one module; "gradient_matching, 64" keeps 64 directions of a Gram."""
+def linear_family(method: str, rank: str, count: int | str = 4, size: int | str = 4096) -> Result:
+    """Seconds to merge four rank-16 adapters of one module of ``size`` x ``size``.
+
+    "gradient_matching, 64" keeps 64 directions of a Gram, "gradient_matching, separable" has h alone.
+    """
     import torch
 
     from vlora.merge.methods import METHODS
 
-    name, _, directions = method.partition(", ")
-    adapters = [_update(seed, size, name, int(directions or 0)) for seed in range(count)]
-    weights = [1.0] * count
+    name, _, kind = method.partition(", ")
+    adapters = [_update(seed, int(size), name, kind) for seed in range(int(count))]
+    weights = [1.0] * int(count)
     function = METHODS[name].function
-    function([_update(9, 64, name)], [1.0], rank="keep")  # first calls load libraries
+    function(
+        [_update(9, 64, name, kind if kind == "separable" else "")], [1.0], rank="keep"
+    )  # loads libraries
     found = timed(lambda: function(adapters, weights, rank=rank))
     return {**found, "threads": torch.get_num_threads()}
 
 
-def _update(seed: int, size: int, method: str, directions: int = 0) -> Any:
+GRAMS = {
+    "gradient_matching": ("input_gram", "output_gram"),
+    "mats": ("input_gram", "output_gram"),
+    "regmean": ("activation_gram",),
+}
+"""Matrices that a method takes."""
+
+
+def _update(seed: int, size: int, method: str, kind: str = "") -> Any:
     import torch
 
-    from vlora.grams import ShortGram
     from vlora.merge.update import LoraUpdate
 
     generator = torch.Generator().manual_seed(seed)
     b, a = (torch.randn(shape, generator=generator).double() for shape in ((size, 16), (16, size)))
-    gram = None
-    if method == "gradient_matching":
-        inputs = torch.randn(256, size, generator=generator) * torch.linspace(0.2, 2.0, size)
-    if method == "gradient_matching" and directions:
-        _, values, vh = torch.linalg.svd(inputs / 16, full_matrices=False)
-        gram = ShortGram(vh[:directions].mT.double(), values[:directions].square().double(), 0.05)
-    elif method == "gradient_matching":
-        gram = (inputs.T @ inputs / 256).add_(0.05 * torch.eye(size)).double()  # as adapters are read
-    return LoraUpdate(b, a, 2.0, input_gram=gram, output_gram=gram, adapter=f"adapter {seed}")
+    known: dict[str, Any] = {}
+    if kind == "separable" or method == "fisher":
+        h = [torch.rand(x.shape, generator=generator).double().add_(0.1) for x in (b, a)]
+        known = {"precision_b": h[0], "precision_a": h[1], "prior_b": 0.1, "prior_a": 0.1}
+    elif method in GRAMS:
+        gram = _gram(size, int(kind or 0), generator)
+        known = dict.fromkeys(GRAMS[method], gram)
+    return LoraUpdate(b, a, 2.0, adapter=f"adapter {seed}", **known)
+
+
+def _gram(size: int, directions: int, generator: Any) -> Any:
+    """Second moment of 256 inputs of different scales, with a little of everything else, as adapters are read."""
+    import torch
+
+    from vlora.grams import ShortGram
+
+    inputs = torch.randn(256, size, generator=generator) * torch.linspace(0.2, 2.0, size)
+    if not directions:
+        return (inputs.T @ inputs / 256).add_(0.05 * torch.eye(size)).double()
+    _, values, vh = torch.linalg.svd(inputs / 16, full_matrices=False)
+    return ShortGram(vh[:directions].mT.double(), values[:directions].square().double(), 0.05)
 
 
 def peft_module(kind: str, count: int = 4, size: int = 4096) -> Result:

@@ -54,9 +54,16 @@ UNITS: dict[str, list[list[str]]] = {
     "module_short_grams": [
         ["linear_family", "gradient_matching, 64", "keep"], ["linear_family", "gradient_matching, 64", "lossless"],
     ],
+    "module_others": [
+        ["linear_family", "gradient_matching, separable", "keep"], ["linear_family", "regmean", "keep"],
+        ["linear_family", "fisher", "keep"],
+    ],
+    "module_mats": [
+        ["linear_family", "mats", "keep", "4", size] for size in ("512", "1024", "2048")
+    ],
 }  # fmt: skip
 TURNS = dict.fromkeys(["module_linear", "module_sum", "into_base"], 3)
-TURNS |= dict.fromkeys(["module_gradient_matching", "module_short_grams"], 5)
+TURNS |= dict.fromkeys(["module_gradient_matching", "module_short_grams", "module_others"], 5)
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "safetensors", "numpy")
 
 

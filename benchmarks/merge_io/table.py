@@ -33,6 +33,15 @@ MODULES = {
         "linear_family gradient_matching, 64 keep": "vlora, gradient matching with 64 directions a Gram, rank 16",
         "linear_family gradient_matching, 64 lossless": "vlora, the same at rank 64",
     },
+    "module_others": {
+        "linear_family regmean keep": "vlora, RegMean, rank 16",
+        "linear_family fisher keep": "vlora, Fisher, rank 16",
+        "linear_family gradient_matching, separable keep": "vlora, gradient matching with h alone (separable), rank 16",
+    },
+    "module_mats": {
+        f"linear_family mats keep 4 {size}": f"vlora, MaTS, rank 16, a module of {size} x {size}"
+        for size in (512, 1024, 2048)
+    },
 }  # fmt: skip
 
 

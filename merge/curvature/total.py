@@ -66,10 +66,11 @@ class DenseTotal:
     Args:
         matrix: Shape ``(n, n)``, positive definite.
         where: The module, for the message.
+        cure: What adds to the diagonal, for the message.
     """
 
-    def __init__(self, matrix: Tensor, where: str) -> None:
-        self.matrix, self.where = matrix, where
+    def __init__(self, matrix: Tensor, where: str, cure: str = "raise tau") -> None:
+        self.matrix, self.where, self.cure = matrix, where, cure
 
     def __rmatmul__(self, rows: Tensor) -> Tensor:
         """X T."""
@@ -100,7 +101,7 @@ class DenseTotal:
     @cached_property
     def factor(self) -> Tensor:
         """Cholesky factor in the matrix's precision."""
-        return cholesky(self.matrix, self.where)
+        return cholesky(self.matrix, self.where, self.cure)
 
     @cached_property
     def single(self) -> Tensor | None:

@@ -14,7 +14,7 @@ occur do not make the sum singular.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from torch import Tensor
 from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.grams import Gram, product
 from vlora.merge.curvature.positive import cholesky
-from vlora.merge.curvature.unit import normalised_gram
+from vlora.merge.curvature.summed import weighted_sum
+from vlora.merge.curvature.total import DenseTotal
+from vlora.merge.curvature.unit import normalised_gram, unit_factor
 from vlora.merge.low_rank.algebra import concatenate, resolve_rank
 from vlora.merge.low_rank.recompress import pooled_precision, recompress
 from vlora.merge.update import LoraUpdate, MergedModule, present
@@ -61,13 +63,15 @@ def regmean(
             "gradient_matching or task_arithmetic"
         )
     wanted = resolve_rank(updates, rank)
-    grams = [shrunk_gram(_gram(u), shrink) for u in updates]
-    root = total_root(grams, weights)
+    grams = [_Shrunk.of(u, shrink) for u in updates]
+    total = _total(grams, weights, updates[0].module)
+    solved = total.solve(torch.cat([u.a @ g for u, g in zip(updates, grams, strict=True)]))
     moved = [
-        replace(u, a=torch.cholesky_solve(g @ u.a.mT, root).mT, precision_a=None, precision_b=None)
-        for u, g in zip(updates, grams, strict=True)
+        replace(u, a=a, precision_a=None, precision_b=None)
+        for u, a in zip(updates, solved.split([u.rank for u in updates]), strict=True)
     ]
-    done = recompress(concatenate(moved, weights), updates, [1.0] * len(updates), wanted, right=root)
+    full = concatenate(moved, weights)
+    done = recompress(full, updates, [1.0] * len(updates), wanted, metrics=(None, total))
     merged = pooled_precision(done.update, updates, [1.0] * len(updates))
     return MergedModule(merged, {"clamped_fraction": 0.0, **done.report, "curvature": "activations"})
 
@@ -111,16 +115,50 @@ def total_root(
     return cholesky(total, where, "lower shrink")
 
 
+@dataclass(frozen=True)
+class _Shrunk:
+    """:func:`shrunk_gram` of a Gram of mean diagonal 1 for products: the matrix stays as it is stored."""
+
+    gram: Tensor
+    factor: float
+    """On every entry of the stored matrix."""
+    diagonal: Tensor
+    """What the diagonal has besides, shape ``(n,)``."""
+
+    @classmethod
+    def of(cls, update: LoraUpdate, shrink: float) -> "_Shrunk":
+        """Of an update's inputs."""
+        gram, where = _gram(update), f"{update.adapter!r} in {update.module}"
+        unit = unit_factor(gram, where)
+        diagonal = unit * gram.diagonal()
+        if not diagonal.any():
+            raise _unseen(where)
+        return cls(gram, shrink * unit, (1 - shrink) * diagonal + _JITTER)
+
+    def __rmatmul__(self, rows: Tensor) -> Tensor:
+        """X G."""
+        return product(rows, self.gram).mul_(self.factor).add_(rows * self.diagonal)
+
+
+def _total(grams: Sequence[_Shrunk], weights: Sequence[float], where: str) -> DenseTotal:
+    """The sum of the w G."""
+    scaled = [weight * gram.factor for weight, gram in zip(weights, grams, strict=True)]
+    total = weighted_sum([gram.gram for gram in grams], scaled)
+    for weight, gram in zip(weights, grams, strict=True):
+        total.diagonal().add_(gram.diagonal, alpha=weight)
+    return DenseTotal(total, where, "lower shrink")
+
+
 def _gram(update: LoraUpdate) -> Tensor:
     where = f"{update.adapter!r} in {update.module}"
-    if update.activation_gram is None:
+    gram = update.activation_gram
+    if gram is None:
         weighted = "only the gradient-weighted one" if update.input_gram is not None else "none"
         raise IncompatibleAdaptersError(
             f"method: regmean needs the unweighted Gram of every module's inputs, but {where} has {weighted}; gather "
             "it with collect_curvature(..., activations=True), or use method: gradient_matching"
         )
-    gram = seen_gram(update.activation_gram, where)
-    if gram.shape[0] != update.a.shape[1]:
+    if gram.ndim == 2 and gram.shape[0] != update.a.shape[1]:
         raise IncompatibleAdaptersError(
             f"the activation Gram of {where} has {gram.shape[0]} inputs, its A has {update.a.shape[1]}; the file "
             "belongs to another adapter"
@@ -132,7 +170,9 @@ def seen_gram(gram: Gram, where: str) -> Tensor:
     """A Gram of mean diagonal 1, refused if no input was ever seen."""
     found = normalised_gram(gram, where)
     if not found.any():
-        raise IncompatibleAdaptersError(
-            f"the activation Gram of {where} is zero; gather it on data of the task"
-        )
+        raise _unseen(where)
     return found
+
+
+def _unseen(where: str) -> IncompatibleAdaptersError:
+    return IncompatibleAdaptersError(f"the activation Gram of {where} is zero; gather it on data of the task")

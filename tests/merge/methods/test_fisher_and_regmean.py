@@ -131,6 +131,19 @@ class TestRegMean:
         assert merged.report["curvature"] == "activations"
         assert merged.update.precision_b.min() > 0
 
+    def test_a_wide_module_is_solved_in_float32_and_refined(self):
+        """Above 1024 inputs, to the dense formula in double precision."""
+        n, updates = 1030, []
+        for seed in (1, 2):
+            x = rand(40, n, seed=seed)
+            updates.append(LoraUpdate(rand(3, 2, seed=seed), rand(2, n, seed=seed), activation_gram=x.mT @ x))
+        grams = [shrunk_gram(u.activation_gram / u.activation_gram.diagonal().mean(), 0.9) for u in updates]
+        expected = sum(u.delta() @ g for u, g in zip(updates, grams, strict=True)) @ torch.linalg.inv(
+            sum(grams)
+        )
+        found = regmean(updates, [1.0, 1.0], rank="lossless").update.delta()
+        assert (found - expected).norm() < 1e-7 * expected.norm()
+
     def test_the_shrunk_gram(self):
         g = gram(4, 1)
         found = shrunk_gram(g, 0.9)
