@@ -22,6 +22,7 @@ __all__ = ["Estimate", "estimate"]
 _WRITE_SPEED = 1e9  # bytes a second; only assumed, since a plan writes nothing
 _FIXED = 0.5  # seconds of the card, the page and the small files; measured once
 _SAMPLE = 2**24  # bytes of each input that are read for the estimate
+_BESIDE = 8 * 2**20  # journal, findings, golden identities on some rows: 4 to 7 MB were seen
 _SEARCH = 32 * 2**20  # histograms and samples of a threshold search
 
 
@@ -55,7 +56,7 @@ def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int, identiti
     """
     if not jobs:
         return Estimate(0, 0.0, "nothing to do")
-    memory = threads * max(_memory(job, block_bytes) for job in jobs)
+    memory = _BESIDE + threads * max(_memory(job, block_bytes) for job in jobs)
     holder = max(jobs, key=lambda job: job.rule.held(job.shape))
     kinds: dict[tuple[type, int], list[TensorJob]] = {}
     for job in jobs:

@@ -63,7 +63,7 @@ def test_memory_stays_within_the_plan(tmp_path):
     used, planned, read = map(int, done.stdout.split())
     assert read > 1.2e9
     assert used < 256 * 2**20
-    assert used < 1.5 * planned + 16 * 2**20
+    assert used < 1.25 * planned
 
 
 @pytest.mark.slow

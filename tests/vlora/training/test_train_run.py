@@ -132,11 +132,20 @@ def test_a_classifier_learns_and_records_its_classes(make_config, write_rows, ti
     ("dtype", "quantization"), [("bfloat16", "none"), ("float32", "8bit"), ("bfloat16", "4bit")]
 )
 def test_low_precision_bases_train_a_float32_posterior(make_config, dtype, quantization):
-    config = make_config("multiple_choice", dtype=dtype, quantization=quantization)
+    config = make_config(
+        "multiple_choice", dtype=dtype, quantization=quantization, curvature=True, curvature_source="training"
+    )
     posterior = Posterior.from_pretrained(run_training(config))
     assert {value.dtype for value in posterior.mean.values()} == {torch.float32}
     assert posterior.meta.steps == 6
     assert all(sd.isfinite().all() for sd in posterior.std().values())
+    assert posterior.curvature is not None
+    for key in {key.partition("_gram")[0] + "_gram" for key in posterior.curvature}:
+        gram = read_gram(posterior.curvature, key)
+        assert gram is not None
+        assert gram.dtype == torch.float32
+        values = torch.linalg.eigvalsh(gram.double())
+        assert values.min() > -1e-5 * values.max(), key
 
 
 def test_adapter_types_pass_through(make_config):
