@@ -145,7 +145,9 @@ def _show_plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
 @merge_app.command(name="remove")
 @plain
 def remove(
-    merged: Annotated[str, typer.Argument(help="Folder that `vlora merge` wrote.")],
+    merged: Annotated[
+        str, typer.Argument(help="Merged adapter that `vlora merge` wrote; a merged model has no ledger.")
+    ],
     contributor: Annotated[list[str], typer.Option(help="Name of an input to take out; may be repeated.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     source: Annotated[
