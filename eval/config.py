@@ -95,6 +95,7 @@ class CalibrationConfig:
     score: str = "max_probability"
     """Uncertainty that is held against the threshold for "don't know": ``max_probability`` (1 - confidence),
     ``entropy``, ``expected_entropy``, ``mutual_information``, ``logit_variance`` (linearised predictors),
+    ``share_left`` (``leading``: the share of the prior variance that the data left, a score for foreign inputs),
     ``variation_ratio`` (draws), and for multiple choice ``entropy_times_base`` and ``mutual_information_times_base``,
     times the entropy of the base model."""
     gate: GateConfig | None = None

@@ -13,12 +13,16 @@ import numpy as np
 
 from vlora.errors import ConfigError
 from vlora.eval.metrics.arrays import Array
+from vlora.posterior import Posterior
 from vlora.posterior.decisions import LINEARISED, SCORES, Decisions
+from vlora.posterior.share import share_obstacle
 
-__all__ = ["BASE", "check_scores", "needs_base", "rule_scores", "uncertainty"]
+__all__ = ["BASE", "SHARE", "check_scores", "check_share", "needs_base", "rule_scores", "uncertainty"]
 
 BASE = "_times_base"
 """Ending of the scores that take the base model's entropy."""
+SHARE = "share_left"
+"""The share of the prior variance that the data left, of the predictor ``leading`` alone."""
 _SPLIT = ("expected_entropy", "mutual_information", "mutual_information_times_base")
 
 
@@ -60,7 +64,7 @@ def check_scores(names: Mapping[str, str], predictor: str, task: str, num_sample
     """
     known = ["max_probability", "entropy", "entropy_times_base"]
     if predictor in LINEARISED:
-        known += [*_SPLIT, "logit_variance"]
+        known += [*_SPLIT, "logit_variance", *([SHARE] if LINEARISED[predictor] == "leading" else [])]
     elif predictor == "samples" and num_samples > 1:
         known += [*_SPLIT, "variation_ratio"]
     for setting, name in names.items():
@@ -76,3 +80,19 @@ def check_scores(names: Mapping[str, str], predictor: str, task: str, num_sample
                 f"{setting}: {name} cannot be had: the base model of a classifier has no trained head, so its entropy "
                 "says nothing; leave _times_base out"
             )
+
+
+def check_share(names: Mapping[str, str], posterior: Posterior, who: str) -> None:
+    """Refuse ``share_left`` where the posterior has no prior or directions for it, before anything is scored.
+
+    Args:
+        names: Setting -> name of its score.
+        posterior: As read from its folder.
+        who: Its name, for messages.
+
+    Raises:
+        ConfigError: See above.
+    """
+    for setting in (setting for setting, name in names.items() if name == SHARE):
+        if (reason := share_obstacle(posterior)) is not None:
+            raise ConfigError(f"{setting}: {SHARE} cannot be had for {who}: {reason}")

@@ -85,6 +85,7 @@ def ensemble_records(members: Sequence[Sequence[Record]]) -> list[Record]:
                 **{"model": ENSEMBLE, "log_probs": mixture, "sample_log_probs": samples, "antithetic": False},
                 **{"expectation_of_products": None, "product_of_expectations": None},
                 linearised_covariance=None,
+                share_left=None,
                 feature_distance=None,
                 relative_feature_distance=None,
             )

@@ -8,7 +8,8 @@ there is one, :math:`f = \log p(y)`, and :math:`g^\top \Sigma g` is the variance
 a copy of the mean of its own (:mod:`vlora.stacked`), so one backward pass gives the gradients of all rows apart.
 
 Other kinds of :math:`\Sigma` are in :mod:`vlora.posterior.kinds`. One Jacobian serves as many covariances as are wanted
-(:class:`Wanted`): of all kinds, at the width of the draws and under a prior, or under all priors of a fit.
+(:class:`Wanted`): of all kinds, at the width of the draws and under a prior, or under all priors of a fit. It also
+gives the share of the prior variance that the data left (:class:`WantedShare`).
 
 Prompts are run in full: a key/value cache shared between items would hide the prefix's own dependence on the weights.
 Blocks below the first adapted one need no backward pass.
@@ -17,6 +18,7 @@ Blocks below the first adapted one need no backward pass.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +32,16 @@ from vlora.eval.trees import TreeBatch, Trees
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Kind
 from vlora.posterior.kinds import output_covariances, source_identity
+from vlora.posterior.share import share_precision
 from vlora.stacked import Stack, obstacle
 
-__all__ = ["Linearised", "Wanted", "linearised_name"]
+__all__ = ["Linearised", "Wanted", "WantedShare", "linearised_name"]
 
 logger = logging.getLogger(__name__)
 
 _BYTES = 2**30  # most memory for the Jacobians of a batch
+Measure = Callable[[Mapping[str, Tensor], Tensor], list[Tensor]]
+"""From gradients, key -> ``(N, K, *tensor)``, and which outputs are there, ``(N, K)``, to what is wanted, by row."""
 
 
 def linearised_name(posterior: Posterior, kind: Kind, *, prior: float | None = None) -> str:
@@ -70,24 +75,51 @@ class Wanted:
     def __len__(self) -> int:
         return len(self.priors) or len(self.posteriors)
 
-    def on(self, device: torch.device) -> Callable[[Mapping[str, Tensor]], list[Tensor]]:
+    def on(self, device: torch.device) -> Measure:
         """From gradients to covariances, see :func:`vlora.posterior.kinds.output_covariances`.
 
         Raises:
             ConfigError: The posterior lacks what the kind needs.
         """
-        return output_covariances(self.posteriors, self.kind, priors=self.priors, device=device)
+        found = output_covariances(self.posteriors, self.kind, priors=self.priors, device=device)
+        return lambda gradients, present: found(gradients)
+
+
+@dataclass(frozen=True)
+class WantedShare:
+    """The share of the prior variance that the data left of every item, one number each.
+
+    Attributes:
+        posteriors: The posterior as its folder has it, alone.
+    """
+
+    posteriors: Sequence[Posterior]
+
+    def __len__(self) -> int:
+        return 1
+
+    def on(self, device: torch.device) -> Measure:
+        """From gradients to shares, see :meth:`vlora.posterior.leading.Leading.share_left`.
+
+        Raises:
+            ConfigError: The posterior lacks directions or a prior precision that all tensors have.
+        """
+        precision = share_precision(self.posteriors[0])
+        directions = self.posteriors[0].directions
+        assert directions is not None  # else there is no precision
+        there = directions.to(device)
+        return lambda gradients, present: [there.share_left(gradients, precision, present)]
 
 
 class Linearised:
     """A model at its mean whose outputs' covariance is wanted."""
 
-    def __init__(self, model: nn.Module, wanted: Sequence[Wanted], outputs: int) -> None:
+    def __init__(self, model: nn.Module, wanted: Sequence[Wanted | WantedShare], outputs: int) -> None:
         """Prepare.
 
         Args:
             model: PEFT model in eval mode that holds the posterior's mean.
-            wanted: What is wanted; an item's covariances come in this order.
+            wanted: What is wanted; an item's covariances and shares come in this order.
             outputs: Most outputs of an item, K.
 
         Raises:
@@ -108,7 +140,8 @@ class Linearised:
 
         def work(some: Batch) -> None:
             inputs = repeated(some.inputs, 1, model_device(self.model))
-            found = self._covariances(len(some), lambda: self.model(**inputs).logits.float())
+            sizes = [self.outputs] * len(some)
+            found = self._measured(sizes, lambda: self.model(**inputs).logits.float())
             self._take(sink, some.rows.tolist(), found, some.num_tokens)
 
         with sink.timed():
@@ -127,14 +160,20 @@ class Linearised:
         def work(some: Trees) -> None:
             batch = TreeBatch.of(some.trees, pad_id)
             sizes = [lengths[item] for item in some.items]
-            found = self._covariances(len(some), lambda: _strings(self.model, batch, sizes))
+            found = self._measured([*map(len, sizes)], lambda: _strings(self.model, batch, sizes))
             self._take(sink, some.items, found, batch.num_tokens)
 
         with sink.timed():
             run_halving(trees, work)
 
-    def _covariances(self, rows: int, outputs: Callable[[], Tensor]) -> list[Tensor]:
-        """``J Sigma J^T`` of every row, each float64 [rows, K, K]."""
+    def _measured(self, sizes: Sequence[int], outputs: Callable[[], Tensor]) -> list[Tensor]:
+        """What is wanted of every row: ``J Sigma J^T``, float64 [rows, K, K], or a share, float64 [rows].
+
+        Args:
+            sizes: Number of outputs of every row; those behind it are padding.
+            outputs: Gives the outputs, [rows, K].
+        """
+        rows = len(sizes)
         copies = {
             key: value.expand(rows, *value.shape).clone().requires_grad_()
             for key, value in self._mean.items()
@@ -154,15 +193,20 @@ class Linearised:
             ]
         columns = zip(copies, zip(*found, strict=True), strict=True)
         gradients = {key: torch.stack(own, dim=1) for key, own in columns}
-        return [one.cpu() for covariances in self._wanted for one in covariances(gradients)]
+        self._backward *= values.shape[1]
+        present = torch.arange(values.shape[1]) < torch.tensor(sizes)[:, None]
+        present = present.to(values.device)
+        return [one.cpu() for measure in self._wanted for one in measure(gradients, present)]
 
-    def _take(self, sink: Sink, items: list[int], covariances: list[Tensor], tokens: int) -> None:
-        found = torch.stack(covariances, dim=1)
-        values = [
-            [[[float(f"{x:.8g}") for x in row] for row in one] for one in own] for own in found.tolist()
-        ]
-        cost = 1 + found.shape[2] * self._backward
+    def _take(self, sink: Sink, items: list[int], found: list[Tensor], tokens: int) -> None:
+        values = [list(own) for own in zip(*(_rounded(one.tolist()) for one in found), strict=True)]
+        cost = 1 + self._backward
         sink.take(items, slice(None), values, tokens=tokens * cost)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to the eight digits that float32 gradients can tell."""
+    return [_rounded(one) for one in value] if isinstance(value, list) else float(f"{value:.8g}")
 
 
 def _strings(model: nn.Module, batch: TreeBatch, lengths: Sequence[Sequence[int]]) -> Tensor:

@@ -23,7 +23,7 @@ from vlora.data import Example, Source, examples_from_rows
 from vlora.errors import ConfigError, DataError
 from vlora.eval.config import EvalConfig, EvalDataConfig
 from vlora.eval.decide import decide
-from vlora.eval.decision_scores import needs_base, rule_scores
+from vlora.eval.decision_scores import SHARE, needs_base, rule_scores
 from vlora.eval.host import Host, check_same_base
 from vlora.eval.item_warnings import say_truncated
 from vlora.eval.metrics.arrays import Array
@@ -61,9 +61,10 @@ class Predictor:
         reader: TaskReader | None = None,
         *,
         calibrated: bool = False,
+        as_read: Posterior | None = None,
     ) -> None:
         self.posterior, self.decisions, self.reader = posterior, decisions, reader
-        self.calibrated = calibrated
+        self.calibrated, self._as_read = calibrated, as_read or posterior
         self._config, self._base = config, base_model
         self._labels = config.data.labels or posterior.meta.labels
 
@@ -128,7 +129,9 @@ class Predictor:
         if not name:
             raise ConfigError("base_model is needed: the adapter does not name its base model")
         check_same_base({str(source): posterior}, str(name), config.revision)
-        return cls(posterior, config, str(name), changed, reader, calibrated=fitted is not None)
+        return cls(
+            posterior, config, str(name), changed, reader, calibrated=fitted is not None, as_read=stored
+        )
 
     @cached_property
     def host(self) -> Host:
@@ -216,9 +219,11 @@ class Predictor:
         max_length = self._config.data.max_length
         say_truncated(["data"] * len(examples), scorer.truncated, self._config.task, max_length, cure)
         draws = {"num_samples": decisions.num_samples, "antithetic": decisions.antithetic}
-        base = base_entropy(scorer, host) if needs_base(rule_scores(decisions)) else None
+        names = rule_scores(decisions)
+        base = base_entropy(scorer, host) if needs_base(names) else None
+        own = {"share_of": self._as_read if SHARE in names else None, "tick": tick}
         with host.wearing(self.posterior) as model:
-            return predictive(scorer, model, self.posterior, decisions.predictor, **draws, tick=tick), base
+            return predictive(scorer, model, self.posterior, decisions.predictor, **draws, **own), base
 
     def _classes(self, count: int) -> tuple[str, ...]:
         """Class names, or their numbers."""

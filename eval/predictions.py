@@ -58,7 +58,7 @@ class ChoiceTable(ModelTable):
         self._truth = _truth(records, width)
         self._base_entropy: Array | None = None
         self._draws: ChoiceDraws | None = None
-        self._distances = _distances(records)
+        self._distances = _numbers(records, ("feature_distance", "relative_feature_distance"))
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
             self._predictives["samples"] = self._from_samples(samples, at_mean, records[0].antithetic)
@@ -69,6 +69,7 @@ class ChoiceTable(ModelTable):
                 "expected_entropy": moments.expected_entropy,
                 "mutual_information": moments.mutual_information,
                 "logit_variance": logit_variance(covariances, np.isfinite(at_mean)),
+                **_numbers(records, ("share_left",)),
             }
             self._predictives["linearised"] = self._predictive(moments.log_probs, None, **split)
         held_out = np.flatnonzero((self.split == "validation") & self.labelled)
@@ -157,7 +158,10 @@ class ChoiceTable(ModelTable):
         found = {"max_probability": -columns["log_confidence"], "entropy": columns["entropy"]}
         split = {
             name: columns[name]
-            for name in ("expected_entropy", "mutual_information", "logit_variance", "variation_ratio")
+            for name in (
+                *("expected_entropy", "mutual_information", "logit_variance", "share_left"),
+                "variation_ratio",
+            )
             if name in columns
         }
         found |= split | (self._distances if predictor == "mean" else {})
@@ -248,10 +252,10 @@ def _truth(records: Sequence[Record], width: int) -> Array:
     return truth
 
 
-def _distances(records: Sequence[Record]) -> dict[str, Array]:
-    """Distances of the hidden states by name, those that all records have."""
+def _numbers(records: Sequence[Record], names: Sequence[str]) -> dict[str, Array]:
+    """Numbers of the items by name, ``(N,)``, those that all records have."""
     found = {}
-    for name in ("feature_distance", "relative_feature_distance"):
+    for name in names:
         values = [getattr(record, name) for record in records]
         if None not in values:
             found[name] = np.array(values, dtype=np.float64)

@@ -5,7 +5,7 @@ entries (``linearised``), Kronecker factors (``kronecker``) or leading direction
 under the prior that was fitted for it. Decisions are fitted to one of them and hold for that one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch import nn
 
 from vlora.errors import ConfigError, DataError
 from vlora.eval.config import Scoring
-from vlora.eval.decision_scores import BASE, uncertainty
+from vlora.eval.decision_scores import BASE, SHARE, uncertainty
 from vlora.eval.forward import Draws
 from vlora.eval.host import Host
-from vlora.eval.linearised import Wanted
+from vlora.eval.linearised import Wanted, WantedShare
 from vlora.eval.linearised_prior import prior_obstacle
 from vlora.eval.metrics.arrays import Array, normalised
 from vlora.eval.metrics.linearised import logit_variance, softmax_moments
@@ -56,6 +56,7 @@ class Predictive:
         mutual_information: Epistemic part in nats, ``(N,)``, corrected for few draws; None for the mean alone.
         logit_variance: Mean variance of the logits, ``(N,)``; of linearised predictors.
         variation_ratio: Share of draws that vote for another choice than most, ``(N,)``; of draws.
+        share_left: Share of the prior variance that the data left, ``(N,)``; of leading directions, where asked for.
     """
 
     log_probs: Array
@@ -63,6 +64,7 @@ class Predictive:
     mutual_information: Array | None = None
     logit_variance: Array | None = None
     variation_ratio: Array | None = None
+    share_left: Array | None = None
 
     @property
     def entropy(self) -> Array:
@@ -88,6 +90,7 @@ def predictive(
     num_samples: int = 0,
     antithetic: bool = False,
     scoring: Scoring = "auto",
+    share_of: Posterior | None = None,
     tick: Callable[[int], object] = int,
 ) -> Predictive:
     """What a predictor says about a scorer's items.
@@ -100,11 +103,12 @@ def predictive(
         num_samples: Draws, for ``samples``.
         antithetic: Whether draws come in mirrored pairs.
         scoring: How draws are run.
+        share_of: The posterior as read, for ``share_left`` of the predictor ``leading``; None leaves it out.
         tick: Called with the number of items times passes done; the linearised pass counts as one.
 
     Raises:
         DataError: The model gives NaN.
-        ConfigError: The adapter cannot be linearised.
+        ConfigError: The adapter cannot be linearised, or has no prior for ``share_left``.
     """
     count = num_samples if predictor == "samples" else 0
     draws = Draws(model, posterior if count else None, count, antithetic and count > 0, scoring)
@@ -112,11 +116,13 @@ def predictive(
     assert scores.log_probs is not None  # texts have no choices
     at_mean = scores.log_probs.numpy()
     if predictor in LINEARISED:
-        wanted = [Wanted([posterior], LINEARISED[predictor])]
-        covariance = logit_covariances(scorer, model, wanted, tick)[0]
+        shares = [] if share_of is None else [WantedShare([share_of])]
+        wanted = [Wanted([posterior], LINEARISED[predictor]), *shares]
+        covariance, *share = logit_covariances(scorer, model, wanted, tick)
         moments = softmax_moments(at_mean, covariance)
         spread = logit_variance(covariance, np.isfinite(at_mean))
-        return Predictive(moments.log_probs, moments.expected_entropy, moments.mutual_information, spread)
+        split = (moments.expected_entropy, moments.mutual_information, spread)
+        return Predictive(moments.log_probs, *split, share_left=share[0] if share else None)
     if scores.sample_log_probs is None:
         return Predictive(at_mean)
     samples = scores.sample_log_probs.transpose(0, 1).numpy()
@@ -132,9 +138,12 @@ def predictive(
 
 
 def logit_covariances(
-    scorer: Scorer, model: nn.Module, wanted: list[Wanted], tick: Callable[[int], object] = int
+    scorer: Scorer,
+    model: nn.Module,
+    wanted: Sequence[Wanted | WantedShare],
+    tick: Callable[[int], object] = int,
 ) -> list[Array]:
-    """Covariances of the outputs of all items to first order, in the order of ``wanted``, each ``(N, K, K)``.
+    """Covariances of the outputs of all items to first order, each ``(N, K, K)``, and shares ``(N,)``, as ``wanted``.
 
     Raises:
         ConfigError: The adapter cannot be linearised.
@@ -196,6 +205,7 @@ def decision_scores(
         "mutual_information": found.mutual_information,
         "logit_variance": found.logit_variance,
         "variation_ratio": found.variation_ratio,
+        SHARE: found.share_left,
     }
     scores = {name: column for name, column in columns.items() if column is not None}
     if base is not None:

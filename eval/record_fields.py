@@ -82,6 +82,7 @@ FIELDS: dict[str, Field] = {
     "expectation_of_products": (_numbers, None),
     "product_of_expectations": (_numbers, None),
     "linearised_covariance": (_numbers, None),
+    "share_left": (_number, None),
     "feature_distance": (_number, None),
     "relative_feature_distance": (_number, None),
     "antithetic": (_flag, False),
@@ -172,6 +173,9 @@ def check_choices(values: Mapping[str, Any]) -> None:
     covariance = values["linearised_covariance"]
     if covariance is not None and covariance.shape != (size, size):
         raise DataError(f"'linearised_covariance' must have shape ({size}, {size}), got {covariance.shape}")
+    share = values["share_left"]
+    if share is not None and not -_SUM_TOLERANCE <= share <= 1 + _SUM_TOLERANCE:
+        raise DataError(f"'share_left' must lie between 0 and 1, got {share:.6g}")
     if label is not None and not 0 <= label < size:
         raise DataError(f"'label' must lie in 0…{size - 1}, one index per choice, got {label}")
     if values["choices"] is not None and len(values["choices"]) != size:

@@ -123,6 +123,8 @@ class Record:
     """The same of the per-token mixture, each token averaged over draws by itself. Shape ``(K,)``."""
     linearised_covariance: Array | None = None
     """Covariance of the K logits (or choices' log-likelihoods) to first order in the weights. Shape ``(K, K)``."""
+    share_left: float | None = None
+    """Share of the prior variance of the outputs that the data left, 0 (settled) to 1 (they say nothing)."""
     feature_distance: float | None = None
     """Squared Mahalanobis distance of the hidden state at the mean from that of the reference rows."""
     relative_feature_distance: float | None = None
@@ -162,6 +164,7 @@ class Record:
             "expectation_of_products",
             "product_of_expectations",
             "linearised_covariance",
+            "share_left",
             "feature_distance",
             "relative_feature_distance",
         )

@@ -41,6 +41,7 @@ _SCORES = {
     "entropy_times_base": "entropy × entropy of the base",
     "mutual_information_times_base": "mutual information × entropy of the base",
     "logit_variance": "variance of the logits",
+    "share_left": "share of the prior variance left",
     "variation_ratio": "variation ratio",
     "feature_distance": "distance of the hidden state",
     "relative_feature_distance": "relative distance of the hidden state",

@@ -27,6 +27,7 @@ def make_records(
     antithetic: bool = False,
     classes: Sequence[str] | None = None,
     covariances: Sequence[Any] | None = None,
+    shares: Sequence[float] | None = None,
 ) -> list[Record]:
     """Records of one model, in the order of the items.
 
@@ -39,6 +40,7 @@ def make_records(
         antithetic: Whether draws 2j and 2j + 1 mirror each other.
         classes: Class names, for classification.
         covariances: Of every item the covariance of its outputs to first order, [K, K].
+        shares: Of every item the share of the prior variance of its outputs that the data left.
     """
     columns = _text_columns(scores) if scores.texts is not None else _choice_columns(layouts, scores)
     for column, covariance in zip(columns, covariances or (), strict=bool(covariances)):
@@ -46,6 +48,8 @@ def make_records(
             column["lm"] = replace(column["lm"], nll_variance=covariance[0][0])
         else:
             column["linearised_covariance"] = _square(covariance, len(column["log_probs"]))
+    for column, share in zip(columns, shares or (), strict=bool(shares)):
+        column["share_left"] = share
     return [
         Record(
             model=model,

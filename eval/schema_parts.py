@@ -72,6 +72,10 @@ class Model(BaseModel):
     linearised_agreement: LinearisedAgreement | None = Field(
         None, description="of linearised: true with draws"
     )
+    share_left_prior: float | None = Field(
+        None,
+        description="of linearised: leading, the prior precision of the score share_left, in 1 / weight^2",
+    )
 
 
 class Baseline(Strict):

@@ -20,7 +20,7 @@ from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import gather_log_probs, place_logits
-from vlora.eval.linearised import Linearised, Wanted
+from vlora.eval.linearised import Linearised, Wanted, WantedShare
 from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches, run_batch
 from vlora.eval.sink import Sink
 from vlora.eval.tree_forward import encode_prefix
@@ -172,7 +172,7 @@ class ChoiceScorer:
             values = found.split([sum(lengths) for lengths in self.lengths], dim=1)
             sink.take(items, part, values, tokens=self.num_tokens * variants.cost(count))
 
-    def linearise(self, model: nn.Module, wanted: Sequence[Wanted], sink: Sink) -> None:
+    def linearise(self, model: nn.Module, wanted: Sequence[Wanted | WantedShare], sink: Sink) -> None:
         """Covariances of the choices' log-likelihoods of every item, [K, K] each, where the sink wants them."""
         linearised = Linearised(model, wanted, int(self.num_choices.max()))
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vlora.data import Example
 from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import class_log_probs
-from vlora.eval.linearised import Linearised, Wanted
+from vlora.eval.linearised import Linearised, Wanted, WantedShare
 from vlora.eval.sink import Sink
 from vlora.eval.variants import Variants
 
@@ -106,7 +106,7 @@ class LabelScorer:
                     if sink.wants(batch.rows.tolist(), part):
                         self._run_batch(variants, batch, part, count, sink)
 
-    def linearise(self, model: nn.Module, wanted: Sequence[Wanted], sink: Sink) -> None:
+    def linearise(self, model: nn.Module, wanted: Sequence[Wanted | WantedShare], sink: Sink) -> None:
         """Covariances of the logits of every item, [K, K] each, where the sink wants them."""
         linearised = Linearised(model, wanted, self._num_labels)
         sizes = {"max_tokens": self._max_tokens, "max_rows": min(self._max_rows, linearised.max_rows)}

@@ -18,7 +18,7 @@ from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving, two_short
 from vlora.eval.forward import Draws, place_logits
-from vlora.eval.linearised import Linearised, Wanted
+from vlora.eval.linearised import Linearised, Wanted, WantedShare
 from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches
 from vlora.eval.sink import Sink, draw_name
 from vlora.eval.token_stream import TokenStream
@@ -181,7 +181,7 @@ class TextScorer:
         variants.width = max(1, min(variants.width, places // most))
         return places // variants.width
 
-    def linearise(self, model: nn.Module, wanted: Sequence[Wanted], sink: Sink) -> None:
+    def linearise(self, model: nn.Module, wanted: Sequence[Wanted | WantedShare], sink: Sink) -> None:
         """Covariances of the log-probability of every text, [1, 1] each, where the sink wants them."""
         linearised = Linearised(model, wanted, 1)
         lengths = [[len(m.input_ids) - max(m.prompt_length, 1)] for m in self._encoded]

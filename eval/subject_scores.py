@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vlora.eval.costs import cost_rows, item_tokens, spent_on_scores
 from vlora.eval.environment import peak_memory_bytes
 from vlora.eval.forward import Draws
 from vlora.eval.item_warnings import say_truncated, set_of
-from vlora.eval.linearised import Wanted, linearised_name
+from vlora.eval.linearised import Wanted, WantedShare, linearised_name
 from vlora.eval.linearised_gate import linearised_agreement, text_agreement
 from vlora.eval.prepare import Evaluation
 from vlora.eval.records import Record
@@ -20,10 +21,23 @@ from vlora.eval.subjects import Subject
 from vlora.eval.text_stages import Stage, stages
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Kind
+from vlora.posterior.share import share_name, share_obstacle, share_precision
 
 __all__ = ["count_truncated", "missing_vectors", "open_scores", "score_subject"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Linearised:
+    """What first order in the weights says about every item."""
+
+    covariances: list[Any]
+    """Of the outputs."""
+    drawn: list[Any] | None
+    """At the width and with the covariance of the draws; None without draws."""
+    shares: list[float] | None
+    """Of the prior variance that the data left; None where that is not asked for or cannot be had."""
 
 
 def open_scores(evaluation: Evaluation, subject: Subject, store: ScoreStore) -> ScoreFile:
@@ -92,7 +106,8 @@ def score_subject(
         scores,
         antithetic=evaluation.config.antithetic and len(which) > 1,
         classes=evaluation.classes,
-        covariances=None if linearised is None else linearised[0],
+        covariances=None if linearised is None else linearised.covariances,
+        shares=None if linearised is None else linearised.shares,
     )
     facts = {
         "seconds": file.seconds,
@@ -100,7 +115,10 @@ def score_subject(
         "peak_memory_bytes": peak_memory_bytes(),
         "estimators": _costs(evaluation, subject, file, names, records),
     }
-    drawn = None if linearised is None else linearised[1]
+    drawn = None if linearised is None else linearised.drawn
+    if linearised is not None and linearised.shares is not None:
+        assert subject.as_read is not None
+        facts["share_left_prior"] = share_precision(subject.as_read)
     agreement = None
     if drawn is not None and records[0].lm is not None:
         variances = [covariance[0][0] for covariance in drawn]
@@ -156,26 +174,20 @@ def _score(
         run_scorer(scorer, draws, missing, sink)
 
 
-def _linearised(
-    evaluation: Evaluation, subject: Subject, file: ScoreFile
-) -> tuple[list[Any], list[Any] | None] | None:
-    """Of every item the covariance of its outputs, and the one at the width and with the covariance of the draws.
-
-    The second is there where draws are, to be compared with them. Measured where the file lacks it; None if not asked
-    for.
-    """
-    wanted = _wanted_covariances(evaluation, subject)
+def _linearised(evaluation: Evaluation, subject: Subject, file: ScoreFile) -> _Linearised | None:
+    """Covariances and shares of every item, measured where the file lacks them; None if not asked for."""
+    wanted, share = _wanted_covariances(evaluation, subject), _wanted_share(evaluation, subject)
     if not wanted:
         return None
-    sink = Sink(evaluation.item_keys, list(wanted), file=file, who=f"model {subject.name!r}")
+    sink = Sink(evaluation.item_keys, [*wanted, *share], file=file, who=f"model {subject.name!r}")
     items = range(len(evaluation.items))
     if sink.wants(items):
         sink.layouts = _layouts(evaluation.scorer)
         with evaluation.host.wearing(subject.posterior) as model:
-            evaluation.scorer.linearise(model, _by_kind(list(wanted.values())), sink)
+            evaluation.scorer.linearise(model, [*_by_kind(list(wanted.values())), *share.values()], sink)
     found = [sink.result(item) for item in items]
-    drawn = [own[-1] for own in found] if evaluation.num_samples(subject) else None
-    return [own[0] for own in found], drawn
+    drawn = [own[len(wanted) - 1] for own in found] if evaluation.num_samples(subject) else None
+    return _Linearised([own[0] for own in found], drawn, [own[-1] for own in found] if share else None)
 
 
 def _wanted_covariances(evaluation: Evaluation, subject: Subject) -> dict[str, tuple[Posterior, Kind]]:
@@ -194,6 +206,18 @@ def _wanted_covariances(evaluation: Evaluation, subject: Subject) -> dict[str, t
     return wanted
 
 
+def _wanted_share(evaluation: Evaluation, subject: Subject) -> dict[str, WantedShare]:
+    """Name in the store -> the share of the prior variance that the data left; none where it cannot be had."""
+    config, posterior = evaluation.config, subject.as_read
+    if config.linearised != "leading" or config.task == "causal_lm" or subject.kind != "posterior":
+        return {}
+    assert posterior is not None
+    if (reason := share_obstacle(posterior)) is not None:
+        logger.info("%s: no share_left: %s", subject.name, reason)
+        return {}
+    return {share_name(posterior): WantedShare([posterior])}
+
+
 def _by_kind(wanted: Sequence[tuple[Posterior, Kind]]) -> list[Wanted]:
     """Posteriors of one kind together, in their order, so that gradients are rotated once for both."""
     kinds: dict[Kind, None] = dict.fromkeys(kind for _, kind in wanted)
@@ -210,7 +234,7 @@ def _costs(
         layout = file.layouts[key]
         texts = [record.lm.num_tokens] if record.lm is not None and prompted else []
         whole += item_tokens(layout["prompt"], layout["lengths"] or texts)
-    names = [*draws, *_wanted_covariances(evaluation, subject)]
+    names = [*draws, *_wanted_covariances(evaluation, subject), *_wanted_share(evaluation, subject)]
     spent = spent_on_scores(file.batches, names, evaluation.item_keys)
     return cost_rows(subject.name, spent, len(records), whole)
 

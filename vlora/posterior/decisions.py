@@ -62,8 +62,8 @@ PREDICTORS = ("samples", "mean", *LINEARISED)
 """How probabilities are made: mixture of draws, posterior mean, or the linearised model."""
 
 SCORES = (
-    "max_probability", "entropy", "expected_entropy", "mutual_information", "logit_variance", "variation_ratio",
-    "entropy_times_base", "mutual_information_times_base",
+    "max_probability", "entropy", "expected_entropy", "mutual_information", "logit_variance", "share_left",
+    "variation_ratio", "entropy_times_base", "mutual_information_times_base",
 )  # fmt: skip
 """What a rule for "don't know" may compare; see ``vlora.eval.decision_scores``."""
 

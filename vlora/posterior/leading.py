@@ -98,7 +98,9 @@ class Leading:
             found.append((known / values) @ known.mT + rest / values[-1])
         return found
 
-    def share_left(self, gradients: Mapping[str, Tensor], precision: float) -> Tensor:
+    def share_left(
+        self, gradients: Mapping[str, Tensor], precision: float, present: Tensor | None = None
+    ) -> Tensor:
         r"""What part of the prior variance of every example the data have left: a score for foreign inputs.
 
         .. math:: \frac{\mathrm{tr}\, J (F + \alpha I)^{-1} J^\top}{\mathrm{tr}\, J J^\top / \alpha}
@@ -111,14 +113,14 @@ class Leading:
         Args:
             gradients: Key -> gradient of each output, ``(N, K, *tensor)``, K of 2 or more.
             precision: alpha of the prior, in 1 / weight^2.
+            present: Which outputs an example has, bool ``(N, K)``; None: all. Others play no part.
 
         Returns:
             float64 ``(N,)``, between 0 (settled) and 1 (the data say nothing about this output); 1 without gradient.
         """
         known, total = torch.zeros(()), torch.zeros(())
         for key, own in self._own(gradients).items():
-            flat = gradients[key].float().flatten(2)
-            flat = flat - flat.mean(1, keepdim=True)
+            flat = _unshifted(gradients[key].float().flatten(2), present)
             known, total = known.to(flat) + flat @ own, total.to(flat) + flat.square().sum((1, 2))
         values = self.values.to(known.device)
         settled = (known.double().square() * (values / (values + precision))).sum((1, 2))
@@ -220,6 +222,14 @@ class Leading:
         """Key -> its part of the eigenvectors, ``(entries, k)``."""
         sizes = [gradients[key][0, 0].numel() for key in self.keys]
         return dict(zip(self.keys, self.vectors.split(sizes), strict=True))
+
+
+def _unshifted(flat: Tensor, present: Tensor | None) -> Tensor:
+    """Gradients ``(N, K, P)`` less the mean of the outputs that an example has; zero for the others."""
+    if present is None:
+        return flat - flat.mean(1, keepdim=True)
+    there = present.to(flat)[..., None]
+    return (flat - (flat * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)) * there
 
 
 def _falling(values: Tensor) -> bool:

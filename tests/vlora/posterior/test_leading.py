@@ -178,3 +178,13 @@ def test_the_share_left_is_one_where_the_data_say_nothing():
     )
     found = leading.share_left({"w": torch.stack([inside, outside, 0 * inside])}, 1.0)
     assert found.tolist() == pytest.approx([0.25, 1.0, 1.0])  # 1 / (3 + 1)
+
+
+def test_the_share_left_leaves_out_outputs_that_an_example_lacks():
+    leading = Leading.of([gradients(6)], 6)
+    outputs = {key: value.unflatten(0, (4, 3)) for key, value in gradients(12, seed=1).items()}
+    present = torch.tensor([[True, True, True], [True, True, False], [True, False, True], [True, True, True]])
+    found = leading.share_left(outputs, 1.0, present)
+    for row, there in enumerate(present):
+        own = {key: value[row : row + 1, there] for key, value in outputs.items()}
+        torch.testing.assert_close(found[row : row + 1], leading.share_left(own, 1.0), rtol=1e-5, atol=1e-6)
