@@ -70,7 +70,7 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
             config.calibration.rule_scores, _predictor(config, subject), config.task, config.num_samples
         )
         assert subject.posterior is not None
-        check_share(config.calibration.rule_scores, subject.as_read or subject.posterior, subject.name)
+        check_share(config.calibration.rule_scores, subject.posterior, subject.name)
     parts = Parts.of(evaluation, decides)
     parts.say_truncated()
     done = []
@@ -152,6 +152,5 @@ def _decide(
         temperature=sections[LOGIT][fitted]["temperature"],
         base=base,
         name=subject.name,
-        as_read=posterior,
         tick=tick,
     )

@@ -53,7 +53,6 @@ def fit_and_verify(
     temperature: float,
     base: BaseEntropies,
     name: str,
-    as_read: Posterior,
     tick: Callable[[int], object],
 ) -> dict[str, Any]:
     """The ``decisions`` section of one adapter.
@@ -66,7 +65,6 @@ def fit_and_verify(
         temperature: Logit temperature of this predictor, fitted on other rows.
         base: From :func:`base_entropies`.
         name: Name of the adapter, for messages.
-        as_read: The adapter as its folder has it, for ``share_left``.
         tick: Called with the number of rows done.
 
     Raises:
@@ -77,9 +75,8 @@ def fit_and_verify(
     config = evaluation.config
     draws = config.num_samples if predictor == "samples" else 0
     antithetic = config.antithetic and draws > 0
-    share_of = as_read if SHARE in config.calibration.rule_scores.values() else None
     settings = {"num_samples": draws, "antithetic": antithetic, "scoring": config.scoring, "tick": tick}
-    settings |= {"share_of": share_of}
+    settings |= {"share": SHARE in config.calibration.rule_scores.values()}
     found = predictive(evaluation.scorer, model, posterior, predictor, **settings)
     scores = decision_scores(found, temperature=temperature, base=base[1])
     label = [item.example.label for item in evaluation.items]

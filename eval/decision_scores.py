@@ -83,11 +83,11 @@ def check_scores(names: Mapping[str, str], predictor: str, task: str, num_sample
 
 
 def check_share(names: Mapping[str, str], posterior: Posterior, who: str) -> None:
-    """Refuse ``share_left`` where the posterior has no prior or directions for it, before anything is scored.
+    """Refuse ``share_left`` where the posterior has not what it takes, before anything is scored.
 
     Args:
         names: Setting -> name of its score.
-        posterior: As read from its folder.
+        posterior: The adapter.
         who: Its name, for messages.
 
     Raises:

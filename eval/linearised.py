@@ -90,7 +90,7 @@ class WantedShare:
     """The share of the prior variance that the data left of every item, one number each.
 
     Attributes:
-        posteriors: The posterior as its folder has it, alone.
+        posteriors: The posterior, alone; its prior and temperature play no part.
     """
 
     posteriors: Sequence[Posterior]
@@ -102,7 +102,7 @@ class WantedShare:
         """From gradients to shares, see :meth:`vlora.posterior.leading.Leading.share_left`.
 
         Raises:
-            ConfigError: The posterior lacks directions or a prior precision that all tensors have.
+            ConfigError: The posterior lacks directions or its number of examples.
         """
         precision = share_precision(self.posteriors[0])
         directions = self.posteriors[0].directions

@@ -61,10 +61,9 @@ class Predictor:
         reader: TaskReader | None = None,
         *,
         calibrated: bool = False,
-        as_read: Posterior | None = None,
     ) -> None:
         self.posterior, self.decisions, self.reader = posterior, decisions, reader
-        self.calibrated, self._as_read = calibrated, as_read or posterior
+        self.calibrated = calibrated
         self._config, self._base = config, base_model
         self._labels = config.data.labels or posterior.meta.labels
 
@@ -129,9 +128,7 @@ class Predictor:
         if not name:
             raise ConfigError("base_model is needed: the adapter does not name its base model")
         check_same_base({str(source): posterior}, str(name), config.revision)
-        return cls(
-            posterior, config, str(name), changed, reader, calibrated=fitted is not None, as_read=stored
-        )
+        return cls(posterior, config, str(name), changed, reader, calibrated=fitted is not None)
 
     @cached_property
     def host(self) -> Host:
@@ -221,7 +218,7 @@ class Predictor:
         draws = {"num_samples": decisions.num_samples, "antithetic": decisions.antithetic}
         names = rule_scores(decisions)
         base = base_entropy(scorer, host) if needs_base(names) else None
-        own = {"share_of": self._as_read if SHARE in names else None, "tick": tick}
+        own = {"share": SHARE in names, "tick": tick}
         with host.wearing(self.posterior) as model:
             return predictive(scorer, model, self.posterior, decisions.predictor, **draws, **own), base
 

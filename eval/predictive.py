@@ -90,7 +90,7 @@ def predictive(
     num_samples: int = 0,
     antithetic: bool = False,
     scoring: Scoring = "auto",
-    share_of: Posterior | None = None,
+    share: bool = False,
     tick: Callable[[int], object] = int,
 ) -> Predictive:
     """What a predictor says about a scorer's items.
@@ -103,12 +103,12 @@ def predictive(
         num_samples: Draws, for ``samples``.
         antithetic: Whether draws come in mirrored pairs.
         scoring: How draws are run.
-        share_of: The posterior as read, for ``share_left`` of the predictor ``leading``; None leaves it out.
+        share: Also ``share_left``, for the predictor ``leading``.
         tick: Called with the number of items times passes done; the linearised pass counts as one.
 
     Raises:
         DataError: The model gives NaN.
-        ConfigError: The adapter cannot be linearised, or has no prior for ``share_left``.
+        ConfigError: The adapter cannot be linearised, or ``share_left`` cannot be had.
     """
     count = num_samples if predictor == "samples" else 0
     draws = Draws(model, posterior if count else None, count, antithetic and count > 0, scoring)
@@ -116,13 +116,13 @@ def predictive(
     assert scores.log_probs is not None  # texts have no choices
     at_mean = scores.log_probs.numpy()
     if predictor in LINEARISED:
-        shares = [] if share_of is None else [WantedShare([share_of])]
+        shares = [WantedShare([posterior])] if share else []
         wanted = [Wanted([posterior], LINEARISED[predictor]), *shares]
-        covariance, *share = logit_covariances(scorer, model, wanted, tick)
+        covariance, *left = logit_covariances(scorer, model, wanted, tick)
         moments = softmax_moments(at_mean, covariance)
         spread = logit_variance(covariance, np.isfinite(at_mean))
         split = (moments.expected_entropy, moments.mutual_information, spread)
-        return Predictive(moments.log_probs, *split, share_left=share[0] if share else None)
+        return Predictive(moments.log_probs, *split, share_left=left[0] if left else None)
     if scores.sample_log_probs is None:
         return Predictive(at_mean)
     samples = scores.sample_log_probs.transpose(0, 1).numpy()

@@ -158,8 +158,8 @@ def _ensemble(
 def _describe(subject: Subject, facts: dict[str, Any]) -> dict[str, Any]:
     """The model's entry in the results, with what scoring found out about it."""
     entry = subject.describe()
-    if "share_left_prior" in facts:
-        entry["share_left_prior"] = facts["share_left_prior"]
+    if "share_left_precision" in facts:
+        entry["share_left_precision"] = facts["share_left_precision"]
     if "linearised" in facts:
         agreement, posterior = facts["linearised"], subject.posterior
         assert posterior is not None

@@ -72,7 +72,7 @@ class Model(BaseModel):
     linearised_agreement: LinearisedAgreement | None = Field(
         None, description="of linearised: true with draws"
     )
-    share_left_prior: float | None = Field(
+    share_left_precision: float | None = Field(
         None,
         description="of linearised: leading, the prior precision of the score share_left, in 1 / weight^2",
     )

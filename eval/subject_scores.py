@@ -118,7 +118,7 @@ def score_subject(
     drawn = None if linearised is None else linearised.drawn
     if linearised is not None and linearised.shares is not None:
         assert subject.as_read is not None
-        facts["share_left_prior"] = share_precision(subject.as_read)
+        facts["share_left_precision"] = share_precision(subject.as_read)
     agreement = None
     if drawn is not None and records[0].lm is not None:
         variances = [covariance[0][0] for covariance in drawn]

@@ -16,7 +16,7 @@ from test_linearised_leading import directed, jacobian, string
 from test_scoring_batched import FORMAT, _choices
 
 from vlora.errors import ConfigError, DataError
-from vlora.eval.decision_scores import check_scores
+from vlora.eval.decision_scores import check_scores, check_share
 from vlora.eval.linearised import Wanted, WantedShare
 from vlora.eval.predict import Predictor
 from vlora.eval.predictive import logit_covariances
@@ -33,30 +33,27 @@ evaluated = partial(linearised_world.evaluated, linearised="leading")
 GATE = {"score": "share_left", "quantile": 0.6}
 
 
-def with_precision(posterior: Posterior, alpha: float) -> Posterior:
-    """The posterior with a prior precision ``ess * weight_decay`` of alpha."""
-    return replace(posterior, meta=replace(posterior.meta, weight_decay=alpha / posterior.meta.of("ess", "")))
-
-
 @pytest.mark.parametrize("case", ["llama", "gpt2, biases"])
 def test_shares_are_those_of_the_dense_matrices_one_by_one(case):
     """Two and three choices; tr J (F + alpha I)^-1 J^T over tr J J^T / alpha without the shift of all choices."""
     model, posterior = stack_cases.CASES[case]()
     posterior, fisher = directed(posterior)
-    posterior = with_precision(posterior, 50.0)
-    assert share_precision(posterior) == pytest.approx(50.0) and share_obstacle(posterior) is None
+    alpha = float(fisher.trace()) / posterior.meta.num_examples
+    assert share_precision(posterior) == pytest.approx(alpha, rel=1e-5) and share_obstacle(posterior) is None
     tokenizer, examples = eval_tiny.tokenizer(), _choices()
     assert len({len(example.choices) for example in examples}) > 1
     scorer = build_scorer("multiple_choice", examples, tokenizer, FORMAT, model.config)
     wanted = [Wanted([under_prior(posterior, 9.0)], "leading"), WantedShare([posterior])]
     covariance, found = logit_covariances(scorer, model, wanted)
+    (same,) = logit_covariances(scorer, model, [WantedShare([under_prior(posterior, 9.0)])])
+    np.testing.assert_allclose(same, found, rtol=1e-5)  # whatever the prior
     np.testing.assert_array_equal(covariance, logit_covariances(scorer, model, wanted[:1])[0])
-    inverse = torch.linalg.inv(fisher + 50.0 * torch.eye(len(fisher)))
+    inverse = torch.linalg.inv(fisher + alpha * torch.eye(len(fisher)))
     for share, example in zip(found, examples, strict=True):
         outputs = [string(model, tokenizer, example.prompt, choice) for choice in example.choices]
         own = jacobian(model, posterior, outputs)
         own = own - own.mean(0)
-        expected = 50.0 * (own @ inverse @ own.T).trace() / (own @ own.T).trace()
+        expected = alpha * (own @ inverse @ own.T).trace() / (own @ own.T).trace()
         assert 0 < share < 1 and share == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -64,8 +61,7 @@ def test_shares_are_those_of_the_dense_matrices_one_by_one(case):
 def built(tmp_path_factory):
     """A world whose first posterior has directions and a gate on the share."""
     folder = eval_world.build(tmp_path_factory.mktemp("share"))
-    posterior = with_precision(directed(Posterior.from_pretrained(folder / NAME))[0], 20.0)
-    posterior.save_pretrained(folder / NAME)
+    directed(Posterior.from_pretrained(folder / NAME))[0].save_pretrained(folder / NAME)
     (done,) = calibrate(folder, calibration={"gate": GATE, "risk": 0.99, "delta": 0.9})
     return folder, done
 
@@ -74,13 +70,15 @@ def test_an_evaluation_scores_every_item_by_it(built, tmp_path):
     folder, _ = built
     records, results = evaluated(folder, tmp_path / "e", num_samples=2, store=str(tmp_path / "store"))
     shares = np.array([record.share_left for record in records])
-    assert ((shares > 0) & (shares < 1)).all() and results["models"][0]["share_left_prior"] == 20.0
+    assert ((shares > 0) & (shares < 1)).all()
+    own = share_precision(Posterior.from_pretrained(folder / NAME))
+    assert results["models"][0]["share_left_precision"] == own
     rows = [row for row in results["detection"] if row["score"] == "share_left"]
     assert {row["predictor"] for row in rows} == {"linearised"} and rows[0]["auroc"]["value"] is not None
     assert "share_left" in {row["score"] for row in results["wrong_answers"]}
     assert "share of the prior variance left" in render_report(results)
     other = {"linearised_prior": 5.0, "store": str(tmp_path / "store"), "num_samples": 2}
-    again, _ = evaluated(folder, tmp_path / "f", **other)  # of the posterior as read, whatever the prior
+    again, _ = evaluated(folder, tmp_path / "f", **other)  # whatever the prior
     assert [record.share_left for record in again] == shares.tolist()
     plain, _ = evaluated(folder, tmp_path / "g", linearised=True)
     assert all(record.share_left is None for record in plain)
@@ -111,37 +109,34 @@ def test_a_gate_on_it_is_fitted_and_applied(built, tmp_path):
             assert (one.reason == why and one.dont_know) if closed else one.reason != why
 
 
-def test_texts_and_posteriors_without_a_prior_have_none(built, tmp_path):
+def test_texts_have_none(built, tmp_path):
     folder, _ = built
     texts = {"test": str(folder / "test.jsonl"), "text": "question"}
-    records, _ = evaluated(folder, tmp_path / "t", task="causal_lm", data=texts)
+    records, results = evaluated(folder, tmp_path / "t", task="causal_lm", data=texts)
     assert all(record.lm.nll_variance > 0 and record.share_left is None for record in records)
-    posterior = Posterior.from_pretrained(folder / NAME)
-    replace(with_precision(posterior, 0.0), calibration=None).save_pretrained(tmp_path / "flat")
-    records, results = evaluated(folder, tmp_path / "e", model=str(tmp_path / "flat"))
-    assert all(record.share_left is None for record in records)
-    assert "share_left_prior" not in results["models"][0]
-    with pytest.raises(
-        ConfigError, match="gate.score: share_left cannot be had for flat: its prior precision .* is 0"
-    ):
-        calibrate(folder, model=str(tmp_path / "flat"), calibration={"gate": GATE})
+    assert "share_left_precision" not in results["models"][0]
 
 
 def test_what_cannot_be_had_is_named(built):
     folder, _ = built
     posterior = Posterior.from_pretrained(folder / NAME)
-    keys = list(posterior.hess)
-    decay = {key: (1 + number) / posterior.meta.of("ess", key) for number, key in enumerate(keys)}
-    uneven = replace(posterior, meta=replace(posterior.meta, weight_decay=decay))
-    assert "differs between tensors (1 to" in str(share_obstacle(uneven))
-    with pytest.raises(ConfigError, match="share_left cannot be had: it has no leading directions"):
+    rules = {"calibration.gate.score": "share_left"}
+    lacking = "share_left cannot be had.*: it has no leading directions .directions.safetensors"
+    with pytest.raises(ConfigError, match=lacking):
         share_name(replace(posterior, directions=None))
+    with pytest.raises(ConfigError, match=f"calibration.gate.score: {lacking}"):
+        check_share(rules, replace(posterior, directions=None), "second")
+    with pytest.raises(ConfigError, match="share_left cannot be had for second"):
+        calibrate(folder, model=str(folder / "second"), calibration={"gate": GATE})
+    unknown = replace(posterior, meta=replace(posterior.meta, num_examples=0))
+    assert "records no num_examples" in str(share_obstacle(unknown))
     for predictor in ("samples", "mean", "linearised", "kronecker"):
-        with pytest.raises(
-            ConfigError, match=f"share_left cannot be had: the predictor {predictor} with 4 draws"
-        ):
-            check_scores({"calibration.gate.score": "share_left"}, predictor, "multiple_choice", 4)
-    check_scores({"calibration.gate.score": "share_left"}, "leading", "multiple_choice", 0)
+        with pytest.raises(ConfigError, match=f"share_left cannot be had: the predictor {predictor} with 4"):
+            check_scores(rules, predictor, "multiple_choice", 4)
+    check_scores(rules, "leading", "multiple_choice", 0)
+
+
+def test_a_record_holds_a_share_or_none():
     row = {"model": "m", "item": "i", "split": "test", "group": "test", "num_tokens": 1, "label": 0}
     row |= {"log_probs": [-0.6931472, -0.6931472], "sample_log_probs": None}
     assert Record.from_dict({**row, "share_left": 0.25}).to_dict()["share_left"] == 0.25

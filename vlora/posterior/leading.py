@@ -101,7 +101,7 @@ class Leading:
     def share_left(
         self, gradients: Mapping[str, Tensor], precision: float, present: Tensor | None = None
     ) -> Tensor:
-        r"""What part of the prior variance of every example the data have left: a score for foreign inputs.
+        r"""What part of a prior variance of every example the data have left: a score for foreign inputs.
 
         .. math:: \frac{\mathrm{tr}\, J (F + \alpha I)^{-1} J^\top}{\mathrm{tr}\, J J^\top / \alpha}
                   = 1 - \frac{\sum_j \frac{l_j}{l_j + \alpha} |J v_j|^2}{|J|^2}
@@ -112,7 +112,7 @@ class Leading:
 
         Args:
             gradients: Key -> gradient of each output, ``(N, K, *tensor)``, K of 2 or more.
-            precision: alpha of the prior, in 1 / weight^2.
+            precision: alpha of the prior, in 1 / weight^2; see :meth:`row_precision`.
             present: Which outputs an example has, bool ``(N, K)``; None: all. Others play no part.
 
         Returns:
@@ -125,6 +125,24 @@ class Leading:
         values = self.values.to(known.device)
         settled = (known.double().square() * (values / (values + precision))).sum((1, 2))
         return 1 - settled / total.double().clamp_min(torch.finfo(torch.float32).tiny)
+
+    def row_precision(self, num_examples: int) -> float:
+        r"""The prior precision at which :meth:`share_left` is a score: the information of an average example.
+
+        .. math:: \alpha = \mathrm{tr} F / N = \sum_j l_j / N
+
+        A direction then counts as settled (less than half left) where all examples together say more about it than
+        one example says in all. It scales with F, so that :meth:`resting` changes no share, and no prior enters.
+
+        Args:
+            num_examples: N, the examples that F is the sum of.
+
+        Raises:
+            ValueError: N is below 1.
+        """
+        if num_examples < 1:
+            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+        return float(self.values.sum()) / num_examples
 
     def correlated(self, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Standard-normal noise turned into noise with the covariance :math:`\Sigma`, exactly.

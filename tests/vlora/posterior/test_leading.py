@@ -188,3 +188,16 @@ def test_the_share_left_leaves_out_outputs_that_an_example_lacks():
     for row, there in enumerate(present):
         own = {key: value[row : row + 1, there] for key, value in outputs.items()}
         torch.testing.assert_close(found[row : row + 1], leading.share_left(own, 1.0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_precision_of_an_average_row_goes_along_with_the_spectrum():
+    seen = gradients(6)
+    leading = Leading.of([seen], 6)
+    trace = float((flat(seen).T @ flat(seen)).trace())
+    assert leading.row_precision(6) == pytest.approx(trace / 6, rel=1e-5)
+    outputs = {key: value.unflatten(0, (4, 3)) for key, value in gradients(12, seed=1).items()}
+    scaled = leading.resting(123.0)
+    found = [one.share_left(outputs, one.row_precision(6)) for one in (leading, scaled)]
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match="num_examples must be at least 1, got 0"):
+        leading.row_precision(0)
