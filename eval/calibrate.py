@@ -22,7 +22,7 @@ from vlora.eval.calibrate_prior import FittedPriors, fit_priors
 from vlora.eval.calibrate_width import Trials, fit_width, logit_temperatures, scored_on, token_temperatures
 from vlora.eval.calibration_file import CALIBRATION, Calibrated, check_local, write_calibration
 from vlora.eval.config import EvalConfig
-from vlora.eval.decision_scores import check_scores, check_share
+from vlora.eval.decision_scores import check_scores
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.prepare import prepare
 from vlora.eval.subjects import Subject
@@ -69,8 +69,6 @@ def run_calibration(config: EvalConfig) -> list[Calibrated]:
         check_scores(
             config.calibration.rule_scores, _predictor(config, subject), config.task, config.num_samples
         )
-        assert subject.posterior is not None
-        check_share(config.calibration.rule_scores, subject.posterior, subject.name)
     parts = Parts.of(evaluation, decides)
     parts.say_truncated()
     done = []

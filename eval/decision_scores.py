@@ -13,11 +13,9 @@ import numpy as np
 
 from vlora.errors import ConfigError
 from vlora.eval.metrics.arrays import Array
-from vlora.posterior import Posterior
 from vlora.posterior.decisions import LINEARISED, SCORES, Decisions
-from vlora.posterior.share import share_obstacle
 
-__all__ = ["BASE", "SHARE", "check_scores", "check_share", "needs_base", "rule_scores", "uncertainty"]
+__all__ = ["BASE", "SHARE", "check_scores", "needs_base", "rule_scores", "uncertainty"]
 
 BASE = "_times_base"
 """Ending of the scores that take the base model's entropy."""
@@ -80,19 +78,3 @@ def check_scores(names: Mapping[str, str], predictor: str, task: str, num_sample
                 f"{setting}: {name} cannot be had: the base model of a classifier has no trained head, so its entropy "
                 "says nothing; leave _times_base out"
             )
-
-
-def check_share(names: Mapping[str, str], posterior: Posterior, who: str) -> None:
-    """Refuse ``share_left`` where the posterior has not what it takes, before anything is scored.
-
-    Args:
-        names: Setting -> name of its score.
-        posterior: The adapter.
-        who: Its name, for messages.
-
-    Raises:
-        ConfigError: See above.
-    """
-    for setting in (setting for setting, name in names.items() if name == SHARE):
-        if (reason := share_obstacle(posterior)) is not None:
-            raise ConfigError(f"{setting}: {SHARE} cannot be had for {who}: {reason}")

@@ -31,11 +31,10 @@ from vlora.eval.tree_forward import sharing_obstacle, tree_logits
 from vlora.eval.trees import TreeBatch, Trees
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Kind
-from vlora.posterior.kinds import output_covariances, source_identity
-from vlora.posterior.share import share_precision
+from vlora.posterior.kinds import missing, output_covariances, source_identity
 from vlora.stacked import Stack, obstacle
 
-__all__ = ["Linearised", "Wanted", "WantedShare", "linearised_name"]
+__all__ = ["Linearised", "Wanted", "WantedShare", "linearised_name", "share_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +55,13 @@ def linearised_name(posterior: Posterior, kind: Kind, *, prior: float | None = N
     for sha256 in source_identity(posterior, kind).values():
         name = f"linearised_{kind}_{sha256[:16]}"
     return name if prior is None else f"{name}_prior_{posterior.meta.num_examples}_{prior!r}"
+
+
+def share_name(posterior: Posterior) -> str:
+    """Name under which the shares of a posterior as read from its folder, with leading directions, are stored."""
+    assert posterior.directions is not None
+    (sha256,) = source_identity(posterior, "leading").values()
+    return f"linearised_share_{sha256[:16]}_{posterior.directions.share_precision!r}"
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,13 @@ class WantedShare:
         """From gradients to shares, see :meth:`vlora.posterior.leading.Leading.share_left`.
 
         Raises:
-            ConfigError: The posterior lacks directions or its number of examples.
+            ConfigError: The posterior lacks directions.
         """
-        precision = share_precision(self.posteriors[0])
         directions = self.posteriors[0].directions
-        assert directions is not None  # else there is no precision
+        if directions is None:
+            raise ConfigError(f"share_left cannot be had: {missing(self.posteriors[0], 'leading')}")
         there = directions.to(device)
-        return lambda gradients, present: [there.share_left(gradients, precision, present)]
+        return lambda gradients, present: [there.share_left(gradients, present=present)]
 
 
 class Linearised:

@@ -9,7 +9,7 @@ from vlora.eval.costs import cost_rows, item_tokens, spent_on_scores
 from vlora.eval.environment import peak_memory_bytes
 from vlora.eval.forward import Draws
 from vlora.eval.item_warnings import say_truncated, set_of
-from vlora.eval.linearised import Wanted, WantedShare, linearised_name
+from vlora.eval.linearised import Wanted, WantedShare, linearised_name, share_name
 from vlora.eval.linearised_gate import linearised_agreement, text_agreement
 from vlora.eval.prepare import Evaluation
 from vlora.eval.records import Record
@@ -21,7 +21,6 @@ from vlora.eval.subjects import Subject
 from vlora.eval.text_stages import Stage, stages
 from vlora.posterior import Posterior
 from vlora.posterior.decisions import Kind
-from vlora.posterior.share import share_name, share_obstacle, share_precision
 
 __all__ = ["count_truncated", "missing_vectors", "open_scores", "score_subject"]
 
@@ -37,7 +36,7 @@ class _Linearised:
     drawn: list[Any] | None
     """At the width and with the covariance of the draws; None without draws."""
     shares: list[float] | None
-    """Of the prior variance that the data left; None where that is not asked for or cannot be had."""
+    """Of the prior variance that the data left; None where that is not asked for."""
 
 
 def open_scores(evaluation: Evaluation, subject: Subject, store: ScoreStore) -> ScoreFile:
@@ -117,8 +116,8 @@ def score_subject(
     }
     drawn = None if linearised is None else linearised.drawn
     if linearised is not None and linearised.shares is not None:
-        assert subject.as_read is not None
-        facts["share_left_precision"] = share_precision(subject.as_read)
+        assert subject.as_read is not None and subject.as_read.directions is not None
+        facts["share_left_precision"] = subject.as_read.directions.share_precision
     agreement = None
     if drawn is not None and records[0].lm is not None:
         variances = [covariance[0][0] for covariance in drawn]
@@ -207,14 +206,11 @@ def _wanted_covariances(evaluation: Evaluation, subject: Subject) -> dict[str, t
 
 
 def _wanted_share(evaluation: Evaluation, subject: Subject) -> dict[str, WantedShare]:
-    """Name in the store -> the share of the prior variance that the data left; none where it cannot be had."""
+    """Name in the store -> the share of the prior variance that the data left, of leading directions."""
     config, posterior = evaluation.config, subject.as_read
     if config.linearised != "leading" or config.task == "causal_lm" or subject.kind != "posterior":
         return {}
     assert posterior is not None
-    if (reason := share_obstacle(posterior)) is not None:
-        logger.info("%s: no share_left: %s", subject.name, reason)
-        return {}
     return {share_name(posterior): WantedShare([posterior])}
 
 

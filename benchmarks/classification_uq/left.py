@@ -27,7 +27,7 @@ from benchmarks.posterior_quality.run import best_given
 from vlora.posterior import Posterior
 from vlora.posterior.kronecker import Independent
 
-__all__ = ["FACTORS", "measure_left", "practise_left"]
+__all__ = ["FACTORS", "measure_left", "practise_left", "tested", "trained"]
 
 FACTORS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """On the prior precision, for practice rows."""
@@ -38,31 +38,31 @@ Scores = dict[str, np.ndarray]
 def measure_left(task: Task, seed: int, splits: tuple[str, ...]) -> dict[str, Any]:
     """What the score separates on test rows, by who trained and kind; and what a gate on it declines."""
     found: dict[str, Any] = {}
-    label = _tested({split: task.splits[split].label.numpy() for split in splits})
-    for trained, network, posterior, alpha in _trained(task, seed):
+    label = tested({split: task.splits[split].label.numpy() for split in splits})
+    for name, network, posterior, alpha in trained(task, seed):
         said = {s: network.log_probs(task.splits[s]).double().numpy() for s in splits}
-        means = {split: of_mean(own) for split, own in _tested(said).items()}
+        means = {split: of_mean(own) for split, own in tested(said).items()}
         for kind, scores in shares(network, posterior, task, splits, [alpha]).items():
-            own = _tested(scores[alpha])
-            found[f"{trained}_{kind}"] = {
+            own = tested(scores[alpha])
+            found[f"{name}_{kind}"] = {
                 "separation": {"left": separation(own)},
                 "gated by left": {str(risk): abstention(means, label, risk, own) for risk in RISKS},
             }
-        if trained == "laplace":
+        if name == "laplace":
             rows = {split: task.splits[split] for split in splits}
             away = {split: one.numpy() for split, one in distances(network, task.train, rows).items()}
-            found["distance"] = {"separation": {"distance": separation(_tested(away))}}
+            found["distance"] = {"separation": {"distance": separation(tested(away))}}
     return {"task": task.name, "seed": seed, "scores": found}
 
 
 def practise_left(task: Task, seed: int) -> dict[str, Any]:
     """The same on practice rows, at multiples of the prior precision."""
     found: dict[str, Any] = {}
-    for trained, network, posterior, alpha in _trained(task, seed):
+    for name, network, posterior, alpha in trained(task, seed):
         alphas = [factor * alpha for factor in FACTORS]
         for kind, scores in shares(network, posterior, task, ("calibration", "practice"), alphas).items():
             for factor, (own, foreign) in zip(FACTORS, (s.values() for s in scores.values()), strict=True):
-                found[f"{trained}_{kind}, {factor:g}"] = pairs(own, foreign)
+                found[f"{name}_{kind}, {factor:g}"] = pairs(own, foreign)
     return {"task": task.name, "seed": seed, "scores": found}
 
 
@@ -87,7 +87,7 @@ def shares(
     return found
 
 
-def _trained(task: Task, seed: int) -> Iterator[tuple[str, Network, Posterior, float]]:
+def trained(task: Task, seed: int) -> Iterator[tuple[str, Network, Posterior, float]]:
     """Name, network, posterior at N examples and prior precision: IVON's, then AdamW's with the same precision."""
     network = Network(task.num_classes, seed)
     posterior, optimizer, _ = train_ivon(network, task.train, seed, best_given("ivon_auto", task.name))
@@ -99,7 +99,7 @@ def _trained(task: Task, seed: int) -> Iterator[tuple[str, Network, Posterior, f
     yield "laplace", network, plain_posterior(network, hess, len(task.train), curvature), alpha
 
 
-def _tested(scores: Scores) -> Scores:
+def tested(scores: Scores) -> Scores:
     """With the test rows as they come in training."""
     marked = mixed(torch.as_tensor(scores["clean"]), torch.as_tensor(scores["ambiguous"]))
     return scores | {"test": marked.numpy()}

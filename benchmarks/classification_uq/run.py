@@ -4,6 +4,7 @@
     python -m benchmarks.classification_uq.run train --data DATA --work WORK [--seeds 0 1 2 3 4] [--tasks NAME ...]
     python -m benchmarks.classification_uq.run score --data DATA --work WORK
     python -m benchmarks.classification_uq.run left --data DATA --work WORK [--seeds 100 0 1 2 3 4]
+    python -m benchmarks.classification_uq.run share --data DATA --work WORK [--seeds 100 0 1 2 3 4]
     python -m benchmarks.classification_uq.run merge --data DATA --work WORK
     python -m benchmarks.classification_uq.table
 
@@ -31,6 +32,7 @@ from benchmarks.classification_uq.left import measure_left, practise_left
 from benchmarks.classification_uq.merging import PAIRS, measure_merge
 from benchmarks.classification_uq.practice import PRACTICE_SEEDS, measure_practice
 from benchmarks.classification_uq.scores import score_task
+from benchmarks.classification_uq.share import measure_share, practise_share
 from benchmarks.classification_uq.tasks import SHIFT, TASKS, load_task
 from benchmarks.posterior_quality.run import best_given
 from benchmarks.rows import keep_record
@@ -47,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["practice", "train", "score", "left", "merge"])
+    parser.add_argument("part", choices=["practice", "train", "score", "left", "share", "merge"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder for features and predictions")
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -64,8 +66,9 @@ def main() -> None:
         further_members(task, args.data, args.work)
     for seed in seeds:
         for task in args.tasks:
-            if args.part == "left":
-                write(f"left/{task}__{seed}", left, task, seed, args.data, args.work)
+            if args.part in ("left", "share"):
+                make = left if args.part == "left" else share
+                write(f"{args.part}/{task}__{seed}", make, task, seed, args.data, args.work)
             elif args.part == "practice":
                 write(f"practice/{task}__{seed}", practised, task, seed, args.data, args.work)
             elif args.part == "score":
@@ -92,6 +95,12 @@ def left(task: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     if seed in PRACTICE_SEEDS:
         return practise_left(loaded, seed)
     return measure_left(loaded, seed, tuple(split for split in TEST_SPLITS if split in loaded.splits))
+
+
+def share(task: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
+    """The same at the precision of the directions themselves."""
+    loaded = load_task(task, data, work / "features")
+    return (practise_share if seed in PRACTICE_SEEDS else measure_share)(loaded, seed)
 
 
 def predicted(task: str, seed: int, data: Path, work: Path) -> None:

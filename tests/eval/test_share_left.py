@@ -16,8 +16,8 @@ from test_linearised_leading import directed, jacobian, string
 from test_scoring_batched import FORMAT, _choices
 
 from vlora.errors import ConfigError, DataError
-from vlora.eval.decision_scores import check_scores, check_share
-from vlora.eval.linearised import Wanted, WantedShare
+from vlora.eval.decision_scores import check_scores
+from vlora.eval.linearised import Wanted, WantedShare, share_name
 from vlora.eval.predict import Predictor
 from vlora.eval.predictive import logit_covariances
 from vlora.eval.records import Record
@@ -25,7 +25,6 @@ from vlora.eval.report import render_report
 from vlora.eval.score import build_scorer
 from vlora.posterior import Posterior
 from vlora.posterior.calibration import under_prior
-from vlora.posterior.share import share_name, share_obstacle, share_precision
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 calibrate = partial(linearised_world.calibrate, predictor="leading")
@@ -38,8 +37,8 @@ def test_shares_are_those_of_the_dense_matrices_one_by_one(case):
     """Two and three choices; tr J (F + alpha I)^-1 J^T over tr J J^T / alpha without the shift of all choices."""
     model, posterior = stack_cases.CASES[case]()
     posterior, fisher = directed(posterior)
-    alpha = float(fisher.trace()) / posterior.meta.num_examples
-    assert share_precision(posterior) == pytest.approx(alpha, rel=1e-5) and share_obstacle(posterior) is None
+    alpha = float((fisher @ fisher).trace() / fisher.trace()) / 20
+    assert posterior.directions.share_precision == pytest.approx(alpha, rel=1e-5)
     tokenizer, examples = eval_tiny.tokenizer(), _choices()
     assert len({len(example.choices) for example in examples}) > 1
     scorer = build_scorer("multiple_choice", examples, tokenizer, FORMAT, model.config)
@@ -71,8 +70,8 @@ def test_an_evaluation_scores_every_item_by_it(built, tmp_path):
     records, results = evaluated(folder, tmp_path / "e", num_samples=2, store=str(tmp_path / "store"))
     shares = np.array([record.share_left for record in records])
     assert ((shares > 0) & (shares < 1)).all()
-    own = share_precision(Posterior.from_pretrained(folder / NAME))
-    assert results["models"][0]["share_left_precision"] == own
+    directions = Posterior.from_pretrained(folder / NAME).directions
+    assert results["models"][0]["share_left_precision"] == directions.share_precision
     rows = [row for row in results["detection"] if row["score"] == "share_left"]
     assert {row["predictor"] for row in rows} == {"linearised"} and rows[0]["auroc"]["value"] is not None
     assert "share_left" in {row["score"] for row in results["wrong_answers"]}
@@ -119,21 +118,22 @@ def test_texts_have_none(built, tmp_path):
 
 def test_what_cannot_be_had_is_named(built):
     folder, _ = built
-    posterior = Posterior.from_pretrained(folder / NAME)
     rules = {"calibration.gate.score": "share_left"}
-    lacking = "share_left cannot be had.*: it has no leading directions .directions.safetensors"
-    with pytest.raises(ConfigError, match=lacking):
-        share_name(replace(posterior, directions=None))
-    with pytest.raises(ConfigError, match=f"calibration.gate.score: {lacking}"):
-        check_share(rules, replace(posterior, directions=None), "second")
-    with pytest.raises(ConfigError, match="share_left cannot be had for second"):
+    posterior = replace(Posterior.from_pretrained(folder / NAME), directions=None)
+    with pytest.raises(ConfigError, match="share_left cannot be had: it has no leading directions"):
+        WantedShare([posterior]).on(torch.device("cpu"))
+    with pytest.raises(ConfigError, match="leading cannot be had for second: it has no leading directions"):
         calibrate(folder, model=str(folder / "second"), calibration={"gate": GATE})
-    unknown = replace(posterior, meta=replace(posterior.meta, num_examples=0))
-    assert "records no num_examples" in str(share_obstacle(unknown))
     for predictor in ("samples", "mean", "linearised", "kronecker"):
         with pytest.raises(ConfigError, match=f"share_left cannot be had: the predictor {predictor} with 4"):
             check_scores(rules, predictor, "multiple_choice", 4)
     check_scores(rules, "leading", "multiple_choice", 0)
+
+
+def test_the_name_in_the_store_tells_directions_apart():
+    _, posterior = stack_cases.CASES["llama"]()
+    names = {share_name(directed(posterior, seed)[0]) for seed in (0, 1)}
+    assert len(names) == 2 and all(name.startswith("linearised_share_") for name in names)
 
 
 def test_a_record_holds_a_share_or_none():

@@ -26,6 +26,7 @@ from vlora.errors import DataError, PosteriorFormatError
 __all__ = ["Leading"]
 
 _SMALLEST = 1e-10  # of the largest eigenvalue: below, float32 gradients are only noise
+_KNOWN = 0.05  # of the information along a typical gradient: below, a direction counts as untouched
 _COLUMNS = 2**14  # entries of every gradient that are held in double precision at a time
 _VALUES = "eigenvalues"  # beside the rows of the keys, in a file
 
@@ -99,7 +100,10 @@ class Leading:
         return found
 
     def share_left(
-        self, gradients: Mapping[str, Tensor], precision: float, present: Tensor | None = None
+        self,
+        gradients: Mapping[str, Tensor],
+        precision: float | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         r"""What part of a prior variance of every example the data have left: a score for foreign inputs.
 
@@ -112,12 +116,13 @@ class Leading:
 
         Args:
             gradients: Key -> gradient of each output, ``(N, K, *tensor)``, K of 2 or more.
-            precision: alpha of the prior, in 1 / weight^2; see :meth:`row_precision`.
+            precision: alpha of the prior, in 1 / weight^2; None: :attr:`share_precision`.
             present: Which outputs an example has, bool ``(N, K)``; None: all. Others play no part.
 
         Returns:
             float64 ``(N,)``, between 0 (settled) and 1 (the data say nothing about this output); 1 without gradient.
         """
+        precision = self.share_precision if precision is None else precision
         known, total = torch.zeros(()), torch.zeros(())
         for key, own in self._own(gradients).items():
             flat = _unshifted(gradients[key].float().flatten(2), present)
@@ -126,23 +131,18 @@ class Leading:
         settled = (known.double().square() * (values / (values + precision))).sum((1, 2))
         return 1 - settled / total.double().clamp_min(torch.finfo(torch.float32).tiny)
 
-    def row_precision(self, num_examples: int) -> float:
-        r"""The prior precision at which :meth:`share_left` is a score: the information of an average example.
+    @property
+    def share_precision(self) -> float:
+        r"""The prior precision of :meth:`share_left`: a twentieth of what F knows along its own gradients.
 
-        .. math:: \alpha = \mathrm{tr} F / N = \sum_j l_j / N
+        .. math:: \alpha = \frac{\mathrm{tr} F^2}{20\, \mathrm{tr} F} = \frac{\sum l_j^2}{20 \sum l_j}
 
-        A direction then counts as settled (less than half left) where all examples together say more about it than
-        one example says in all. It scales with F, so that :meth:`resting` changes no share, and no prior enters.
-
-        Args:
-            num_examples: N, the examples that F is the sum of.
-
-        Raises:
-            ValueError: N is below 1.
+        :math:`\mathrm{tr} F^2 / \mathrm{tr} F` is the mean of :math:`\hat g^\top F \hat g` over the gradients that F is
+        made of, each weighted by its square. It goes along with F, so that :meth:`resting` changes no share, the
+        leading eigenvalues alone settle it, and no prior, temperature or number of examples enters. The twentieth was
+        chosen on practice rows (``benchmarks/classification_uq``).
         """
-        if num_examples < 1:
-            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
-        return float(self.values.sum()) / num_examples
+        return _KNOWN * float(self.values.square().sum() / self.values.sum())
 
     def correlated(self, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Standard-normal noise turned into noise with the covariance :math:`\Sigma`, exactly.

@@ -1,5 +1,6 @@
 """The leading directions of a Fisher matrix against the dense matrix."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,14 +191,14 @@ def test_the_share_left_leaves_out_outputs_that_an_example_lacks():
         torch.testing.assert_close(found[row : row + 1], leading.share_left(own, 1.0), rtol=1e-5, atol=1e-6)
 
 
-def test_the_precision_of_an_average_row_goes_along_with_the_spectrum():
+def test_the_precision_of_shares_goes_along_with_the_spectrum():
     seen = gradients(6)
     leading = Leading.of([seen], 6)
-    trace = float((flat(seen).T @ flat(seen)).trace())
-    assert leading.row_precision(6) == pytest.approx(trace / 6, rel=1e-5)
+    fisher = flat(seen).T @ flat(seen)
+    along = [float(g @ fisher @ g / (g @ g)) for g in flat(seen)]  # weighted by the squares of the gradients
+    typical = np.average(along, weights=[float(g @ g) for g in flat(seen)])
+    assert leading.share_precision == pytest.approx(typical / 20, rel=1e-5)
     outputs = {key: value.unflatten(0, (4, 3)) for key, value in gradients(12, seed=1).items()}
-    scaled = leading.resting(123.0)
-    found = [one.share_left(outputs, one.row_precision(6)) for one in (leading, scaled)]
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
-    with pytest.raises(ValueError, match="num_examples must be at least 1, got 0"):
-        leading.row_precision(0)
+    found = leading.share_left(outputs)
+    torch.testing.assert_close(found, leading.share_left(outputs, leading.share_precision))
+    torch.testing.assert_close(leading.resting(123.0).share_left(outputs), found, rtol=1e-6, atol=1e-8)
