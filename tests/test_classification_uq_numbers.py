@@ -12,6 +12,7 @@ from benchmarks.classification_uq.arms import (
     distances,
     linearised,
 )
+from benchmarks.classification_uq.leading import fisher_gradients, jacobians, measure_directions
 from benchmarks.classification_uq.network import Network
 from benchmarks.classification_uq.scores import (
     Said,
@@ -22,6 +23,7 @@ from benchmarks.classification_uq.scores import (
     score_task,
     separation,
 )
+from benchmarks.classification_uq.share import Gram
 from benchmarks.posterior_quality import network as whole
 from benchmarks.posterior_quality.linearised import by_prior, logit_moments
 from benchmarks.posterior_quality.tasks import Rows
@@ -221,3 +223,12 @@ def test_all_numbers_of_one_task(network):
     want = of_draws(test.double().numpy(), antithetic=False)
     accuracy = (want.log_probs.argmax(-1) == np.arange(40) % 2).mean()
     assert found["ensemble"]["quality"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_shares_by_the_gram_matrix_are_those_of_the_eigenvectors(network, rows, posterior):
+    gram = Gram.of(fisher_gradients(network, posterior, rows))
+    whole = measure_directions(network, posterior, rows, len(rows) * 3)
+    assert gram.typical / 20 == pytest.approx(whole.share_precision, rel=1e-4)
+    found = gram.shares((own for _, own in jacobians(network, posterior, rows)), [whole.share_precision])[0]
+    want = torch.cat([whole.share_left(own) for _, own in jacobians(network, posterior, rows)])
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from vlora.posterior import Posterior
 from vlora.posterior.kronecker import Independent
 from vlora.posterior.leading import Leading
 
-__all__ = ["measure_directions", "shares_left"]
+__all__ = ["fisher_gradients", "jacobians", "measure_directions", "shares_left"]
 
 
 def measure_directions(network: Network, posterior: Posterior, rows: Rows, directions: int) -> Leading:
@@ -28,7 +28,7 @@ def measure_directions(network: Network, posterior: Posterior, rows: Rows, direc
         rows: Training rows; labels are not looked at.
         directions: Most eigenvectors.
     """
-    return Leading.of(_fisher_gradients(network, posterior, rows), directions)
+    return Leading.of(fisher_gradients(network, posterior, rows), directions)
 
 
 def shares_left(
@@ -36,15 +36,15 @@ def shares_left(
 ) -> dict[float, Tensor]:
     """:meth:`vlora.posterior.leading.Leading.share_left` of every row by prior precision, ``(N,)``."""
     parts: dict[float, list[Tensor]] = {precision: [] for precision in precisions}
-    for _, jacobian in _jacobians(network, posterior, rows):
+    for _, jacobian in jacobians(network, posterior, rows):
         for precision, own in parts.items():
             own.append(whole.share_left(jacobian, precision))
     return {precision: torch.cat(own) for precision, own in parts.items()}
 
 
-def _fisher_gradients(network: Network, posterior: Posterior, rows: Rows) -> Iterator[dict[str, Tensor]]:
+def fisher_gradients(network: Network, posterior: Posterior, rows: Rows) -> Iterator[dict[str, Tensor]]:
     """Gradients of log p_k times the root of p_k, for every row and class: ``(N C, *tensor)`` by key."""
-    for logits, jacobian in _jacobians(network, posterior, rows):
+    for logits, jacobian in jacobians(network, posterior, rows):
         shares = logits.softmax(-1)
         mixing = shares.sqrt()[..., None] * (torch.eye(logits.shape[1]) - shares[:, None])  # (N, k, j)
         yield {
@@ -53,7 +53,7 @@ def _fisher_gradients(network: Network, posterior: Posterior, rows: Rows) -> Ite
         }
 
 
-def _jacobians(
+def jacobians(
     network: Network, posterior: Posterior, rows: Rows
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Logits ``(N, C)`` and their gradients ``(N, C, *tensor)`` by key, some rows at a time."""

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.classification_uq.left import FACTORS
+from benchmarks.classification_uq.share import MULTIPLES
 from benchmarks.readme_table import interval, markdown, mean, number
 
-__all__ = ["left_differences", "left_practice", "left_table"]
+__all__ = ["joined", "left_differences", "left_practice", "left_table", "share_practice", "share_table"]
 
 KINDS = {
     "linearised": "independent entries",
@@ -88,3 +89,57 @@ def left_practice(records: Records) -> str:
         ],
         rows,
     )
+
+
+def joined(records: Records) -> Records:
+    """Records of one task and seed, one a trainer, as one."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for record in records:
+        whole = found.setdefault(
+            (record["task"], record["seed"]), {**record, "facts": {}, "scores": {}, "cpu_seconds": 0.0}
+        )
+        whole["facts"] |= record["facts"]
+        whole["scores"] |= record["scores"]
+        whole["cpu_seconds"] += record["cpu_seconds"]
+    return list(found.values())
+
+
+def share_table(records: Records, before: Records) -> str:
+    """Foreign over own rows by task, mean over seeds: at the directions' own precision, at the prior, the distance."""
+    at_prior = {(r["task"], r["seed"]): r for r in before}
+    rows = []
+    for task in [*dict.fromkeys(r["task"] for r in records), None]:
+        own = [r for r in records if task in (r["task"], None)]
+        old = [at_prior[r["task"], r["seed"]] for r in own if (r["task"], r["seed"]) in at_prior]
+        row = ["mean of runs" if task is None else task, str(len(own))]
+        for column in ("near over own", "far over own"):
+            for found, who, score in (
+                (own, "ivon_leading", "left"),
+                (own, "laplace_leading", "left"),
+                (old, "ivon_leading", "left"),
+                (own, "distance", "distance"),
+            ):
+                row.append(number(mean([_area(r, who, score, column) for r in found]), 3))
+        rows.append(row)
+    kinds = ("IVON auto", "AdamW", "IVON auto, at its prior", "distance")
+    heads = [f"{side}: {kind}" for side in ("near", "far") for kind in kinds]
+    return markdown(["task", "runs", *heads], rows)
+
+
+def share_practice(records: Records) -> str:
+    """Practice rows over own rows, by multiples of tr F^2 / tr F, by task and trainer."""
+    tasks = list(dict.fromkeys(r["task"] for r in records))
+    rows = []
+    for name in [*(f"{factor:g}" for factor in MULTIPLES), "prior"]:
+        cells = [
+            [r["scores"][f"{trained}, {name}"]["near over own"] for r in records if r["task"] == task]
+            for trained in TRAINED
+            for task in tasks
+        ]
+        rows.append([name, *(number(mean(own), 3) for own in cells)])
+    away = [
+        [r["scores"]["distance"]["near over own"] for r in records if r["task"] == task] for task in tasks
+    ]
+    rows.append(["distance", *["—"] * len(tasks), *(number(mean(own), 3) for own in away)])
+    heads = [f"{who}, {task}" for who in TRAINED.values() for task in tasks]
+    return markdown(["times tr F² / tr F", *heads], rows)

@@ -66,9 +66,11 @@ def main() -> None:
         further_members(task, args.data, args.work)
     for seed in seeds:
         for task in args.tasks:
-            if args.part in ("left", "share"):
-                make = left if args.part == "left" else share
-                write(f"{args.part}/{task}__{seed}", make, task, seed, args.data, args.work)
+            if args.part == "left":
+                write(f"left/{task}__{seed}", left, task, seed, args.data, args.work)
+            elif args.part == "share":
+                for by in ("ivon", "laplace"):
+                    write(f"share/{task}__{seed}__{by}", share, task, seed, by, args.data, args.work)
             elif args.part == "practice":
                 write(f"practice/{task}__{seed}", practised, task, seed, args.data, args.work)
             elif args.part == "score":
@@ -97,10 +99,10 @@ def left(task: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     return measure_left(loaded, seed, tuple(split for split in TEST_SPLITS if split in loaded.splits))
 
 
-def share(task: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
-    """The same at the precision of the directions themselves."""
+def share(task: str, seed: int, by: str, data: Path, work: Path) -> dict[str, Any]:
+    """The same at the precision of the directions themselves, of one trainer."""
     loaded = load_task(task, data, work / "features")
-    return (practise_share if seed in PRACTICE_SEEDS else measure_share)(loaded, seed)
+    return (practise_share if seed in PRACTICE_SEEDS else measure_share)(loaded, seed, by)
 
 
 def predicted(task: str, seed: int, data: Path, work: Path) -> None:

@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.classification_uq.left_tables import left_differences, left_practice, left_table
+from benchmarks.classification_uq.left_tables import (
+    joined,
+    left_differences,
+    left_practice,
+    left_table,
+    share_practice,
+    share_table,
+)
 from benchmarks.classification_uq.merge_tables import merge_differences, merge_table
 from benchmarks.classification_uq.practice import PARTS, PRACTICE_SEEDS, PRIORS
 from benchmarks.classification_uq.scores import GATES, PAIRS, RISKS
@@ -208,13 +215,23 @@ def block(root: Path) -> str:
             practice_table(practice),
         ]
     found = load(root, "left")
-    if tested := [r for r in found if r["seed"] not in PRACTICE_SEEDS]:
+    tested = [r for r in found if r["seed"] not in PRACTICE_SEEDS]
+    if tested:
         parts += [
             f"**Share of the prior variance that the data left**, AUROC, {len(tested)} runs.", left_table(tested),
             "**The share under all tensors at once minus other detectors**, paired.", left_differences(tested, records),
         ]  # fmt: skip
     if practised := [r for r in found if r["seed"] in PRACTICE_SEEDS]:
         parts += ["**Practice rows over own rows, by the share left.**", left_practice(practised)]
+    shares = joined(load(root, "share"))
+    if own := [r for r in shares if r["seed"] not in PRACTICE_SEEDS]:
+        parts += [
+            "**The share left at the precision of the directions**, foreign over own rows, AUROC.",
+            share_table(own, tested),
+            "**It minus other detectors**, paired.", left_differences(own, records),
+        ]  # fmt: skip
+    if practised := [r for r in shares if r["seed"] in PRACTICE_SEEDS]:
+        parts += ["**Practice rows over own rows, by its precision.**", share_practice(practised)]
     for risk in RISKS:
         parts += [f"**Silence at {100 * risk:.0f} % risk**, % of rows.", abstention_table(records, risk)]
     if merges:
