@@ -1,5 +1,6 @@
 """Tables of the share of the prior variance that the data left: practice and test rows, beside other detectors."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ Records = list[dict[str, Any]]
 
 
 def _area(record: dict[str, Any], predictor: str, score: str, column: str) -> float:
-    return record["scores"][predictor]["separation"][score][column]
+    """AUROC, NaN where the run does not have the predictor."""
+    found = record["scores"].get(predictor)
+    return math.nan if found is None else found["separation"][score][column]
 
 
 def left_table(records: Records) -> str:
@@ -107,20 +110,23 @@ def joined(records: Records) -> Records:
 def share_table(records: Records, before: Records) -> str:
     """Foreign over own rows by task, mean over seeds: at the directions' own precision, at the prior, the distance."""
     at_prior = {(r["task"], r["seed"]): r for r in before}
-    rows = []
-    for task in [*dict.fromkeys(r["task"] for r in records), None]:
-        own = [r for r in records if task in (r["task"], None)]
+    found = {}
+    for task in dict.fromkeys(r["task"] for r in records):
+        own = [r for r in records if r["task"] == task]
         old = [at_prior[r["task"], r["seed"]] for r in own if (r["task"], r["seed"]) in at_prior]
-        row = ["mean of runs" if task is None else task, str(len(own))]
-        for column in ("near over own", "far over own"):
-            for found, who, score in (
-                (own, "ivon_leading", "left"),
-                (own, "laplace_leading", "left"),
-                (old, "ivon_leading", "left"),
-                (own, "distance", "distance"),
-            ):
-                row.append(number(mean([_area(r, who, score, column) for r in found]), 3))
-        rows.append(row)
+        sources = (
+            *((own, "ivon_leading", "left"), (own, "laplace_leading", "left")),
+            *((old, "ivon_leading", "left"), (own, "distance", "distance")),
+        )
+        found[task, len(own)] = [
+            mean([_area(r, who, score, column) for r in some])
+            for column in ("near over own", "far over own")
+            for some, who, score in sources
+        ]
+    found["mean of tasks", sum(runs for _, runs in found)] = [
+        mean(c) for c in zip(*found.values(), strict=True)
+    ]
+    rows = [[task, str(runs), *(number(cell, 3) for cell in cells)] for (task, runs), cells in found.items()]
     kinds = ("IVON auto", "AdamW", "IVON auto, at its prior", "distance")
     heads = [f"{side}: {kind}" for side in ("near", "far") for kind in kinds]
     return markdown(["task", "runs", *heads], rows)
@@ -129,17 +135,15 @@ def share_table(records: Records, before: Records) -> str:
 def share_practice(records: Records) -> str:
     """Practice rows over own rows, by multiples of tr F^2 / tr F, by task and trainer."""
     tasks = list(dict.fromkeys(r["task"] for r in records))
-    rows = []
-    for name in [*(f"{factor:g}" for factor in MULTIPLES), "prior"]:
-        cells = [
-            [r["scores"][f"{trained}, {name}"]["near over own"] for r in records if r["task"] == task]
-            for trained in TRAINED
-            for task in tasks
-        ]
-        rows.append([name, *(number(mean(own), 3) for own in cells)])
-    away = [
-        [r["scores"]["distance"]["near over own"] for r in records if r["task"] == task] for task in tasks
+
+    def cell(task: str, name: str) -> str:
+        own = [r["scores"].get(name, {}).get("near over own", math.nan) for r in records if r["task"] == task]
+        return number(mean(own), 3)
+
+    rows = [
+        [name, *(cell(task, f"{trained}, {name}") for trained in TRAINED for task in tasks)]
+        for name in [*(f"{factor:g}" for factor in MULTIPLES), "prior"]
     ]
-    rows.append(["distance", *["—"] * len(tasks), *(number(mean(own), 3) for own in away)])
+    rows.append(["distance", *["—"] * len(tasks), *(cell(task, "distance") for task in tasks)])
     heads = [f"{who}, {task}" for who in TRAINED.values() for task in tasks]
     return markdown(["times tr F² / tr F", *heads], rows)
