@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.posterior_quality import table
+from benchmarks.posterior_quality.units import same_rate_units
 from benchmarks.readme_table import replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "posterior_quality"
@@ -51,6 +52,23 @@ def test_what_has_no_file_is_a_dash(records):
     assert rows["MC dropout, 8"] == "| MC dropout, 8 | — | — |"
     assert rows["AdamW"] == "| AdamW | 0.550 | 0.550 |"
     assert rows["IVON auto, 8 draws"] == "| IVON auto, 8 draws | 0.530 | 0.510 |"
+
+
+def test_arms_at_ivons_rate_stand_where_both_have_one_rate_for_the_seeds_that_they_have(records):
+    """On sst2 the rates differ and seed 0 was run again; trec has one rate, and its own runs count as both."""
+    found = [*records, record("sst2", "adamw_same", 0, mean=0.4)]
+    row = "AdamW at IVON's rate"
+    values = [table.value(found, task, seed, row, "nll") for task in ("sst2", "trec") for seed in (0, 1)]
+    assert values == pytest.approx([0.4, np.nan, 0.5, np.nan], nan_ok=True)
+
+
+def test_units_at_ivons_rate_are_those_of_tasks_whose_rates_differ():
+    units = same_rate_units(["fdu_books", "trec"], [0])
+    assert {unit["task"] for unit in units} == {"fdu_books"}  # trec has 3e-3 for both
+    assert {unit["given"]["lr"] for unit in units} == {1e-3}
+    assert [(unit["arm"], unit["seed"], len(unit["given"])) for unit in units] == [
+        ("adamw_same", 0, 1), ("adamw_same_laplace", 0, 1), *(("adamw_same", seed, 2) for seed in (1, 2, 3)),
+    ]  # fmt: skip
 
 
 def test_noisy_tasks_come_first(records):

@@ -23,7 +23,7 @@ from benchmarks.classification_uq.scores import RISKS, abstention, of_mean, sepa
 from benchmarks.classification_uq.tasks import Task, mixed
 from benchmarks.posterior_quality.health import squared_gradients
 from benchmarks.posterior_quality.linearised import KINDS, by_prior, logit_moments, plain_posterior
-from benchmarks.posterior_quality.run import best_given
+from benchmarks.posterior_quality.units import best_given
 from vlora.posterior import Posterior
 from vlora.posterior.kronecker import Independent
 

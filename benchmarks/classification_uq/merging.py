@@ -19,7 +19,7 @@ from benchmarks.classification_uq.tasks import Task, load_domain
 from benchmarks.merge_quality.tasks import joined
 from benchmarks.merge_quality.training import fit_head
 from benchmarks.posterior_quality.linearised import KINDS
-from benchmarks.posterior_quality.run import NOISE_COST
+from benchmarks.posterior_quality.units import NOISE_COST
 from vlora import Posterior
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.merge import merge_adapters

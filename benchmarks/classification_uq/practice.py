@@ -15,7 +15,7 @@ from benchmarks.classification_uq.network import Network
 from benchmarks.classification_uq.scores import of_mean, of_moments, separation
 from benchmarks.classification_uq.tasks import EVERY, Task
 from benchmarks.posterior_quality.linearised import by_prior, logit_moments
-from benchmarks.posterior_quality.run import best_given
+from benchmarks.posterior_quality.units import best_given
 
 __all__ = ["PRACTICE_SEEDS", "PRIORS", "measure_practice"]
 

@@ -34,7 +34,7 @@ from benchmarks.classification_uq.practice import PRACTICE_SEEDS, measure_practi
 from benchmarks.classification_uq.scores import score_task
 from benchmarks.classification_uq.share import measure_share, practise_share
 from benchmarks.classification_uq.tasks import SHIFT, TASKS, load_task
-from benchmarks.posterior_quality.run import best_given
+from benchmarks.posterior_quality.units import best_given
 from benchmarks.rows import keep_record
 
 RESULTS = Path(__file__).parent / "results"

@@ -169,8 +169,8 @@ optimizers are means over the two bases, those of the bases means over the two o
 ### 4. Cost of a training run
 
 Mean over runs ± standard error, and the geometric mean of the ratios of paired runs with a 95 % t-interval. *Wall*,
-*CPU* and *memory* are of the whole process, measured from outside: start, loading, tokenising, IVON's probe of the
-gradients, training, the pass for the Kronecker factors (sentiment only, the same for both) and saving. Their ratio is
+*CPU* and *memory* are of the whole process, measured from outside: start, loading, tokenising, training,
+the pass for the Kronecker factors (sentiment only, the same for both) and saving. Their ratio is
 what a run costs, not what the optimizer costs; the *training loop* is closer to that. Wall seconds and the loop's
 hold the time that other programs took: where they exceed CPU seconds by much, compare CPU seconds.
 

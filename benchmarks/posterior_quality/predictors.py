@@ -14,6 +14,12 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "diagonal Laplace, 8 + temperature": ("adamw", "laplace", "tempered"),
     "Laplace, linearised": ("adamw_laplace", "linearised", "raw"),
     "Laplace, linearised, Kronecker": ("adamw_laplace", "kronecker", "raw"),
+    "MC dropout, 8 at IVON's rate": ("adamw_same", "dropout", "raw"),
+    "MC dropout, 8 at IVON's rate + temperature": ("adamw_same", "dropout", "tempered"),
+    "diagonal Laplace, 8 at IVON's rate": ("adamw_same", "laplace", "raw"),
+    "diagonal Laplace, 8 at IVON's rate + temperature": ("adamw_same", "laplace", "tempered"),
+    "Laplace, linearised at IVON's rate": ("adamw_same_laplace", "linearised", "raw"),
+    "Laplace, linearised, Kronecker at IVON's rate": ("adamw_same_laplace", "kronecker", "raw"),
     "IVON published, mean": ("ivon_published", "mean", "raw"),
     "IVON published, 8 draws": ("ivon_published", "draws", "raw"),
     "IVON auto, mean": ("ivon_auto", "mean", "raw"),
@@ -30,6 +36,8 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "IVON auto, linearised, Kronecker + temperature": ("ivon_auto", "kronecker", "tempered"),
     "ensemble of 4 AdamW (4 × the cost)": ("adamw_ensemble", "mean", "raw"),
     "ensemble of 4 AdamW + temperature": ("adamw_ensemble", "mean", "tempered"),
+    "ensemble of 4 AdamW at IVON's rate (4 × the cost)": ("adamw_same_ensemble", "mean", "raw"),
+    "ensemble of 4 AdamW at IVON's rate + temperature": ("adamw_same_ensemble", "mean", "tempered"),
     "mixture of 4 IVON posteriors (4 × the cost)": ("ivon_ensemble", "mean", "raw"),
     "mixture of 4 IVON posteriors + temperature": ("ivon_ensemble", "mean", "tempered"),
 }
@@ -49,6 +57,10 @@ PAIRS = {
         "IVON auto, 8 draws",
         "AdamW at IVON's rate + temperature",
     ),
+    "IVON auto draws + temperature − AdamW at the same rate + temperature": (
+        "IVON auto, 8 draws + temperature",
+        "AdamW at IVON's rate + temperature",
+    ),
     "IVON auto draws − AdamW + temperature": ("IVON auto, 8 draws", "AdamW + temperature"),
     "IVON auto draws + temperature − AdamW + temperature": (
         "IVON auto, 8 draws + temperature",
@@ -65,8 +77,17 @@ PAIRS = {
         "IVON auto, 8 draws, fitted width",
         "AdamW + temperature",
     ),
+    "IVON auto fitted width − AdamW at the same rate": (
+        "IVON auto, 8 draws, fitted width",
+        "AdamW at IVON's rate",
+    ),
+    "IVON auto fitted width − AdamW at the same rate + temperature": (
+        "IVON auto, 8 draws, fitted width",
+        "AdamW at IVON's rate + temperature",
+    ),
     "IVON auto linearised − AdamW": ("IVON auto, linearised", "AdamW"),
     "IVON auto linearised − AdamW + temperature": ("IVON auto, linearised", "AdamW + temperature"),
+    "IVON auto linearised − AdamW at the same rate": ("IVON auto, linearised", "AdamW at IVON's rate"),
     "IVON auto linearised − AdamW at the same rate + temperature": (
         "IVON auto, linearised",
         "AdamW at IVON's rate + temperature",
@@ -77,16 +98,53 @@ PAIRS = {
         "IVON auto, linearised, Kronecker + temperature",
         "AdamW + temperature",
     ),
+    "IVON auto Kronecker − AdamW at the same rate": (
+        "IVON auto, linearised, Kronecker",
+        "AdamW at IVON's rate",
+    ),
+    "IVON auto Kronecker − AdamW at the same rate + temperature": (
+        "IVON auto, linearised, Kronecker",
+        "AdamW at IVON's rate + temperature",
+    ),
     "IVON auto Kronecker − Laplace Kronecker": (
         "IVON auto, linearised, Kronecker",
         "Laplace, linearised, Kronecker",
     ),
     "IVON auto linearised − Laplace linearised": ("IVON auto, linearised", "Laplace, linearised"),
+    "IVON auto Kronecker − Laplace Kronecker at the same rate": (
+        "IVON auto, linearised, Kronecker",
+        "Laplace, linearised, Kronecker at IVON's rate",
+    ),
+    "IVON auto linearised − Laplace linearised at the same rate": (
+        "IVON auto, linearised",
+        "Laplace, linearised at IVON's rate",
+    ),
+    "IVON auto draws − diagonal Laplace at the same rate": (
+        "IVON auto, 8 draws",
+        "diagonal Laplace, 8 at IVON's rate",
+    ),
+    "IVON auto draws − MC dropout at the same rate": ("IVON auto, 8 draws", "MC dropout, 8 at IVON's rate"),
+    "IVON auto Kronecker − MC dropout at the same rate": (
+        "IVON auto, linearised, Kronecker",
+        "MC dropout, 8 at IVON's rate",
+    ),
     "IVON auto Kronecker − MC dropout": ("IVON auto, linearised, Kronecker", "MC dropout, 8"),
     "IVON auto draws − IVON published draws": ("IVON auto, 8 draws", "IVON published, 8 draws"),
     "IVON auto Kronecker − ensemble of 4 AdamW": (
         "IVON auto, linearised, Kronecker",
         "ensemble of 4 AdamW (4 × the cost)",
+    ),
+    "IVON auto Kronecker − ensemble of 4 AdamW at the same rate": (
+        "IVON auto, linearised, Kronecker",
+        "ensemble of 4 AdamW at IVON's rate (4 × the cost)",
+    ),
+    "mixture of 4 IVON − ensemble of 4 AdamW at IVON's rate": (
+        "mixture of 4 IVON posteriors (4 × the cost)",
+        "ensemble of 4 AdamW at IVON's rate (4 × the cost)",
+    ),
+    "mixture of 4 IVON + temperature − ensemble of 4 AdamW at IVON's rate + temperature": (
+        "mixture of 4 IVON posteriors + temperature",
+        "ensemble of 4 AdamW at IVON's rate + temperature",
     ),
     "mixture of 4 IVON − ensemble of 4 AdamW": (
         "mixture of 4 IVON posteriors (4 × the cost)",
@@ -101,11 +159,20 @@ INFORMATION: dict[str, tuple[str, str, str]] = {
     name: ROWS[name]
     for name in (
         "MC dropout, 8", "diagonal Laplace, 8", "Laplace, linearised", "Laplace, linearised, Kronecker",
+        "MC dropout, 8 at IVON's rate", "diagonal Laplace, 8 at IVON's rate", "Laplace, linearised at IVON's rate",
+        "Laplace, linearised, Kronecker at IVON's rate",
         "IVON auto, 8 draws", "IVON auto, linearised", "IVON auto, linearised, Kronecker",
     )
 } | {
     "ensemble of 4 AdamW": ("adamw_ensemble", "members", "raw"),
+    "ensemble of 4 AdamW at IVON's rate": ("adamw_same_ensemble", "members", "raw"),
     "mixture of 4 IVON posteriors, one seed": ("ivon_ensemble", "members", "raw"),
 }  # fmt: skip
 """Predictors whose mutual information is compared as a score of foreign rows."""
-FOREIGN_BASELINES = {"entropy": "foreign_auroc_entropy", "max-probability": "foreign_auroc_max_probability"}
+FOREIGN_BASELINES = {
+    "AdamW's entropy": ("AdamW", "foreign_auroc_entropy"),
+    "AdamW's max-probability": ("AdamW", "foreign_auroc_max_probability"),
+    "entropy of AdamW at IVON's rate": ("AdamW at IVON's rate", "foreign_auroc_entropy"),
+    "max-probability of AdamW at IVON's rate": ("AdamW at IVON's rate", "foreign_auroc_max_probability"),
+}
+"""Name -> row and metric."""

@@ -10,39 +10,22 @@ reads AdamW's and the published setting's learning rate of each task from its fi
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.posterior_quality.units import (
+    ENSEMBLE,
+    MEMBERS,
+    RESULTS,
+    deciding_units,
+    ensemble_units,
+    main_units,
+    name_of,
+    tuning_units,
+)
 from benchmarks.rows import keep_record
-
-RESULTS = Path(__file__).parent / "results"
-TUNING_SEEDS = (100, 101, 102)
-CLOSE = 0.025
-"""Nats: settings that are so close to the best on the first tuning seed are compared on all three."""
-GRID: dict[str, list[dict[str, float]]] = {
-    "adamw": [{"lr": 5e-4}, {"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
-    "ivon_published": [{"lr": 0.03}, {"lr": 0.3}, {"lr": 3.0}],
-    "ivon_auto": [
-        {"noise_cost": 0.003, "lr": 1e-3},
-        {"noise_cost": 0.01, "lr": 1e-3},
-        {"noise_cost": 0.03, "lr": 1e-3},
-        {"noise_cost": 0.01, "lr": 5e-4},
-        {"noise_cost": 0.01, "lr": 3e-3},
-    ],
-}
-ENSEMBLE = 4
-"""Members. Ensemble s has the AdamW runs of seeds 4 s to 4 s + 3, so that no two share a run."""
-IVON_ENSEMBLES = 1
-MEMBERS = {"adamw_ensemble": "adamw", "ivon_ensemble": "ivon_member"}
-"""Ensemble -> the arm whose log-probabilities are kept for it."""
-NOISE_COST = 0.01
-"""Default of ``IVON.auto``."""
-WIDE = 0.03
-"""A noise that costs three times as much."""
 
 
 def main() -> None:
@@ -77,127 +60,6 @@ def run_all(units: list[dict[str, Any]], args: argparse.Namespace) -> None:
             print(f"{number}/{len(units)} {line}", flush=True)
 
 
-def tuning_units(tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Every arm with every setting of its grid."""
-    return [
-        {"task": task, "arm": arm, "seed": TUNING_SEEDS[0], "given": given}
-        for task in tasks
-        for arm, grid in GRID.items()
-        for given in grid
-    ]
-
-
-def deciding_units(tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Settings of AdamW and IVON auto that the first seed does not tell apart, on the other tuning seeds."""
-    return [
-        {"task": task, "arm": arm, "seed": seed, "given": record["given"]}
-        for task in tasks
-        for arm in ("adamw", "ivon_auto")
-        for close in [close_to_best(arm, task)]
-        for record in close
-        for seed in TUNING_SEEDS[1:]
-        if len(close) > 1
-    ]
-
-
-def main_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Every arm with its setting, task and seed, AdamW at IVON's rate where its own is another, then members."""
-    units = [
-        {"task": task, "arm": arm, "seed": seed, "given": best_given(arm, task)}
-        for seed in seeds
-        for task in tasks
-        for arm in ("ivon_auto", "adamw_laplace", "adamw", "ivon_published")
-    ]
-    same = [
-        {"task": task, "arm": "adamw_same", "seed": seed, "given": {"lr": rate, "posthoc": False}}
-        for seed in seeds
-        for task in tasks
-        for rate in [best_given("ivon_auto", task)["lr"]]
-        if rate != best_given("adamw", task)["lr"]
-    ]
-    wide = [
-        {
-            "task": task,
-            "arm": "ivon_wide",
-            "seed": seed,
-            "given": {**best_given("ivon_auto", task), "noise_cost": WIDE},
-        }
-        for seed in seeds
-        for task in tasks
-    ]
-    members = [
-        {"task": task, "arm": "adamw", "seed": seed, "given": {**best_given("adamw", task), "posthoc": False}}
-        for seed in range(ENSEMBLE * len(seeds))
-        for task in tasks
-        if seed not in seeds
-    ]
-    mixed = [
-        {"task": task, "arm": "ivon_member", "seed": seed, "given": best_given("ivon_auto", task)}
-        for seed in range(ENSEMBLE * IVON_ENSEMBLES)
-        for task in tasks
-    ]
-    return units + same + members + wide + mixed
-
-
-def ensemble_units(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Ensembles of ``ENSEMBLE`` runs: of AdamW one a seed, of IVON's posteriors ``IVON_ENSEMBLES``."""
-    counts = {"adamw_ensemble": len(seeds), "ivon_ensemble": IVON_ENSEMBLES}
-    return [
-        {"task": task, "arm": arm, "seed": seed, "given": {}}
-        for arm, count in counts.items()
-        for seed in range(count)
-        for task in tasks
-    ]
-
-
-def best_given(arm: str, task: str) -> dict[str, float]:
-    """Setting with the lowest NLL on the validation rows of this task: of the mean, for ``ivon_auto`` of the draws.
-
-    For ``ivon_auto`` only the learning rate is chosen per task, as for AdamW; the cost of the noise is its default.
-    """
-    arm = arm.removesuffix("_laplace")
-    close = close_to_best(arm, task)
-    if arm == "ivon_published" or len(close) == 1:
-        return close[0]["given"]
-    means = []
-    for record in close:
-        others = [tuned(task, arm, record["given"], seed) for seed in TUNING_SEEDS[1:]]
-        means.append(sum(validation_nll(one) for one in (record, *others)) / len(TUNING_SEEDS))
-    return close[means.index(min(means))]["given"]
-
-
-def close_to_best(arm: str, task: str) -> list[dict[str, Any]]:
-    """Records of the first tuning seed within ``CLOSE`` of the lowest NLL, that one first."""
-    records = [tuned(task, arm, given, TUNING_SEEDS[0]) for given in GRID[arm]]
-    if arm == "ivon_auto":
-        records = [record for record in records if record["given"]["noise_cost"] == NOISE_COST]
-    records.sort(key=validation_nll)
-    return [r for r in records if validation_nll(r) - validation_nll(records[0]) <= CLOSE]
-
-
-def tuned(task: str, arm: str, given: dict[str, float], seed: int) -> dict[str, Any]:
-    """The record of one tuning run."""
-    unit = {"task": task, "arm": arm, "seed": seed, "given": given}
-    path = RESULTS / "tune" / f"{name_of(unit, 'tune')}.json"
-    if not path.exists():
-        raise SystemExit(f"run the part 'tune' first: {path.name} is missing")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def validation_nll(record: dict[str, Any]) -> float:
-    """What a setting is chosen by: of the draws where there are any that matter, else of the mean."""
-    return record["validation_nll_draws" if record["arm"] == "ivon_auto" else "validation_nll"]
-
-
-def name_of(unit: dict[str, Any], part: str) -> str:
-    """File name of a unit."""
-    head = f"{unit['task']}__{unit['arm']}__"
-    if part != "tune":
-        return f"{head}{unit['seed']}"
-    name = head + "_".join(f"{key}{value:g}" for key, value in unit["given"].items())
-    return name if unit["seed"] == TUNING_SEEDS[0] else f"{name}__{unit['seed']}"
-
-
 def one(job: tuple[str, dict[str, Any], Path, Path]) -> str:
     """Train and score one unit, unless its file exists."""
     part, unit, data, work = job
@@ -226,7 +88,7 @@ def measure(part: str, unit: dict[str, Any], task: Any, work: Path) -> dict[str,
         outcome = arms.ensemble(work / MEMBERS[unit["arm"]], task, range(first, first + ENSEMBLE))
     elif unit["arm"] in ("adamw", "adamw_same"):
         outcome = arms.adamw(task, unit["seed"], test=part == "main", **unit["given"])
-    elif unit["arm"] == "adamw_laplace":
+    elif unit["arm"] in ("adamw_laplace", "adamw_same_laplace"):
         outcome = arms.adamw_laplace(task, unit["seed"], test=part == "main", **unit["given"])
     elif unit["arm"] == "ivon_published":
         outcome = arms.published(task, unit["seed"], test=part == "main", **unit["given"])

@@ -53,7 +53,7 @@ def measure(task: Any, seed: int) -> dict[str, Any]:
     """Scores of every way to prune, and of both priors."""
     from benchmarks.posterior_quality.arms import auto, auto_optimizer, fit
     from benchmarks.posterior_quality.network import Network
-    from benchmarks.posterior_quality.run import best_given
+    from benchmarks.posterior_quality.units import best_given
     from vlora import Posterior
 
     lr = best_given("ivon_auto", task.name)["lr"]

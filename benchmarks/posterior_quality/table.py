@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +46,15 @@ def load(root: Path, part: str) -> Records:
 def value(records: Records, task: str, seed: int, row: str, metric: str) -> float:
     """One number, NaN where there is no file or the predictor has no such number."""
     arm, predictor, kind = ROWS.get(row) or INFORMATION[row]
-    for record in records:
-        if (record["task"], record["seed"], record["arm"]) == (task, seed, arm):
-            return record["scores"].get(predictor, {}).get(kind, {}).get(metric, math.nan)
-    if arm == "adamw_same":  # where both have one rate it was not run again
-        return value(records, task, seed, row.replace(" at IVON's rate", ""), metric)
-    return math.nan
+    found = _record(records, task, seed, arm)
+    if found is None and "_same" in arm and any((r["arm"], r["seed"]) == (arm, seed) for r in records):
+        found = _record(records, task, seed, arm.replace("_same", ""))  # both have one rate: not run again
+    return found["scores"].get(predictor, {}).get(kind, {}).get(metric, math.nan) if found else math.nan
+
+
+def _record(records: Records, task: str, seed: int, arm: str) -> dict[str, Any] | None:
+    wanted = (task, seed, arm)
+    return next((one for one in records if (one["task"], one["seed"], one["arm"]) == wanted), None)
 
 
 def task_means(records: Records, row: str, metric: str, tasks: Sequence[str]) -> np.ndarray:
@@ -90,17 +94,17 @@ def information_table(records: Records) -> str:
     for row in filter(partial(ran, records), INFORMATION):
         found = task_means(records, row, "foreign_auroc_mutual_information", every)
         gaps = [
-            interval(found - _beside(records, row, metric, every), 3) for metric in FOREIGN_BASELINES.values()
+            interval(found - _beside(records, row, base, every), 3) for base in FOREIGN_BASELINES.values()
         ]
         rows.append([row, number(mean(found), 3), *gaps])
-    return markdown(["information of", "AUROC", *(f"− AdamW's {name}" for name in FOREIGN_BASELINES)], rows)
+    return markdown(["information of", "AUROC", *(f"− {name}" for name in FOREIGN_BASELINES)], rows)
 
 
-def _beside(records: Records, row: str, metric: str, tasks: Sequence[str]) -> np.ndarray:
-    """AdamW's score over the seeds that the arm of ``row`` has, ``(tasks,)``."""
+def _beside(records: Records, row: str, base: tuple[str, str], tasks: Sequence[str]) -> np.ndarray:
+    """Row and metric ``base`` over the seeds that the arm of ``row`` has, ``(tasks,)``."""
     own = {record["seed"] for record in records if record["arm"] == INFORMATION[row][0]}
     used = sorted(own & set(seeds(records)))
-    return np.array([mean([value(records, task, seed, "AdamW", metric) for seed in used]) for task in tasks])
+    return np.array([mean([value(records, task, seed, *base) for seed in used]) for task in tasks])
 
 
 def ran(records: Records, row: str) -> bool:
