@@ -41,14 +41,14 @@ def linearised(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
     """Log-probabilities ``(S, N, C)`` per kind and split under the kind's best prior, and that prior's precision."""
     spreads = {(kind, prior): spread for kind in KINDS for prior, spread in by_prior(posterior, kind).items()}
-    validation = _draws(network, task.validation, spreads, seed)
+    validation = predictive_draws(network, task.validation, spreads, seed)
     nll = {name: draws_nll(draws, task.validation.label) for name, draws in validation.items()}
     best = {
         kind: fit_prior_precision(lambda prior, kind=kind: nll[kind, prior], PRIORS).precision
         for kind in KINDS
     }
     chosen = {(kind, prior): spreads[kind, prior] for kind, prior in best.items()}
-    found = {split: _draws(network, getattr(task, split), chosen, seed) for split in splits}
+    found = {split: predictive_draws(network, getattr(task, split), chosen, seed) for split in splits}
     found["validation"] = validation
     return {kind: {split: own[kind, best[kind]] for split, own in found.items()} for kind in KINDS}, best
 
@@ -59,7 +59,9 @@ def by_prior(posterior: Posterior, kind: str, priors: Sequence[float] = PRIORS) 
     return dict(zip(priors, under, strict=True))
 
 
-def _draws(network: Network, rows: Rows, spreads: Mapping[Name, Any], seed: int) -> dict[Name, Tensor]:
+def predictive_draws(
+    network: Network, rows: Rows, spreads: Mapping[Name, Any], seed: int
+) -> dict[Name, Tensor]:
     """Log-probabilities ``(S, N, C)`` under every covariance."""
     logits, covariance = logit_moments(network, rows, spreads)
     return {name: _logit_draws(logits, own, seed) for name, own in covariance.items()}

@@ -33,6 +33,7 @@ from benchmarks.posterior_quality.rate_tables import (
     shipped_gaps,
     shipped_table,
 )
+from benchmarks.posterior_quality.width_tables import shapes_table, ways_table
 from benchmarks.readme_table import interval, markdown, mean, number, write_tables
 
 HERE = Path(__file__).parent
@@ -208,7 +209,7 @@ def block(root: Path) -> str:
 
 
 def rate_parts(root: Path, tuned: Records) -> list[str]:
-    """Learning rates, shipped defaults, pruning and priors, where they were run."""
+    """Learning rates, shipped defaults, pruning, priors and widths, where they were run."""
     rates, shipped, surgery = (load(root, part) for part in ("rates", "shipped", "surgery"))
     parts = []
     if rates:
@@ -224,6 +225,9 @@ def rate_parts(root: Path, tuned: Records) -> list[str]:
     if surgery:
         parts += ["**Pruning** (`surgery.py`): the mean after it.", pruning_table(surgery)]
         parts += ["**A learned prior** at the same `ess`.", priors_table(surgery)]
+    if widths := load(root, "widths"):
+        parts += ["**Other widths** (`widths.py`), validation rows: trained so.", ways_table(widths)]
+        parts += ["The default's posterior, drawn so.", shapes_table(widths)]
     return parts
 
 

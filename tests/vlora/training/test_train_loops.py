@@ -49,11 +49,11 @@ def means(model) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in trainable(model)]
 
 
-@pytest.mark.parametrize("mc_samples", [1, 2])
-def test_a_closure_loop_like_lightnings(tiny_llama, tmp_path, mc_samples):
+@pytest.mark.parametrize(("made", "mc_samples"), [(ivon, 1), (ivon, 2), (auto, 1)])
+def test_a_closure_loop_like_lightnings(tiny_llama, tmp_path, made, mc_samples):
     """Lightning's automatic optimization hands ``step`` a closure: zero_grad, training_step, backward, loss back."""
     model = adapted(tiny_llama)
-    optimizer = ivon(model, mc_samples=mc_samples)
+    optimizer = made(model, mc_samples=mc_samples)
     model.train()
     for rows in TOKENS.chunk(3):
 
@@ -65,6 +65,8 @@ def test_a_closure_loop_like_lightnings(tiny_llama, tmp_path, mc_samples):
 
         loss = optimizer.step(closure=closure)
         assert loss.ndim == 0 and loss.isfinite() and not loss.requires_grad
+    if made is auto:
+        check_controlled(optimizer)
     check_folder(model, optimizer, lambda: base(tiny_llama), logits, tmp_path / "out")
 
 
@@ -75,15 +77,16 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("made", [ivon, auto])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=needs_compiler)])
-def test_a_compiled_model_sees_every_draw_and_saves_like_any_other(tiny_llama, tmp_path, backend):
+def test_a_compiled_model_sees_every_draw_and_saves_like_any_other(tiny_llama, tmp_path, backend, made):
     """Backend ``eager`` captures the graph and guards it; ``inductor`` also generates its code."""
     shallow = tmp_path / "base"
     config = AutoConfig.from_pretrained(tiny_llama, num_hidden_layers=1)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(shallow)
     model, plain = adapted(shallow), adapted(shallow)
-    optimizer, reference = ivon(model), ivon(plain)
+    optimizer, reference = made(model), made(plain)
     compiled = torch.compile(model, backend=backend, dynamic=False)
     loop(compiled, optimizer)
     loop(plain, reference)
@@ -101,12 +104,13 @@ def test_a_compiled_model_sees_every_draw_and_saves_like_any_other(tiny_llama, t
     check_folder(model, optimizer, lambda: base(shallow), logits, tmp_path / "out")
 
 
+@pytest.mark.parametrize("made", [ivon, auto])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_recomputes_at_the_same_draw(tiny_llama, tmp_path, reentrant):
+def test_gradient_checkpointing_recomputes_at_the_same_draw(tiny_llama, tmp_path, reentrant, made):
     model, plain = adapted(tiny_llama), adapted(tiny_llama)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     model.enable_input_require_grads()
-    optimizer, reference = ivon(model), ivon(plain)
+    optimizer, reference = made(model), made(plain)
     loop(model, optimizer, micro=2)
     loop(plain, reference, micro=2)
     assert all(torch.equal(a, b) for a, b in zip(means(model), means(plain), strict=True))
@@ -209,12 +213,13 @@ def test_variants_in_an_unmodified_trainer(tiny_llama, tmp_path, name, how):
     assert len(posterior.hess) == len(trainable(model))
 
 
-def test_two_adapters_in_one_training_are_two_posteriors(tiny_llama, tmp_path):
+@pytest.mark.parametrize("controlled", [False, True])
+def test_two_adapters_in_one_training_are_two_posteriors(tiny_llama, tmp_path, controlled):
     """Switching the active adapter between steps: each one's tensors have their own steps, mean and h."""
     model = adapted(tiny_llama)
     model.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     both = [p for name, p in model.named_parameters() if "lora_" in name]
-    optimizer = IVON(both, **SETTINGS)
+    optimizer = IVON.auto(both, **{**AUTO, "num_steps": 8}) if controlled else IVON(both, **SETTINGS)
     for name, steps in (("default", 3), ("other", 4), ("default", 1)):
         model.set_adapter(name)
         loop(model, optimizer, steps)
