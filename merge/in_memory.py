@@ -51,6 +51,7 @@ def merge_with_report(
     rank: str | float = "auto",
     names: Sequence[str] | None = None,
     paths: Sequence[str] | None = None,
+    revisions: Sequence[str | None] | None = None,
     base_model: str | None = None,
     progress: bool = False,
     verify: bool = True,
@@ -70,6 +71,7 @@ def merge_with_report(
             ``keep``, ``lossless``, a number, or a share of energy in (0, 1).
         names: Short names for messages.
         paths: Where the adapters came from, for the lineage.
+        revisions: Commits (or revisions) of those that are hub ids, for the lineage.
         base_model: Base model they are expected to belong to.
         progress: Show a progress bar on stderr.
         verify: Run the golden identities of :mod:`vlora.merge.adapters.identities` on a few modules first.
@@ -96,9 +98,8 @@ def merge_with_report(
     if ancestor is not None:
         check_together([ancestor.posterior, posteriors[0]], ["ancestor", names[0]])
         check_lineage(ancestor, posteriors, names)
-    sources = [
-        _source(*row, checked, i) for i, row in enumerate(zip(posteriors, names, paths or names, strict=True))
-    ]
+    places = list(zip(paths or names, revisions or [None] * count, strict=True))
+    sources = [_source(posteriors[i], names[i], places[i], checked, i) for i in range(count)]
     patterns = module_options or {}
     check_module_options(patterns, method, chosen.options)
     listed = {
@@ -109,11 +110,11 @@ def merge_with_report(
     if ancestor is not None:
         report.ancestor.update(path=ancestor.path, sha256=ancestor.sha256)
     inputs = read_inputs(posteriors, names, ancestor)
-    places = [*inputs.modules, *inputs.full_keys]
-    checked.check_patterns(places, names)
-    layers = count_layers(places) if num_layers is None else num_layers
+    found = [*inputs.modules, *inputs.full_keys]
+    checked.check_patterns(found, names)
+    layers = count_layers(found) if num_layers is None else num_layers
     applied = _with_prior(options, report)
-    checked, settings = checked.over(places, layers), OptionsByModule(applied, patterns, layers)
+    checked, settings = checked.over(found, layers), OptionsByModule(applied, patterns, layers)
     settings.check_patterns(inputs.modules)
     if verify:
         report.identities.update(check_before(inputs, checked, chosen, rank, settings))
@@ -205,11 +206,14 @@ def _unchanged(posterior: Posterior, sources: Sequence[Mapping[str, Any]]) -> Po
     )
 
 
-def _source(posterior: Posterior, name: str, path: str, weights: Weights, index: int) -> dict[str, Any]:
-    patterns = weights.patterns[index]
+def _source(
+    posterior: Posterior, name: str, place: tuple[str, str | None], weights: Weights, index: int
+) -> dict[str, Any]:
+    patterns, (path, revision) = weights.patterns[index], place
     return {
         "name": name,
         "path": str(path),
+        **({"revision": revision} if revision else {}),
         "weight": weights.scalars[index],
         **({"module_weights": dict(patterns)} if patterns else {}),
         "mean_sha256": posterior.meta.mean_sha256 or tensors_sha256(posterior.mean),

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vlora.config import config_sha256, to_plain
 from vlora.files import atomic_folder, check_output_folder
 from vlora.merge import ledger
+from vlora.merge.adapters.opening import open_adapter
 from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.in_memory import merge_adapters, merge_with_report
 from vlora.merge.report.report import MergeReport
@@ -45,8 +46,10 @@ def run_merge(config: MergeConfig, page: Page | None = None) -> Path:
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
     check_apart(output, [*(source.path for source in config.adapters), config.ancestor or ""])
     loaded = tqdm(config.adapters, desc="read adapters", file=sys.stderr, disable=None)
-    inputs = [Posterior.from_pretrained(source.path, revision=source.revision) for source in loaded]
-    write_merge(config, inputs, output, page=page)
+    opened = [open_adapter(source.path, source.revision) for source in loaded]
+    adapters = [replace(s, revision=commit) for s, (_, commit) in zip(config.adapters, opened, strict=True)]
+    pinned = replace(config, adapters=adapters)  # a hub id's branch may have moved on when this is read again
+    write_merge(pinned, [posterior for posterior, _ in opened], output, page=page)
     return output
 
 
@@ -79,6 +82,7 @@ def write_merge(
         rank=config.rank,
         names=names,
         paths=[source.path for source in config.adapters],
+        revisions=[source.revision for source in config.adapters],
         base_model=config.base_model,
         progress=True,
         verify=config.verify,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.adapters.compatibility import check_adapter
+from vlora.merge.adapters.opening import open_adapter
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import tensors_sha256
 from vlora.posterior.lora_layout import module_rank, module_scaling, split_keys
@@ -108,7 +109,7 @@ def read_ancestor(given: str | Posterior) -> Ancestor:
     """
     if isinstance(given, Posterior):
         return Ancestor(given)
-    return Ancestor(Posterior.from_pretrained(given), given)
+    return Ancestor(open_adapter(given)[0], given)
 
 
 def check_lineage(ancestor: Ancestor, posteriors: Sequence[Posterior], names: Sequence[str]) -> None:

@@ -14,7 +14,14 @@ from vlora.merge.checkpoints.case import Case
 from vlora.merge.checkpoints.config import ModelMergeConfig
 from vlora.merge.checkpoints.draft import Draft, layer_count, output_dtype
 from vlora.merge.checkpoints.embeddings import choose_tokenizer
-from vlora.merge.checkpoints.folders import BUFFERS, is_tied, model_folder, read_config, tied_partner
+from vlora.merge.checkpoints.folders import (
+    BUFFERS,
+    is_tied,
+    known_revision,
+    model_folder,
+    read_config,
+    tied_partner,
+)
 from vlora.merge.checkpoints.headers import FLOATS, TensorEntry, read_checkpoint
 from vlora.merge.checkpoints.lora_rules import AddLowRank, AddVector, Dora, LowRank, OnUpdates, Replace
 from vlora.merge.checkpoints.method_rules import rule_for
@@ -44,7 +51,7 @@ def draft_adapters(config: ModelMergeConfig, dry: bool = False) -> Draft:
     path = str(config.base_model)
     folder = model_folder(path, config.base_revision)
     base = read_checkpoint(folder, "base")
-    draft.add_checkpoint(base, "base", path, config.base_revision)
+    draft.add_checkpoint(base, "base", path, known_revision(folder, config.base_revision))
     draft.config = read_config(folder, "base")
     choose_tokenizer(draft, config.tokenizer, {"base": folder}, [draft.config])
     parts = read_adapters(config, draft, fingerprint_weights(str(folder)), dry)

@@ -10,6 +10,7 @@ from torch import Tensor
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.adapters.ancestor import check_lineage, read_ancestor
 from vlora.merge.adapters.compatibility import check_adapter, check_together
+from vlora.merge.adapters.opening import open_adapter
 from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
 from vlora.merge.checkpoints.draft import Draft, layer_count
 from vlora.merge.config import distinct, group_module_weights, group_weights
@@ -65,17 +66,18 @@ def read_adapters(
         PosteriorFormatError: An adapter cannot be read.
     """
     names = distinct([source.name or Path(source.path).name or source.path for source in config.adapters])
-    loaded = [Posterior.from_pretrained(source.path, revision=source.revision) for source in config.adapters]
+    opened = [open_adapter(source.path, source.revision) for source in config.adapters]
+    loaded = [posterior for posterior, _ in opened]
     hashes = [whole.meta.mean_sha256 or tensors_sha256(whole.mean) for whole in loaded]
     parts = [
         replace(_split(posterior, name), content=content)
         for posterior, name, content in zip(loaded, names, hashes, strict=True)
     ]
-    for source, part in zip(config.adapters, parts, strict=True):
+    for source, part, (_, commit) in zip(config.adapters, parts, opened, strict=True):
         check_adapter(part.posterior, part.name, ancestor=config.ancestor is not None)
         draft.source_files.append(())
         draft.sources.append(
-            {"name": part.name, "role": "adapter", "path": source.path, "revision": source.revision,
+            {"name": part.name, "role": "adapter", "path": source.path, "revision": commit,
              "weight": source.weight, "mean_sha256": part.content,
              **({"module_weights": dict(source.module_weights)} if source.module_weights else {})}
         )  # fmt: skip

@@ -78,7 +78,7 @@ class Draft:
             checkpoint: Its headers.
             role: ``base``, ``model`` or ``fisher``.
             path: As the configuration has it.
-            revision: Of a hub id.
+            revision: Of a hub id, the commit where it is known.
             **facts: What else is to be said, such as its weight.
         """
         identity = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora.errors import CheckpointError
+from vlora.posterior.hub import commit_of
 
 __all__ = [
     "BUFFERS",
@@ -13,6 +14,7 @@ __all__ = [
     "copied_files",
     "is_matrix",
     "is_tied",
+    "known_revision",
     "model_folder",
     "read_config",
     "tied_partner",
@@ -62,6 +64,11 @@ def model_folder(source: str, revision: str | None = None) -> Path:
         raise CheckpointError(
             f"no folder {source} here, and the hub has nothing to give for it ({reason}); check the path or id"
         ) from error
+
+
+def known_revision(folder: Path, revision: str | None) -> str | None:
+    """For the lineage: the commit that a snapshot in the hub's cache is of, else the revision as it was given."""
+    return commit_of(folder) or revision
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vlora.merge.checkpoints.folders import (
     BUFFERS,
     is_matrix,
     is_tied,
+    known_revision,
     model_folder,
     read_config,
     tied_partner,
@@ -189,7 +190,7 @@ def _load(
 ) -> _Model:
     folder = model_folder(path, revision)
     checkpoint = read_checkpoint(folder, name)
-    content = draft.add_checkpoint(checkpoint, role, path, revision, **facts)
+    content = draft.add_checkpoint(checkpoint, role, path, known_revision(folder, revision), **facts)
     return _Model(checkpoint, read_config(folder, name), content)
 
 

@@ -47,6 +47,11 @@ class AdapterHeaders:
         """Bytes of all tensors that a merge reads."""
         return sum(entry.nbytes for part in (self.mean, self.hess, self.curvature) for entry in part.values())
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the tensors that a merge holds all the time; Grams are read a module at a time."""
+        return sum(entry.nbytes for part in (self.mean, self.hess) for entry in part.values())
+
     def shape(self, module: str) -> tuple[int, int]:
         """(outputs, inputs) of a module."""
         keys = self.modules[module]

@@ -116,7 +116,10 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
     kinds = {name: module_kind(name, row, adapters, ancestor is not None) for name, row in modules.items()}
     work = [module_cost(config, kind).memory + gram_bytes(name, adapters) for name, kind in kinds.items()]
     lacks, written = lacking(config, adapters), _written(config, modules, adapters)
-    read, free = sum(a.nbytes for a in _read(adapters, ancestor)), _free(output)
+    read, held = (
+        sum(getattr(a, size) for a in _read(adapters, ancestor)) for size in ("nbytes", "held_bytes")
+    )
+    free = _free(output)
     problems = (
         _problems(config, adapters, modules, ancestor)
         + describe_lacking(lacks, config.method)
@@ -138,7 +141,7 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
         lacks,
         written,
         free,
-        read + written + max(work, default=0),
+        held + written + max(work, default=0),
         seconds,
         basis,
         _notes(config, modules, adapters),

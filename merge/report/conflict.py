@@ -7,6 +7,9 @@ With the curvature H_t = c_t S_t (x) G_t of :mod:`vlora.merge.curvature.quadrati
     disagreement        mean over pairs t, u and over both metrics of |W_t - W_u|^2 / (|W_t|^2 + |W_u|^2)
                         0 the same update, 1 unrelated, 2 opposite
 
+It is a quadratic form without the slope at the adapter: it ranks modules, and is no estimate of the loss (measured in
+``benchmarks/merge_quality``, table of the training loss on the way to the merge).
+
 Lower is better everywhere. All products of a metric come from one stack of factors in float32, as these are numbers to
 look at: for m = n = 4096 and four adapters of rank 16, two products of 4096 x 4096 by 4096 x 80 per adapter.
 """

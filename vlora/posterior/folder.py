@@ -31,6 +31,7 @@ from vlora.posterior.decisions import check_content
 from vlora.posterior.hashing import CURVATURE, tensors_sha256
 from vlora.posterior.leading import Leading
 from vlora.posterior.meta import PosteriorMeta
+from vlora.posterior.stored import StoredTensors
 
 if TYPE_CHECKING:
     from vlora.posterior.posterior import Posterior
@@ -81,8 +82,12 @@ def write(
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, *, stored: bool = False) -> dict[str, Any]:
     """Read and check a posterior folder or a plain PEFT adapter.
+
+    Args:
+        folder: Where it lies.
+        stored: Leave the curvature in its file, from where every access reads it; it is checked all the same.
 
     Returns:
         The fields of :class:`vlora.posterior.Posterior`.
@@ -104,8 +109,10 @@ def read(folder: Path) -> dict[str, Any]:
     mean = _read_mean(folder)
     hess, meta = _read_posterior(folder, mean, adapter_config)
     _check_tensors(mean, hess, meta, str(folder))
-    curvature = _read_tensors(folder / CURVATURE) if (folder / CURVATURE).is_file() else None
-    _check_finite(curvature or {}, "curvature", str(folder))
+    curvature = None
+    if (folder / CURVATURE).is_file():
+        curvature = StoredTensors(folder / CURVATURE) if stored else _read_tensors(folder / CURVATURE)
+        _check_finite(curvature, "curvature", str(folder))
     calibration = _read_object(folder / CALIBRATION) if (folder / CALIBRATION).is_file() else None
     check_content(calibration, str(folder / CALIBRATION))
     return {

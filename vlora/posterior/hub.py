@@ -1,5 +1,6 @@
 """Posterior folders on the Hugging Face hub."""
 
+import re
 import tempfile
 from os import PathLike
 from pathlib import Path
@@ -10,8 +11,9 @@ from vlora.errors import PosteriorFormatError
 if TYPE_CHECKING:
     from vlora.posterior.posterior import Posterior
 
-__all__ = ["is_hub_id", "push", "resolve"]
+__all__ = ["commit_of", "is_hub_id", "push", "resolve"]
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILES = ["*.json", "*.safetensors", "README.md"]
 
 
@@ -25,6 +27,12 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return not Path(name).expanduser().exists()
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a folder in the hub's cache, ``.../snapshots/<40 hexadecimal digits>``; None for other folders."""
+    known = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if known else None
 
 
 def resolve(source: str | PathLike, revision: str | None = None) -> Path:

@@ -235,3 +235,22 @@ def with_h(plain, seed):
     noise = torch.Generator().manual_seed(100 + seed)
     hess = {k: torch.rand(v.shape, generator=noise) for k, v in plain.mean.items()}
     return replace(plain, hess=hess, meta=replace(plain.meta, num_examples=50, ess=500.0, weight_decay=0.1))
+
+
+def test_commits_of_the_base_and_of_adapters_are_in_the_card(tmp_path):
+    first, second = "0123456789abcdef" * 2 + "01234567", "fedcba9876543210" * 2 + "fedcba98"
+    base = save_model(tmp_path / "models--me--base" / "snapshots" / first, llama())
+    adapter = lora(tmp_path / "models--me--adapter" / "snapshots" / second, llama())
+    out = merge(tmp_path / "out", into="model", base_model=str(base), adapters=[{"path": str(adapter)}])
+    inputs = json.loads((out / "merge.json").read_text())["inputs"]
+    assert {source["role"]: source["revision"] for source in inputs} == {"base": first, "adapter": second}
+    card = (out / "README.md").read_text()
+    assert f"| {first} |" in card and f"| {second} |" in card
+    whole = merge(
+        tmp_path / "whole",
+        method="task_arithmetic",
+        base_model=str(base),
+        models=[{"path": str(out), "weight": 0.5}],
+    )
+    inputs = json.loads((whole / "merge.json").read_text())["inputs"]
+    assert {source["role"]: source["revision"] for source in inputs} == {"base": first, "model": None}
