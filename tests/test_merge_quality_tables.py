@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.merge_quality import pairs, pairs_tables, table
+from benchmarks.merge_quality.change import CHANGE, EQUAL
+from benchmarks.merge_quality.heads import CONTROL, HEADS_ARM
+from benchmarks.merge_quality.heads_tables import change_differences, change_scores, heads_scores
 from benchmarks.merge_quality.records import OURS, differences, value
 from benchmarks.readme_table import replaced
 
@@ -104,3 +107,39 @@ def test_results_hold_no_path_of_the_machine():
     for path in FOLDER.glob("results/*/*.json"):
         found = json.dumps(json.loads(path.read_text(encoding="utf-8")))
         assert '"/' not in found, path.name
+
+
+def by_arm(seed: int, **nll: float) -> dict:
+    arms = {
+        name: {"default": {"a": {"accuracy": 0.5, "nll": value, "ece": 0.1}}} for name, value in nll.items()
+    }
+    names = {"control": CONTROL, "heads": HEADS_ARM, "change": CHANGE, "equal": EQUAL}
+    arms = {names.get(name, name): scores for name, scores in arms.items()}
+    return {
+        "family": "mixed",
+        "count": 4,
+        "gauge": "shared",
+        "seed": seed,
+        "tasks": ["a"],
+        "unseen": [],
+        "arms": arms,
+    }
+
+
+def test_heads_are_compared_with_one_gram_of_the_same_pass():
+    rows = heads_scores([by_arm(0, control=0.5, heads=0.4), by_arm(1, control=0.3, heads=0.4)]).splitlines()
+    assert rows[2] == "| one Gram | 50.0 | 50.0 | 0.400 | — |"
+    assert rows[3].endswith("| 0.400 | 1 of 2 |")
+
+
+def test_votes_by_change_are_compared_within_a_kind_of_set():
+    records = [by_arm(0, equal=0.4, change=0.45), by_arm(1, equal=0.3, change=0.33)]
+    assert change_scores(records).splitlines()[3] == (
+        "| four different tasks (2) | gradient matching, one pass, votes by change | 50.0 | 50.0 | 0.390 | — | — |"
+    )
+    rows = change_differences(records).splitlines()
+    assert len(rows) == 3
+    assert rows[2].startswith(
+        "| four different tasks (2) | gradient matching, one pass, equal votes | +0.0 ["
+    )
+    assert "| +0.040 [" in rows[2]

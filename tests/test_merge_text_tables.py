@@ -69,3 +69,19 @@ def test_the_readme_holds_the_tables_of_the_committed_results():
 def test_results_hold_no_path_of_the_machine():
     for path in FOLDER.glob("results/*/*.json"):
         assert '"/' not in json.dumps(json.loads(path.read_text(encoding="utf-8"))), path.name
+
+
+def test_a_prior_stands_beside_the_isotropic_one_at_the_same_tau():
+    arms = {}
+    for tau in table.TAUS:
+        arms[table.ISOTROPIC.format(tau)] = {"default": scores(3.0 + tau)}
+        arms[table.OF_STORIES.format(tau)] = {"default": scores(3.3 + tau, stories=1.5)}
+    lines = table.prior_table([{**record(0), "arms": arms}, {**record(1), "arms": arms}]).splitlines()
+    assert lines[0].endswith("| mean, minus isotropic | stories, minus isotropic |")
+    assert lines[2].startswith("| no adapter | 5.000 |") and lines[3].startswith(
+        "| single adapters | 2.500 |"
+    )
+    assert lines[5] == (
+        "| prior of stories, tau 0.3 | 3.600 | 3.000 | 3.000 | 3.200 | 1.100 | 1.500 "
+        "| +0.100 [+0.100, +0.100] | -0.500 [-0.500, -0.500] |"
+    )

@@ -147,8 +147,9 @@ ABLATIONS: dict[str, Arm] = {
 }
 """Curvature taken apart, at the default scalar only."""
 MORE = OTHERS | AT_RANK | ABLATIONS
+VOTED = "gradient matching, votes by change"
 VOTES: dict[str, Arm] = {
-    "gradient matching, votes by change": MAIN["gradient matching, Kronecker"],
+    VOTED: MAIN["gradient matching, Kronecker"],
     "MaTS, votes by change": OTHERS["MaTS"],
 }
-"""With Grams in which a visit counts by the size of its gradient."""
+"""With Grams in which a visit counts by the size of its gradient; on domains the first only."""

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.merge_quality.adapters import Library
-from benchmarks.merge_quality.arms import MAIN, MORE, OTHERS, VOTES
+from benchmarks.merge_quality.arms import MAIN, MORE, OTHERS, VOTED, VOTES
 from benchmarks.merge_quality.scores import evaluate, evaluate_joint
 from benchmarks.merge_quality.tasks import DOMAINS, MIXED
 from benchmarks.rows import keep_and_tell
@@ -112,7 +112,8 @@ def run_unit(unit: Unit, library: Library, part: str) -> None:
     else:
         if part == "votes" and unit.optimizer != "ivon":
             return  # only Grams that are gathered on the way
-        arms = {"merge": MAIN, "more": MORE if unit.whole else OTHERS, "tune": MAIN | MORE, "votes": VOTES}[
+        votes = VOTES if unit.family == "mixed" else {VOTED: VOTES[VOTED]}
+        arms = {"merge": MAIN, "more": MORE if unit.whole else OTHERS, "tune": MAIN | MORE, "votes": votes}[
             part
         ]
         keep_and_tell(RESULTS, part, unit.name, lambda: evaluate(unit, library, arms, test=part != "tune"))

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.merge_quality.arms import MAIN
 from benchmarks.merge_quality.curvature_tables import curvature_table, gathering_table, pass_table
+from benchmarks.merge_quality.heads_tables import change_sections, heads_sections
 from benchmarks.merge_quality.lineage_tables import lineage_sections
 from benchmarks.merge_quality.pairs_tables import pair_differences, pair_scores, sets_of
 from benchmarks.merge_quality.preview_tables import agreement_table, choice_table, rays_table, seconds_table
@@ -127,8 +128,8 @@ def rows_table(records: Records) -> str:
     return markdown(["accuracy / worst / NLL", *counts], rows)
 
 
-def curve_table(records: Records, over: str = "tasks") -> str:
-    """Independent domain adapters over their number, default scalars, on their own domains or on unseen ones."""
+def curve_table(records: Records, over: str = "tasks", kind: str = "default") -> str:
+    """Independent domain adapters over their number, on their own domains or on unseen ones."""
     counts = sorted({r["count"] for r in records if (r["family"], r["gauge"]) == ("domains", "independent")})
     found = {c: family(records, ("domains", c, "independent", "ivon")) for c in counts}
     counts = [c for c in counts if found[c][0][over]]
@@ -140,13 +141,17 @@ def curve_table(records: Records, over: str = "tasks") -> str:
         cells = []
         for count in counts:
             told = [
-                number(scale * mean(found[count], arm, "default", metric, over), digits)
+                number(scale * mean(found[count], arm, kind, metric, over), digits)
                 for metric, scale, digits in metrics
             ]
+            if kind == "best":
+                chosen = sorted({r["arms"].get(arm, {}).get("scalar", math.nan) for r in found[count]})
+                told.append("at " + ", ".join(f"{scalar:g}" for scalar in chosen))
             cells.append(" / ".join(told))
         if any("0" in cell for cell in cells):
             rows.append([arm, *cells])
     head = "accuracy / worst / NLL" if over == "tasks" else "accuracy / NLL / ECE"
+    head += " / best scalars" if kind == "best" else ""
     return markdown([head, *(f"{count} domains" for count in counts)], rows)
 
 
@@ -223,11 +228,19 @@ def block(root: Path) -> str:
             ablation_table,
         ),
         (f"Curvature taken apart, {len(apart)} sets of domains", apart, ablation_table),
-        (
-            f"Votes by the size of the gradient while training, {len(votes)} sets of different tasks, IVON",
-            votes,
-            lambda found: votes_table(records, found),
+        *(
+            (
+                f"Votes by the size of the gradient while training, {len(found)} sets of {kind}, IVON",
+                found,
+                lambda found: votes_table(records, found),
+            )
+            for kind, found in (
+                ("four different tasks", _of(votes, "mixed")),
+                *((f"{count} domains", _of(votes, "domains", count)) for count in (2, 4, 8, 12)),
+            )
         ),
+        *change_sections(load(root, "change")),
+        *heads_sections(load(root, "heads_tune"), load(root, "heads"), load(root, "heads_pairs")),
         *(
             (f"Grams of one pass over so many rows a task, {len(found)} sets of {kind}", found, rows_table)
             for kind, found in (
@@ -238,6 +251,16 @@ def block(root: Path) -> str:
         ("What a merge of four adapters costs, one thread of a busy machine", timed, cost_table),
         ("More adapters", domains, curve_table),
         ("More adapters, unseen domains", domains, lambda found: curve_table(found, "unseen")),
+        (
+            "More adapters, each at its best scalar",
+            domains,
+            lambda found: curve_table(found, kind="best"),
+        ),
+        (
+            "More adapters, unseen domains, each at its best scalar",
+            domains,
+            lambda found: curve_table(found, "unseen", "best"),
+        ),
         *_pair_sections(load(root, "pairs")),
         (
             "Preview: predicted and measured increase over thirty weightings of four adapters",
@@ -285,8 +308,8 @@ def _pair_sections(records: Records) -> list[tuple[str, Records, Callable[[Recor
     return found
 
 
-def _of(records: Records, name: str) -> Records:
-    return [record for record in records if record["family"] == name]
+def _of(records: Records, name: str, count: int | None = None) -> Records:
+    return [r for r in records if r["family"] == name and count in (None, r["count"])]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,8 @@ def votes_table(records: Records, votes: Records) -> str:
     pairs = [(record, beside[tuple(record[k] for k in _KEY)]) for record in votes]
     rows = []
     for arm, equal in BESIDE.items():
+        if any(arm not in record["arms"] for record in votes):
+            continue
         cells = []
         for metric, scale, digits in (("accuracy", 100, 1), ("nll", 1, 3)):
             one = mean([a for a, _ in pairs], arm, "default", metric)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.merge_text.prior import ISOTROPIC, OF_STORIES, TAUS
 from benchmarks.merge_text.texts import STORIES, TEXTS
 from benchmarks.posterior_quality.table import load
 from benchmarks.readme_table import interval, markdown, write_tables
@@ -111,6 +112,27 @@ def mixture_table(records: Records) -> str:
     return markdown(header, rows)
 
 
+def prior_table(records: Records) -> str:
+    """Merges held by either prior, and the difference between the two at the same tau."""
+    rows = [
+        [name, *_cells([get(r) for r in records], records), "—", "—"]
+        for name, get in (("no adapter", lambda record: record["no adapter"]), ("single adapters", single))
+    ]
+    for tau in TAUS:
+        plain, stories = (
+            [record["arms"][name.format(tau)]["default"] for record in records]
+            for name in (ISOTROPIC, OF_STORIES)
+        )
+        rows.append([ISOTROPIC.format(tau), *_cells(plain, records), "—", "—"])
+        gaps = [
+            np.array([measure(one) - measure(other) for one, other in zip(stories, plain, strict=True)])
+            for measure in (average, lambda scores: scores[STORIES])
+        ]
+        rows.append([OF_STORIES.format(tau), *_cells(stories, records), *(interval(gap, 3) for gap in gaps)])
+    header = ["gradient matching", *TEXTS, "mean", "most lost", STORIES]
+    return markdown([*header, "mean, minus isotropic", f"{STORIES}, minus isotropic"], rows)
+
+
 def block(root: Path) -> str:
     """Everything between the markers."""
     merges, mixtures, trains = (load(root, part) for part in ("merge", "mixture", "train"))
@@ -127,6 +149,11 @@ def block(root: Path) -> str:
         ]
     if more := load(root, "more"):
         parts += [f"**Other curvature**, {len(more)} set of adapters trained again.", more_table(more)]
+    if priors := load(root, "prior"):
+        parts += [
+            f"**A prior gathered on {STORIES}**, {len(priors)} sets of adapters trained again.",
+            prior_table(priors),
+        ]
     if mixtures:
         parts += ["**Several seeds per text.**", mixture_table(mixtures)]
     return "\n\n".join(parts) + "\n"

@@ -19,14 +19,14 @@ def prepare(data: Path, target: Path) -> dict[str, str]:
     """Write the rows of every split that is missing.
 
     Returns:
-        ``train_<text>``, ``train_joint``, ``validation`` and ``test`` -> file. Validation holds the merged texts, test
-        the stories too; ``kind`` names the text.
+        ``train_<text>``, ``train_joint``, ``train_stories`` (for a prior only), ``validation`` and ``test`` -> file.
+        Validation holds the merged texts, test the stories too; ``kind`` names the text.
     """
     files = {name: target / f"{name}.jsonl" for name in ("validation", "test", "train_joint")}
-    files |= {f"train_{text}": target / f"train_{text}.jsonl" for text in TEXTS}
+    files |= {f"train_{text}": target / f"train_{text}.jsonl" for text in (*TEXTS, STORIES)}
     if not all(path.exists() for path in files.values()):
         found = {text: _splits(text, data) for text in (*TEXTS, STORIES)}
-        for text in TEXTS:
+        for text in found:
             write_rows(found[text]["train"], files[f"train_{text}"])
         write_rows([row for text in TEXTS for row in found[text]["train"]], files["train_joint"])
         write_rows([row for text in TEXTS for row in found[text]["validation"]], files["validation"])
