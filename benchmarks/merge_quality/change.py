@@ -4,7 +4,8 @@ r"""Votes of one pass by what the adapter changed, which ``curvature: true`` gat
 
 Row i counts v_i = KL(adapter || base) nats in the Grams of one pass over the training rows, the base with the adapter's
 head (:mod:`vlora.curvature.votes`); beside it one each. Both are merged at the default and at the best scalar. Streamed
-Grams with equal votes, RegMean, the mean, the sum and TSV are scored on the same adapters. One JSON per set.
+Grams with equal votes, RegMean, the mean, the sum and TSV are scored at their defaults on the same adapters. One JSON
+per set.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from benchmarks.merge_quality.curvature import loaded
 from benchmarks.merge_quality.heads import Way, gathered
 from benchmarks.merge_quality.records import OURS
 from benchmarks.merge_quality.run import RESULTS, Unit, arguments, units
-from benchmarks.merge_quality.scores import MEAN_SCALARS, MEANS, SCALARS, Scorer
+from benchmarks.merge_quality.scores import SCALARS, Scorer
 from benchmarks.merge_quality.training import logits
 from benchmarks.rows import keep_and_tell
 
@@ -36,7 +37,7 @@ def main() -> None:
     args = arguments(str(__doc__)).parse_args()
     torch.set_num_threads(1)
     library, known = Library(args.data, args.work), dict[Key, Grams]()
-    for unit in units(args.seeds or [0, 1, 2]):
+    for unit in sorted(units(args.seeds or [0, 1, 2]), key=lambda u: (u.gauge == "shared", u.count)):
         if unit.optimizer == "ivon" and unit.count > 2 and args.only in unit.name:
             keep_and_tell(RESULTS, "change", unit.name, lambda u=unit: compare(u, library, known))
 
@@ -55,7 +56,7 @@ def compare(unit: Unit, library: Library, known: dict[Key, Grams]) -> dict[str, 
     votes = [votes_of(adapter, library) for adapter in adapters]
     arms: dict[str, Any] = {"individual adapters": {"default": scorer.own(adapters)}}
     for name, arm in MAIN.items():
-        arms[name] = scorer.tuned(merge(arm, adapters), MEAN_SCALARS if arm.method in MEANS else SCALARS)
+        arms[name] = {"default": scorer.all(merge(arm, adapters))}
     for name, counted in ((EQUAL, [None] * len(adapters)), (CHANGE, votes)):
         for adapter, each in zip(adapters, counted, strict=True):
             key = (unit.family, unit.gauge, unit.seed, adapter.task, name)
