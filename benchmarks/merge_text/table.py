@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.merge_text.prior import ISOTROPIC, OF_STORIES, TAUS
+from benchmarks.merge_text.prior import AS_ADAPTER, ISOTROPIC, OF_STORIES, TAUS, WEIGHTS
 from benchmarks.merge_text.texts import STORIES, TEXTS
 from benchmarks.posterior_quality.table import load
 from benchmarks.readme_table import interval, markdown, write_tables
@@ -118,17 +118,17 @@ def prior_table(records: Records) -> str:
         [name, *_cells([get(r) for r in records], records), "—", "—"]
         for name, get in (("no adapter", lambda record: record["no adapter"]), ("single adapters", single))
     ]
-    for tau in TAUS:
-        plain, stories = (
-            [record["arms"][name.format(tau)]["default"] for record in records]
-            for name in (ISOTROPIC, OF_STORIES)
-        )
-        rows.append([ISOTROPIC.format(tau), *_cells(plain, records), "—", "—"])
+    pairs = [(ISOTROPIC.format(tau), OF_STORIES.format(tau)) for tau in TAUS]
+    pairs += [(ISOTROPIC.format(TAUS[0]), AS_ADAPTER.format(weight)) for weight in WEIGHTS]
+    for number, (isotropic, name) in enumerate(pairs):
+        plain, stories = ([record["arms"][arm]["default"] for record in records] for arm in (isotropic, name))
+        if number < len(TAUS):
+            rows.append([isotropic, *_cells(plain, records), "—", "—"])
         gaps = [
             np.array([measure(one) - measure(other) for one, other in zip(stories, plain, strict=True)])
             for measure in (average, lambda scores: scores[STORIES])
         ]
-        rows.append([OF_STORIES.format(tau), *_cells(stories, records), *(interval(gap, 3) for gap in gaps)])
+        rows.append([name, *_cells(stories, records), *(interval(gap, 3) for gap in gaps)])
     header = ["gradient matching", *TEXTS, "mean", "most lost", STORIES]
     return markdown([*header, "mean, minus isotropic", f"{STORIES}, minus isotropic"], rows)
 
@@ -151,7 +151,7 @@ def block(root: Path) -> str:
         parts += [f"**Other curvature**, {len(more)} set of adapters trained again.", more_table(more)]
     if priors := load(root, "prior"):
         parts += [
-            f"**A prior gathered on {STORIES}**, {len(priors)} sets of adapters trained again.",
+            f"**Curvature of the base's own text, {STORIES}**, {len(priors)} sets of adapters trained again.",
             prior_table(priors),
         ]
     if mixtures:

@@ -9,7 +9,9 @@ total positive definite. Accepted:
   whole matrices, leading directions with a tail (:mod:`vlora.grams`), or diagonals of shape ``(n,)``;
 * a posterior folder without curvature: the diagonals that its h lifts to (:mod:`vlora.merge.curvature.lift`).
 
-Gathered on what the base should keep (a sample of its own training data), it keeps the merge from moving there.
+The prior is on both sides of gradient matching, X (H_0 + sum G_t) = sum W_t (H_0 + G_t): where P is large the merge is
+the sum of the updates, so it does not keep a merge from moving. An adapter with W = 0 and the Grams of what the base
+should keep does (``benchmarks/merge_text``).
 """
 
 from collections.abc import Mapping
