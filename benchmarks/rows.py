@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vlora.files import strict_json
+
 __all__ = ["PACKAGES", "keep_and_tell", "keep_record", "read_rows", "without_paths", "write_rows"]
 
 PACKAGES = ("variational-lora", "torch", "transformers", "peft")
@@ -49,7 +51,7 @@ def keep_record(target: Path, make: Callable[[], dict[str, Any]]) -> dict[str, A
     record["versions"] = {package: metadata.version(package) for package in PACKAGES}
     record["hardware"] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": 1}
     partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(strict_json(record), encoding="utf-8")
     partial.rename(target)
     return record
 

@@ -5,6 +5,8 @@ Everything is written to a temporary sibling, flushed to disk, and moved into pl
 
 import ctypes
 import errno
+import json
+import math
 import os
 import shutil
 import sys
@@ -12,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from vlora.errors import OutputError, OutputExistsError
 
@@ -25,6 +28,7 @@ __all__ = [
     "output_error",
     "output_path",
     "scratch_error",
+    "strict_json",
 ]
 
 
@@ -202,3 +206,24 @@ def _exchange(first: Path, second: Path) -> bool:
         return False
     at_fdcwd, rename_exchange = -100, 2
     return renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0
+
+
+def strict_json(content: Any, indent: int | None = 1) -> str:
+    """Content as JSON that strict parsers read, too: numbers that are not finite become ``null``.
+
+    Args:
+        content: Dictionaries, lists and plain values.
+        indent: As of ``json.dumps``.
+
+    Returns:
+        The text with a line break at its end.
+    """
+    return json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -36,7 +36,7 @@ from benchmarks.closed_world.scores import Said, nll_of, score
 from benchmarks.closed_world.worlds import ADAPTERS, questions, world_files
 from benchmarks.rows import keep_record
 from vlora import Posterior
-from vlora.files import atomic_write
+from vlora.files import atomic_write, strict_json
 
 RESULTS = Path(__file__).parent / "results"
 TUNING_WORLDS = (100, 101)
@@ -85,7 +85,7 @@ def rescore(target: Path, found: dict[str, Any]) -> None:
     """Replace the numbers of a record that predictions on disk give; its times stay."""
     record = json.loads(target.read_text(encoding="utf-8"))
     record |= {key: found[key] for key in ("scores", "recall", "facts") if key in found}
-    atomic_write(target, json.dumps(record, indent=1) + "\n")
+    atomic_write(target, strict_json(record))
 
 
 def keep(target: Path, make: Any) -> None:

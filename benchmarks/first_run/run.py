@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from benchmarks.rows import read_rows, without_paths, write_rows
+from vlora.files import strict_json
 
 RESULTS = Path(__file__).parent / "results"
 TRAINED = ("books", "dvd", "electronics", "kitchen_housewares")
@@ -240,7 +241,7 @@ class Unit:
         }
         target = self.results / f"{command}_{name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(record, indent=1) + "\n")
+        target.write_text(strict_json(record))
         return f"{command} {name}: {seconds:.0f} s"
 
     def outcome(self, command: str, output: Path) -> Any:

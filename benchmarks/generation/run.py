@@ -36,7 +36,7 @@ from vlora.eval.generation.costs import answer_costs
 from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.generation.session import answer_all, prepare_session
 from vlora.eval.generation.store import AnswerStore
-from vlora.files import atomic_write
+from vlora.files import atomic_write, strict_json
 from vlora.recipes.closed_world import model_folder
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{args.arms} {target.stem}: {took}", flush=True)
             elif target.exists():
                 kept = json.loads(target.read_text(encoding="utf-8"))
-                atomic_write(target, json.dumps(kept | {"scores": make()["scores"]}, indent=1) + "\n")
+                atomic_write(target, strict_json(kept | {"scores": make()["scores"]}))
 
 
 def unit(seed: int, setting: str, work: Path, leading: bool = False) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from benchmarks.low_precision.formats import ADAMW, BASES, FORMATS, LR, RESULTS,
 from benchmarks.low_precision.memory import measure_apart
 from benchmarks.low_precision.shadow import shadow
 from benchmarks.rows import read_rows, without_paths, write_rows
+from vlora.files import strict_json
 
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -180,7 +181,7 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     }
     target = args.results / f"{unit['name']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=1) + "\n")
+    target.write_text(strict_json(record))
 
 
 def training_config(

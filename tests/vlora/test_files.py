@@ -1,6 +1,7 @@
 """Outputs are replaced whole or not at all, and never over something else."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 import vlora.files
 from vlora.errors import OutputError, OutputExistsError
-from vlora.files import atomic_folder, atomic_write, check_output_folder, output_path
+from vlora.files import atomic_folder, atomic_write, check_output_folder, output_path, strict_json
 
 
 def fill(folder: Path, text: str) -> None:
@@ -150,3 +151,10 @@ def test_a_file_below_a_file_cannot_be_written(tmp_path):
     with pytest.raises(OutputError, match="cannot write .*; check the path"):
         atomic_write(tmp_path / "file" / "below.json", "{}")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_strict_json_has_no_number_that_json_lacks():
+    content = {"a": float("inf"), "b": [float("-inf"), (float("nan"), 0.5)], "c": "NaN", "d": True, "e": None}
+    text = strict_json(content)
+    assert json.loads(text) == {"a": None, "b": [None, [None, 0.5]], "c": "NaN", "d": True, "e": None}
+    assert text.endswith("}\n") and "\n" not in strict_json(content, indent=None)[:-1]

@@ -1,6 +1,5 @@
 """``vlora posterior``: from an adapter folder and its training data to a posterior folder with the same mean."""
 
-import json
 import logging
 import math
 import time
@@ -12,7 +11,7 @@ import yaml
 
 from vlora.config import config_sha256, to_plain
 from vlora.curvature import collect_curvature
-from vlora.files import check_output_folder, output_path
+from vlora.files import check_output_folder, output_path, strict_json
 from vlora.fisher import LabelKind, SquaredGradients, leading_fisher
 from vlora.fisher.health import reference_health
 from vlora.fisher.leading import check_linear
@@ -67,7 +66,7 @@ def run_posterior(config: PosteriorConfig) -> Path:
         overwrite=config.overwrite,
         extra_files={
             CONFIG_FILE: yaml.safe_dump(to_plain(run.config), sort_keys=False, allow_unicode=True),
-            LOG_FILE: json.dumps(log, indent=1) + "\n",
+            LOG_FILE: strict_json(log),
         },
     )
     logger.info("wrote %s in %.1f s: %s", output, log["seconds"], posterior.summary()["verdict"])

@@ -21,7 +21,7 @@ from vlora.config import config_sha256, to_plain
 from vlora.curvature import CurvatureStream, adapted_layers, collect_curvature, gathering
 from vlora.data.pieces import shuffled_batches
 from vlora.errors import ConfigError, OutputError
-from vlora.files import check_output_folder, output_path
+from vlora.files import check_output_folder, output_path, strict_json
 from vlora.grams import compress_grams
 from vlora.posterior import Posterior, PosteriorMeta
 from vlora.posterior.export import describe_base, gauge_id, saved_by_peft
@@ -127,7 +127,7 @@ def _train_into(output: Path, work: Path, config: TrainConfig, args: "TrainingAr
         overwrite=config.overwrite,
         extra_files={
             CONFIG_FILE: yaml.safe_dump(to_plain(run.config), sort_keys=False, allow_unicode=True),
-            LOG_FILE: json.dumps({**log, "run_sha256": run_sha256(config)}, indent=1) + "\n",
+            LOG_FILE: strict_json({**log, "run_sha256": run_sha256(config)}),
         },
     )
     if (work / TRACKED).is_dir():
