@@ -12,9 +12,9 @@ import numpy as np
 
 from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.intervals import Counts, Interval, bootstrap, percentile_interval
+from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.ranking import Ranking, Separation
-from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Ratio, Resampler, entry
+from vlora.eval.tables import ALL, PREDICTORS, DrawReplicates, ModelTable, Ratio, Resampler, entry
 
 __all__ = [
     "Detect",
@@ -122,7 +122,8 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
 
     Positive and negative items are resampled apart, since their numbers are given. ``length`` is the prompt's
     number of tokens: a baseline that knows nothing of the model (below .5: positive prompts are shorter); of texts with
-    a prompt ``answer_length`` is the number of scored tokens.
+    a prompt ``answer_length`` is the number of scored tokens. Of sampled choices the numbers carry the error of the
+    draws, too.
 
     Raises:
         DataError: A question names a group that no record has, no group, or one group on both sides.
@@ -134,6 +135,7 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
             rows = {side: rows_of_groups(table, sides[side]) for side in ("positive", "negative")}
             if not len(rows["positive"]) or not len(rows["negative"]):
                 continue
+            drawn = {p: _on_draws(table, p, rows) for p in table.predictors}
             scores = [
                 (p, score, values) for p in table.predictors for score, values in table.scores(p).items()
             ]
@@ -141,8 +143,25 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
             for predictor, score, values in scores:
                 head = {"model": table.model, "predictor": predictor, "score": score, "name": name}
                 groups = {side: list(sides[side]) for side in ("positive", "negative")}
-                found.append({**head, **groups, **_separation(values, rows, resampler)})
+                numbers = _separation(values, rows, resampler, score, drawn.get(predictor))
+                found.append({**head, **groups, **numbers})
     return found
+
+
+def _on_draws(table: ModelTable, predictor: str, rows: Mapping[str, IntArray]) -> DrawReplicates | None:
+    """AUROC, FPR95 and AUPR of every score on resampled draws, by score and area."""
+    sizes = [len(rows["positive"]), len(rows["negative"])]
+    positive = np.repeat([1.0, 0.0], sizes)
+
+    def numbers(scores: Mapping[str, Array], _: Array) -> dict[str, float]:
+        return {
+            f"{name} {area}": value
+            for name, values in scores.items()
+            for area, value in _separated(values, positive).items()
+        }
+
+    both = np.concatenate([rows["positive"], rows["negative"]])
+    return table.on_resampled_draws(predictor, both, numbers)
 
 
 def rows_of_groups(table: ModelTable, groups: Sequence[str]) -> IntArray:
@@ -150,39 +169,44 @@ def rows_of_groups(table: ModelTable, groups: Sequence[str]) -> IntArray:
     return np.flatnonzero(np.isin(table.group, list(groups)) & (table.split != "validation"))
 
 
-def _separation(values: Array, rows: Mapping[str, IntArray], resampler: Resampler) -> dict[str, Any]:
-    """How well ``values`` are higher on the positive rows."""
-    finite_top = np.nan_to_num(values, posinf=np.finfo(np.float64).max)
-    score = np.concatenate([finite_top[rows["positive"]], finite_top[rows["negative"]]])
+def _separated(values: Array, positive: Array) -> dict[str, float]:
+    """AUROC, FPR95 and AUPR of scores, ``(N,)``, for the rows that are positive."""
+    score = np.nan_to_num(values, posinf=np.finfo(np.float64).max)
+    found = Separation.of(Ranking.of(score), positive, np.ones((1, len(score))))
+    areas = {"auroc": found.auroc(), "fpr95": found.fpr_at_tpr(0.95), "aupr": found.average_precision()}
+    return {name: float(area[0]) for name, area in areas.items()}
+
+
+def _separation(
+    values: Array,
+    rows: Mapping[str, IntArray],
+    resampler: Resampler,
+    score: str,
+    drawn: DrawReplicates | None,
+) -> dict[str, Any]:
+    """How well ``values``, those of ``score``, are higher on the positive rows."""
     sizes = [len(rows["positive"]), len(rows["negative"])]
     positive = np.repeat([1.0, 0.0], sizes)
+    both = values[np.concatenate([rows["positive"], rows["negative"]])]
+    finite = np.nan_to_num(both, posinf=np.finfo(np.float64).max)
     counts = np.concatenate([resampler.counts(size, 1 + side) for side, size in enumerate(sizes)], axis=1)
-
-    ranking = Ranking.of(score).merge_runs(positive)
+    ranking, whole = Ranking.of(finite).merge_runs(positive), Ranking.of(finite)
 
     def statistic(weights: Array) -> Array:
         found = Separation.of(ranking, positive, weights)
         return np.stack([found.auroc(), found.fpr_at_tpr(0.95)], axis=1)
 
-    point, replicates = statistic(np.ones((1, len(score))))[0], bootstrap(statistic, counts)
-    columns = {"auroc": 0, "fpr95": 1}
-    found = {
-        name: entry(percentile_interval(float(point[i]), replicates[:, i], len(score)))
-        for name, i in columns.items()
-    }
-    return {**found, "aupr": _precision_area(score, positive, counts[:_AREA_RESAMPLES])}
+    def precision(weights: Array) -> Array:  # needs the order inside runs of one class, which are long arrays
+        return Separation.of(whole, positive, weights).average_precision()
 
-
-def _precision_area(score: Array, positive: Array, counts: Counts) -> dict[str, Any]:
-    """Area under the precision-recall curve with its chance level, the share of positives.
-
-    Unlike the two above it depends on the order inside runs of one class, so their short arrays do not serve it.
-    """
-    ranking = Ranking.of(score)
-    replicates = bootstrap(lambda w: Separation.of(ranking, positive, w).average_precision(), counts)
-    value = float(Separation.of(ranking, positive, np.ones((1, len(score)))).average_precision()[0])
-    found = percentile_interval(value, replicates, len(score))
-    return entry(found, chance=float(positive.mean()), resamples=len(counts))
+    replicates, few = bootstrap(statistic, counts), counts[:_AREA_RESAMPLES]
+    items = {"auroc": replicates[:, 0], "fpr95": replicates[:, 1], "aupr": bootstrap(precision, few)}
+    more = {"aupr": {"chance": float(positive.mean()), "resamples": len(few)}}
+    found = {}
+    for name, value in _separated(both, positive).items():
+        plain = entry(percentile_interval(value, items[name], len(both)), **more.get(name, {}))
+        found[name] = plain if drawn is None else drawn.add_to(plain, f"{score} {name}", items[name])
+    return found
 
 
 def check_questions(tables: Sequence[ModelTable], detect: Detect) -> None:

@@ -6,7 +6,7 @@ temperature of ``samples`` acts on the log of the mixture; entropies of single d
 of the entropy belongs to ``samples`` and ``linearised`` alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,15 @@ from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.records import Record
 from vlora.eval.string_mixtures import mixture_columns
 from vlora.eval.summaries import summarise
-from vlora.eval.tables import PREDICTORS, Metrics, ModelTable, Ratio, Resampler
+from vlora.eval.tables import (
+    PREDICTORS,
+    DrawReplicates,
+    Metrics,
+    ModelTable,
+    Ratio,
+    Resampler,
+    ScoreNumbers,
+)
 
 __all__ = ["ChoiceTable", "Predictive"]
 
@@ -154,7 +162,23 @@ class ChoiceTable(ModelTable):
 
     def scores(self, predictor: str) -> dict[str, Array]:
         """Scores of uncertainty by name; confidence is ranked as -log p so that values near 1 do not tie."""
-        columns = self._predictives[predictor].columns
+        found = self._scores(self._predictives[predictor].columns, np.arange(len(self.records)))
+        return found | (self._distances if predictor == "mean" else {})
+
+    def on_resampled_draws(
+        self, predictor: str, rows: IntArray, numbers: ScoreNumbers
+    ) -> DrawReplicates | None:
+        """Numbers of the scores of ``rows`` on resampled draws; None for a predictor that has no draws of its own."""
+        if self._draws is None or predictor not in ("samples", "samples+temperature"):
+            return None
+
+        def values(columns: dict[str, Array], _: Drawn) -> Mapping[str, float]:
+            return numbers(self._scores(columns, rows), columns["correct"])
+
+        return DrawReplicates(self._draws.replicates(predictor, rows, values), self._draws.num_units)
+
+    def _scores(self, columns: Mapping[str, Array], rows: IntArray) -> dict[str, Array]:
+        """Scores of some rows from their columns."""
         found = {"max_probability": -columns["log_confidence"], "entropy": columns["entropy"]}
         split = {
             name: columns[name]
@@ -164,11 +188,11 @@ class ChoiceTable(ModelTable):
             )
             if name in columns
         }
-        found |= split | (self._distances if predictor == "mean" else {})
+        found |= split
         if self._base_entropy is not None:
             for name in ("entropy", "mutual_information"):
                 if name in found:
-                    found[f"{name}_times_base"] = found[name] * self._base_entropy
+                    found[f"{name}_times_base"] = found[name] * self._base_entropy[rows]
         return found
 
     def set_base(self, base: "ChoiceTable") -> None:

@@ -5,6 +5,7 @@ is left out.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vlora.eval.metric_names import FAMILIES, Metric, metric
@@ -76,7 +77,7 @@ def wrong_answers(results: Results) -> list[dict[str, Any]]:
             **{"model": entry["model"], "score": marked_score(results, entry["model"], entry["score"])},
             "predictor": marked_predictor(results, entry["model"], entry["predictor"]),
             "cells": [
-                difference_cell(entry.get(key), of) if key == "auroc_gain" else cell(entry.get(key), of)
+                _difference(entry.get(key), of) if key == "auroc_gain" else _with_notes(entry.get(key), of)
                 for key, of in _WRONG.items()
             ],
         }
@@ -131,6 +132,10 @@ def _risk(risk: Mapping[str, Any] | None) -> list[Cell]:
 
 def _cells(found: Mapping[str, Mapping[str, Any]], of: Metric) -> list[Cell]:
     return [_with_notes(metrics.get(of.key), of) for metrics in found.values()]
+
+
+def _difference(entry: Any, of: Metric) -> Cell:
+    return replace(difference_cell(entry, of), note=_with_notes(entry, of).note)
 
 
 def _with_notes(entry: Any, of: Metric) -> Cell:

@@ -4,7 +4,8 @@ N is the number of items (documents for language modelling) of the model, ``rows
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,19 @@ from numpy.typing import NDArray
 
 from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.crossed import crossed_fields
 from vlora.eval.metrics.intervals import Counts, Interval, percentile_interval, resample_counts
 from vlora.eval.records import Record
 
 __all__ = [
     "ALL",
     "PREDICTORS",
+    "DrawReplicates",
     "Measured",
     "Metrics",
     "ModelTable",
     "Resampler",
+    "ScoreNumbers",
     "entry",
     "finite_or_none",
     "measured",
@@ -42,6 +46,8 @@ PREDICTORS = (
 
 Metrics = dict[str, dict[str, Any]]
 Ratio = tuple[Array, Array]
+ScoreNumbers = Callable[[Mapping[str, Array], Array], Mapping[str, float]]
+"""Scores of uncertainty of some rows by name, and whether their answers are right, to numbers by name."""
 
 
 class Resampler:
@@ -64,6 +70,26 @@ class Resampler:
         if key not in self._drawn:
             self._drawn[key] = resample_counts(num_items, self.num_resamples, (self.seed, stream))
         return self._drawn[key]
+
+
+@dataclass(frozen=True)
+class DrawReplicates:
+    """Numbers of one predictor on resampled draws, with all items."""
+
+    numbers: Mapping[str, Array]
+    """By name, ``(R,)``."""
+    num_units: int
+    """Draws that were resampled, pairs where they mirror each other."""
+
+    def add_to(self, found: dict[str, Any], name: str, items: Array) -> dict[str, Any]:
+        """The entry ``found`` with the error of the draws, and the interval over items and draws.
+
+        Args:
+            found: The entry.
+            name: Of the same number on resampled draws.
+            items: The same number on resamples of the items, ``(B,)``.
+        """
+        return found | crossed_fields(found, items, self.numbers[name], found["n"], self.num_units)
 
 
 class ModelTable(ABC):
@@ -116,6 +142,12 @@ class ModelTable(ABC):
     @abstractmethod
     def scores(self, predictor: str) -> dict[str, Array]:
         """Scores of uncertainty by name, ``(N,)``, higher being less certain."""
+
+    def on_resampled_draws(
+        self, predictor: str, rows: IntArray, numbers: ScoreNumbers
+    ) -> DrawReplicates | None:
+        """Numbers of the scores of ``rows`` on resampled draws; None for a predictor that has no draws of its own."""
+        return None
 
     def length_scores(self) -> dict[str, Array]:
         """Scores that know nothing of the model, ``(N,)``: ``length``, the prompt's number of tokens."""

@@ -7,19 +7,23 @@ prompt's number of tokens, which knows nothing of the model. ``max_probability``
 
 All scores of one predictor see the same resamples of the items, so ``auroc_gain``, the AUROC minus that of the same
 predictor's ``max_probability``, is a paired difference: only its interval says whether one score beats the other.
+
+Of sampled predictors both the scores and the answers are those of the draws: every number is computed again on
+resampled draws, and carries their error too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.intervals import Counts, bootstrap, percentile_interval
 from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.metrics.selective import Kept
 from vlora.eval.predictions import ChoiceTable
-from vlora.eval.tables import ALL, ModelTable, Resampler, entry
+from vlora.eval.tables import ALL, DrawReplicates, ModelTable, Resampler, entry
 from vlora.eval.token_predictions import TokenTable
 from vlora.eval.wrong_tokens import rank_texts
 
@@ -56,10 +60,12 @@ def find_wrong_answers(tables: Sequence[ModelTable], resampler: Resampler) -> li
             for predictor in table.predictors:
                 correct = table.predictive(predictor).columns["correct"][rows]
                 scores = {name: values[rows] for name, values in table.scores(predictor).items()}
-                if "+" not in predictor:
-                    scores |= {name: values[rows] for name, values in table.length_scores().items()}
+                more = {} if "+" in predictor else table.length_scores()
+                lengths = {name: values[rows] for name, values in more.items()}
+                drawn = table.on_resampled_draws(predictor, rows, partial(_on_draws, lengths))
                 head = {"model": table.model, "predictor": predictor}
-                found += [{**head, **row} for row in _rank(scores, correct, counts, resampler)]
+                ranked = _rank(scores | lengths, correct, counts, resampler, drawn)
+                found += [{**head, **row} for row in ranked]
     return found
 
 
@@ -68,29 +74,52 @@ def _counts(size: int, resampler: Resampler) -> Counts:
     return resampler.counts(size)[: int(max(_FEWEST, _ENTRIES // size))]
 
 
+def _on_draws(lengths: Mapping[str, Array], scores: Mapping[str, Array], correct: Array) -> dict[str, float]:
+    """Areas of all scores and their gains from one set of draws, by score and area."""
+    areas = {name: _ordered(values, correct)[0] for name, values in {**scores, **lengths}.items()}
+    base = areas[BASELINE][0]
+    found = {f"{name} {area}": own[i] for name, own in areas.items() for i, area in enumerate(_AREAS)}
+    return found | {f"{name} auroc_gain": own[0] - base for name, own in areas.items()}
+
+
 def _rank(
-    scores: dict[str, Array], correct: Array, counts: Counts, resampler: Resampler
+    scores: dict[str, Array],
+    correct: Array,
+    counts: Counts,
+    resampler: Resampler,
+    drawn: DrawReplicates | None,
 ) -> list[dict[str, Any]]:
     """Areas of all scores of one predictor; the baseline comes first, and its replicates serve all others."""
     found, size = [], len(correct)
     fewer = {"resamples": len(counts)} if len(counts) < resampler.num_resamples else {}
+
+    def one(name: str, value: float, items: Array) -> dict[str, Any]:
+        plain = entry(percentile_interval(value, items, size), **fewer)
+        return plain if drawn is None else drawn.add_to(plain, name, items)
+
     base, base_replicates = 0.0, np.empty(0)
     for name, values in sorted(scores.items(), key=lambda pair: pair[0] != BASELINE):
         point, replicates = _areas(values, correct, counts)
         row: dict[str, Any] = {"score": name}
         for column, area in enumerate(_AREAS):
-            row[area] = entry(percentile_interval(point[column], replicates[:, column], size), **fewer)
+            row[area] = one(f"{name} {area}", point[column], replicates[:, column])
         if name == BASELINE:
             base, base_replicates, row["auroc_gain"] = point[0], replicates[:, 0], None
         else:
-            gain = percentile_interval(point[0] - base, replicates[:, 0] - base_replicates, size)
-            row["auroc_gain"] = entry(gain, **fewer)
+            gain = (point[0] - base, replicates[:, 0] - base_replicates)
+            row["auroc_gain"] = one(f"{name} auroc_gain", *gain)
         found.append(row)
     return found
 
 
 def _areas(uncertainty: Array, correct: Array, counts: Counts) -> tuple[list[float], Array]:
     """AUROC, AURC and PRR on the items, and on every resample ``(B, 3)``."""
+    point, statistic, order = _ordered(uncertainty, correct)
+    return point, bootstrap(statistic, np.take(counts, order, axis=1))
+
+
+def _ordered(uncertainty: Array, correct: Array) -> tuple[list[float], Callable[[Array], Array], IntArray]:
+    """AUROC, AURC and PRR on the items, the same of counts ``(b, N)`` of items in an order, and that order."""
     finite = np.nan_to_num(uncertainty, posinf=np.finfo(np.float64).max)
     order = np.argsort(finite, kind="stable")  # sorted once, so that no resample has to be
     ranking, right = Ranking.of(finite[order]), correct[order]
@@ -100,5 +129,4 @@ def _areas(uncertainty: Array, correct: Array, counts: Counts) -> tuple[list[flo
         area = Separation(kept.errors, kept.count - kept.errors).auroc()
         return np.stack([area, kept.aurc(), kept.rejection_ratio()], axis=1)
 
-    sorted_counts = np.take(counts, order, axis=1)
-    return statistic(np.ones((1, len(correct))))[0].tolist(), bootstrap(statistic, sorted_counts)
+    return statistic(np.ones((1, len(correct))))[0].tolist(), statistic, order
