@@ -1,26 +1,21 @@
 """Tables of what a merged model knows it does not know, and of the distance of hidden states."""
 
-from typing import Any
-
 import numpy as np
 
 from benchmarks.closed_world.cells import (
-    ABSTENTION_HEADER,
     QUESTIONS,
     SCORES,
     SOURCES,
-    abstention_lines,
     dig,
     interval,
     markdown,
     mean,
     number,
 )
+from benchmarks.closed_world.stages import AFTER
 from benchmarks.readme_table import Records
 
 __all__ = [
-    "AFTER",
-    "after_abstention_table",
     "after_differences",
     "after_table",
     "extra_table",
@@ -28,24 +23,6 @@ __all__ = [
     "votes_table",
 ]
 
-AFTER: dict[str, tuple[str, str]] = {
-    "AdamW": ("adamw_posterior", "mean"),
-    "AdamW + temperature": ("adamw_posterior", "mean + temperature"),
-    "AdamW, MC dropout, 8": ("adamw_dropout", "draws"),
-    "AdamW, ensemble of 4 merges": ("adamw_ensemble", "mixture"),
-    "AdamW, Laplace, 8 draws": ("adamw_posterior", "draws"),
-    "AdamW, Laplace, linearised": ("adamw_linearised", "linearised, independent"),
-    "AdamW, Laplace, Kronecker": ("adamw_linearised", "linearised, Kronecker"),
-    "AdamW, Laplace, full": ("adamw_posterior", "linearised, full"),
-    "AdamW, Laplace, full, 1024 directions": ("adamw_linearised", "linearised, full, 1024 directions"),
-    "IVON, mean": ("ivon_posterior", "mean"),
-    "IVON, 8 draws": ("ivon_posterior", "draws"),
-    "IVON, linearised": ("ivon_linearised", "linearised, independent"),
-    "IVON, Kronecker": ("ivon_linearised", "linearised, Kronecker"),
-    "IVON, full": ("ivon_posterior", "linearised, full"),
-    "IVON, full, 1024 directions": ("ivon_linearised", "linearised, full, 1024 directions"),
-}
-"""Name in the tables -> unit, predictor."""
 GROUPS = ("clean", "ambiguous", "base", "unknown")
 COMPARED = (
     "AdamW, MC dropout, 8", "AdamW, ensemble of 4 merges", "AdamW, Laplace, linearised", "AdamW, Laplace, Kronecker",
@@ -54,34 +31,36 @@ COMPARED = (
 )  # fmt: skip
 
 
-def _values(records: Records, predictor: str, *keys: str) -> np.ndarray:
-    """One number per world; NaN where there is none."""
-    unit, name = AFTER[predictor]
-    seeds = sorted(r["world"] for key, r in records.items() if key.startswith("posterior/adamw_posterior_"))
-    found: list[dict[str, Any]] = [records.get(f"posterior/{unit}_{seed}", {}) for seed in seeds]
-    return np.array([dig(one, "scores", name, *keys) for one in found])
-
-
 def after_table(records: Records) -> str:
     """AUROC of entropy and information after a merge, and the means of information by group."""
     lines = []
-    for predictor in AFTER:
-        drawn = not np.isnan(_values(records, predictor, "auroc", QUESTIONS[0], "mutual_information")).all()
-        nll = number(mean(_values(records, predictor, "seen", "nll")))
+    for predictor in AFTER.predictors:
+        drawn = not np.isnan(
+            AFTER.values(records, predictor, "auroc", QUESTIONS[0], "mutual_information")
+        ).all()
+        nll = number(mean(AFTER.values(records, predictor, "seen", "nll")))
         for score, shown in SCORES.items():
             if score.startswith("max") or ("information" in shown and not drawn):
                 continue
             areas = [
-                mean(_values(records, predictor, "auroc", question, score)) for question in QUESTIONS[:4]
+                mean(AFTER.values(records, predictor, "auroc", question, score)) for question in QUESTIONS[:4]
             ]
             if not np.isnan(areas).all():
-                means = [mean(_values(records, predictor, "groups", g, f"mean_{score}")) for g in GROUPS]
+                means = [mean(AFTER.values(records, predictor, "groups", g, f"mean_{score}")) for g in GROUPS]
                 lines.append(
-                    [predictor, shown, nll, *(number(v) for v in areas), *(number(v) for v in means)]
+                    [
+                        predictor,
+                        shown,
+                        AFTER.count(records, predictor),
+                        nll,
+                        *(number(v) for v in areas),
+                        *(number(v) for v in means),
+                    ]
                 )
     header = [
         "after the merge",
         "score",
+        "worlds",
         "NLL seen",
         *QUESTIONS[:4],
         *(f"mean on {group}" for group in GROUPS),
@@ -96,30 +75,18 @@ def after_differences(records: Records) -> str:
         mean_of = "IVON, mean" if predictor.startswith("IVON") else "AdamW"
         cells = []
         for question in ("unknown vs ambiguous", "unknown vs seen"):
-            entropy = _values(records, mean_of, "auroc", question, "entropy")
-            based = _values(records, mean_of, "auroc", question, "entropy_base")
-            own = _values(records, predictor, "auroc", question, "mutual_information")
-            own_base = _values(records, predictor, "auroc", question, "mutual_information_base")
+            entropy = AFTER.values(records, mean_of, "auroc", question, "entropy")
+            based = AFTER.values(records, mean_of, "auroc", question, "entropy_base")
+            own = AFTER.values(records, predictor, "auroc", question, "mutual_information")
+            own_base = AFTER.values(records, predictor, "auroc", question, "mutual_information_base")
             cells += [interval(own - entropy), interval(own_base - based)]
-        lines.append([predictor, *cells])
+        lines.append([predictor, AFTER.count(records, predictor), *cells])
     header = [
         f"{question}: {what}"
         for question in ("unknown vs ambiguous", "unknown vs seen")
         for what in ("information − entropy", "the same, both × base")
     ]
-    return markdown(["", *header], lines)
-
-
-def after_abstention_table(records: Records) -> str:
-    """What a threshold for 5 % errors lets through after gradient matching, by the rules of before merging."""
-    lines = []
-    for predictor, (unit, name) in AFTER.items():
-        found = [
-            r["scores"].get(name, {}) for key, r in records.items() if key.startswith(f"posterior/{unit}_")
-        ]
-        own = [one.get("abstention", {}).get("max_probability") for one in found]
-        lines += abstention_lines([predictor], own)
-    return markdown(["predictor", *ABSTENTION_HEADER, "worlds with a threshold"], lines)
+    return markdown(["", "worlds", *header], lines)
 
 
 def features_table(records: Records) -> str:

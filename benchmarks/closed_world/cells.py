@@ -7,28 +7,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.closed_world.ways import METHODS as WAYS
-from benchmarks.readme_table import Records, row, t_quantile
+from benchmarks.readme_table import row, t_quantile
 
-PREDICTORS: dict[str, tuple[str, str]] = {
-    "base model": ("base", "mean"),
-    "AdamW": ("adamw", "mean"),
-    "AdamW + temperature": ("adamw", "mean + temperature"),
-    "AdamW, MC dropout, 8": ("dropout", "draws"),
-    "AdamW, ensemble of 4": ("ensemble", "mixture"),
-    "AdamW, Laplace, 8 draws": ("laplace", "draws"),
-    "AdamW, Laplace, 8 draws, fitted width": ("laplace", "draws, fitted width"),
-    "AdamW, Laplace, linearised": ("laplace", "linearised, independent"),
-    "AdamW, Laplace, Kronecker": ("laplace", "linearised, Kronecker"),
-    "AdamW, Laplace, full": ("laplace", "linearised, full"),
-    "IVON, mean": ("ivon", "mean"),
-    "IVON, mean + temperature": ("ivon", "mean + temperature"),
-    "IVON, 8 draws": ("ivon", "draws"),
-    "IVON, 8 draws, fitted width": ("ivon", "draws, fitted width"),
-    "IVON, linearised": ("ivon", "linearised, independent"),
-    "IVON, Kronecker": ("ivon", "linearised, Kronecker"),
-    "IVON, full": ("ivon", "linearised, full"),
-}
-"""Name in the tables -> arm, predictor."""
 SCORES = {
     "max_probability": "max. probability", "entropy": "entropy", "mutual_information": "information",
     "entropy_base": "entropy × base", "mutual_information_base": "information × base",
@@ -53,21 +33,6 @@ METHODS = {name: way.shown for name, way in WAYS.items()}
 """Merge -> name in the tables."""
 SOURCES = {"adamw": "AdamW", "ivon": "IVON"}
 """Who trained the adapters of a merge -> name in the tables."""
-
-
-def worlds(records: Records) -> list[int]:
-    """Worlds that have the AdamW arm."""
-    return sorted(r["world"] for name, r in records.items() if name.startswith("main/adamw_"))
-
-
-def values(records: Records, predictor: str, *keys: str) -> np.ndarray:
-    """One number per world, mean over its two adapters; NaN where there is none."""
-    arm, name = PREDICTORS[predictor]
-    found = []
-    for world in worlds(records):
-        record = records.get(f"main/{arm}_{world}", {"scores": {}})
-        found.append(mean([dig(scores.get(name), *keys) for scores in record["scores"].values()]))
-    return np.array(found)
 
 
 def abstention_lines(head: Sequence[str], found: Sequence[dict[str, float] | None]) -> list[list[str]]:

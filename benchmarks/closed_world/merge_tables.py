@@ -13,8 +13,8 @@ from benchmarks.closed_world.cells import (
     markdown,
     mean,
     number,
-    worlds,
 )
+from benchmarks.closed_world.stages import worlds
 from benchmarks.readme_table import Records
 
 __all__ = ["merge_differences", "merge_table"]

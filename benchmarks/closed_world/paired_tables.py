@@ -1,29 +1,23 @@
 """Calibration, attribution and abstention paired by world, with 95 % intervals of Student's t over worlds."""
 
-from typing import Any
-
 import numpy as np
 
 from benchmarks.closed_world.cells import (
     ABSTENTION,
     ABSTENTION_HEADER,
-    PREDICTORS,
     interval,
     markdown,
     mean,
-    values,
-    worlds,
 )
+from benchmarks.closed_world.stages import BEFORE, Stage
 from benchmarks.readme_table import Records
 
-__all__ = ["abstention_differences", "attribution_differences", "calibration_differences"]
+__all__ = ["abstention_differences", "attribution_differences", "calibration_differences", "gate_differences"]
 
-REFERENCE = "AdamW"
-"""What the others are held against: one adapter at its weights."""
 _ANSWERED = ("coverage", "risk", "unknown_answered", "near_miss_answered")
 
 
-def calibration_differences(records: Records) -> str:
+def calibration_differences(records: Records, stage: Stage = BEFORE) -> str:
     """Every predictor less AdamW: accuracy, NLL and ECE by group, and confident answers about nobody."""
     columns: list[tuple[str, tuple[str, ...], int, float]] = [
         ("accuracy, points", ("seen", "accuracy"), 1, 100.0)
@@ -33,28 +27,29 @@ def calibration_differences(records: Records) -> str:
     for group, shown in (("unknown", "unknown"), ("near_miss", "near misses")):
         columns.append((f"confident on {shown}, points", ("groups", group, "confident"), 0, 100.0))
     lines = []
-    for predictor in PREDICTORS:
+    for predictor in stage.predictors:
         pairs = [
-            values(records, predictor, *keys) - values(records, REFERENCE, *keys) for _, keys, _, _ in columns
+            stage.values(records, predictor, *keys) - stage.values(records, stage.reference, *keys)
+            for _, keys, _, _ in columns
         ]
-        if predictor != REFERENCE and not all(np.isnan(pair).all() for pair in pairs):
+        if predictor != stage.reference and not all(np.isnan(pair).all() for pair in pairs):
             cells = [
                 interval(pair, digits, scale)
                 for pair, (*_, digits, scale) in zip(pairs, columns, strict=True)
             ]
-            lines.append([predictor, *cells])
-    return markdown([f"less {REFERENCE}", *(name for name, *_ in columns)], lines)
+            lines.append([predictor, stage.count(records, predictor), *cells])
+    return markdown([f"less {stage.reference}", "worlds", *(name for name, *_ in columns)], lines)
 
 
-def attribution_differences(records: Records) -> str:
+def attribution_differences(records: Records, stage: Stage = BEFORE) -> str:
     """Where each part of the entropy rises, and what information adds to expected entropy as a score."""
     steps = (("ambiguous", "clean"), ("unknown", "clean"), ("unknown", "ambiguous"))
     asked = ("unknown vs ambiguous", "ambiguous vs clean")
     lines = []
-    for predictor in PREDICTORS:
+    for predictor in stage.predictors:
         parts = ("expected_entropy", "mutual_information")
         found = {
-            (part, group): values(records, predictor, "groups", group, f"mean_{part}")
+            (part, group): stage.values(records, predictor, "groups", group, f"mean_{part}")
             for part in parts
             for group in ("clean", "ambiguous", "unknown")
         }
@@ -62,41 +57,67 @@ def attribution_differences(records: Records) -> str:
             continue
         cells = [interval(found[part, high] - found[part, low]) for part in parts for high, low in steps]
         areas = [
-            [values(records, predictor, "auroc", question, part) for part in parts] for question in asked
+            [stage.values(records, predictor, "auroc", question, part) for part in parts]
+            for question in asked
         ]
-        lines.append([predictor, *cells, *(interval(ours - entropy) for entropy, ours in areas)])
+        lines.append(
+            [
+                predictor,
+                stage.count(records, predictor),
+                *cells,
+                *(interval(ours - entropy) for entropy, ours in areas),
+            ]
+        )
     heads = [f"{part}: {high} − {low}" for part in ("expected entropy", "information") for high, low in steps]
     return markdown(
-        ["predictor", *heads, *(f"AUROC {question}: information − expected entropy" for question in asked)],
+        [
+            "predictor",
+            "worlds",
+            *heads,
+            *(f"AUROC {question}: information − expected entropy" for question in asked),
+        ],
         lines,
     )
 
 
-def abstention_differences(records: Records) -> str:
+def abstention_differences(records: Records, stage: Stage = BEFORE) -> str:
     """Every rule less AdamW's highest probability, over the worlds in which both have a threshold.
 
     A number of one world is the mean over those of its adapters that have a threshold.
     """
-    reference = _answered(records, REFERENCE, "max_probability")
+    reference = _answered(records, stage, stage.reference, "max_probability")
     lines = []
-    for predictor in PREDICTORS:
+    for predictor in stage.predictors:
         for score, shown in ABSTENTION.items():
-            pairs = _answered(records, predictor, score) - reference
+            pairs = _answered(records, stage, predictor, score) - reference
             both = int((~np.isnan(pairs[:, 0])).sum()) if len(pairs) else 0
-            if both and (predictor, score) != (REFERENCE, "max_probability"):
+            if both and (predictor, score) != (stage.reference, "max_probability"):
                 cells = [interval(column, 1, 100.0) for column in pairs.T]
                 lines.append([predictor, shown, *cells, f"{both} of {len(pairs)}"])
     heads = [name.replace("%", "points") for name in ABSTENTION_HEADER]
-    return markdown([f"less {REFERENCE}, max. probability", "score", *heads, "worlds with both"], lines)
+    return markdown([f"less {stage.reference}, max. probability", "score", *heads, "worlds with both"], lines)
 
 
-def _answered(records: Records, predictor: str, score: str) -> np.ndarray:
+def gate_differences(records: Records, stage: Stage = BEFORE) -> str:
+    """Each rule with a second limit less the same predictor's without one, over the worlds in which both have one."""
+    lines = []
+    for predictor in stage.predictors:
+        alone = _answered(records, stage, predictor, "max_probability")
+        for score, shown in ABSTENTION.items():
+            pairs = _answered(records, stage, predictor, score) - alone
+            both = int((~np.isnan(pairs[:, 0])).sum()) if len(pairs) else 0
+            if both and "mutual_information" in score:
+                cells = [interval(column, 1, 100.0) for column in pairs.T]
+                lines.append([predictor, shown, *cells, f"{both} of {len(pairs)}"])
+    heads = [name.replace("%", "points") for name in ABSTENTION_HEADER]
+    return markdown(["less its own max. probability", "score", *heads, "worlds with both"], lines)
+
+
+def _answered(records: Records, stage: Stage, predictor: str, score: str) -> np.ndarray:
     """Of every world the four numbers of a rule, mean over its adapters with a threshold, ``(worlds, 4)``."""
-    arm, name = PREDICTORS[predictor]
     found = []
-    for world in worlds(records):
-        scores: list[dict[str, Any]] = list(records.get(f"main/{arm}_{world}", {}).get("scores", {}).values())
-        rules = [one.get(name, {}).get("abstention", {}).get(score) for one in scores]
+    for some in stage.found(records, predictor):
+        rules = [one.get("abstention", {}).get(score) for one in some]
         own = [rule for rule in rules if rule and rule["coverage"] > 0]
         found.append([mean([rule[key] for rule in own]) for key in _ANSWERED])
     return np.array(found)

@@ -7,7 +7,8 @@
 
 *plain* is the same adapter without directions: its weights, a temperature, and a threshold on the confidence. Both
 thresholds are to keep the error rate at ``RISK``, the default; the questions, and who is for fitting and who for
-testing, are those of the other parts.
+testing, are those of the other parts. Of the labelled rows half are for the threshold by default; units of
+``two_thirds`` fit the same rules with ``calibration.threshold_share: 0.67``, as much as the other parts have.
 """
 
 import json
@@ -37,6 +38,8 @@ RULES: dict[str, dict[str, Any]] = {
     "plain": {"predictor": "mean"},
     "leading": {"predictor": "leading", "gate": GATE},
 }
+SHARES = {"": 0.5, "_two_thirds": 0.67}
+"""Ending of a unit's name -> share of the labelled rows for thresholds; the first is the default."""
 SCORES = ("entropy", "max_probability", "mutual_information", "mutual_information_times_base")
 _COLUMNS = {
     "prompt": "prompt", "choices": "choices", "answer": "answer", "group": "group", "max_length": 32,
@@ -44,11 +47,15 @@ _COLUMNS = {
 
 
 def units(seed: int, optimizers: dict[str, Any], work: Path) -> dict[str, Callable[[], dict[str, Any]]]:
-    """One unit an optimizer."""
-    return {f"road_{name}": partial(_unit, seed, name, optimizers, work) for name in OPTIMIZERS}
+    """One unit an optimizer and share of the rows that are for the threshold."""
+    return {
+        f"road_{name}{ending}": partial(_unit, seed, name, share, optimizers, work)
+        for name in OPTIMIZERS
+        for ending, share in SHARES.items()
+    }
 
 
-def _unit(seed: int, optimizer: str, optimizers: dict[str, Any], work: Path) -> dict[str, Any]:
+def _unit(seed: int, optimizer: str, share: float, optimizers: dict[str, Any], work: Path) -> dict[str, Any]:
     files = world_files(seed, work)
     asked = questions(seed, files, "a")
     setting = Setting(seed, files, "a", asked, work / f"world_{seed}", optimizers)
@@ -60,22 +67,22 @@ def _unit(seed: int, optimizer: str, optimizers: dict[str, Any], work: Path) -> 
         folder = place / rule
         if rule == "plain":
             _copied(trained, folder)
-        else:
+        elif not (folder / "directions.safetensors").is_file():
             _command(place, "posterior", {**_posterior(trained, files["train_a"]), "output": str(folder)})
         settings = {
             "model": str(folder), "base_model": str(model_folder()), "task": "multiple_choice",
-            "data": {**rows, **_COLUMNS}, "calibration": {**calibration, "risk": RISK},
+            "data": {**rows, **_COLUMNS}, "calibration": {**calibration, "risk": RISK, "threshold_share": share},
             "output": str(place / f"{rule}_calibrated"), "overwrite": True,
         }  # fmt: skip
         _command(place, "calibrate", settings)
         answers = place / f"{rule}.jsonl"
         _vlora("predict", str(folder), "--data", rows["test"], "--out", str(answers))
         found[rule] = _answered(asked, answers)
-        if rule == "leading":
+        if rule == "leading" and share == SHARES[""]:  # scores do not depend on it
             report = place / "report"
             _command(place, "eval", {**_evaluated(settings), "output": str(report), "overwrite": True})
             found["auroc"] = _areas(report / "results.json")
-    return {"world": seed, "optimizer": optimizer, "found": found}
+    return {"world": seed, "optimizer": optimizer, "threshold_share": share, "found": found}
 
 
 def _write_questions(asked: Questions, place: Path) -> dict[str, str]:

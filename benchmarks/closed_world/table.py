@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.closed_world.after_tables import (
-    after_abstention_table,
     after_differences,
     after_table,
     extra_table,
@@ -23,28 +22,24 @@ from benchmarks.closed_world.after_tables import (
     votes_table,
 )
 from benchmarks.closed_world.cells import (
-    ABSTENTION,
-    ABSTENTION_HEADER,
-    GROUPS,
-    PREDICTORS,
     QUESTIONS,
     SCORES,
-    abstention_lines,
     interval,
     markdown,
     mean,
     number,
-    values,
     with_half_width,
-    worlds,
 )
 from benchmarks.closed_world.merge_tables import merge_differences, merge_table
 from benchmarks.closed_world.paired_tables import (
     abstention_differences,
     attribution_differences,
     calibration_differences,
+    gate_differences,
 )
 from benchmarks.closed_world.road_tables import road_table
+from benchmarks.closed_world.stage_tables import abstention_table, attribution_table, calibration_table
+from benchmarks.closed_world.stages import AFTER, PREDICTORS, values, worlds
 from benchmarks.closed_world.sweep_tables import sweep_table, unlearning_table
 from benchmarks.closed_world.ways import APART, METHODS
 from benchmarks.readme_table import Records, read_results, write_tables
@@ -93,55 +88,6 @@ def difference_table(records: Records, question: str) -> str:
     return markdown(["", *(f"− {name}, {SCORES[other]}" for name, other in ran)], lines)
 
 
-def attribution_table(records: Records) -> str:
-    """What rises where: expected entropy and information by group."""
-    lines = []
-    for predictor in PREDICTORS:
-        for key, shown in (("expected_entropy", "expected entropy"), ("mutual_information", "information")):
-            found = [values(records, predictor, "groups", group, f"mean_{key}") for group in GROUPS]
-            if not np.isnan(found[0]).all():
-                asked = ("unknown vs ambiguous", "ambiguous vs clean")
-                areas = [values(records, predictor, "auroc", question, key) for question in asked]
-                lines.append([predictor, shown, *map(with_half_width, [*found, *areas])])
-    header = ["predictor", "nats", *GROUPS, "AUROC unknown vs ambiguous", "AUROC ambiguous vs clean"]
-    return markdown(header, lines)
-
-
-def calibration_table(records: Records) -> str:
-    """Accuracy, NLL and ECE by group, and confident answers about nobody."""
-    lines = []
-    for predictor in PREDICTORS:
-        accuracy = values(records, predictor, "seen", "accuracy")
-        if np.isnan(accuracy).all():
-            continue
-        cells = [with_half_width(accuracy, 1, 100.0)]
-        for group in ("clean", "ambiguous", "base"):
-            nll, ece = (
-                with_half_width(values(records, predictor, "groups", group, k)) for k in ("nll", "ece")
-            )
-            floor = mean(values(records, predictor, "groups", group, "ece_floor"))
-            cells.append(f"{nll} / {ece} ({number(floor)})")
-        confident = [
-            values(records, predictor, "groups", group, "confident") for group in ("unknown", "near_miss")
-        ]
-        lines.append([predictor, *cells, *(with_half_width(numbers, 0, 100.0) for numbers in confident)])
-    groups = (f"{group}: NLL / ECE (floor)" for group in ("clean", "ambiguous", "base"))
-    return markdown(
-        ["predictor", "accuracy, %", *groups, "confident on unknown, %", "on near misses, %"], lines
-    )
-
-
-def abstention_table(records: Records) -> str:
-    """What a threshold for 5 % errors lets through, mean over the adapters that have one."""
-    lines = []
-    for predictor, (arm, name) in PREDICTORS.items():
-        for score, shown in ABSTENTION.items():
-            scores = [records.get(f"main/{arm}_{w}", {}).get("scores", {}).values() for w in worlds(records)]
-            own = [one[name]["abstention"].get(score) for some in scores for one in some if name in one]
-            lines += abstention_lines([predictor, shown], own)
-    return markdown([*("predictor", "score"), *ABSTENTION_HEADER, "adapters with a threshold"], lines)
-
-
 def block(folder: Path) -> str:
     """Everything between the markers."""
     records = read_results(folder)
@@ -170,7 +116,9 @@ def block(folder: Path) -> str:
         abstention_table(records),
         "Paired by world:",
         abstention_differences(records),
-        "**By the package's own commands**: % answered at 5 % risk, the defaults of `vlora calibrate`.",
+        "What a second limit changes, paired by world with the same predictor's highest probability alone:",
+        gate_differences(records),
+        "**By the package's own commands**: % answered at 5 % risk; .5 is the default share.",
         road_table(records),
         "**After merging A and B**; AUROC columns: unknown vs seen, but where they say otherwise.",
         merge_table(records),
@@ -188,8 +136,7 @@ def block(folder: Path) -> str:
         after_table(records),
         "Paired by world, entropy of the same adapters' merge at its mean:",
         after_differences(records),
-        "Answers at 5 % risk after the merge, by the highest probability, where rows suffice for a threshold:",
-        after_abstention_table(records),
+        *_after(records),
         "**Distance of hidden states** (AUROC).",
         features_table(records),
         "**A taken out again** (AdamW's adapters).",
@@ -202,6 +149,26 @@ def block(folder: Path) -> str:
         tune_table(records),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _after(records: Records) -> list[str]:
+    """The tables of single adapters once more, of what was merged."""
+    return [
+        "**Data or model, after the merge?** Mean of each part by group.",
+        attribution_table(records, AFTER),
+        "Paired by world, in nats: where each part rises, and whether information ranks better than expected entropy.",
+        attribution_differences(records, AFTER),
+        "**Probabilities of known people after the merge, and confident answers (above .5) about nobody.**",
+        calibration_table(records, AFTER),
+        "Paired by world, over the worlds that both have:",
+        calibration_differences(records, AFTER),
+        "**Answers at 5 % risk after the merge**, where rows suffice for a threshold.",
+        abstention_table(records, AFTER),
+        "Paired by world:",
+        abstention_differences(records, AFTER),
+        "What a second limit changes, paired by world with the same predictor's highest probability alone:",
+        gate_differences(records, AFTER),
+    ]
 
 
 def _titled(records: Records, question: str) -> str:
