@@ -12,8 +12,10 @@ from benchmarks.closed_world.paired_tables import (
     abstention_differences,
     attribution_differences,
     calibration_differences,
+    gate_differences,
 )
 from benchmarks.closed_world.scores import Said, recall, score
+from benchmarks.closed_world.stages import AFTER
 from benchmarks.closed_world.worlds import BASE_QUESTIONS, KNOWN, Questions, questions, world_files
 from benchmarks.readme_table import read_results, replaced
 
@@ -119,9 +121,13 @@ def records(tmp_path: Path):
 
 
 def write(root: Path, name: str, world: int, scores: dict) -> None:
+    write_merge(root, name, world, {"a": scores, "b": scores})
+
+
+def write_merge(root: Path, name: str, world: int, scores: dict) -> None:
     path = root / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"world": world, "scores": {"a": scores, "b": scores}}))
+    path.write_text(json.dumps({"world": world, "scores": scores}))
 
 
 def test_differences_are_paired_by_world(records):
@@ -132,36 +138,60 @@ def test_differences_are_paired_by_world(records):
     assert line.split("|")[2].strip() == "+0.070 [-0.311, +0.451]"
 
 
+def scored(nll: float, *, answers: bool = True) -> dict:
+    """What a predictor says: with its NLL go its confidence, its information and what it answers."""
+    group = {"nll": nll, "ece": 0.1, "ece_floor": 0.1, "confident": nll, "mean_expected_entropy": 1.0}
+    groups = {g: {**group, "mean_mutual_information": w * nll} for g, w in INFORMATION.items()}
+    area = {q: {"expected_entropy": 0.8, "mutual_information": 0.8 + nll} for q in ATTRIBUTION}
+    rule = {
+        "coverage": nll if answers else 0.0,
+        "risk": 0.01,
+        "unknown_answered": 0.1,
+        "near_miss_answered": 0.2,
+    }
+    gated = {**rule, "unknown_answered": 0.1 - nll / 10}
+    rules = {"max_probability": rule, "max_probability, mutual_information_base": gated}
+    return {"groups": groups, "seen": {"accuracy": 0.9}, "auroc": area, "abstention": rules}
+
+
+def cells_of(text: str, head: str) -> list[str]:
+    """Cells of the one line that begins with ``head``."""
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {head} |")]
+    return [cell.strip() for cell in line.split("|")]
+
+
 def test_calibration_attribution_and_abstention_have_intervals_paired_by_world(tmp_path):
     for world, (ours, theirs, without) in enumerate(((0.30, 0.20, False), (0.26, 0.22, True))):
-        for name, arm, nll in (("mean", "adamw", theirs), ("draws", "ivon", ours)):
-            group = {"nll": nll, "ece": 0.1, "ece_floor": 0.1, "confident": nll, "mean_expected_entropy": 1.0}
-            groups = {g: {**group, "mean_mutual_information": w * nll} for g, w in INFORMATION.items()}
-            area = {q: {"expected_entropy": 0.8, "mutual_information": 0.8 + nll} for q in ATTRIBUTION}
-            rule = {"coverage": nll, "risk": 0.01, "unknown_answered": 0.1, "near_miss_answered": 0.2}
-            silent = {**rule, "coverage": 0.0} if without and arm == "ivon" else rule
-            found = {"groups": groups, "seen": {"accuracy": 0.9}, "auroc": area}
-            write(
-                tmp_path,
-                f"main/{arm}_{world}",
-                world,
-                {name: {**found, "abstention": {"max_probability": silent}}},
-            )
+        write(tmp_path, f"main/adamw_{world}", world, {"mean": scored(theirs)})
+        write(tmp_path, f"main/ivon_{world}", world, {"draws": scored(ours, answers=not without)})
     records = read_results(tmp_path)
     # .10 and .04 as above
-    [line] = [x for x in calibration_differences(records).splitlines() if "IVON, 8 draws |" in x]
-    assert line.split("|")[3].strip() == "+0.070 [-0.311, +0.451]"
-    assert line.split("|")[2].strip() == "+0.0 [+0.0, +0.0]" and "AdamW |" not in line
-    [line] = [x for x in attribution_differences(records).splitlines() if "IVON, 8 draws |" in x]
-    cells = [cell.strip() for cell in line.split("|")]
-    assert cells[2:5] == ["+0.000 [+0.000, +0.000]"] * 3
-    assert cells[7] == "+0.280 [+0.026, +0.534]"  # (3 - 2) nll: .30 and .26
-    assert cells[8] == "+0.280 [+0.026, +0.534]"  # AUROC .8 + nll less .8
-    [line] = [x for x in abstention_differences(records).splitlines() if "IVON, 8 draws |" in x]
-    assert (
-        line.split("|")[3].strip() == "—" and line.split("|")[-2].strip() == "1 of 2"
-    )  # one world tells no interval
+    cells = cells_of(calibration_differences(records), "IVON, 8 draws")
+    assert cells[2:5] == ["2", "+0.0 [+0.0, +0.0]", "+0.070 [-0.311, +0.451]"]
+    assert "| AdamW |" not in calibration_differences(records)
+    cells = cells_of(attribution_differences(records), "IVON, 8 draws")
+    assert cells[2:6] == ["2", *["+0.000 [+0.000, +0.000]"] * 3]
+    assert cells[8] == "+0.280 [+0.026, +0.534]"  # (3 - 2) nll: .30 and .26
+    assert cells[9] == "+0.280 [+0.026, +0.534]"  # AUROC .8 + nll less .8
+    cells = cells_of(abstention_differences(records), "IVON, 8 draws | max. probability")
+    assert (cells[3], cells[-2]) == ("—", "1 of 2")  # one world tells no interval
     assert "0.280 ± 0.254 / 0.100 ± 0.000 (0.100)" in table.calibration_table(records)
+
+
+def test_after_the_merge_predictors_of_fewer_worlds_are_paired_on_those_that_both_have(tmp_path):
+    for world, nll in enumerate((0.20, 0.22, 0.90)):
+        write_merge(tmp_path, f"posterior/adamw_posterior_{world}", world, {"mean": scored(nll)})
+    for world, nll in enumerate((0.30, 0.26)):  # no third world, whose reference is far off
+        write_merge(tmp_path, f"posterior/adamw_dropout_{world}", world, {"draws": scored(nll)})
+    records = read_results(tmp_path)
+    cells = cells_of(calibration_differences(records, AFTER), "AdamW, MC dropout, 8")
+    assert cells[2:5] == ["2", "+0.0 [+0.0, +0.0]", "+0.070 [-0.311, +0.451]"]
+    assert cells_of(table.calibration_table(records, AFTER), "AdamW")[2] == "3"
+    cells = cells_of(table.abstention_table(records, AFTER), "AdamW, MC dropout, 8 | max. probability")
+    assert (cells[3], cells[-2]) == ("28.0", "2 of 2")
+    cells = cells_of(gate_differences(records, AFTER), "AdamW, MC dropout, 8 | and information × base")
+    assert cells[3] == "+0.0 [+0.0, +0.0]" and cells[-2] == "2 of 3"
+    assert cells[5] == "-2.8 [-5.3, -0.3]"  # .1 nll: 3.0 and 2.6 points
 
 
 def test_readme_holds_what_the_files_say():
