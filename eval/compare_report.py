@@ -14,6 +14,7 @@ from vlora.eval.report import environment, style_sheet
 from vlora.eval.report_format import (
     DASH,
     difference_cell,
+    moment,
     number,
     predictor_label,
     score_label,
@@ -35,7 +36,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         "level": comparison["level"],
         "family": comparison["family"],
         "num_bootstrap": comparison["num_bootstrap"],
-        "created": comparison["created"],
+        "created": moment(comparison["created"]),
         "runs": comparison["runs"],
         "pairs": [_pair(pair) for pair in comparison["pairs"]],
         "findings": _findings(comparison),

@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from vlora.eval.baselines import absent_notes
 from vlora.eval.item_warnings import item_notes
 from vlora.eval.report_all import all_detection, all_metrics, cost_table, promises, wrong_answers
 from vlora.eval.report_figures import figure_blocks, mistake_blocks
-from vlora.eval.report_format import amount, number, value_of
+from vlora.eval.report_format import amount, moment, number, value_of
 from vlora.eval.report_headline import findings, headline
 from vlora.eval.report_health import health_table
 from vlora.eval.report_marks import agreement_notes
@@ -145,7 +144,7 @@ def _view(results: Results, title: str | None) -> dict[str, Any]:
     return {
         "title": title or f"What the models know: {_TASKS.get(task, task)}",
         "task": _TASKS.get(task, task),
-        "created": _moment(results.get("created")),
+        "created": moment(results.get("created")),
         "num_samples": results.get("num_samples") or 0,
         "antithetic": bool(results.get("antithetic")),
         "css": Markup(style_sheet()),
@@ -202,14 +201,6 @@ def _source(source: Any) -> str:
     name = next((str(source[k]) for k in ("name", "path", "folder", "id") if source.get(k)), "")
     weight = value_of(source.get("weight"))
     return f"{name} × {weight:g}" if weight is not None else name or json.dumps(dict(source), sort_keys=True)
-
-
-def _moment(created: Any) -> str:
-    """Return an ISO time stamp as a reader likes it; what is no time stamp stays as it is."""
-    try:
-        return datetime.fromisoformat(str(created)).strftime("%Y-%m-%d %H:%M %Z").strip()
-    except ValueError:
-        return str(created or "")
 
 
 def _flat(entries: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ never a zero.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from vlora.eval.metric_names import Metric
@@ -20,6 +21,7 @@ __all__ = [
     "difference_cell",
     "duration",
     "interval",
+    "moment",
     "number",
     "predictor_label",
     "score_label",
@@ -137,6 +139,14 @@ def difference_cell(entry: Any, of: Metric) -> Cell:
     shown, value = cell(entry, of), value_of(entry)
     text = shown.text.replace("\N{NARROW NO-BREAK SPACE}%", "\N{NARROW NO-BREAK SPACE}pp")
     return replace(shown, text=f"+{text}" if value is not None and value > 0 else text)
+
+
+def moment(created: Any) -> str:
+    """Return an ISO time stamp as a reader likes it; what is no time stamp stays as it is."""
+    try:
+        return datetime.fromisoformat(str(created)).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return str(created or "")
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ Drawn from ``results.json`` alone, in the style of the other report. Text from d
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from vlora.eval.generation.report_figures import (
     threshold_table,
 )
 from vlora.eval.item_warnings import item_notes
+from vlora.eval.report_format import moment
 from vlora.files import atomic_write
 
 __all__ = ["render_answer_report", "write_answer_report"]
@@ -101,8 +101,7 @@ def render_answer_report(results: Results) -> str:
 def _subtitle(results: Results) -> str:
     drawn = f"{results['num_samples']} {'antithetic ' if results['antithetic'] else ''}posterior draws"
     words = f"meanings by {results['clusters_by'].replace('_', ' ')}"
-    made = datetime.fromisoformat(results["created"]).strftime("%Y-%m-%d %H:%M %Z").strip()
-    return f"{drawn}, {results['num_answers']} answers each · {words} · {made}"
+    return f"{drawn}, {results['num_answers']} answers each · {words} · {moment(results['created'])}"
 
 
 def _cell(measured: Any, *, shade: bool = False, extra: str = "", digits: int = 3) -> dict[str, Any]:

@@ -79,3 +79,18 @@ def test_every_metric_and_score_stands_in_the_page(pages):
         assert words in text
     assert "All metrics of plain" in text and "Every score: AUROC, AUPR and FPR95" in text
     assert "with draws [" in text and "chance" in text and "lower is better" in text
+
+
+def test_every_tab_can_be_shown(pages):
+    """Tabs work without a script: each needs a rule of its own, and a tab without one would stay empty."""
+    for page in pages.values():
+        tabs = page.count('<div class="tab">')
+        shown = {
+            int(n) for n in re.findall(r":nth-of-type\((\d+)\):checked\) > \.tab:nth-of-type\(\1\)", page)
+        }
+        assert set(range(1, tabs + 1)) <= shown
+    assert max(page.count('<div class="tab">') for page in pages.values()) >= 6
+
+
+def test_a_comparison_tells_its_time_as_the_report_does(pages):
+    assert re.search(r"bootstrap resamples · \d{4}-\d\d-\d\d \d\d:\d\d UTC</p>", pages["comparison"])

@@ -1,5 +1,6 @@
 """Task files: every shipped one reads, wrong keys and names get the nearest right one, rows come out in one form."""
 
+import gzip
 import json
 
 import pytest
@@ -25,7 +26,8 @@ def test_every_shipped_task_reads():
     names = task_names()
     wanted = {
         "arc_easy", "arc_challenge", "openbookqa", "boolq", "winogrande", "siqa", "hellaswag", "mmlu_csv",
-        "truthfulqa_mc1", "truthfulqa_mc2", "halueval_qa", "halueval_general", "simpleqa", "nq_open", "evouna_nq",
+        "truthfulqa_mc1", "truthfulqa_mc2", "halueval_qa", "halueval_dialogue", "halueval_summarization",
+        "halueval_general", "simpleqa", "nq_open", "evouna_nq",
         "closed_world",
     }  # fmt: skip
     assert wanted <= set(names)
@@ -110,11 +112,24 @@ def test_fixed_choices_and_booleans(tmp_path):
     assert rows[0]["prompt"] == "P.\nQuestion: is it?\nAnswer:" and rows[0]["choices"] == ["no", "yes"]
 
 
-def test_both_sides_of_every_question(tmp_path):
-    row = {"knowledge": "K.", "question": "Q", "right_answer": "r", "hallucinated_answer": "h"}
-    rows = read_task(load_task("halueval_qa"), write(tmp_path / "h.jsonl", [row, row])).rows
+@pytest.mark.parametrize(
+    ("name", "question", "kind", "prompt"),
+    [
+        ("qa", {"knowledge": "K.", "question": "Q"}, "answer", "K.\nQuestion: Q\nAnswer:"),
+        (
+            "dialogue",
+            {"knowledge": "K.", "dialogue_history": "[Human]: Q"},
+            "response",
+            "K.\n[Human]: Q [Assistant]:",
+        ),
+        ("summarization", {"document": "D."}, "summary", "D.\nSummary:"),
+    ],
+)
+def test_both_sides_of_every_question(tmp_path, name, question, kind, prompt):
+    row = {**question, f"right_{kind}": "r", f"hallucinated_{kind}": "h"}
+    rows = read_task(load_task(f"halueval_{name}"), write(tmp_path / "h.jsonl", [row, row])).rows
     assert [(r["response"], r["correct"]) for r in rows] == [("r", True), ("h", False)] * 2
-    assert len({r["item"] for r in rows}) == 4
+    assert len({r["item"] for r in rows}) == 4 and {r["prompt"] for r in rows} == {prompt}
 
 
 def test_labels_of_given_answers_point_where_the_task_says(tmp_path):
@@ -198,18 +213,50 @@ def test_identities_and_empty_data(tmp_path):
         read_task(task, SourceConfig(path=str(tmp_path / "empty.jsonl")))
 
 
+def real_rows(shared_dir, name, folder):
+    from vlora.eval.task_config import task_sources
+
+    place, task = shared_dir / "data" / folder, load_task(name)
+    if not place.is_dir():
+        pytest.skip(f"the shared data hold no {folder}")
+    return read_task(task, task_sources(task, name, str(place))["test"]).rows
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "folder", "count"),
     [
         ("arc_easy", "arc_easy", 2376),
         ("hellaswag", "hellaswag_1k", 1000),
+        ("truthfulqa_mc1", "truthfulqa", 817),
         ("truthfulqa_mc2", "truthfulqa", 817),
     ],
 )
 def test_real_data(shared_dir, name, folder, count):
-    from vlora.eval.task_config import task_sources
-
-    task = load_task(name)
-    rows = read_task(task, task_sources(task, name, str(shared_dir / "data" / folder))["test"]).rows
+    rows = real_rows(shared_dir, name, folder)
     assert len(rows) == count and all(row["answer"] is not None for row in rows)
+    if name.startswith("truthfulqa"):
+        true = [sum(row["true"]) for row in rows]
+        assert (max(true) == 1) is (name == "truthfulqa_mc1") and min(true) == 1
+        assert all(len(row["true"]) == len(row["choices"]) for row in rows)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "right"), [("evouna_nq", True), ("halueval_general", False)])
+def test_real_given_answers(shared_dir, name, right):
+    """Labels point where the task says: the share of right answers is that of the raw labels, or what they leave."""
+    rows = real_rows(shared_dir, name, name)
+    with gzip.open(shared_dir / "data" / name / "all.jsonl.gz", "rt", encoding="utf-8") as file:
+        raw = [json.loads(line) for line in file]
+    assert [row["correct"] for row in rows] == [bool(one["label"]) is right for one in raw]
+    assert [row["response"] for row in rows] == [one["response"] for one in raw]
+    assert all(one["question"] in row["prompt"] for row, one in zip(rows, raw, strict=True))
+    if name == "evouna_nq":
+        assert {row["group"] for row in rows} == {one["model"] for one in raw}
+
+
+@pytest.mark.shared
+def test_real_open_questions(shared_dir):
+    rows = real_rows(shared_dir, "nq_open", "nq_open")
+    assert len(rows) == 3610 and all(row["references"] for row in rows)
+    assert rows[0]["prompt"] == f"Question: {rows[0]['question']}\nAnswer:"
