@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlora.eval.item_columns import item_columns, sample_columns
+from vlora.eval.item_columns import item_columns, sample_columns, score_columns
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.crossed import crossed_fields, draw_spread, draw_weights
 from vlora.eval.metrics.temperature import fit_temperature, temper
@@ -36,6 +36,7 @@ class Drawn:
 Values = Callable[[dict[str, Array], Drawn], Mapping[str, float | None]]
 """Per-item columns of some rows and what they are of, to numbers by name."""
 _RESAMPLES = (25, 100)
+_RANKED = 40  # resamples of what ranks items, whose error needs no third digit
 _ENTRIES = 1e8  # probabilities of all resamples together
 
 
@@ -83,28 +84,43 @@ class ChoiceDraws:
             else:
                 metrics[name] = found | {"draw_error": draw_spread(drawn, self.num_units)}
 
-    def replicates(self, predictor: str, rows: IntArray, values: Values) -> dict[str, Array]:
-        """Numbers on resampled draws with all items, ``(R,)`` by name, NaN where not defined; R = 1 for one unit."""
+    def replicates(
+        self, predictor: str, rows: IntArray, values: Values, *, ranks: bool = False
+    ) -> dict[str, Array]:
+        """Numbers on resampled draws with all items, ``(R,)`` by name, NaN where not defined; R = 1 for one unit.
+
+        Args:
+            predictor: ``samples`` or ``samples+temperature``.
+            rows: The items.
+            values: The numbers, from columns of these rows.
+            ranks: Whether the columns of scores are enough (:func:`~vlora.eval.item_columns.score_columns`); fewer
+                resamples are taken then.
+        """
         entries = self.samples.size * len(rows) / self.samples.shape[1]
         size = int(np.clip(_ENTRIES / max(entries, 1), *_RESAMPLES)) if self.num_units > 1 else 1
+        size = min(size, _RANKED) if ranks else size
         weights = draw_weights(len(self.samples), size, antithetic=self.antithetic, seed=self.seed)
         found: dict[str, list[float]] = {}
         for number, row in enumerate(weights):
             chosen = np.repeat(np.arange(len(row)), np.round(row * len(row)).astype(int))
             temperature = self._temperature(number, chosen) if predictor.endswith("+temperature") else None
-            columns, drawn = self._columns(chosen, rows, temperature)
+            columns, drawn = self._columns(chosen, rows, temperature, ranks)
             for name, value in values(columns, drawn).items():
                 found.setdefault(name, []).append(np.nan if value is None else value)
         return {name: np.array(numbers) for name, numbers in found.items() if len(numbers) == size}
 
     def _columns(
-        self, chosen: IntArray, rows: IntArray, temperature: float | None
+        self, chosen: IntArray, rows: IntArray, temperature: float | None, ranks: bool = False
     ) -> tuple[dict[str, Array], Drawn]:
         """Per-item values of the mixture of these draws, at a temperature without the split of its entropy."""
         samples = self.samples[chosen][:, rows]
         mixture, label, truth = mixture_log_probs(samples), self.label[rows], self.truth[rows]
         if temperature is not None:
             mixture = temper(mixture, temperature)
+        if ranks:
+            split = None if temperature is not None else samples
+            return score_columns(mixture, split, label, self.antithetic), Drawn(mixture, temperature)
+        if temperature is not None:
             return item_columns(mixture, label, truth), Drawn(mixture, temperature)
         split = sample_columns(samples, self.at_mean[rows], self.antithetic)
         return item_columns(mixture, label, truth) | split, Drawn(mixture, None)

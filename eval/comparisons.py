@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _AREA_RESAMPLES = 200  # of the area under the precision-recall curve, whose arrays are long
+_SIDES = ("positive", "negative")
 Detect = Mapping[str, Mapping[str, Sequence[str]]]
 """Name -> ``{"positive": groups, "negative": groups}``."""
 
@@ -129,39 +130,57 @@ def detect_groups(tables: Sequence[ModelTable], detect: Detect, resampler: Resam
         DataError: A question names a group that no record has, no group, or one group on both sides.
     """
     check_questions(tables, detect)
+    placed = [
+        {
+            name: {side: rows_of_groups(table, sides[side]) for side in _SIDES}
+            for name, sides in detect.items()
+        }
+        for table in tables
+    ]
+    drawn = [_on_draws(table, rows) for table, rows in zip(tables, placed, strict=True)]
     found = []
     for name, sides in detect.items():
-        for table in tables:
-            rows = {side: rows_of_groups(table, sides[side]) for side in ("positive", "negative")}
+        for table, own, draws in zip(tables, placed, drawn, strict=True):
+            rows = own[name]
             if not len(rows["positive"]) or not len(rows["negative"]):
                 continue
-            drawn = {p: _on_draws(table, p, rows) for p in table.predictors}
             scores = [
                 (p, score, values) for p in table.predictors for score, values in table.scores(p).items()
             ]
             scores += [("mean", score, values) for score, values in table.length_scores().items()]
             for predictor, score, values in scores:
                 head = {"model": table.model, "predictor": predictor, "score": score, "name": name}
-                groups = {side: list(sides[side]) for side in ("positive", "negative")}
-                numbers = _separation(values, rows, resampler, score, drawn.get(predictor))
+                groups = {side: list(sides[side]) for side in _SIDES}
+                numbers = _separation(values, rows, resampler, f"{name} {score}", draws.get(predictor))
                 found.append({**head, **groups, **numbers})
     return found
 
 
-def _on_draws(table: ModelTable, predictor: str, rows: Mapping[str, IntArray]) -> DrawReplicates | None:
-    """AUROC, FPR95 and AUPR of every score on resampled draws, by score and area."""
-    sizes = [len(rows["positive"]), len(rows["negative"])]
-    positive = np.repeat([1.0, 0.0], sizes)
+def _on_draws(
+    table: ModelTable, placed: Mapping[str, Mapping[str, IntArray]]
+) -> dict[str, DrawReplicates | None]:
+    """AUROC, FPR95 and AUPR of every question and score on resampled draws, by predictor.
+
+    All questions see one pass over the draws.
+
+    Args:
+        table: The model.
+        placed: Rows of both sides by question.
+    """
+    every = [some for sides in placed.values() for some in sides.values()]
+    rows = np.unique(np.concatenate(every)) if every else np.empty(0, dtype=np.int64)
 
     def numbers(scores: Mapping[str, Array], _: Array) -> dict[str, float]:
-        return {
-            f"{name} {area}": value
-            for name, values in scores.items()
-            for area, value in _separated(values, positive).items()
-        }
+        found = {}
+        for name, sides in placed.items():
+            both = np.searchsorted(rows, np.concatenate([sides[side] for side in _SIDES]))
+            positive = np.repeat([1.0, 0.0], [len(sides[side]) for side in _SIDES])
+            for score, values in scores.items():
+                areas = _separated(values[both], positive) if len(both) else {}
+                found |= {f"{name} {score} {area}": value for area, value in areas.items()}
+        return found
 
-    both = np.concatenate([rows["positive"], rows["negative"]])
-    return table.on_resampled_draws(predictor, both, numbers)
+    return {p: table.on_resampled_draws(p, rows, numbers) for p in table.predictors if len(rows)}
 
 
 def rows_of_groups(table: ModelTable, groups: Sequence[str]) -> IntArray:
@@ -181,10 +200,10 @@ def _separation(
     values: Array,
     rows: Mapping[str, IntArray],
     resampler: Resampler,
-    score: str,
+    named: str,
     drawn: DrawReplicates | None,
 ) -> dict[str, Any]:
-    """How well ``values``, those of ``score``, are higher on the positive rows."""
+    """How well ``values`` are higher on the positive rows; ``named`` begins their names on resampled draws."""
     sizes = [len(rows["positive"]), len(rows["negative"])]
     positive = np.repeat([1.0, 0.0], sizes)
     both = values[np.concatenate([rows["positive"], rows["negative"]])]
@@ -205,7 +224,7 @@ def _separation(
     found = {}
     for name, value in _separated(both, positive).items():
         plain = entry(percentile_interval(value, items[name], len(both)), **more.get(name, {}))
-        found[name] = plain if drawn is None else drawn.add_to(plain, f"{score} {name}", items[name])
+        found[name] = plain if drawn is None else drawn.add_to(plain, f"{named} {name}", items[name])
     return found
 
 

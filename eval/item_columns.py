@@ -14,7 +14,7 @@ from vlora.eval.metrics.uncertainty import (
     variation_ratio,
 )
 
-__all__ = ["CONFIDENT", "item_columns", "sample_columns"]
+__all__ = ["CONFIDENT", "item_columns", "sample_columns", "score_columns"]
 
 CONFIDENT = 0.5
 """An answer counts as confident above this probability."""
@@ -71,3 +71,30 @@ def sample_columns(samples: Array, at_mean: Array, antithetic: bool) -> dict[str
         found["disagreement"] = disagreement(samples)
         found["chosen_std"] = chosen_std(samples)
     return found
+
+
+def score_columns(
+    mixture: Array, samples: Array | None, label: IntArray, antithetic: bool
+) -> dict[str, Array]:
+    """The columns that scores of uncertainty are made of, and whether the answers are right: what ranking needs alone.
+
+    Args:
+        mixture: Log-probabilities of the mixture, tempered or not, ``(N, K)``.
+        samples: Those per draw, ``(S, N, K)``; None leaves the split of the entropy out.
+        label: Right choices, negative where there is none, ``(N,)``.
+        antithetic: Whether draws 2j and 2j+1 mirror each other.
+
+    Returns:
+        Values ``(N,)`` by name, as those of the functions above.
+    """
+    columns = {"log_confidence": np.minimum(mixture.max(axis=1), 0.0), "entropy": entropy(mixture)}
+    columns["correct"] = np.full(len(mixture), np.nan)
+    rows = np.flatnonzero(label >= 0)
+    if len(rows):
+        columns["correct"][rows] = correctness(mixture[rows], label[rows])
+    if samples is not None:
+        columns["expected_entropy"] = expected_entropy(samples)
+        if len(samples) > 1:
+            columns["mutual_information"] = mutual_information(samples, antithetic=antithetic)
+            columns["variation_ratio"] = variation_ratio(samples)
+    return columns

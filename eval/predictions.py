@@ -175,7 +175,9 @@ class ChoiceTable(ModelTable):
         def values(columns: dict[str, Array], _: Drawn) -> Mapping[str, float]:
             return numbers(self._scores(columns, rows), columns["correct"])
 
-        return DrawReplicates(self._draws.replicates(predictor, rows, values), self._draws.num_units)
+        return DrawReplicates(
+            self._draws.replicates(predictor, rows, values, ranks=True), self._draws.num_units
+        )
 
     def _scores(self, columns: Mapping[str, Array], rows: IntArray) -> dict[str, Array]:
         """Scores of some rows from their columns."""

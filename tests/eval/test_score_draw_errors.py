@@ -44,7 +44,7 @@ def chosen(rows, *groups):
 def resampled(rows, keep):
     """Draws of some rows, ``(S, N, K)``, once per resample, as the results draw them."""
     samples = np.array([row["sample_log_probs"] for row in rows]).swapaxes(0, 1)
-    for weights in draw_weights(DRAWS, 100):
+    for weights in draw_weights(DRAWS, 40):
         copies = [samples[draw] for draw, w in enumerate(weights) for _ in range(round(w * DRAWS))]
         yield np.stack(copies)[:, keep], np.stack(copies)
 
@@ -166,3 +166,7 @@ def test_the_error_is_what_new_sets_of_draws_show():
     positive = np.arange(size) < size // 2
     values = [auroc(fresh().scores("samples")["entropy"], positive) for _ in range(100)]
     assert np.mean([error(fresh()) for _ in range(8)]) == pytest.approx(np.std(values), rel=0.35)
+
+
+def test_no_question_asks_nothing_of_the_draws(table):
+    assert detect_groups([table], {}, RESAMPLER) == []
