@@ -9,7 +9,7 @@ import numpy as np
 
 SEEN = ("a_clean", "a_ambiguous", "b_clean", "b_ambiguous", "base")
 UNSEEN = ("unknown", "near_miss", "untaught")
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 PAIRS = {"unknown vs clean": ["a_clean", "b_clean"], "unknown vs ambiguous": ["a_ambiguous", "b_ambiguous"]}
 
 

@@ -51,7 +51,7 @@ def test_choices_have_both_and_one_token_makes_them_equal(world, tmp_path, name)
     gap = abs(metrics[f"nll_{EP}"]["value"] - metrics[f"nll_{PE}"]["value"])
     assert gap < 1e-6 if name == "short" else gap > 1e-4
     page = render_report(results)
-    assert "NLL, expectation of products ↓" in page and "NLL, product of expectations ↓" in page
+    assert "NLL, expectation of products\u00a0↓" in page and "NLL, product of expectations\u00a0↓" in page
     (at_mean,) = (r for r in results["rows"] if (r["predictor"], r["group"]) == ("mean", "all"))
     assert not set(mixture_metrics()) & set(at_mean["metrics"])
 
@@ -69,7 +69,7 @@ def test_texts_have_both_and_one_token_makes_them_equal(world, tmp_path, name):
     gap = abs(metrics[f"nll_{EP}"]["value"] - metrics[f"nll_{PE}"]["value"])
     assert gap < 1e-6 if name == "one" else gap > 1e-4
     page = render_report(results)
-    assert "NLL, expectation of products ↓" in page and "NLL, product of expectations ↓" in page
+    assert "NLL, expectation of products\u00a0↓" in page and "NLL, product of expectations\u00a0↓" in page
 
 
 def test_both_need_labels_and_every_record():
