@@ -23,9 +23,8 @@ BLOCK = 4 * 2**20
 Result = dict[str, Any]
 
 
-def timed(work: Callable[[], Any], folder: Path | None = None) -> Result:
-    """Wall and CPU seconds of a call, and memory above what was there; with a folder, free pages are made first."""
-    before_it = {} if folder is None else {"copy_before": free_pages(folder)}
+def timed(work: Callable[[], Any]) -> Result:
+    """Wall and CPU seconds of a call, and memory above what was there."""
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from what is resident now
     before, wall, cpu = _status("VmRSS"), time.perf_counter(), time.process_time()
     work()
@@ -35,24 +34,17 @@ def timed(work: Callable[[], Any], folder: Path | None = None) -> Result:
         "memory": _status("VmHWM") - before,
         "before": before,
         "load": os.getloadavg()[0],
-        **before_it,
     }
 
 
-def free_pages(folder: Path) -> float:
-    """Seconds of a copy that is made and deleted: it leaves the pages that the next output will have.
-
-    On a virtual machine a page that nobody has used for a few seconds is the host's to find first, which takes longer
-    than a copy. So this comes right before the work that is measured.
-    """
-    return copy(folder, os.cpu_count() or 1, ready=False)["wall"]
-
-
 def warmed(folder: Path, names: Sequence[str] = ("base", "a", "b")) -> Result:
-    """Bring a measurement to a known start: the disk is at rest, the inputs are in memory.
+    """Bring a measurement to a known start: the disk is at rest, the inputs and free pages are in memory.
+
+    A copy that is made and deleted leaves the pages that the next output will have: on a virtual machine a page that
+    nobody has used for a while is the host's to find first, which takes longer than the copy.
 
     Returns:
-        Seconds that this took (many where the inputs had left the cache), and the load average.
+        Seconds that this took (many where the inputs had left the cache), those of the copy, the load average.
     """
     start, buffer = time.perf_counter(), bytearray(BLOCK)
     os.sync()
@@ -60,10 +52,11 @@ def warmed(folder: Path, names: Sequence[str] = ("base", "a", "b")) -> Result:
         with (folder / name / "model.safetensors").open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    return {"warmed": time.perf_counter() - start, "load_before": os.getloadavg()[0]}
+    before = copy(folder, os.cpu_count() or 1)["wall"]
+    return {"warmed": time.perf_counter() - start, "copy_before": before, "load_before": os.getloadavg()[0]}
 
 
-def copy(folder: Path, threads: int, inputs: int = 2, *, ready: bool = True) -> Result:
+def copy(folder: Path, threads: int, inputs: int = 2) -> Result:
     """Read so many models block by block and write one of them, pre-sized and flushed: the floor of any merge."""
     files = [
         os.open(folder / name / "model.safetensors", os.O_RDONLY) for name in ("a", "b", "base")[:inputs]
@@ -88,7 +81,7 @@ def copy(folder: Path, threads: int, inputs: int = 2, *, ready: bool = True) -> 
         os.fsync(output)
         os.close(output)
 
-    found = timed(work, folder if ready else None)
+    found = timed(work)
     target.unlink()
     return found
 
@@ -100,7 +93,7 @@ def vlora(folder: Path, method: str, threads: int) -> Result:
 
     config = _merge(folder, method, threads)
     plan = make_plan(config)  # imports what is left to import, so that it counts as the interpreter's own
-    found = timed(lambda: carry_out(make_plan(config)), folder)
+    found = timed(lambda: carry_out(make_plan(config)))
     shutil.rmtree(folder / "out")
     return {**found, "planned_memory": plan.estimate.memory_bytes, "planned_seconds": plan.estimate.seconds}
 
@@ -113,7 +106,7 @@ def phases(folder: Path, method: str, threads: int) -> Result:
 
     plan = make_plan(_merge(folder, method, threads))
     with recorded() as found:
-        spent = timed(lambda: carry_out(plan), folder)
+        spent = timed(lambda: carry_out(plan))
     shutil.rmtree(folder / "out")
     return {**spent, "phases": found.spent}
 
@@ -138,7 +131,7 @@ def vlora_into(folder: Path, threads: int) -> Result:
         output=str(folder / "out"),
     )  # fmt: skip
     make_plan(config)
-    found = timed(lambda: carry_out(make_plan(config)), folder)
+    found = timed(lambda: carry_out(make_plan(config)))
     shutil.rmtree(folder / "out")
     return found
 
@@ -158,7 +151,7 @@ def peft_into(folder: Path, threads: int) -> Result:
         with (folder / "out" / "model.safetensors").open("rb") as file:
             os.fsync(file.fileno())
 
-    found = timed(work, folder)
+    found = timed(work)
     shutil.rmtree(folder / "out")
     return found
 
@@ -175,12 +168,11 @@ def mergekit(folder: Path, program: str, method: str, threads: int) -> Result:
     config = folder / f"mergekit-{method}.yaml"
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     start = _child([program, "--help"], threads)
-    before = free_pages(folder)
     found = _child(
         [program, str(config), str(folder / "out"), "--no-write-model-card", "--no-copy-tokenizer"], threads
     )
     shutil.rmtree(folder / "out")
-    return {**found, "start_up": start, "copy_before": before, "load": os.getloadavg()[0]}
+    return {**found, "start_up": start, "load": os.getloadavg()[0]}
 
 
 def linear_family(method: str, rank: str, count: int | str = 4, size: int | str = 4096) -> Result:

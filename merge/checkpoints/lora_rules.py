@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AddLowRank", "AddVector", "Dora", "LowRank", "OnUpdates", "Replace"]
 
-_TILE = 2**16  # the product of two factors makes temporaries of a tile's size, in double precision
-
 
 @dataclass(frozen=True)
 class LowRank:
@@ -60,7 +58,6 @@ class AddLowRank(Rule):
     start: Tensor | None = None
     """W, where the adapter brings its own."""
     by_rows: bool = field(default=True)
-    tile_entries: int = _TILE
 
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """The rows of a tile."""
@@ -82,7 +79,6 @@ class Dora(Rule):
     start: Tensor | None = None
     """W, where the adapter brings its own."""
     by_rows: bool = field(default=True)
-    tile_entries: int = _TILE
     passes: int = 1
 
     def __post_init__(self) -> None:
@@ -146,7 +142,6 @@ class OnUpdates(Rule):
     case: Case | None = None
     """What the method was chosen for."""
     by_rows: bool = field(default=True)
-    tile_entries: int = _TILE
 
     def __post_init__(self) -> None:
         """Take over what the method needs."""
