@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-LR = 1e-3
-"""Of every run, and the package's default when most of them were made."""
 BITS8 = {"state_bits": 8, "min_8bit_size": 1}
 """8-bit states also for tensors that are smaller than the default leaves alone: these models have no others."""
 FORMATS: dict[str, dict[str, Any]] = {
@@ -22,17 +20,22 @@ FORMATS: dict[str, dict[str, Any]] = {
     "8bit_base": {"quantization": "8bit"},
     "4bit_base": {"quantization": "4bit"},
     "8bit_states": {"optimizer": BITS8},
+    "8bit_base_bf16_adapter": {"quantization": "8bit", "adapter_dtype": "bfloat16"},
     "8bit_base_8bit_states": {"quantization": "8bit", "optimizer": BITS8},
+    "8bit_base_bf16_adapter_8bit_states": {
+        "quantization": "8bit", "adapter_dtype": "bfloat16", "optimizer": BITS8,
+    },
+    "4bit_base_bf16_adapter": {"quantization": "4bit", "adapter_dtype": "bfloat16"},
     "4bit_base_bf16_compute": {"quantization": "4bit", "dtype": "bfloat16"},
     "4bit_base_8bit_states_bf16_adapter_sr": {
         "quantization": "4bit", "adapter_dtype": "bfloat16", "optimizer": {**BITS8, "stochastic_rounding": True},
     },
 }  # fmt: skip
 ADAMW: dict[str, dict[str, Any]] = {
-    name: {"optimizer": {"name": "adamw", "lr": LR}, **form}
+    name: {"optimizer": {"name": "adamw"}, **form}
     for name, form in {"adamw": {}, "adamw_4bit_base": {"quantization": "4bit"}}.items()
 }
-"""AdamW at the same learning rate: does the 4-bit base cost it less?"""
+"""AdamW at the same learning rate, the default of both: does the 4-bit base cost it less?"""
 BASES = ("float32", "bf16_base", "fp16_base", "8bit_base", "4bit_base")
 """Formats that differ in the base alone."""
 TASKS = ("sst2", "trec", "fdu_books")
@@ -49,7 +52,10 @@ NAMES = {
     "8bit_base": "8-bit base",
     "4bit_base": "4-bit base",
     "8bit_states": "8-bit states",
+    "8bit_base_bf16_adapter": "8-bit base, bf16 adapter",
     "8bit_base_8bit_states": "8-bit base, 8-bit states",
+    "8bit_base_bf16_adapter_8bit_states": "8-bit base, bf16 adapter, 8-bit states",
+    "4bit_base_bf16_adapter": "4-bit base, bf16 adapter",
     "4bit_base_bf16_compute": "4-bit base, bf16 compute",
     "4bit_base_8bit_states_bf16_adapter_sr": "4-bit base, 8-bit states, bf16 adapter, stochastic rounding",
     "adamw": "AdamW, float32 throughout",

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.low_precision.formats import ADAMW, BASES, FORMATS, LR, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.formats import ADAMW, BASES, FORMATS, RESULTS, TASKS, TRACKED
 from benchmarks.low_precision.memory import measure_apart
 from benchmarks.low_precision.shadow import shadow
 from benchmarks.rows import read_rows, without_paths, write_rows
@@ -190,7 +190,7 @@ def training_config(
     """The configuration of ``vlora train`` for a unit in a format."""
     config = {**base, **train, "output": str(place), "overwrite": True}
     config |= {key: form[key] for key in ("adapter_dtype",) if key in form}
-    config["optimizer"] = {"lr": LR, **form.get("optimizer", {})}
+    config["optimizer"] = dict(form.get("optimizer", {}))
     config["training"] = {**config["training"], **form.get("training", {})}
     return config
 

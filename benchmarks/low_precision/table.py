@@ -84,7 +84,10 @@ def on_coarse_bases(records: Records) -> str:
     for form, base in (
         ("bf16_base_bf16_adapter", "bf16_base"),
         ("bf16_base_bf16_adapter_8bit_states", "bf16_base"),
+        ("8bit_base_bf16_adapter", "8bit_base"),
         ("8bit_base_8bit_states", "8bit_base"),
+        ("8bit_base_bf16_adapter_8bit_states", "8bit_base"),
+        ("4bit_base_bf16_adapter", "4bit_base"),
         ("4bit_base_bf16_compute", "4bit_base"),
         ("4bit_base_8bit_states_bf16_adapter_sr", "4bit_base"),
     ):
@@ -215,7 +218,7 @@ At the mean.
 {on_coarse_bases(records)}
 ### AdamW on the 4-bit base
 
-At the same learning rate, 1e-3; IVON at its mean.
+At the same learning rate, the default of both; IVON at its mean.
 
 {with_adamw(records)}
 ### Levels at the mean
