@@ -39,7 +39,9 @@ ADAMW: dict[str, dict[str, Any]] = {
 BASES = ("float32", "bf16_base", "fp16_base", "8bit_base", "4bit_base")
 """Formats that differ in the base alone."""
 TASKS = ("sst2", "trec", "fdu_books")
-TRACKED = ("float32", "8bit_states")
+MOMENTUM: dict[str, dict[str, Any]] = {"8bit_momentum": {"optimizer": BITS8}}
+"""8-bit states with h in float32 (``shadow.exact_hess``): a control of the benchmark, no setting of the package."""
+TRACKED = ("float32", "8bit_states", *MOMENTUM)
 NAMES = {
     "float32": "float32 throughout",
     "bf16_adapter": "bf16 adapter",
@@ -52,6 +54,7 @@ NAMES = {
     "8bit_base": "8-bit base",
     "4bit_base": "4-bit base",
     "8bit_states": "8-bit states",
+    "8bit_momentum": "8-bit momentum, float32 h (control)",
     "8bit_base_bf16_adapter": "8-bit base, bf16 adapter",
     "8bit_base_8bit_states": "8-bit base, 8-bit states",
     "8bit_base_bf16_adapter_8bit_states": "8-bit base, bf16 adapter, 8-bit states",

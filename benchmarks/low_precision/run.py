@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.low_precision.formats import ADAMW, BASES, FORMATS, RESULTS, TASKS, TRACKED
+from benchmarks.low_precision.formats import ADAMW, BASES, FORMATS, MOMENTUM, RESULTS, TASKS, TRACKED
 from benchmarks.low_precision.memory import measure_apart
-from benchmarks.low_precision.shadow import shadow
+from benchmarks.low_precision.shadow import exact_hess, shadow
 from benchmarks.rows import read_rows, without_paths, write_rows
 from vlora.files import strict_json
 
@@ -156,7 +156,7 @@ def bases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     """Train and evaluate one unit, compare its h with that of float32, and write its record."""
-    form, place = (FORMATS | ADAMW)[unit["form"]], args.work / unit["name"]
+    form, place = (FORMATS | ADAMW | MOMENTUM)[unit["form"]], args.work / unit["name"]
     base = {**unit["common"], **{key: form[key] for key in ("dtype", "quantization") if key in form}}
     record: dict[str, Any] = {"name": unit["name"], "format": form}
     if unit.get("memory"):
@@ -165,14 +165,16 @@ def run(unit: dict[str, Any], args: argparse.Namespace) -> None:
     if unit.get("train"):
         train = training_config(base, unit["train"], form, place)
         reference = args.work / unit["name"].replace(f"_{unit['form']}_", "_float32_")
+        with exact_hess() if unit["form"] in MOMENTUM else nullcontext():
+            trained = train_one(train, place, watched=unit["name"].startswith("tracking/"))
         record |= {
-            **train_one(train, place, watched=unit["name"].startswith("tracking/")),
+            **trained,
             "h": compare_h(place, reference),
             "config": without_paths(train),
         }
     if unit.get("eval"):
-        trained = {"train", "adapter"} & unit.keys()
-        model = str(unit.get("adapter", place)) if trained else {"path": "base", "name": "base"}
+        adapted = {"train", "adapter"} & unit.keys()
+        model = str(unit.get("adapter", place)) if adapted else {"path": "base", "name": "base"}
         test = {**base, **unit["eval"], "model": [model], "output": f"{place}_eval", "overwrite": True}
         record |= evaluate_one(test)
     record |= {

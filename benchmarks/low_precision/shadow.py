@@ -4,17 +4,21 @@ Two runs that differ in their optimizer states soon have different weights, and 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from vlora import IVON
+from vlora.ivon import faults, low_precision, rounding, sampling, state, update
 from vlora.ivon.step import corrected_decay
 
-__all__ = ["Shadow", "shadow"]
+__all__ = ["Shadow", "exact_hess", "shadow"]
+
+_EXACT = "hess_exact"
 
 
 class Shadow:
@@ -52,3 +56,28 @@ def shadow() -> Iterator[Shadow]:
         yield watcher
     finally:
         handle.remove()
+
+
+@contextmanager
+def exact_hess() -> Iterator[None]:
+    """8-bit states whose h is kept in float32 beside its codes, and read from there: the momentum alone has 8 bits."""
+    write, read = low_precision.write_state, low_precision.read_state
+
+    def write_both(entry: dict[str, Any], momentum: Tensor, hess: Tensor, **settings: Any) -> None:
+        write(entry, momentum, hess, **settings)
+        entry[_EXACT] = hess.clone()
+
+    def read_exact(entry: dict[str, Any], key: str) -> Tensor:
+        return entry[_EXACT].clone() if key == "hess" and _EXACT in entry else read(entry, key)
+
+    patches = [
+        *(mock.patch.object(module, "write_state", write_both) for module in (low_precision, update)),
+        *(
+            mock.patch.object(module, "read_state", read_exact)
+            for module in (low_precision, faults, rounding, sampling, state, update)
+        ),
+    ]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.low_precision.formats import ADAMW, FORMATS, NAMES, TASKS
+from benchmarks.low_precision.formats import ADAMW, FORMATS, MOMENTUM, NAMES, TASKS
 from benchmarks.readme_table import Records, read_results, t_quantile, write_tables
 
 HERE = Path(__file__).parent
@@ -120,7 +120,7 @@ def costs(records: Records) -> str:
         return [value(*pair) for pair in paired(records, part, places[part], form)]
 
     rows = []
-    for form in FORMATS:
+    for form in [*FORMATS, *MOMENTUM]:
         row = [NAMES[form]]
         for part in ("tasks", "stories"):
             state = over(form, part, lambda a, _: a["optimizer_state_bytes"] / a["parameters_trained"])
