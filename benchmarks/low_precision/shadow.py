@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from vlora import IVON
 from vlora.ivon import faults, low_precision, rounding, sampling, state, update
-from vlora.ivon.step import corrected_decay
+from vlora.ivon.step import clipped_decay, corrected_decay
 
 __all__ = ["Shadow", "exact_hess", "shadow"]
 
@@ -22,24 +22,28 @@ _EXACT = "hess_exact"
 
 
 class Shadow:
-    """h_t = beta2_t h_(t-1) + (1 - beta2_t) b g_t^2 of every parameter, as ``IVON.auto`` has it."""
+    """h of every parameter as ``IVON.auto`` has it, in float32 (:func:`vlora.ivon.step.clipped_decay`)."""
 
     def __init__(self) -> None:
         self.hess: dict[Tensor, Tensor] = {}
         self.optimizer: IVON | None = None
-        self.step = 0
+        self.step, self.weight = 0, 0.0
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Before a step: take its gradients."""
         if not isinstance(optimizer, IVON):
             return
         self.optimizer, self.step = optimizer, self.step + 1
-        for group in optimizer.param_groups:
-            keep = corrected_decay(group["beta2"], self.step)
-            for param in group["params"]:
-                if param.grad is not None:
-                    sample: Tensor = group["grad_batch_size"] * param.grad.square()
-                    self.hess[param] = torch.lerp(sample, self.hess.setdefault(param, sample), keep)
+        (group,) = optimizer.param_groups
+        grads = {param: param.grad for param in group["params"] if param.grad is not None}
+        norm = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
+        clip = min(1.0, group["max_grad_norm"] / (norm + 1e-6)) if group["max_grad_norm"] else 1.0
+        decay = corrected_decay(group["beta2"], self.step)
+        keep = clipped_decay(decay, clip=clip, weight=self.weight)
+        self.weight = decay * self.weight + (1 - decay) * clip**2
+        for param, grad in grads.items():
+            sample: Tensor = group["grad_batch_size"] * grad.square()
+            self.hess[param] = torch.lerp(sample, self.hess.setdefault(param, sample), keep)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """The optimizer's h as it is stored, and in float32, of every parameter."""
