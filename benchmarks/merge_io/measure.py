@@ -23,8 +23,9 @@ BLOCK = 4 * 2**20
 Result = dict[str, Any]
 
 
-def timed(work: Callable[[], Any]) -> Result:
-    """Wall and CPU seconds of a call, and memory above what was there."""
+def timed(work: Callable[[], Any], folder: Path | None = None) -> Result:
+    """Wall and CPU seconds of a call, and memory above what was there; with a folder, free pages are made first."""
+    made = {} if folder is None else {"copy_before": free_pages(folder)}
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from what is resident now
     before, wall, cpu = _status("VmRSS"), time.perf_counter(), time.process_time()
     work()
@@ -34,17 +35,24 @@ def timed(work: Callable[[], Any]) -> Result:
         "memory": _status("VmHWM") - before,
         "before": before,
         "load": os.getloadavg()[0],
+        **made,
     }
 
 
-def warmed(folder: Path, names: Sequence[str] = ("base", "a", "b")) -> Result:
-    """Bring a measurement to a known start: the disk is at rest, the inputs and free pages are in memory.
+def free_pages(folder: Path) -> float:
+    """Seconds of a copy that is made and deleted: it leaves the pages that the next output will have.
 
-    A copy that is made and deleted leaves the pages that the next output will have: on a virtual machine a page that
-    nobody has used for a while is the host's to find first, which takes longer than the copy.
+    On a virtual machine a page that nobody has used for some seconds is the host's to find first, which takes longer
+    than a copy. So this comes after all imports, right before the work that is measured.
+    """
+    return copy(folder, os.cpu_count() or 1, ready=False)["wall"]
+
+
+def warmed(folder: Path, names: Sequence[str] = ("base", "a", "b")) -> Result:
+    """Bring a measurement to a known start: what others wrote is on the disk, the inputs are in the page cache.
 
     Returns:
-        Seconds that this took (many where the inputs had left the cache), those of the copy, the load average.
+        Seconds that this took (many where the inputs had left the cache), and the load average.
     """
     start, buffer = time.perf_counter(), bytearray(BLOCK)
     os.sync()
@@ -52,11 +60,10 @@ def warmed(folder: Path, names: Sequence[str] = ("base", "a", "b")) -> Result:
         with (folder / name / "model.safetensors").open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    before = copy(folder, os.cpu_count() or 1)["wall"]
-    return {"warmed": time.perf_counter() - start, "copy_before": before, "load_before": os.getloadavg()[0]}
+    return {"warmed": time.perf_counter() - start, "load_before": os.getloadavg()[0]}
 
 
-def copy(folder: Path, threads: int, inputs: int = 2) -> Result:
+def copy(folder: Path, threads: int, inputs: int = 2, *, ready: bool = True) -> Result:
     """Read so many models block by block and write one of them, pre-sized and flushed: the floor of any merge."""
     files = [
         os.open(folder / name / "model.safetensors", os.O_RDONLY) for name in ("a", "b", "base")[:inputs]
@@ -81,19 +88,21 @@ def copy(folder: Path, threads: int, inputs: int = 2) -> Result:
         os.fsync(output)
         os.close(output)
 
-    found = timed(work)
+    found = timed(work, folder if ready else None)
     target.unlink()
     return found
 
 
-def vlora(folder: Path, method: str, threads: int) -> Result:
-    """A merge of two models (with their base, if the method has one) by the streaming engine."""
+def vlora(folder: Path, method: str, threads: int, tile: str = "") -> Result:
+    """A merge of two models (with their base, if the method has one) by the streaming engine; ``tile``: entries."""
     from vlora.merge.checkpoints import make_plan
+    from vlora.merge.checkpoints.rules import Rule
     from vlora.merge.checkpoints.run import carry_out
 
+    Rule.tile_entries = int(tile or Rule.tile_entries)
     config = _merge(folder, method, threads)
     plan = make_plan(config)  # imports what is left to import, so that it counts as the interpreter's own
-    found = timed(lambda: carry_out(make_plan(config)))
+    found = timed(lambda: carry_out(make_plan(config)), folder)
     shutil.rmtree(folder / "out")
     return {**found, "planned_memory": plan.estimate.memory_bytes, "planned_seconds": plan.estimate.seconds}
 
@@ -106,7 +115,7 @@ def phases(folder: Path, method: str, threads: int) -> Result:
 
     plan = make_plan(_merge(folder, method, threads))
     with recorded() as found:
-        spent = timed(lambda: carry_out(plan))
+        spent = timed(lambda: carry_out(plan), folder)
     shutil.rmtree(folder / "out")
     return {**spent, "phases": found.spent}
 
@@ -131,7 +140,7 @@ def vlora_into(folder: Path, threads: int) -> Result:
         output=str(folder / "out"),
     )  # fmt: skip
     make_plan(config)
-    found = timed(lambda: carry_out(make_plan(config)))
+    found = timed(lambda: carry_out(make_plan(config)), folder)
     shutil.rmtree(folder / "out")
     return found
 
@@ -151,7 +160,7 @@ def peft_into(folder: Path, threads: int) -> Result:
         with (folder / "out" / "model.safetensors").open("rb") as file:
             os.fsync(file.fileno())
 
-    found = timed(work)
+    found = timed(work, folder)
     shutil.rmtree(folder / "out")
     return found
 
@@ -168,11 +177,12 @@ def mergekit(folder: Path, program: str, method: str, threads: int) -> Result:
     config = folder / f"mergekit-{method}.yaml"
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     start = _child([program, "--help"], threads)
+    before = free_pages(folder)
     found = _child(
         [program, str(config), str(folder / "out"), "--no-write-model-card", "--no-copy-tokenizer"], threads
     )
     shutil.rmtree(folder / "out")
-    return {**found, "start_up": start, "load": os.getloadavg()[0]}
+    return {**found, "start_up": start, "copy_before": before, "load": os.getloadavg()[0]}
 
 
 def linear_family(method: str, rank: str, count: int | str = 4, size: int | str = 4096) -> Result:

@@ -44,6 +44,7 @@ UNITS: dict[str, list[list[str]]] = {
     **{f"round_{number}": _round(number) for number in range(ROUNDS)},
     "mergekit_ties": [["mergekit", "ties"]],  # takes longer than all others together
     **{f"phases_{method}": [["phases", method]] for method in CHECKPOINTS},
+    "tiles": [["vlora", "linear", str(2**entries)] for entries in (16, 18, 19, 20)],
     "into_base": [["vlora_into"], ["peft_into"]],
     "module_linear": [["linear_family", "linear", "keep"], ["peft_module", "linear"]],
     "module_peft_svd": [["peft_module", "svd"]],
@@ -62,7 +63,7 @@ UNITS: dict[str, list[list[str]]] = {
         ["linear_family", "mats", "keep", "4", size] for size in ("512", "1024", "2048")
     ],
 }  # fmt: skip
-TURNS = dict.fromkeys(["module_linear", "module_sum", "into_base"], 3)
+TURNS = dict.fromkeys(["module_linear", "module_sum", "into_base", "tiles"], 3)
 TURNS |= dict.fromkeys(["module_gradient_matching", "module_short_grams", "module_others"], 5)
 PACKAGES = ("variational-lora", "torch", "transformers", "peft", "safetensors", "numpy")
 
@@ -152,7 +153,7 @@ def _measured(kind: str, rest: list[str], folder: Path, threads: int, program: s
     if kind == "copy":
         return measure.copy(folder, threads, int(rest[0]))
     if kind in ("vlora", "phases"):
-        return getattr(measure, kind)(folder, rest[0], threads)
+        return getattr(measure, kind)(folder, rest[0], threads, *rest[1:])
     if kind == "mergekit":
         return measure.mergekit(folder, str(program), rest[0], threads)
     if kind in ("vlora_into", "peft_into"):

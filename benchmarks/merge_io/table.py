@@ -146,6 +146,19 @@ def phase_table(records: Records) -> str:
     return f"Models of {layers} layers.\n\n" + "\n".join(lines) + "\n"
 
 
+def tile_table(records: Records) -> str:
+    """Linear by the size of a tile."""
+    record = records.get("tiles")
+    if record is None:
+        return "Not measured.\n"
+    lines = [row("entries of a tile", "wall s", "CPU s", "memory MB"), row("---:", *["---:"] * 3)]
+    for who in record["rounds"][0]:
+        memory = f"{median(record, who, 'memory') / 1e6:.0f}"
+        entries = f"2^{int(who.split()[-1]).bit_length() - 1}"
+        lines.append(row(entries, spread(record, who, "wall"), spread(record, who, "cpu"), memory))
+    return "\n".join(lines) + "\n"
+
+
 def base_table(records: Records) -> str:
     """A rank-16 adapter into its base."""
     record = records.get("into_base")
@@ -204,6 +217,8 @@ def block(records: Records) -> str:
             round_table(records),
             "### Where the time goes: CPU seconds of all threads\n",
             phase_table(records),
+            "### Linear, 2 models, by the size of a tile\n",
+            tile_table(records),
             "### A rank-16 adapter on all linear layers into its base\n",
             base_table(records),
             "### Four rank-16 adapters of one 4096 x 4096 module\n",

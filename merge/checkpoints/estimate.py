@@ -31,7 +31,7 @@ class Estimate:
     """Of one plan."""
 
     memory_bytes: int
-    """Buffers of all threads, above what the interpreter and its libraries take."""
+    """Buffers of all threads and factors of adapters, above what the interpreter and its libraries take."""
     seconds: float
     basis: str
     """What the seconds were made from."""
@@ -56,7 +56,8 @@ def estimate(jobs: Sequence[TensorJob], threads: int, block_bytes: int, identiti
     """
     if not jobs:
         return Estimate(0, 0.0, "nothing to do")
-    memory = _BESIDE + threads * max(_memory(job, block_bytes) for job in jobs)
+    memory = _BESIDE + sum(job.rule.kept() for job in jobs)
+    memory += threads * max(_memory(job, block_bytes) for job in jobs)
     holder = max(jobs, key=lambda job: job.rule.held(job.shape))
     kinds: dict[tuple[type, int], list[TensorJob]] = {}
     for job in jobs:

@@ -19,12 +19,12 @@ from vlora.merge.checkpoints.gram_files import ModuleGrams
 from vlora.merge.checkpoints.matrix_rules import EIGEN, WholeMatrix
 from vlora.merge.checkpoints.rules import Rule
 from vlora.merge.curvature.positive import check_definite
-from vlora.merge.curvature.total import Total, total_curvature
+from vlora.merge.curvature.total import DenseTotal, Total, total_curvature
 from vlora.merge.curvature.unit import normalised_gram
 from vlora.merge.kronecker.closed_form import kronecker_rows
 from vlora.merge.kronecker.system import PRECONDITIONED
 from vlora.merge.methods.mats import mats_dense
-from vlora.merge.methods.regmean import regmean_merge, seen_gram, shrunk_gram, total_root
+from vlora.merge.methods.regmean import Shrunk, regmean_merge, shrunk_total
 
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.headers import TensorEntry
@@ -138,24 +138,22 @@ class RegMean(GramRows):
     kind: str = "activation_gram"
     shrink: float = 0.9
 
-    def prepare(self, stream: "TensorStream") -> tuple[list[Tensor], Tensor]:
-        """Shrunk Grams and the factor of their sum.
+    def prepare(self, stream: "TensorStream") -> tuple[list[Shrunk], DenseTotal]:
+        """Shrunk Grams and their sum.
 
         Raises:
             IncompatibleAdaptersError: A Gram is none.
         """
-        grams = []
-        for gram in self.grams:
-            whole = dense(gram.read(stream, self.kind)[0])
-            grams.append(shrunk_gram(seen_gram(whole, gram.where), self.shrink))
-        return grams, total_root(grams, self.weights, torch.float64, stream.job.name)
+        read = [(*gram.read(stream, self.kind), gram.where) for gram in self.grams]
+        grams = [Shrunk.of(dense(gram), unit, where, self.shrink) for gram, unit, where in read]
+        return grams, shrunk_total(grams, self.weights, stream.job.name)
 
-    def tile(self, place: range, values: list[Tensor], known: tuple[list[Tensor], Tensor]) -> Tensor:
+    def tile(self, place: range, values: list[Tensor], known: tuple[list[Shrunk], DenseTotal]) -> Tensor:
         """The rows of a tile."""
-        grams, root = known
-        first, *others = (value.double().view(-1, len(root)) for value in values)
+        grams, total = known
+        first, *others = (value.double().view(-1, len(total.matrix)) for value in values)
         rows = [torch.zeros_like(first), *(other.sub_(first) for other in others)]
-        return regmean_merge(rows, grams, self.weights, root).add_(first).float().flatten()
+        return regmean_merge(rows, grams, self.weights, total).add_(first).float().flatten()
 
 
 @dataclass

@@ -36,6 +36,11 @@ class LowRank:
         left, right = (a.float().mT, scaled.mT) if transposed else (scaled, a.float())
         return cls(left.contiguous(), right.contiguous())
 
+    @property
+    def nbytes(self) -> int:
+        """Of both factors."""
+        return self.left.nbytes + self.right.nbytes
+
     def add_to(self, place: range, tile: Tensor) -> Tensor:
         """Add the entries of a tile, in place; returns it as rows."""
         columns = self.right.shape[1]
@@ -50,6 +55,10 @@ def _weight(start: Tensor | None, place: range, values: list[Tensor]) -> Tensor:
     return start.flatten()[place.start : place.stop].to(torch.float32, copy=True)
 
 
+def _own(start: Tensor | None) -> int:
+    return 0 if start is None else start.nbytes
+
+
 @dataclass
 class AddLowRank(Rule):
     """W + sum of updates."""
@@ -58,6 +67,10 @@ class AddLowRank(Rule):
     start: Tensor | None = None
     """W, where the adapter brings its own."""
     by_rows: bool = field(default=True)
+
+    def kept(self) -> int:
+        """The factors, and a weight of the adapter's own."""
+        return sum(update.nbytes for update in self.updates) + _own(self.start)
 
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """The rows of a tile."""
@@ -84,6 +97,10 @@ class Dora(Rule):
     def __post_init__(self) -> None:
         """Count the pass over the columns."""
         self.passes = 2 if self.transposed else 1
+
+    def kept(self) -> int:
+        """The factors, the magnitudes, and a weight of the adapter's own."""
+        return self.update.nbytes + self.magnitude.nbytes + _own(self.start)
 
     def prepare(self, stream: "TensorStream") -> Tensor | None:
         """Factors m / norm of the columns, if outputs are columns."""
@@ -125,6 +142,10 @@ class Replace(Rule):
     value: Tensor
     passes: int = 0
 
+    def kept(self) -> int:
+        """The tensor."""
+        return self.value.nbytes
+
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """Its entries."""
         return self.value.flatten()[place.start : place.stop].float()
@@ -147,6 +168,10 @@ class OnUpdates(Rule):
         """Take over what the method needs."""
         self.passes = self.method.passes
         self.tiles = self.method.tiles + 2 * len(self.updates) + 1
+
+    def kept(self) -> int:
+        """The factors."""
+        return sum(update.nbytes for update in self.updates)
 
     def prepare(self, stream: "TensorStream") -> Any:
         """What the method must know about the updates."""

@@ -20,7 +20,7 @@ def render(plan: MergePlan) -> str:
         f"tensors    {len(draft.jobs)} ({kinds}) in {dtypes}",
         f"read       {_size(plan.bytes_read)} (all passes)",
         f"write      {_size(plan.bytes_written)} in {len(plan.shards)} file(s), {_size(plan.free_bytes)} free",
-        f"memory     {_size(estimate.memory_bytes)} of buffers, {plan.threads} threads",
+        f"memory     {_size(estimate.memory_bytes)} beside the libraries, {plan.threads} threads",
         *_held(plan),
         f"time       about {estimate.seconds:.0f} s: {estimate.basis}",
         f"tokenizer  {draft.tokenizer}",

@@ -44,6 +44,10 @@ class Rule:
         """Bytes that are held while the tensor is made, besides blocks and tiles."""
         return 0
 
+    def kept(self) -> int:
+        """Bytes of what the rule itself has in memory from the plan on, such as an adapter's factors."""
+        return 0
+
     def operations(self, shape: tuple[int, ...]) -> float:
         """Floating-point operations where they outweigh reading, for an estimate of the time."""
         return 0.0

@@ -2,8 +2,8 @@
 
 A tile is a fixed range of entries that depends on the shape alone, never on block size or threads. Every rule works
 tile by tile, and everything random or summed belongs to a tile, so that any block size and any number of threads give
-the same bytes. Every operation on a tile has a fixed cost, and threads pass the interpreter's lock at each: with 2^16
-entries, which fit into a core's cache, two threads merge a checkpoint of 2.2 GB in 2.5 s, with 2^19 in 1.5.
+the same bytes. Every operation on a tile has a fixed cost, at which threads pass the interpreter's lock, so a tile is
+larger than a core's cache (``benchmarks/merge_io``, table of tiles).
 """
 
 from collections.abc import Iterator

@@ -20,16 +20,15 @@ import torch
 from torch import Tensor
 
 from vlora.errors import ConfigError, IncompatibleAdaptersError
-from vlora.grams import Gram, product
-from vlora.merge.curvature.positive import cholesky
+from vlora.grams import product
 from vlora.merge.curvature.summed import weighted_sum
 from vlora.merge.curvature.total import DenseTotal
-from vlora.merge.curvature.unit import normalised_gram, unit_factor
+from vlora.merge.curvature.unit import unit_factor
 from vlora.merge.low_rank.algebra import concatenate, resolve_rank
 from vlora.merge.low_rank.recompress import pooled_precision, recompress
 from vlora.merge.update import LoraUpdate, MergedModule, present
 
-__all__ = ["regmean", "regmean_merge", "seen_gram", "shrunk_gram", "total_root"]
+__all__ = ["Shrunk", "regmean", "regmean_merge", "shrunk_total"]
 
 _JITTER = 1e-6
 
@@ -63,8 +62,8 @@ def regmean(
             "gradient_matching or task_arithmetic"
         )
     wanted = resolve_rank(updates, rank)
-    grams = [_Shrunk.of(u, shrink) for u in updates]
-    total = _total(grams, weights, updates[0].module)
+    grams = [_shrunk(u, shrink) for u in updates]
+    total = shrunk_total(grams, weights, updates[0].module)
     solved = total.solve(torch.cat([u.a @ g for u, g in zip(updates, grams, strict=True)]))
     moved = [
         replace(u, a=a, precision_a=None, precision_b=None)
@@ -76,48 +75,12 @@ def regmean(
     return MergedModule(merged, {"clamped_fraction": 0.0, **done.report, "curvature": "activations"})
 
 
-def regmean_merge(
-    tensors: Sequence[Tensor],
-    grams: Sequence[Tensor],
-    weights: Sequence[float],
-    root: Tensor | None = None,
-) -> Tensor:
-    """RegMean on plain weights of shape ``(m, n)``, or on some of their rows.
-
-    Args:
-        tensors: W_t.
-        grams: G_t of shape ``(n, n)``, used as they are.
-        weights: w_t > 0.
-        root: Cholesky factor of sum w G, see :func:`total_root`; made here if not given.
-    """
-    pulled = torch.zeros_like(tensors[0])
-    for weight, tensor, gram in zip(weights, tensors, grams, strict=True):
-        pulled.add_(product(tensor, gram), alpha=weight)
-    return torch.cholesky_solve(pulled.mT, total_root(grams, weights) if root is None else root).mT
-
-
-def shrunk_gram(gram: Tensor, shrink: float) -> Tensor:
-    """Shrink off-diagonal entries, a G + (1 - a) diag(G), with 1e-6 of the mean diagonal added to the diagonal."""
-    diagonal = gram.diagonal()
-    return shrink * gram + torch.diag((1 - shrink) * diagonal + _JITTER * diagonal.mean())
-
-
-def total_root(
-    grams: Sequence[Tensor],
-    weights: Sequence[float],
-    dtype: torch.dtype | None = None,
-    where: str = "a module",
-) -> Tensor:
-    """Cholesky factor of sum w G, in the Grams' precision if no other is asked for."""
-    total = torch.zeros_like(grams[0], dtype=dtype or grams[0].dtype)
-    for weight, gram in zip(weights, grams, strict=True):
-        total.add_(gram, alpha=weight)
-    return cholesky(total, where, "lower shrink")
-
-
 @dataclass(frozen=True)
-class _Shrunk:
-    """:func:`shrunk_gram` of a Gram of mean diagonal 1 for products: the matrix stays as it is stored."""
+class Shrunk:
+    """a G + (1 - a) diag(G) + 1e-6 I for a Gram of mean diagonal 1; ``rows @ gram`` is the product.
+
+    The matrix stays as it is stored: at 4096 inputs a copy takes 128 MiB.
+    """
 
     gram: Tensor
     factor: float
@@ -126,13 +89,23 @@ class _Shrunk:
     """What the diagonal has besides, shape ``(n,)``."""
 
     @classmethod
-    def of(cls, update: LoraUpdate, shrink: float) -> "_Shrunk":
-        """Of an update's inputs."""
-        gram, where = _gram(update), f"{update.adapter!r} in {update.module}"
-        unit = unit_factor(gram, where)
-        diagonal = unit * gram.diagonal()
+    def of(cls, gram: Tensor, unit: float, where: str, shrink: float) -> "Shrunk":
+        """From a Gram as it is stored.
+
+        Args:
+            gram: Shape ``(n, n)``.
+            unit: What gives it mean diagonal 1, see :func:`vlora.merge.curvature.unit.unit_factor`.
+            where: Adapter and module, for the message.
+            shrink: a, in [0, 1].
+
+        Raises:
+            IncompatibleAdaptersError: It is zero: no input was ever seen.
+        """
+        diagonal = unit * gram.diagonal().double()
         if not diagonal.any():
-            raise _unseen(where)
+            raise IncompatibleAdaptersError(
+                f"the activation Gram of {where} is zero; gather it on data of the task"
+            )
         return cls(gram, shrink * unit, (1 - shrink) * diagonal + _JITTER)
 
     def __rmatmul__(self, rows: Tensor) -> Tensor:
@@ -140,13 +113,35 @@ class _Shrunk:
         return product(rows, self.gram).mul_(self.factor).add_(rows * self.diagonal)
 
 
-def _total(grams: Sequence[_Shrunk], weights: Sequence[float], where: str) -> DenseTotal:
-    """The sum of the w G."""
+def shrunk_total(grams: Sequence[Shrunk], weights: Sequence[float], where: str) -> DenseTotal:
+    """The sum of the w_t G_t, in double precision."""
     scaled = [weight * gram.factor for weight, gram in zip(weights, grams, strict=True)]
-    total = weighted_sum([gram.gram for gram in grams], scaled)
+    total = weighted_sum([gram.gram for gram in grams], scaled, torch.float64)
     for weight, gram in zip(weights, grams, strict=True):
         total.diagonal().add_(gram.diagonal, alpha=weight)
     return DenseTotal(total, where, "lower shrink")
+
+
+def regmean_merge(
+    tensors: Sequence[Tensor], grams: Sequence[Shrunk], weights: Sequence[float], total: DenseTotal
+) -> Tensor:
+    """RegMean on plain weights of shape ``(m, n)``, or on some of their rows.
+
+    Args:
+        tensors: W_t.
+        grams: G_t of size n.
+        weights: w_t > 0.
+        total: :func:`shrunk_total` of these.
+    """
+    pulled = torch.zeros_like(tensors[0])
+    for weight, tensor, gram in zip(weights, tensors, grams, strict=True):
+        pulled.add_(tensor @ gram, alpha=weight)
+    return total.solve(pulled)
+
+
+def _shrunk(update: LoraUpdate, shrink: float) -> Shrunk:
+    gram, where = _gram(update), f"{update.adapter!r} in {update.module}"
+    return Shrunk.of(gram, unit_factor(gram, where), where, shrink)
 
 
 def _gram(update: LoraUpdate) -> Tensor:
@@ -164,15 +159,3 @@ def _gram(update: LoraUpdate) -> Tensor:
             "belongs to another adapter"
         )
     return gram
-
-
-def seen_gram(gram: Gram, where: str) -> Tensor:
-    """A Gram of mean diagonal 1, refused if no input was ever seen."""
-    found = normalised_gram(gram, where)
-    if not found.any():
-        raise _unseen(where)
-    return found
-
-
-def _unseen(where: str) -> IncompatibleAdaptersError:
-    return IncompatibleAdaptersError(f"the activation Gram of {where} is zero; gather it on data of the task")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from vlora.errors import CheckpointError, ConfigError, IncompatibleAdaptersError
 from vlora.merge import merge_adapters
+from vlora.merge.checkpoints import make_plan
 from vlora.merge.checkpoints.masks import MaskSource
 from vlora.posterior import Posterior
 from vlora.posterior.hashing import fingerprint_weights, tensors_sha256
@@ -254,3 +255,14 @@ def test_commits_of_the_base_and_of_adapters_are_in_the_card(tmp_path):
     )
     inputs = json.loads((whole / "merge.json").read_text())["inputs"]
     assert {source["role"]: source["revision"] for source in inputs} == {"base": first, "model": None}
+
+
+def test_a_plan_counts_the_factors_that_stay_in_memory(tmp_path):
+    base = save_model(tmp_path / "base", llama())
+    adapter = lora(tmp_path / "adapter", llama(), r=8, modules_to_save=["lm_head"])
+    plan = make_plan(
+        settings(tmp_path / "out", into="model", base_model=str(base), adapters=[{"path": str(adapter)}])
+    )
+    own = sum(value.numel() * 4 for value in Posterior.from_pretrained(adapter).mean.values())
+    assert sum(job.rule.kept() for job in plan.draft.jobs) == own
+    assert plan.estimate.memory_bytes > own

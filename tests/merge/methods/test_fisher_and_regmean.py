@@ -11,8 +11,13 @@ from vlora.errors import ConfigError, IncompatibleAdaptersError
 from vlora.merge.curvature.lift import pull_back
 from vlora.merge.methods.fisher import fisher, fisher_merge
 from vlora.merge.methods.linear import linear
-from vlora.merge.methods.regmean import regmean, regmean_merge, shrunk_gram
+from vlora.merge.methods.regmean import Shrunk, regmean, regmean_merge, shrunk_total
 from vlora.merge.update import LoraUpdate
+
+
+def shrunk_gram(unit, shrink):
+    """The paper's a G + (1 - a) diag(G), and 1e-6 on the diagonal, written out."""
+    return shrink * unit + torch.diag((1 - shrink) * unit.diagonal()) + 1e-6 * torch.eye(len(unit)).to(unit)
 
 
 def separable_update(seed, m=7, n=9, r=2):
@@ -116,8 +121,9 @@ class TestRegMean:
         stacked = torch.cat([inputs[0], 2.0**0.5 * inputs[1]])
         outputs = torch.cat([inputs[0] @ weights[0].mT, 2.0**0.5 * inputs[1] @ weights[1].mT])
         expected = torch.linalg.lstsq(stacked, outputs).solution.mT
-        grams = [x.mT @ x for x in inputs]
-        torch.testing.assert_close(regmean_merge(weights, grams, [1.0, 2.0]), expected)
+        grams = [Shrunk(x.mT @ x, 1.0, torch.zeros(9).double()) for x in inputs]
+        total = shrunk_total(grams, [1.0, 2.0], "a module")
+        torch.testing.assert_close(regmean_merge(weights, grams, [1.0, 2.0], total), expected)
 
     @pytest.mark.parametrize("shrink", [0.0, 0.9, 1.0])
     def test_factors_give_the_dense_formula(self, shrink):
@@ -144,12 +150,14 @@ class TestRegMean:
         found = regmean(updates, [1.0, 1.0], rank="lossless").update.delta()
         assert (found - expected).norm() < 1e-7 * expected.norm()
 
-    def test_the_shrunk_gram(self):
-        g = gram(4, 1)
-        found = shrunk_gram(g, 0.9)
-        expected = 0.9 * g + 0.1 * torch.diag(g.diagonal())
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        assert torch.linalg.eigvalsh(shrunk_gram(torch.diag(torch.tensor([1.0, 0.0])), 1.0)).min() > 0
+    def test_a_shrunk_gram_is_the_product_with_the_matrix_written_out(self):
+        g, rows = gram(4, 1), rand(3, 4, seed=2)
+        unit = 1 / g.diagonal().mean().item()
+        torch.testing.assert_close(rows @ Shrunk.of(g, unit, "here", 0.9), rows @ shrunk_gram(unit * g, 0.9))
+        stored = Shrunk.of(g.float(), unit, "here", 0.9)
+        torch.testing.assert_close(rows @ stored, rows @ shrunk_gram(unit * g.float().double(), 0.9))
+        dead = Shrunk.of(torch.diag(torch.tensor([2.0, 0.0])).double(), 1.0, "here", 1.0)
+        assert torch.linalg.eigvalsh(torch.eye(2).double() @ dead).min() > 0
 
     def test_it_fits_the_outputs_better_than_the_mean(self):
         pairs = [with_inputs(1), with_inputs(20)]
