@@ -13,6 +13,7 @@ from vlora.merge.methods import get_method
 from vlora.merge.options import (
     OPTIONS,
     check_ancestor_options,
+    check_keep_options,
     check_module_options,
     check_option,
     check_rank,
@@ -109,6 +110,12 @@ class MethodOptions:
     prior: str | None = None
     """``gradient_matching`` of adapters: safetensors file, or curvature or posterior folder, with the prior's precision
     per module (:mod:`vlora.merge.adapters.prior`), which ``tau`` multiplies; isotropic if not given."""
+    keep: str | None = None
+    """``gradient_matching``: ``curvature.safetensors`` of the base model on inputs that it is to go on serving well, as
+    ``vlora curvature`` writes it, or a folder that has one: draws the merge towards the base where that is sure
+    (:mod:`vlora.merge.adapters.keep`)."""
+    keep_weight: float | None = None
+    """How much ``keep`` counts, as an adapter's weight does; 1 if not given, 0 for not at all."""
     ancestor: str | None = None
     """``gradient_matching`` of adapters: posterior folder that all of them went on from; their natural parameters are
     then summed relative to it (curvature ``sites``), in its rank (:mod:`vlora.merge.methods.lineage`)."""
@@ -139,8 +146,8 @@ class MethodOptions:
     shrink: float | None = None
     """``regmean``: factor on the off-diagonal entries of the Grams; .9 if not given."""
     module_options: dict[str, dict[str, float | list[float]]] = field(default_factory=dict)
-    """Option (``density``, ``epsilon``, ``scale``, ``tau`` or ``shrink``) -> regular expression -> its value, or
-    gradient over the layers, in the modules whose name it matches; the first that matches counts."""
+    """Option (``density``, ``epsilon``, ``scale``, ``tau``, ``shrink`` or ``keep_weight``) -> regular expression -> its
+    value, or gradient over the layers, in the modules whose name it matches; the first that matches counts."""
     num_layers: int | None = None
     """Layers of the model, for gradients; as many as the modules show (or the base's config says) if not given."""
 
@@ -148,6 +155,16 @@ class MethodOptions:
         """Method options that were given."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in OPTIONS}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the base model has a say anywhere."""
+        weighted = "keep_weight" in self.module_options or self.keep_weight is None or self.keep_weight > 0
+        return self.keep is not None and weighted
+
+    def files(self) -> list[str]:
+        """What is read beside adapters and models: ancestor, prior and keep."""
+        return [path for path in (self.ancestor, self.prior, self.keep) if path]
 
     def check_options(self, method: str, known: Sequence[str]) -> None:
         """Refuse options that the method does not have, and values that they cannot have.
@@ -163,6 +180,7 @@ class MethodOptions:
             check_option(option, value)
         check_module_options(self.module_options, method, known)
         check_ancestor_options(self.options(), self.module_options)
+        check_keep_options(self.options(), self.module_options)
         if self.num_layers is not None and self.num_layers < 1:
             raise ConfigError(f"num_layers must be at least 1, got {self.num_layers}")
 

@@ -13,13 +13,20 @@ from vlora.merge.adapters.assemble import MergedTensors, assemble, merged_curvat
 from vlora.merge.adapters.compatibility import check_adapter, check_together
 from vlora.merge.adapters.full_tensors import merge_full, merge_full_lineage
 from vlora.merge.adapters.identities import check_before, check_written
+from vlora.merge.adapters.keep import read_keep
 from vlora.merge.adapters.prior import read_prior
 from vlora.merge.adapters.reading import Inputs, read_inputs
 from vlora.merge.config import distinct
 from vlora.merge.curvature.positive import check_definite
 from vlora.merge.layers import OptionsByModule, Setting, count_layers
 from vlora.merge.methods import Method, get_method
-from vlora.merge.options import check_ancestor_options, check_module_options, check_option, check_rank
+from vlora.merge.options import (
+    check_ancestor_options,
+    check_keep_options,
+    check_module_options,
+    check_option,
+    check_rank,
+)
 from vlora.merge.report.conflict import total_conflict
 from vlora.merge.report.report import MergeReport, describe_module, merge_notes
 from vlora.merge.report.sensitivity import Sensitivity, sampled
@@ -92,6 +99,7 @@ def merge_with_report(
     check_rank(rank)
     ancestor = None if options.get("ancestor") is None else read_ancestor(options["ancestor"])
     check_ancestor_options(options, module_options or {})
+    check_keep_options(options, module_options or {})
     for posterior, name in zip(posteriors, names, strict=True):
         check_adapter(posterior, name, ancestor=ancestor is not None)
     check_together(posteriors, names, base_model)
@@ -113,7 +121,7 @@ def merge_with_report(
     found = [*inputs.modules, *inputs.full_keys]
     checked.check_patterns(found, names)
     layers = count_layers(found) if num_layers is None else num_layers
-    applied = _with_prior(options, report)
+    applied = _with_files(options, report)
     checked, settings = checked.over(found, layers), OptionsByModule(applied, patterns, layers)
     settings.check_patterns(inputs.modules)
     if verify:
@@ -192,6 +200,8 @@ def _is_identity(method: Method, weights: Weights, rank: str | float, options: M
         or not isinstance(rank, str)
         or "task_rank" in options
         or options.get("ancestor") is not None
+        or options.get("keep") is not None
+        and options.get("keep_weight", 1.0) > 0
     ):
         return False
     weight = weights.scalars[0]
@@ -245,11 +255,14 @@ def _with_ancestor(
     return (updates, weights) if start is None else ([start, *updates], [1.0, *weights])
 
 
-def _with_prior(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:
-    """Options as the method takes them: the file of the prior in place of its path, the ancestor in the updates."""
-    options = {name: value for name, value in options.items() if name != "ancestor"}
-    if options.get("prior") is None:
-        return options
-    found = read_prior(options["prior"])
-    report.prior.update(path=found.path, sha256=found.sha256)
-    return {**options, "prior": found}
+def _with_files(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:
+    """Options as the method takes them: files of Grams in place of their paths, the ancestor in the updates."""
+    given = {name: value for name, value in options.items() if name != "ancestor" and value is not None}
+    if "prior" in given:
+        given["prior"] = prior = read_prior(given["prior"])
+        report.prior.update(path=prior.path, sha256=prior.sha256)
+    if "keep" in given:
+        given["keep"] = keep = read_keep(given["keep"])
+        weight = given.get("keep_weight", 1.0)
+        report.keep.update(path=keep.path, sha256=keep.sha256, weight=weight)
+    return given

@@ -15,6 +15,7 @@ __all__ = [
     "OPTIONS",
     "Option",
     "check_ancestor_options",
+    "check_keep_options",
     "check_module_options",
     "check_option",
     "check_rank",
@@ -48,6 +49,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "prior": Option(
         lambda v: isinstance(v, str) and bool(v), "a path", "file or folder with the prior's precision"
+    ),
+    "keep": Option(
+        lambda v: isinstance(v, str) and bool(v), "a path", "file or folder with what the base is to keep"
+    ),
+    "keep_weight": Option(
+        lambda v: _number(v) and 0 <= v < float("inf"), ">= 0", "how much keep counts, in adapters"
     ),
     "ancestor": Option(
         lambda v: isinstance(v, Posterior) or isinstance(v, str) and bool(v),
@@ -93,7 +100,7 @@ OPTIONS: dict[str, Option] = {
     ),
 }
 """Name -> option."""
-BY_MODULE = ("density", "epsilon", "scale", "tau", "shrink")
+BY_MODULE = ("density", "epsilon", "scale", "tau", "shrink", "keep_weight")
 """Options that may differ between modules."""
 
 
@@ -126,6 +133,30 @@ def check_ancestor_options(
         raise ConfigError("scale would scale the ancestor too; give the adapters weights instead")
     if options.get("prior") is not None:
         raise ConfigError("the ancestor is the prior of the merge; leave prior out")
+    if options.get("keep") is not None:
+        raise ConfigError("runs of one ancestor are summed by sites, which keep cannot enter; leave keep out")
+
+
+def check_keep_options(
+    options: Mapping[str, Any], module_options: Mapping[str, Mapping[str, Setting]]
+) -> None:
+    """Refuse a weight of nothing, and curvatures that what the base is to keep cannot stand beside.
+
+    Raises:
+        ConfigError: Which option, and the cure.
+    """
+    if options.get("keep") is None:
+        if options.get("keep_weight") is not None or "keep_weight" in module_options:
+            raise ConfigError(
+                "keep_weight is the weight of keep, which is not given; name the curvature of the base under keep "
+                "(vlora curvature writes it)"
+            )
+        return
+    if options.get("curvature") in ("sites", "isotropic"):
+        raise ConfigError(
+            f"keep goes with curvature: kronecker or separable (or auto), got {options['curvature']}: there is nothing "
+            "that it could be weighed against; leave one of the two out"
+        )
 
 
 def check_module_options(

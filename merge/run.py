@@ -44,7 +44,7 @@ def run_merge(config: MergeConfig, page: Page | None = None) -> Path:
         VloraError: Anything that does not fit, in one line; nothing is written then.
     """
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
-    check_apart(output, [*(source.path for source in config.adapters), config.ancestor or ""])
+    check_apart(output, [*(source.path for source in config.adapters), *config.files()])
     loaded = tqdm(config.adapters, desc="read adapters", file=sys.stderr, disable=None)
     opened = [open_adapter(source.path, source.revision) for source in loaded]
     adapters = [replace(s, revision=commit) for s, (_, commit) in zip(config.adapters, opened, strict=True)]

@@ -64,10 +64,11 @@ merge_app = typer.Typer(
     fisher             average weighted by h: normalise
     regmean            least squares on activations: shrink
     mats               K-FAC of both sides by conjugate gradients: tau, scale, steps
-    gradient_matching  weighted by curvature (the default): tau, prior, scale, curvature, negative, ancestor
+    gradient_matching  by curvature (default): tau, prior, keep, keep_weight, scale, curvature, negative, ancestor
 
     space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.
     negative: negate | remove. prior: a file or folder with the prior's precision per module.
+    keep: curvature of the base on what it is to go on serving well (vlora curvature), with keep_weight (1).
     ancestor: the posterior folder that all adapters went on from (`start` of `vlora train`).
     """,
 )

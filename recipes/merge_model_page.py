@@ -20,7 +20,11 @@ _MAPS = {
     "clamped": (None, "Share that was clamped: paper is 0, full colour is the largest of this merge."),
 }
 _ELSEWHERE = ("models", "adapters", "tokenizer", "method", "base_model", "into", "verify")
-_DIGESTS = {"weights_fingerprint": "fingerprint", "mean_sha256": "SHA-256 of tensors"}
+_DIGESTS = {
+    "weights_fingerprint": "fingerprint",
+    "mean_sha256": "SHA-256 of tensors",
+    "sha256": "SHA-256 of Grams",
+}
 
 
 def model_merge_page(content: Mapping[str, Any], findings: Rows) -> str:

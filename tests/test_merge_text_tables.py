@@ -77,7 +77,7 @@ def test_a_prior_stands_beside_the_isotropic_one_at_the_same_tau():
         arms[table.ISOTROPIC.format(tau)] = {"default": scores(3.0 + tau)}
         arms[table.OF_STORIES.format(tau)] = {"default": scores(3.3 + tau, stories=1.5)}
     for weight in table.WEIGHTS:
-        arms[table.AS_ADAPTER.format(weight)] = {"default": scores(3.5)}
+        arms[table.KEPT.format(weight)] = {"default": scores(3.5)}
     lines = table.prior_table([{**record(0), "arms": arms}, {**record(1), "arms": arms}]).splitlines()
     assert lines[0].endswith("| mean, minus isotropic | stories, minus isotropic |")
     assert lines[2].startswith("| no adapter | 5.000 |") and lines[3].startswith(
@@ -87,5 +87,5 @@ def test_a_prior_stands_beside_the_isotropic_one_at_the_same_tau():
         "| prior of stories, tau 0.3 | 3.600 | 3.000 | 3.000 | 3.200 | 1.100 | 1.500 "
         "| +0.100 [+0.100, +0.100] | -0.500 [-0.500, -0.500] |"
     )
-    assert lines[12].startswith("| stories as an adapter without update, weight 1 | 3.500 |")
+    assert lines[12].startswith("| stories kept, weight 1 | 3.500 |")
     assert "| +0.067 [" in lines[12]

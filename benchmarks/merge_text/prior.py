@@ -1,34 +1,32 @@
 """Curvature of the base model's own text in a merge: does it keep what the base could do, and at which cost?
 
 P holds the input Grams of the base model, without any adapter, on stories that are neither trained nor tested on. It
-can enter gradient matching in two ways:
+can enter gradient matching in two ways of ``vlora merge``:
 
-    as the prior   H_0 = tau P:  X (tau P + sum_t G_t) = sum_t W_t (tau P + G_t)     ``prior: PATH`` of ``vlora merge``
-    as an adapter  W_0 = 0, G_0 = P:  X (tau I + w P + sum_t G_t) = sum_t W_t (tau I + G_t)
+    prior: PATH   X (tau P + sum_t G_t) = sum_t W_t (tau P + G_t)
+    keep: PATH    X (tau I + w P + sum_t G_t) = sum_t W_t (tau I + G_t)      w: ``keep_weight``
 
 The prior stands on both sides: where P is large the first gives the sum of the updates, as every adapter is taken to
 have had that prior. Only the second draws the merge towards the base there. Isotropic priors of the same tau stand
 beside the first.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from benchmarks.merge_text.adapters import batches
 from benchmarks.merge_text.arms import Bench
 from benchmarks.merge_text.texts import STORIES, TEXTS
 
-__all__ = ["AS_ADAPTER", "ISOTROPIC", "OF_STORIES", "TAUS", "WEIGHTS", "with_prior"]
+__all__ = ["ISOTROPIC", "KEPT", "OF_STORIES", "TAUS", "WEIGHTS", "with_prior"]
 
 TAUS = (0.3, 1.0, 3.0, 10.0)
 """The default first."""
 OF_STORIES, ISOTROPIC = "prior of stories, tau {:g}", "isotropic prior, tau {:g}"
 WEIGHTS = (1.0, 3.0)
-AS_ADAPTER = "stories as an adapter without update, weight {:g}"
+KEPT = "stories kept, weight {:g}"
 
 
 def with_prior(bench: Bench, seed: int) -> dict[str, Any]:
@@ -42,12 +40,16 @@ def with_prior(bench: Bench, seed: int) -> dict[str, Any]:
             place = bench.work / f"prior_{seed}" / name.format(tau).replace(" ", "_").replace(",", "")
             keys = {"method": "gradient_matching", "curvature": "kronecker", "tau": tau, **more}
             models[name.format(tau)] = bench.merged(place, sources, **keys)
-    base = _without_update(bench, next(iter(own.values())))
     for weight in WEIGHTS:
-        name = AS_ADAPTER.format(weight)
+        name = KEPT.format(weight)
         place = bench.work / f"prior_{seed}" / name.replace(" ", "_").replace(",", "")
-        more = [*sources, {"path": str(base), "weight": weight}]
-        models[name] = bench.merged(place, more, method="gradient_matching", curvature="kronecker")
+        keys = {
+            "method": "gradient_matching",
+            "curvature": "kronecker",
+            "keep": str(file),
+            "keep_weight": weight,
+        }
+        models[name] = bench.merged(place, sources, **keys)
     test = bench.scores({**models, "base": "base", **own}, "test", bench.work / f"prior_{seed}" / "test")
     return {
         "seed": seed,
@@ -55,19 +57,6 @@ def with_prior(bench: Bench, seed: int) -> dict[str, Any]:
         "no adapter": test["base"],
         "single": {text: test[text] for text in TEXTS},
     }
-
-
-def _without_update(bench: Bench, adapter: Path) -> Path:
-    """An adapter with B = 0 whose Grams are those of the stories: the base model, as something to be merged."""
-    from vlora.posterior import Posterior
-
-    place = bench.work / "prior" / "no_update"
-    if not place.exists():
-        like = Posterior.from_pretrained(adapter)
-        mean = {key: torch.zeros_like(v) if ".lora_B." in key else v for key, v in like.mean.items()}
-        grams = {f"base_model.model.{key}": value for key, value in load_file(stories_prior(bench)).items()}
-        replace(like, mean=mean, hess={}, curvature=grams).save_pretrained(place)
-    return place
 
 
 def stories_prior(bench: Bench) -> Path:

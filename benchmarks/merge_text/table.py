@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.merge_text.prior import AS_ADAPTER, ISOTROPIC, OF_STORIES, TAUS, WEIGHTS
+from benchmarks.merge_text.prior import ISOTROPIC, KEPT, OF_STORIES, TAUS, WEIGHTS
 from benchmarks.merge_text.texts import STORIES, TEXTS
 from benchmarks.posterior_quality.table import load
 from benchmarks.readme_table import interval, markdown, write_tables
@@ -119,7 +119,7 @@ def prior_table(records: Records) -> str:
         for name, get in (("no adapter", lambda record: record["no adapter"]), ("single adapters", single))
     ]
     pairs = [(ISOTROPIC.format(tau), OF_STORIES.format(tau)) for tau in TAUS]
-    pairs += [(ISOTROPIC.format(TAUS[0]), AS_ADAPTER.format(weight)) for weight in WEIGHTS]
+    pairs += [(ISOTROPIC.format(TAUS[0]), KEPT.format(weight)) for weight in WEIGHTS]
     for number, (isotropic, name) in enumerate(pairs):
         plain, stories = ([record["arms"][arm]["default"] for record in records] for arm in (isotropic, name))
         if number < len(TAUS):

@@ -1,6 +1,6 @@
 """Golden identities, run on the actual inputs before anything is written.
 
-    single        the method on one adapter of weight 1 gives that adapter back (times ``scale``)
+    single        the method on one adapter of weight 1 gives that adapter back (times ``scale``; without ``keep``)
     linear        the merged sum equals sum_t w_t s_t B_t A_t, and the mean that divided by sum_t w_t
     permutation   the order of the inputs changes nothing
     written       the factors as PEFT will read them, rank, alpha and dtype included, are the update that was computed
@@ -36,6 +36,8 @@ TOLERANCE = 1e-6
 """Largest relative difference that passes for arithmetic in double precision; most methods stay below 1e-12, the rest
 is room for iterative ones."""
 _STORED_STEPS = 8.0  # of the stored dtype's precision: each factor is rounded once
+
+_DRAWN = ("keep", "keep_weight")  # with them a single adapter is drawn to the base
 
 Result = dict[str, Any]
 Merge = Callable[[Sequence[LoraUpdate], Sequence[float]], LoraUpdate]
@@ -107,7 +109,7 @@ def _single(inputs: Inputs, modules: Sequence[str], method: Method, settings: Op
         return "this method changes a single adapter"
     errors = {}
     for module in modules:
-        options = settings.of(module)
+        options = {name: value for name, value in settings.of(module).items() if name not in _DRAWN}
         factor = options.get("scale", 1.0) if method.single == "sum" else 1.0
         for update in present(inputs.updates(module), [1.0] * len(inputs.posteriors))[0]:
             done = method.function([update], [1.0], rank="keep", **options).update

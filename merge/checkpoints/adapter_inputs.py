@@ -10,6 +10,7 @@ from torch import Tensor
 from vlora.errors import IncompatibleAdaptersError
 from vlora.merge.adapters.ancestor import check_lineage, read_ancestor
 from vlora.merge.adapters.compatibility import check_adapter, check_together
+from vlora.merge.adapters.keep import read_keep
 from vlora.merge.adapters.opening import open_adapter
 from vlora.merge.checkpoints.config import MODEL_METHODS, ModelMergeConfig
 from vlora.merge.checkpoints.draft import Draft, layer_count
@@ -85,6 +86,8 @@ def read_adapters(
     check_together([part.posterior for part in parts], names)
     if config.ancestor is not None:
         _check_lineage(config, draft, parts)
+    if config.keep is not None:
+        _add_keep(config.keep, config, draft)
     if any(part.magnitudes or part.biases for part in parts):
         return [_alone(config, parts)]
     weights = check_weights(group_weights(config.adapters), len(parts), group_module_weights(config.adapters))
@@ -105,6 +108,16 @@ def _check_lineage(config: ModelMergeConfig, draft: Draft, parts: list[AdapterPa
     draft.sources.append(
         {"name": "ancestor", "role": "ancestor", "path": ancestor.path, "mean_sha256": ancestor.sha256}
     )
+
+
+def _add_keep(path: str, config: ModelMergeConfig, draft: Draft) -> None:
+    """What the base is to keep, in the lineage."""
+    found = read_keep(path)
+    draft.source_files.append(())
+    draft.sources.append(
+        {"name": "keep", "role": "keep", "path": found.path, "sha256": found.sha256,
+         "weight": 1.0 if config.keep_weight is None else config.keep_weight}
+    )  # fmt: skip
 
 
 def _merged(
@@ -159,6 +172,11 @@ def _alone(config: ModelMergeConfig, parts: list[AdapterPart]) -> AdapterPart:
         raise IncompatibleAdaptersError(
             f"{special.name!r} was trained with {kind}, which changes the base in its own way: several adapters "
             "cannot be merged with it exactly; merge it into the base alone, then the others into the result"
+        )
+    if config.keeps:
+        raise IncompatibleAdaptersError(
+            f"{special.name!r} was trained with {kind}, whose change of the base no curvature can be weighed against; "
+            "leave keep out"
         )
     source = config.adapters[0]
     if (

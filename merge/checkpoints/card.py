@@ -105,4 +105,5 @@ def _hashed(draft: Draft) -> list[dict[str, Any]]:
 
 
 def _digest(source: dict[str, Any]) -> str:
-    return str(source.get("weights_fingerprint") or source.get("mean_sha256") or "")[:16]
+    names = ("weights_fingerprint", "mean_sha256", "sha256")
+    return str(next((source[name] for name in names if source.get(name)), ""))[:16]

@@ -27,7 +27,7 @@ MODEL_METHODS: dict[str, tuple[str, ...]] = {
     "iso_c": ("scale",),
     "regmean": ("shrink",),
     "mats": ("tau", "scale", "steps"),
-    "gradient_matching": ("tau", "scale", "curvature", "negative"),
+    "gradient_matching": ("tau", "keep", "keep_weight", "scale", "curvature", "negative"),
 }
 """Methods for whole checkpoints -> their options."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlora.errors import CheckpointError
+from vlora.errors import CheckpointError, ConfigError
 from vlora.grams import Gram, stored_gram
 from vlora.merge.checkpoints.adapter_keys import base_key, is_conv1d, plain_name
 from vlora.merge.checkpoints.headers import Checkpoint, TensorEntry, read_header
@@ -34,6 +34,7 @@ NEEDS_GRAMS = {
 }
 """Methods with curvature -> the Grams of a layer that they take."""
 _KEY = re.compile(r"(.+)\.((?:input|output|activation)_gram)(\.vectors|\.values|\.tail)?")
+_KEEP = "keep"
 _SIDES = {"input_gram": 1, "activation_gram": 1, "output_gram": 0}
 
 
@@ -90,6 +91,8 @@ class CurvatureFiles:
     """Grams that the method needs."""
     known: Mapping[str, Mapping[str, ModuleGrams]]
     """Model -> tensor -> Grams."""
+    kept: Mapping[str, ModuleGrams] | None = None
+    """Tensor -> what the base is to keep; None without ``keep``."""
     problems: list[str] = field(default_factory=list)
     _lacking: dict[str, list[str]] = field(default_factory=dict)
 
@@ -117,6 +120,19 @@ class CurvatureFiles:
             else:
                 found.append(given)
         return tuple(found) if len(found) == len(models) else ()
+
+    def kept_of(self, key: str, shape: tuple[int, ...]) -> ModuleGrams | None:
+        """What the base is to keep of a tensor that all models have Grams of; None without ``keep``."""
+        if self.kept is None:
+            return None
+        found = self.kept.get(key)
+        if found is None or found.size("input_gram") is None:
+            self._lacking.setdefault(_KEEP, []).append(key)
+        elif not _fits(found, ("input_gram",), shape):
+            self.problems.append(
+                f"keep has {found.size('input_gram')} rows as input_gram of {key} {shape}; is it of this base model?"
+            )
+        return found
 
     def all_problems(self) -> list[str]:
         """What stands in the way, one sentence per model and kind of fault."""
@@ -157,7 +173,9 @@ def draft_curvature(
     }
     missing = [name for name, path in paths.items() if path is None]
     if missing:
-        optional = draft.method == "gradient_matching" and config.curvature != "kronecker"
+        optional = (
+            draft.method == "gradient_matching" and config.curvature != "kronecker" and not config.keeps
+        )
         if optional and len(missing) == len(paths):
             draft.notes.append(
                 f"no model has a {CURVATURE}: without curvature gradient matching is the weighted sum; gather it with "
@@ -177,7 +195,24 @@ def draft_curvature(
             held = {entry.name: entry for entry in entries}
             found = Checkpoint(f"curvature of {name}", path.parent, held, {path.name: digest})
             draft.add_checkpoint(found, "curvature", str(path), None)
-    return CurvatureFiles(kinds, known) if not missing else None
+    return CurvatureFiles(kinds, known, _kept(config, draft, reference)) if not missing else None
+
+
+def _kept(config: "ModelMergeConfig", draft: "Draft", reference: Checkpoint) -> dict[str, ModuleGrams] | None:
+    """Tensor -> the Grams of what the base is to keep."""
+    if config.keep is None or not config.keeps:
+        return None
+    path = Path(config.keep).expanduser()
+    path = path / CURVATURE if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(
+            f"keep: no file or folder {config.keep} with {CURVATURE}; correct it, or leave keep out"
+        )
+    entries, digest = read_header(path)
+    found = Checkpoint(_KEEP, path.parent, {entry.name: entry for entry in entries}, {path.name: digest})
+    weight = 1.0 if config.keep_weight is None else config.keep_weight
+    draft.add_checkpoint(found, _KEEP, config.keep, None, weight=weight)
+    return _by_tensor(entries, path, _KEEP, reference.tensors, draft.config)
 
 
 def _path(folder: Path, given: str | None, name: str) -> Path | None:

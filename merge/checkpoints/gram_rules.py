@@ -62,17 +62,22 @@ class GramRows(Rule):
 
     def bytes_read(self, inputs: "Sequence[TensorEntry]") -> int:
         """The weights once, and the Grams."""
-        return super().bytes_read(inputs) + sum(gram.nbytes(self.kind) for gram in self.grams)
+        return super().bytes_read(inputs) + sum(gram.nbytes(self.kind) for gram in self.read_grams())
+
+    def read_grams(self) -> Sequence[ModuleGrams]:
+        """All Grams that are read."""
+        return self.grams
 
     def held(self, shape: tuple[int, ...]) -> int:
         """Grams as stored, their sum in double precision and its factor; of short Grams what their span takes."""
         n = shape[1]
-        kept = [gram.directions(self.kind) for gram in self.grams]
-        stored = sum(gram.nbytes(self.kind) for gram in self.grams)
+        grams = self.read_grams()
+        kept = [gram.directions(self.kind) for gram in grams]
+        stored = sum(gram.nbytes(self.kind) for gram in grams)
         if all(kept) and 2 * sum(k or 0 for k in kept) < n:
             span = sum(k or 0 for k in kept)
             return stored + 8 * (4 * n * span + 6 * span * span)
-        return 4 * n * n * len(self.grams) + (8 * 2 + 4) * n * n
+        return 4 * n * n * len(grams) + (8 * 2 + 4) * n * n
 
     def operations(self, shape: tuple[int, ...]) -> float:
         """A factorisation, and per row a product with every Gram and a refined solution."""
@@ -82,14 +87,21 @@ class GramRows(Rule):
 
 @dataclass
 class GradientMatching(GramRows):
-    """W_0 + scale * sum_t w_t (W_t - W_0) (G_t + tau I) (tau I + sum_t w_t G_t)^-1, the base first.
+    """W_0 + scale * sum_t w_t (W_t - W_0) (G_t + tau I) (tau I + w P + sum_t w_t G_t)^-1, the base first.
 
-    See :mod:`vlora.merge.methods.gradient_matching`; ``negative`` as there for Kronecker curvature.
+    See :mod:`vlora.merge.methods.gradient_matching`; ``negative`` and ``keep``, P, as there for Kronecker curvature.
     """
 
     tau: float = 0.3
     scale: float = 1.0
     negative: str = "negate"
+    keep: ModuleGrams | None = None
+    keep_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Leave out what has no weight."""
+        super().__post_init__()
+        self.keep = self.keep if self.keep_weight > 0 else None
 
     def prepare(self, stream: "TensorStream") -> _Curvature:
         """Read the Grams and add them up.
@@ -102,11 +114,24 @@ class GradientMatching(GramRows):
             [gram.to(torch.float64) if isinstance(gram, ShortGram) else gram for gram, _ in read],
             [factor for _, factor in read],
         )
-        total, clamped = total_curvature(
-            grams, factors, self._counts(), self.tau, stream.job.name, torch.float64
-        )
+        total, clamped = self._total(stream, grams, factors)
         check_definite(stream.job.name, clamped)
         return _Curvature(grams, factors, total, clamped)
+
+    def _total(
+        self, stream: "TensorStream", grams: Sequence[Gram], factors: Sequence[float]
+    ) -> tuple[Total, float]:
+        """The Grams of all models, and that of what the base is to keep."""
+        counts, grams, factors = self._counts(), [*grams], [*factors]
+        if self.keep is not None:
+            gram, factor = self.keep.read(stream, self.kind)
+            grams.append(gram.to(torch.float64) if isinstance(gram, ShortGram) else gram)
+            factors, counts = [*factors, factor], [*counts, self.keep_weight]
+        return total_curvature(grams, factors, counts, self.tau, stream.job.name, torch.float64)
+
+    def read_grams(self) -> Sequence[ModuleGrams]:
+        """Of all models, and of what the base is to keep."""
+        return [*self.grams, *([] if self.keep is None else [self.keep])]
 
     def findings(self, known: _Curvature) -> dict[str, Any]:
         """The clamped share, if any."""

@@ -166,7 +166,10 @@ class _Builder:
         matrix = maps is None and is_matrix(key, shape, self.draft.config)
         grams = () if self.curvature is None or maps else self.curvature.of(key, shape, names)
         weights, contents = [w for _, _, w in found], [m.content for m, _, _ in found]
-        case = Case(key, shape, weights, names, contents, from_base, matrix, grams, self._options(key))
+        options = self._options(key)
+        if options.pop("keep", None) and grams and self.curvature is not None:
+            options["keep"] = self.curvature.kept_of(key, shape)
+        case = Case(key, shape, weights, names, contents, from_base, matrix, grams, options)
         rule = rule_for(self.draft.method, case, case.options)
         dtype = output_dtype(reference, self.config.dtype)
         self.draft.jobs.append(TensorJob(key, dtype, shape, tuple(entries), rule, maps, case))

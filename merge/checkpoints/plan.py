@@ -145,7 +145,7 @@ def make_plan(config: ModelMergeConfig, dry: bool = False) -> MergePlan:
     """
     output = check_output_folder(config.output, MARKER, overwrite=config.overwrite)
     inputs = [config.base_model, *(source.path for source in (*config.models, *config.adapters))]
-    inputs.append(config.ancestor)
+    inputs += config.files()
     inputs += [path for model in config.models for path in (model.fisher, model.curvature)]
     check_apart(output, [path for path in inputs if path])
     draft = draft_models(config) if config.models else draft_adapters(config, dry)

@@ -10,6 +10,9 @@ so B stays as it is and the concatenation is exact. This is RegMean (Jin et al. 
 weights and a prior. Deviation: each G is scaled to mean diagonal 1 per adapter and module, because on the raw scale a
 better fitted adapter (smaller gradients) is outvoted. The output Gram S enters the recompression only:
 SVD of S^1/2 X G^1/2.
+
+What the base model is to keep, with the Gram P of its own inputs and the weight w (``keep``), is one more task whose
+update is zero: w P stands in the total beside tau I, and nowhere else.
 """
 
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram, dense, product
+from vlora.merge.curvature.kept import Kept, total_with
 from vlora.merge.curvature.summed import SummedMetric
 from vlora.merge.curvature.total import DenseTotal, SpanTotal, Total, total_curvature
 from vlora.merge.curvature.unit import unit_factor
@@ -58,7 +62,7 @@ def kronecker_merge(
 
 
 def kronecker_solution(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], tau: float
+    updates: Sequence[LoraUpdate], weights: Sequence[float], tau: float, keep: Kept | None = None
 ) -> tuple[LoraUpdate, float, Total]:
     """As :func:`kronecker_merge`, with the total curvature as third: the metric of a recompression.
 
@@ -68,7 +72,7 @@ def kronecker_solution(
     """
     factors = [_factor(u) for u in updates]
     grams = [_given(u) for u in updates]
-    total, clamped = total_curvature(grams, factors, weights, tau, updates[0].module)
+    total, clamped = total_with(keep, grams, factors, weights, tau, updates[0].module)
     pulled = [damped(u.a, g, f, tau) for u, g, f in zip(updates, grams, factors, strict=True)]
     solved = total.solve(torch.cat(pulled)).split([u.rank for u in updates])
     moved = [

@@ -4,7 +4,8 @@ With H_0 = tau I (x) P,
 
     X = sum_t (w_t s_t B_t) A_t',      A_t' = A_t (G_t + tau P) (tau P + sum_u w_u G_u)^-1
 
-as :mod:`vlora.merge.kronecker.closed_form` with tau P for tau I, all n x n matrices written out.
+as :mod:`vlora.merge.kronecker.closed_form` with tau P for tau I, all n x n matrices written out. What the base is to
+keep adds to the total alone, as there.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram, dense
-from vlora.merge.curvature.total import Total, total_curvature
+from vlora.merge.curvature.kept import Kept, total_with
+from vlora.merge.curvature.total import Total
 from vlora.merge.curvature.unit import normalised_gram
 from vlora.merge.kronecker.closed_form import kronecker_solution
 from vlora.merge.low_rank.algebra import concatenate
@@ -25,7 +27,11 @@ __all__ = ["solution_under_prior"]
 
 
 def solution_under_prior(
-    updates: Sequence[LoraUpdate], weights: Sequence[float], tau: float, prior: Gram | None
+    updates: Sequence[LoraUpdate],
+    weights: Sequence[float],
+    tau: float,
+    prior: Gram | None,
+    keep: Kept | None = None,
 ) -> tuple[LoraUpdate, float, Total]:
     """:func:`vlora.merge.kronecker.closed_form.kronecker_solution` with tau P; that itself where ``prior`` is None.
 
@@ -34,15 +40,17 @@ def solution_under_prior(
         weights: w_t per update.
         tau: Prior precision relative to the mean diagonal of a Gram, > 0.
         prior: P, positive definite with mean diagonal 1. Shape ``(n, n)``.
+        keep: What the base is to keep.
 
     Raises:
         IncompatibleAdaptersError: A Gram is missing, damaged, or of another size than the factors.
     """
     if prior is None:
-        return kronecker_solution(updates, weights, tau)
+        return kronecker_solution(updates, weights, tau, keep)
     base, where = tau * dense(prior), updates[0].module
     grams = [_unit(u) for u in updates]
-    total, clamped = total_curvature([base, *grams], [1.0] * (1 + len(grams)), [1.0, *weights], 0.0, where)
+    ones = [1.0] * (1 + len(grams))
+    total, clamped = total_with(keep, [base, *grams], ones, [1.0, *weights], 0.0, where)
     damped = [gram + base for gram in grams]
     pulled = torch.cat([u.a @ d for u, d in zip(updates, damped, strict=True)])
     rows = total.solve(pulled).split([u.rank for u in updates])

@@ -26,6 +26,9 @@ The default is ``remove`` for sites, where it undoes a merge, and ``negate`` for
 of two tasks with overlapping inputs (``tests/merge/methods/test_unlearning.py``) ``remove`` with Kronecker curvature
 blows up both losses; at the same weight ``negate`` costs the task that stays about half of what subtracting the update
 does.
+
+``keep`` gives the base model a say: the curvature P of its own inputs, with a weight, as of one more adapter whose
+update is zero, w P in the total and nothing beside it on the right. A prior does not do that: it stands on both sides.
 """
 
 from collections.abc import Sequence
@@ -36,6 +39,7 @@ from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import Gram
+from vlora.merge.curvature.kept import Kept
 from vlora.merge.kronecker.closed_form import passing_metric
 from vlora.merge.kronecker.under_prior import solution_under_prior
 from vlora.merge.low_rank.algebra import resolve_rank
@@ -84,6 +88,14 @@ class PriorSource(Protocol):
         ...
 
 
+class KeepSource(Protocol):
+    """Where the curvature of what the base is to keep comes from."""
+
+    def of(self, module: str, outputs: int, inputs: int, weight: float) -> Kept:
+        """That of a module, by its name, its size and the weight it is to have."""
+        ...
+
+
 class AncestorSource(Protocol):
     """Where an ancestor's updates come from."""
 
@@ -102,6 +114,8 @@ def gradient_matching(
     curvature: str = "auto",
     negative: str | None = None,
     prior: PriorSource | None = None,
+    keep: KeepSource | None = None,
+    keep_weight: float = 1.0,
     ancestor: AncestorSource | None = None,
 ) -> MergedModule:
     """Merge the updates of one module by what each adapter is sure of.
@@ -117,6 +131,9 @@ def gradient_matching(
         negative: What a negative weight means, ``negate`` or ``remove``; see above for the default.
         prior: Gives P of H_0 = tau P per module (:mod:`vlora.merge.adapters.prior`), for Kronecker and separable
             curvature; the identity if not given. Sites have the priors of their posteriors.
+        keep: Gives the curvature P of what the base model is to keep, per module (:mod:`vlora.merge.adapters.keep`),
+            for Kronecker and separable curvature: an adapter of Gram P without an update. Sites are not chosen then.
+        keep_weight: w >= 0 of P, in adapters; 0 is no ``keep``, a large one draws the merge to zero.
         ancestor: What all updates went on from, if they do not name it themselves (``LoraUpdate.ancestor``); their
             precisions are then those of their own data. They are summed by sites, at the ancestor's rank.
 
@@ -127,25 +144,28 @@ def gradient_matching(
         IncompatibleAdaptersError: The curvature asked for is not at hand, or ranks do not fit.
     """
     updates, weights = present(updates, weights)
+    keep = keep if keep_weight > 0 else None
     if ancestor is not None:
         updates = [replace(u, ancestor=u.ancestor or ancestor.of(u.module)) for u in updates]
     if updates[0].ancestor is not None:
-        return _of_one_lineage(updates, weights, rank, scale, curvature, negative)
-    kind = choose_curvature(updates) if curvature == "auto" else curvature
+        return _of_one_lineage(updates, weights, rank, scale, curvature, negative, keep is not None)
+    kind = choose_curvature(updates, keep is None) if curvature == "auto" else curvature
+    _check_keep(kind, updates, keep is not None)
     wanted = resolve_rank(updates, rank, exact=kind != "separable")
     if (negative or ("remove" if kind == "sites" else "negate")) == "negate":
         updates = [replace(u, b=-u.b) if w < 0 else u for u, w in zip(updates, weights, strict=True)]
         weights = [abs(w) for w in weights]
-    known = None
+    known, place = None, (updates[0].module, updates[0].b.shape[0], updates[0].a.shape[1])
     if prior is not None and kind in ("kronecker", "separable"):
-        known = prior.of(updates[0].module, updates[0].b.shape[0], updates[0].a.shape[1])
+        known = prior.of(*place)
+    kept = None if keep is None else keep.of(*place, keep_weight)
     if kind == "sites":
         merged = _sites(updates, weights, wanted)
     elif kind == "kronecker":
-        merged = _kronecker(updates, weights, wanted, tau, None if known is None else known.input)
+        merged = _kronecker(updates, weights, wanted, tau, None if known is None else known.input, kept)
     elif kind == "separable":
         merged = separable_merge(
-            updates, weights, wanted, tau, None if known is None else (known.rows, known.columns)
+            updates, weights, wanted, tau, None if known is None else (known.rows, known.columns), kept
         )
     else:
         merged = weighted_sum(updates, weights, rank)
@@ -153,15 +173,32 @@ def gradient_matching(
     return MergedModule(replace(merged.update, scale=merged.update.scale * scale), report)
 
 
-def choose_curvature(updates: Sequence[LoraUpdate]) -> str:
-    """Best kind of curvature that every update of a module has."""
+def choose_curvature(updates: Sequence[LoraUpdate], sites: bool = True) -> str:
+    """Best kind of curvature that every update of a module has; ``sites`` or not."""
     if all(u.precision_b is not None for u in updates):
-        if shared_a(updates) and all(u.precision_a is None for u in updates):
+        if sites and shared_a(updates) and all(u.precision_a is None for u in updates):
             return "sites"
         fallback = "separable"
     else:
         fallback = "isotropic"
     return "kronecker" if all(u.input_gram is not None for u in updates) else fallback
+
+
+def _check_keep(kind: str, updates: Sequence[LoraUpdate], keeps: bool) -> None:
+    """Refuse curvatures that P cannot be weighed against."""
+    if not keeps or kind in ("kronecker", "separable"):
+        return
+    reason = {
+        "sites": "sites know no other curvature than h of the adapters' factors",
+        "isotropic": "no adapter's curvature would stand against it",
+    }[kind]
+    cure = (
+        "set curvature: auto" if kind == "sites" else "gather curvature for every adapter (vlora.curvature)"
+    )
+    raise IncompatibleAdaptersError(
+        f"keep goes with Kronecker or separable curvature, but {updates[0].module} is merged by curvature: {kind}, "
+        f"where {reason}; {cure}, or leave keep out"
+    )
 
 
 def _sites(updates: Sequence[LoraUpdate], weights: Sequence[float], rank: int | float | None) -> MergedModule:
@@ -183,8 +220,13 @@ def _of_one_lineage(
     scale: float,
     curvature: str,
     negative: str | None,
+    keeps: bool,
 ) -> MergedModule:
     own = updates[0].rank
+    if keeps:
+        raise IncompatibleAdaptersError(
+            "runs of one ancestor are summed by sites; leave keep out, or ancestor"
+        )
     if curvature not in ("auto", "sites") or scale != 1:
         raise IncompatibleAdaptersError(
             "runs of one ancestor are summed by sites, with scale 1; leave curvature and scale out, or ancestor"
@@ -202,11 +244,14 @@ def _kronecker(
     rank: int | float | None,
     tau: float,
     prior: Gram | None,
+    keep: Kept | None,
 ) -> MergedModule:
-    """Closed form at full rank, then S^1/2 X G^1/2 truncated; S is left out unless every adapter has it."""
-    full, clamped, total = solution_under_prior(updates, weights, tau, prior)
+    """Closed form at full rank, then S^1/2 X G^1/2 truncated; S is left out unless every adapter and P have it."""
+    full, clamped, total = solution_under_prior(updates, weights, tau, prior, keep)
     metrics = None
     if rank is not None and full.rank > rank:
-        metrics = passing_metric([u.output_gram for u in updates], weights, tau), total
+        outputs = [(u.output_gram, w) for u, w in zip(updates, weights, strict=True)]
+        outputs += [] if keep is None else [(keep.output, keep.weight)]
+        metrics = passing_metric([gram for gram, _ in outputs], [w for _, w in outputs], tau), total
     done = recompress(full, updates, weights, rank, metrics=metrics)
     return MergedModule(done.update, {"clamped_fraction": clamped, **done.report})

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vlora.errors import IncompatibleAdaptersError
+from vlora.merge.curvature.kept import Kept
 from vlora.merge.curvature.lift import lift_update
 from vlora.merge.low_rank.algebra import concatenate, truncate
 from vlora.merge.low_rank.als import Precision, Target, weighted_als
@@ -32,21 +33,23 @@ def separable_merge(
     rank: int | float | None,
     tau: float,
     prior: tuple[Tensor, Tensor] | None = None,
+    keep: Kept | None = None,
 ) -> MergedModule:
     """Precision-weighted merge of updates that carry h, re-factorised to a rank.
 
     Args:
         updates: Updates of one module, each with a posterior on B.
         weights: w_t per update.
-        rank: Wanted rank; lossless (None) exists only for one adapter.
+        rank: Wanted rank; lossless (None) exists only for one adapter, without ``keep``.
         tau: Prior precision relative to the mean of a curvature, > 0.
         prior: Rows and columns of mean 1 whose outer product stands beside tau; ones if not given. Shapes ``(m,)``
             and ``(n,)``.
+        keep: What the base is to keep: its diagonals stand in the total precision, beside an update of zero.
 
     Raises:
         IncompatibleAdaptersError: An update without h, or ``rank`` is lossless for several adapters.
     """
-    if rank is None and len(updates) > 1:
+    if rank is None and (len(updates) > 1 or keep is not None):
         raise IncompatibleAdaptersError(
             f"a precision-weighted mean has no lossless factors ({updates[0].module}); set rank to a number, or "
             "use curvature: kronecker or method: task_arithmetic, which concatenate"
@@ -54,11 +57,15 @@ def separable_merge(
     curvatures = [_unit_curvature(u) for u in updates]
     full = concatenate(updates, weights)
     precisions, targets = _terms(updates, weights, curvatures, full, tau, prior)
+    if keep is not None:
+        rows = torch.ones_like(curvatures[0][0]) if keep.rows is None else keep.rows
+        precisions.append(Precision(keep.weight, rows, keep.columns))
     left, right = _scaling(precisions)
     b, a, _ = truncate(full.b, full.a, full.rank if rank is None else rank, left, right)
     b, a, clamped = weighted_als(precisions, targets, (b, a))
     merged = replace(full, b=b, a=a, precision_b=None, precision_a=None)
-    report = {"curvature": "separable", "exact": len(updates) == 1, "clamped_fraction": clamped}
+    exact = len(updates) == 1 and keep is None
+    report = {"curvature": "separable", "exact": exact, "clamped_fraction": clamped}
     return MergedModule(pooled_precision(merged, updates, weights), report)
 
 

@@ -143,7 +143,7 @@ METHODS: dict[str, Method] = {
         paper="Daheim et al. 2024, arXiv:2310.12808",
         summary="uncertainty-weighted: each adapter counts where its data have curvature",
         needs="best with curvature.safetensors (input Grams); works with h alone; without both it is the sum",
-        options=("tau", "prior", "scale", "curvature", "negative", "ancestor"),
+        options=("tau", "prior", "keep", "keep_weight", "scale", "curvature", "negative", "ancestor"),
         full_tensors="precision",
         single="sum",
     ),

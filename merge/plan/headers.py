@@ -22,7 +22,7 @@ from vlora.posterior.folder import (
 from vlora.posterior.hub import resolve
 from vlora.posterior.lora_layout import LoraKeys, split_keys
 
-__all__ = ["AdapterHeaders", "read_adapter_headers"]
+__all__ = ["AdapterHeaders", "read_adapter_headers", "read_entries"]
 
 Entries = Mapping[str, TensorEntry]
 
@@ -97,12 +97,19 @@ def read_adapter_headers(source: str, revision: str | None, name: str) -> Adapte
     meta = PosteriorMeta(num_examples=0, ess=0.0, base_model=base)
     if (folder / POSTERIOR_META).is_file():
         meta = PosteriorMeta.from_json(_object(folder / POSTERIOR_META), str(folder / POSTERIOR_META))
-    mean, hess, curvature = (_entries(folder / file) for file in (ADAPTER_WEIGHTS, POSTERIOR_HESS, CURVATURE))
+    mean, hess, curvature = (
+        read_entries(folder / file) for file in (ADAPTER_WEIGHTS, POSTERIOR_HESS, CURVATURE)
+    )
     modules, rest = split_keys(mean)
     return AdapterHeaders(name, config, meta, mean, hess, curvature, modules, rest)
 
 
-def _entries(path: Path) -> dict[str, TensorEntry]:
+def read_entries(path: Path) -> dict[str, TensorEntry]:
+    """The header of a safetensors file; empty where there is none.
+
+    Raises:
+        CheckpointError: The file is truncated or damaged.
+    """
     return {entry.name: entry for entry in read_header(path)[0]} if path.is_file() else {}
 
 

@@ -52,7 +52,12 @@ def curvature_kind(config: MergeConfig, module: str, adapters: Sequence[AdapterH
         return config.curvature
     here = [adapter for adapter in adapters if module in adapter.modules]
     uncertain = all(adapter.has_h(module) for adapter in here)
-    if uncertain and not any(adapter.has_h(module, "a") for adapter in here) and _one_gauge(here):
+    if (
+        not config.keeps
+        and uncertain
+        and not any(adapter.has_h(module, "a") for adapter in here)
+        and _one_gauge(here)
+    ):
         return "sites"
     if all(adapter.gram(module, "input_gram") is not None for adapter in here):
         return "kronecker"

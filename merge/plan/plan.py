@@ -20,6 +20,7 @@ from vlora.merge.layers import OptionsByModule, count_layers
 from vlora.merge.methods import get_method
 from vlora.merge.plan.cost import module_cost
 from vlora.merge.plan.duration import duration
+from vlora.merge.plan.gram_files import file_problems, read_gram_headers
 from vlora.merge.plan.headers import AdapterHeaders, read_adapter_headers
 from vlora.merge.plan.kinds import GRAMS, gram_bytes, module_kind, uncertain_entries
 from vlora.merge.plan.needs import curvature_kind, describe_lacking, lacking
@@ -55,11 +56,8 @@ class AdapterPlan:
     problems: list[str]
     ancestor: AdapterHeaders | None = None
     """What all adapters went on from, in a merge of one lineage."""
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all tensors of all adapters, and of the ancestor."""
-        return sum(adapter.nbytes for adapter in _read(self.adapters, self.ancestor))
+    bytes_read: int = 0
+    """Bytes of all tensors of all adapters, of the ancestor, and of a prior and what the base is to keep."""
 
     @property
     def rank_summary(self) -> str:
@@ -106,7 +104,7 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
         OutputExistsError: It holds something else, or a former adapter without ``overwrite``.
     """
     output = check_output_folder(config.output, "adapter_config.json", overwrite=config.overwrite)
-    check_apart(output, [*(source.path for source in config.adapters), config.ancestor or ""])
+    check_apart(output, [*(source.path for source in config.adapters), *config.files()])
     rows = zip(config.adapters, config.names(), strict=True)
     adapters = [read_adapter_headers(source.path, source.revision, name) for source, name in rows]
     ancestor = read_adapter_headers(config.ancestor, None, "ancestor") if config.ancestor else None
@@ -114,14 +112,22 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
     mismatched = _mismatched(names, adapters)
     modules = {name: _module(config, name, adapters) for name in names}
     kinds = {name: module_kind(name, row, adapters, ancestor is not None) for name, row in modules.items()}
-    work = [module_cost(config, kind).memory + gram_bytes(name, adapters) for name, kind in kinds.items()]
+    beside = read_gram_headers(config)
+    work = [
+        module_cost(config, kind).memory
+        + gram_bytes(name, adapters)
+        + sum(file.bytes_of(name, kind.shape) for file in beside)
+        for name, kind in kinds.items()
+    ]
     lacks, written = lacking(config, adapters), _written(config, modules, adapters)
     read, held = (
         sum(getattr(a, size) for a in _read(adapters, ancestor)) for size in ("nbytes", "held_bytes")
     )
+    read += sum(file.nbytes for file in beside)
     free = _free(output)
     problems = (
         _problems(config, adapters, modules, ancestor)
+        + file_problems(config, modules, beside)
         + describe_lacking(lacks, config.method)
         + _space(written, free, output)
     )
@@ -147,6 +153,7 @@ def make_adapter_plan(config: MergeConfig) -> AdapterPlan:
         _notes(config, modules, adapters),
         problems,
         ancestor,
+        read,
     )
 
 
@@ -249,8 +256,6 @@ def _check_settings(
 ) -> None:
     """Weights, and patterns that match nothing."""
     get_method(config.method)
-    if config.prior is not None and not Path(config.prior).expanduser().exists():
-        raise ConfigError(f"prior: no file or folder {config.prior}")
     places = [*modules, *sorted({key for adapter in adapters for key in adapter.rest})]
     layers = config.num_layers or count_layers(places)
     checked = check_weights(config.weights(), len(names), config.module_weights())

@@ -19,6 +19,7 @@ import torch
 
 from vlora.grams import Gram, ShortGram, dense
 from vlora.merge.config import MergeConfig
+from vlora.merge.curvature.kept import Kept
 from vlora.merge.methods import Method, get_method
 from vlora.merge.plan.cost import Cost, ModuleKind, module_cost
 from vlora.merge.report.report import describe_module
@@ -103,7 +104,11 @@ def _timed(config: MergeConfig, method: Method, kind: ModuleKind) -> tuple[float
     """Seconds of the merge, of a merge of one adapter, and of the report."""
     updates = _updates(kind)
     rank = config.rank if isinstance(config.rank, (str, float)) else min(config.rank, *kind.shape)
-    options = {key: value for key, value in config.options().items() if key not in ("prior", "ancestor")}
+    options = {
+        key: value for key, value in config.options().items() if key not in ("prior", "ancestor", "keep")
+    }
+    if config.keep is not None:
+        options["keep"] = _AnyKeep(updates[0])
     done: list[MergedModule] = []
 
     def merge(count: int, rank: str | float) -> None:
@@ -114,6 +119,18 @@ def _timed(config: MergeConfig, method: Method, kind: ModuleKind) -> tuple[float
     alone = 0.0 if method.single == "changed" else _seconds(lambda: merge(1, "keep"))
     wide = [_widened(update) for update in updates]
     return together, alone, _seconds(lambda: describe_module(wide, done[0], [1] * len(wide)))
+
+
+@dataclass(frozen=True)
+class _AnyKeep:
+    """The Grams of an update in place of a file's."""
+
+    update: LoraUpdate
+
+    def of(self, module: str, outputs: int, inputs: int, weight: float) -> Kept:
+        found = self.update.input_gram
+        gram = torch.ones(inputs).diag() if found is None else found
+        return Kept(weight, gram.to(torch.float64))
 
 
 def _updates(kind: ModuleKind) -> list[LoraUpdate]:

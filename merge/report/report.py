@@ -51,6 +51,8 @@ class MergeReport:
     """What half and twice the prior would change (:mod:`vlora.merge.report.sensitivity`); of gradient matching only."""
     prior: dict[str, Any] = field(default_factory=dict)
     """Path and hash of a prior from a file."""
+    keep: dict[str, Any] = field(default_factory=dict)
+    """Path, hash and weight of what the base model was to keep."""
     ancestor: dict[str, Any] = field(default_factory=dict)
     """Path and hash of the posterior that all adapters went on from; per module ``from_ancestor`` then says how far
     each adapter's A is from it, |A_t - A_0| / |A_0|."""
@@ -107,6 +109,7 @@ def merge_notes(inputs: Inputs, report: MergeReport, stochastic: bool) -> list[s
     notes = _about_curvature(report) if report.method == "gradient_matching" else []
     return [
         *notes,
+        *_about_keep(report),
         *_about_lineage(inputs, report),
         *_about_loss(report),
         *_about_inputs(inputs, stochastic),
@@ -118,6 +121,17 @@ def _about_curvature(report: MergeReport) -> list[str]:
     kinds = Counter(values["curvature"] for values in report.modules.values())
     total = len(report.modules)
     return [f"{kinds[kind]} of {total} modules: {text}" for kind, text in _KINDS.items() if kinds[kind]]
+
+
+def _about_keep(report: MergeReport) -> list[str]:
+    """What held the merge at the base model, so that the lineage has it."""
+    keep = report.keep
+    if not keep or not keep["weight"] and "keep_weight" not in report.options.get("module_options", {}):
+        return []
+    return [
+        f"keep: the curvature of {keep['path']} (sha256 {keep['sha256'][:12]}) holds the merge at the base model, "
+        f"weight {keep['weight']:g}"
+    ]
 
 
 def _about_lineage(inputs: Inputs, report: MergeReport) -> list[str]:

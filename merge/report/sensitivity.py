@@ -6,7 +6,7 @@ Per variant, against the merge as it was asked for, all at the same rank rule:
     predicted   sum l_t(X') / sum l_t(X) - 1 per adapter, l_t the predicted loss of
                 :mod:`vlora.merge.curvature.quadratic`; negative: that adapter's task would lose less
 
-With a prior from a file, a third variant has tau I in its place.
+With a prior from a file, a third variant has tau I in its place; with ``keep``, one goes without.
 """
 
 import math
@@ -77,6 +77,8 @@ class Sensitivity:
         variants = {"half": {"tau": tau / 2}, "double": {"tau": 2 * tau}}
         if options.get("prior") is not None:
             variants["isotropic"] = {"prior": None}
+        if options.get("keep") is not None and options.get("keep_weight", 1.0) > 0:
+            variants["without_keep"] = {"keep": None}
         for name, changed in variants.items():
             other = self.function(updates, weights, rank=self.rank, **{**options, **changed}).update
             gap = product(_PLAIN, other, other) - 2 * product(_PLAIN, other, own) + product(_PLAIN, own, own)

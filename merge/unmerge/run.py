@@ -16,6 +16,8 @@ from vlora.config import suggest_key
 from vlora.errors import ConfigError, IncompatibleAdaptersError, PosteriorFormatError
 from vlora.files import check_output_folder
 from vlora.merge.adapters.ancestor import Ancestor
+from vlora.merge.adapters.keep import read_keep
+from vlora.merge.adapters.prior import read_prior
 from vlora.merge.config import MergeConfig, check_apart
 from vlora.merge.in_memory import merge_with_report
 from vlora.merge.ledger import ANCESTOR, Contributor, Ledger, read_ledger
@@ -133,7 +135,20 @@ def _load(job: _Job, ledger: Ledger) -> dict[str, IncompatibleAdaptersError]:
     return missing
 
 
+def _check_files(config: MergeConfig, report: Mapping[str, Any]) -> None:
+    """That prior and keep are what they were."""
+    for option, read in (("prior", read_prior), ("keep", read_keep)):
+        path, known = getattr(config, option), report.get(option, {}).get("sha256")
+        if path is not None and known and read(path).sha256 != known:
+            raise IncompatibleAdaptersError(
+                f"{option} {path} is not the file that was merged with: its tensors have another hash; put the file "
+                "back as it was"
+            )
+
+
 def _merge_again(job: _Job, ledger: Ledger, left: Sequence[str]) -> Removal:
+    if ledger.config.prior or ledger.config.keep:
+        _check_files(ledger.config, _read_report(job.folder))
     complete = len(job.inputs) == len(ledger.contributors)
     reproduced = _reproduces(ledger, job) if complete else None
     note = f"{', '.join(job.removed)} was taken out of {job.folder.name}: the others were merged again"

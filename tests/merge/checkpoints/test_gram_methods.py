@@ -9,7 +9,7 @@ from checkpoint_cases import llama, lora, merge, raw_model, save_model, settings
 from safetensors.torch import save_file
 
 from vlora.errors import CheckpointError, ConfigError, IncompatibleAdaptersError
-from vlora.grams import compress_grams, product
+from vlora.grams import compress_grams, product, read_gram
 from vlora.merge import METHODS, merge_adapters
 from vlora.merge.checkpoints import make_plan
 from vlora.merge.checkpoints.config import MODEL_METHODS
@@ -98,6 +98,56 @@ def check(world, out, formula):
             wanted = formula(name)
             delta = (merged - found["base"][name]).double()
             torch.testing.assert_close(delta, wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_what_the_base_is_to_keep_stands_in_the_total_alone(world, short):
+    folder, found, _ = world
+    kept = {k: v for k, v in grams(SHAPES, 9).items() if "input" in k}
+    stored = compress_grams(kept, 3) if short else kept
+    save_file(stored, folder / "keep.safetensors")
+    out = run(world, "gradient_matching", tau=0.4, keep=str(folder / "keep.safetensors"), keep_weight=1.5)
+
+    def formula(name):
+        deltas, curvatures, weights = parts(world, name, "input_gram", WEIGHTS)
+        key = f"{name.removesuffix('.weight')}.input_gram"
+        known = unit(read_gram(stored, key))
+        return literal_matching(
+            [*deltas, torch.zeros_like(deltas[0])], [*curvatures, known], [*weights, 1.5], 0.4
+        )
+
+    check(world, out, formula)
+    total = sum(
+        w * (found[m]["model.norm.weight"] - found["base"]["model.norm.weight"]) for m, w in WEIGHTS.items()
+    )
+    torch.testing.assert_close(out["model.norm.weight"], found["base"]["model.norm.weight"] + total)
+    lineage = json.loads((folder / "out" / "merge.json").read_text())["inputs"]
+    assert [source["weight"] for source in lineage if source["role"] == "keep"] == [1.5]
+    nothing = run(
+        world, "gradient_matching", "nothing", keep=str(folder / "keep.safetensors"), keep_weight=0.0
+    )
+    without = run(world, "gradient_matching", "without")
+    assert all(torch.equal(nothing[key], without[key]) for key in without)
+
+
+def test_what_the_base_is_to_keep_needs_all_matrices_and_curvature_of_every_model(world):
+    folder, _, curvature = world
+    q_proj = {k: v for k, v in grams(SHAPES, 9).items() if "q_proj.input" in k}
+    save_file(q_proj, folder / "few.safetensors")
+    plan = make_plan(
+        settings(folder / "out", **values(world, "gradient_matching", keep=str(folder / "few.safetensors")))
+    )
+    assert any("curvature of 'keep' has no input_gram for 2 tensors" in problem for problem in plan.problems)
+    with pytest.raises(ConfigError, match="keep: no file or folder .*gone"):
+        make_plan(settings(folder / "out", **values(world, "gradient_matching", keep=str(folder / "gone"))))
+    with pytest.raises(ConfigError, match="method regmean has no option keep"):
+        settings(folder / "out", **values(world, "regmean", keep="x"))
+    for name in curvature:
+        (folder / name / "curvature.safetensors").unlink()
+    plan = make_plan(
+        settings(folder / "out", **values(world, "gradient_matching", keep=str(folder / "few.safetensors")))
+    )
+    assert any("needs curvature of every model" in problem for problem in plan.problems)
 
 
 def test_every_method_is_there_for_whole_models():
