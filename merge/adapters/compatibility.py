@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,17 +26,28 @@ _VARIANTS = {
     "trainable_token_indices": "trainable tokens are no LoRA update",
     "megatron_config": "Megatron layers are sharded",
 }
+_TENSORS = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
+"""What a merge into the base model takes as it is -> its tensors."""
+_BOUND = ("use_qalora", "arrow_config", "alora_invocation_tokens", "layer_replication")
+"""What is no change of weights, so that PEFT (0.21) cannot merge it into the base either."""
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 
 
-def check_adapter(posterior: Posterior, name: str, *, ancestor: bool = False) -> None:
+def check_adapter(
+    posterior: Posterior,
+    name: str,
+    *,
+    ancestor: bool = False,
+    into: Literal["adapter", "model"] = "adapter",
+) -> None:
     """Refuse, by name, an adapter whose update is not the plain s B A of two matrices.
 
     Args:
         posterior: The adapter.
         name: For messages.
         ancestor: Whether the merge knows the posterior that it may have as its prior.
+        into: What the merge writes, which decides what else can be done.
 
     Raises:
         IncompatibleAdaptersError: Which adapter, what about it, and the cure.
@@ -49,7 +60,7 @@ def check_adapter(posterior: Posterior, name: str, *, ancestor: bool = False) ->
     for option, reason in _VARIANTS.items():
         if config.get(option):
             raise IncompatibleAdaptersError(
-                f"{name!r} was trained with {option}: {reason}; leave it out, or merge it into the base model"
+                f"{name!r} was trained with {option}: {reason}; {_cure(option, into)}"
             )
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(BASE_CHANGING):
@@ -65,6 +76,19 @@ def check_adapter(posterior: Posterior, name: str, *, ancestor: bool = False) ->
             "the plain adapter (its folder without posterior.json and posterior.safetensors)"
         )
     _check_tensors(posterior, name)
+
+
+def _cure(option: str, into: str) -> str:
+    """What can be done about an adapter that is no plain pair of factors."""
+    if option in _BOUND:
+        return "no change of the base's weights does what it does, so that PEFT cannot merge it either; leave it out"
+    if option in _TENSORS:
+        if into == "model":
+            return f"but the file holds no {_TENSORS[option]}, it is incomplete; save the adapter again"
+        return "leave it out, or merge it alone into the base model (into: model)"
+    if into == "model":
+        return "merge it with PEFT's merge_and_unload, save the model, and give that as base_model to merge others into"
+    return "leave it out, or merge it into the base model with PEFT's merge_and_unload"
 
 
 def check_together(

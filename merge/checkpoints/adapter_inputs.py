@@ -75,7 +75,7 @@ def read_adapters(
         for posterior, name, content in zip(loaded, names, hashes, strict=True)
     ]
     for source, part, (_, commit) in zip(config.adapters, parts, opened, strict=True):
-        check_adapter(part.posterior, part.name, ancestor=config.ancestor is not None)
+        check_adapter(part.posterior, part.name, ancestor=config.ancestor is not None, into="model")
         draft.source_files.append(())
         draft.sources.append(
             {"name": part.name, "role": "adapter", "path": source.path, "revision": commit,

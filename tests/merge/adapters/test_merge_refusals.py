@@ -31,8 +31,17 @@ def retold(posterior, **base):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "'adapter 1' was trained with use_dora: DoRA rescales"),
-        ({"lora_bias": True}, "'adapter 1' was trained with lora_bias"),
+        (
+            {"use_dora": True},
+            "'adapter 1' was trained with use_dora: DoRA .*alone into the base model \\(into: model",
+        ),
+        (
+            {"lora_bias": True},
+            "'adapter 1' was trained with lora_bias.*alone into the base model \\(into: model",
+        ),
+        ({"kasa_config": {"beta": 1}}, "KaSA changes .* into the base model with PEFT's merge_and_unload"),
+        ({"arrow_config": {"top_k": 1}}, "Arrow routes .* PEFT cannot merge it either; leave it out"),
+        ({"alora_invocation_tokens": [1]}, "aLoRA is active .* PEFT cannot merge it either; leave it out"),
         ({"peft_type": "IA3"}, "'adapter 1' is a IA3 adapter; only LORA"),
         (
             {"init_lora_weights": "pissa_niter_4"},
@@ -43,7 +52,10 @@ def retold(posterior, **base):
             "'adapter 0' was trained for task_type CAUSAL_LM and 'adapter 1' for SEQ_CLS",
         ),
         ({"r": 4}, r"layers.0.mlp.down_proj has factors .* says r=4; restore the adapter_config.json"),
-        ({"trainable_token_indices": [1]}, "trainable tokens are no LoRA update"),
+        (
+            {"trainable_token_indices": [1]},
+            "trainable tokens are no LoRA update; .* with PEFT's merge_and_unload",
+        ),
     ],
 )
 def test_adapters_that_are_not_plain_lora_are_refused_by_name(pair, changes, message):

@@ -196,6 +196,40 @@ def test_what_cannot_be_right_is_refused_by_name(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"kasa_config": {"beta": 1}},
+            "KaSA changes .*; merge it with PEFT's merge_and_unload, .* as base_model",
+        ),
+        ({"trainable_token_indices": [1]}, "trainable tokens .*; merge it with PEFT's merge_and_unload"),
+        ({"use_bdlora": {"nblocks": 2}}, "block-diagonal .*; merge it with PEFT's merge_and_unload"),
+        ({"use_qalora": True}, "pools its inputs; .* PEFT cannot merge it either; leave it out"),
+        ({"arrow_config": {"top_k": 1}}, "Arrow routes .* PEFT cannot merge it either; leave it out"),
+        ({"alora_invocation_tokens": [1]}, "some tokens only; .* PEFT cannot merge it either"),
+        ({"layer_replication": [[0, 2]]}, "changes the base model; .* PEFT cannot merge it either"),
+        (
+            {"use_dora": True},
+            "the file holds no lora_magnitude_vector, it is incomplete; save the adapter again",
+        ),
+        ({"lora_bias": True}, "the file holds no lora_B.bias, it is incomplete; save the adapter again"),
+    ],
+)
+def test_the_cure_for_what_the_base_cannot_take_is_not_to_merge_it_into_the_base(tmp_path, changes, message):
+    base, folder = save_model(tmp_path / "base", llama()), lora(tmp_path / "odd", llama())
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = {"into": "model", "base_model": str(base), "adapters": [{"path": str(folder)}]}
+    for act in (
+        lambda: make_plan(settings(tmp_path / "out", **values), dry=True),
+        lambda: merge(tmp_path / "out", **values),
+    ):
+        with pytest.raises(IncompatibleAdaptersError, match=f"'odd' was trained with .*{message}"):
+            act()
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_of_one_ancestor_go_into_the_base_by_their_sites(tmp_path):
     """As the merged adapter would; the plan and the merge refuse alike what is not of the lineage."""
     from vlora.merge.checkpoints.plan import make_plan
