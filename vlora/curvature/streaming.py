@@ -154,7 +154,8 @@ class CurvatureStream:
         rows, columns = shape
         assert self.draws is not None
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+            place = dist.get_rank() if dist.is_initialized() else 0  # equal signs would add up equal errors
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed + place)
         bits = torch.randint(
             0, 2, (rows, self.draws, columns), generator=self._generators[device], device=device
         )
@@ -190,7 +191,8 @@ def gathering(
         rank: directions kept per matrix in place of the whole matrix, for wide layers; see :func:`stream_bytes`.
         outputs: gather S too. It costs as much as G; merging needs it for ``mats`` and for truncation to a rank.
         activations: gather the unweighted Gram for ``method: regmean`` too.
-        seed: of the signs; their generator is apart from torch's own, so training is not changed by a bit.
+        seed: of the signs, in process r of a DDP run ``seed + r``; their generator is apart from torch's own, so
+            training is not changed by a bit.
         joined: sum the gradients of an example's tokens before they are squared, see above.
         layers: of a model without an adapter: regular expression that is searched in the names of its linear layers;
             None for all but the one that predicts tokens.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,8 +19,9 @@ from two_ranks import free_port
 
 from vlora import Posterior
 from vlora.config import load_config, save_config
+from vlora.curvature import gathering
 from vlora.errors import ConfigError, OutputExistsError
-from vlora.training import TrainConfig
+from vlora.training import TrainConfig, train
 from vlora.training.arguments import training_arguments
 from vlora.training.processes import refuse_unsupported
 from vlora.training.train import run_training
@@ -58,6 +60,13 @@ def tensors(folder, name="adapter_model.safetensors"):
     return load_file(Path(folder) / name)
 
 
+def distances(folder, other):
+    """Relative distance of every Gram of two runs, in the Frobenius norm."""
+    found, wanted = (tensors(place, "curvature.safetensors") for place in (folder, other))
+    assert found.keys() == wanted.keys()
+    return {key: ((found[key] - gram).norm() / gram.norm()).item() for key, gram in wanted.items()}
+
+
 @pytest.mark.slow
 def test_two_processes_write_one_result_close_to_that_of_one(make_config, tmp_path):
     short = {
@@ -82,22 +91,34 @@ def test_two_processes_write_one_result_close_to_that_of_one(make_config, tmp_pa
 
 
 @pytest.mark.slow
-def test_squared_gradients_of_two_processes_are_those_of_one(make_config, tmp_path):
+def test_squared_gradients_of_two_processes_are_those_of_one(make_config, tmp_path, monkeypatch):
     """The default optimizer at one global batch, 6 steps: equal settings; mean to 1e-5, h and ess to 1e-4, relative.
 
     DDP averages the gradient before IVON squares it, and grad_batch_size counts the rows of all processes, so two
     processes differ from one in the order of sums alone.
+
+    Curvature from the same steps: the signs of its draws belong to a process, so it is compared with the exact sums
+    over tokens, from which two processes may not be further away than one is.
     """
     peft = {**SETTINGS["peft"]}  # without dropout, whose masks belong to a process
+    given = {"peft": peft, "curvature": True, "curvature_source": "training"}
     micro = {
         "max_steps": 6,
         "per_device_train_batch_size": 6,
         "gradient_accumulation_steps": 2,
     }  # all 24 rows
-    done = launch(make_config(training=micro, output=str(tmp_path / "two"), peft=peft), tmp_path)
+    done = launch(make_config(training=micro, output=str(tmp_path / "two"), **given), tmp_path)
     assert done.returncode == 0, done.stderr
     whole = {"max_steps": 6, "per_device_train_batch_size": 24}
-    run_training(make_config(training=whole, output=str(tmp_path / "one"), peft=peft))
+    run_training(make_config(training=whole, output=str(tmp_path / "one"), **given))
+    monkeypatch.setattr(train, "gathering", partial(gathering, draws=None))
+    run_training(make_config(training=whole, output=str(tmp_path / "exact"), **given))
+    far = {name: distances(tmp_path / name, tmp_path / "exact") for name in ("one", "two")}
+    for kind in ("input_gram", "output_gram"):
+        alone, together = (
+            sum(v for k, v in far[name].items() if k.endswith(kind)) for name in ("one", "two")
+        )
+        assert alone > 0.05 and together < 1.3 * alone  # equal signs in both: 1.4, the sums of one alone: 2
     one, two = (json.loads((tmp_path / name / "train_log.json").read_text()) for name in ("one", "two"))
     assert one["optimizer"] == two["optimizer"]
     assert (one["optimizer"]["hess_approx"], one["optimizer"]["grad_batch_size"]) == ("gradsq", 24.0)
