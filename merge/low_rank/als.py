@@ -47,7 +47,7 @@ def weighted_als(
     start: tuple[Tensor, Tensor],
     *,
     sweeps: int = 30,
-    tolerance: float = 1e-9,
+    tolerance: float = 3e-6,
 ) -> tuple[Tensor, Tensor, float]:
     """Alternating least squares from a starting point of the wanted rank.
 
@@ -56,7 +56,9 @@ def weighted_als(
         targets: What the sum is pulled to; may use other terms than ``precisions``.
         start: ``(b, a)`` of shapes ``(m, r)`` and ``(r, n)``.
         sweeps: Upper limit of sweeps (B, then A).
-        tolerance: Stop when a sweep lowers the objective by less than this share.
+        tolerance: Stop when a sweep lowers the objective by less than this share. At the default, adapters of
+            ``benchmarks/merge_text`` are within 3.2e-4 of the least squared distance |X - Wbar|^2 after ten sweeps in
+            the mean (``benchmarks/merge_io``).
 
     Returns:
         ``(b, a, clamped_fraction)``.
