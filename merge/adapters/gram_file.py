@@ -25,7 +25,7 @@ from vlora.posterior import Posterior
 from vlora.posterior.hashing import CURVATURE, tensors_sha256
 from vlora.posterior.stored import StoredTensors
 
-__all__ = ["FLOOR", "GramFile", "floored", "read_gram_file"]
+__all__ = ["FLOOR", "GramFile", "check_diagonal", "floored", "read_gram_file"]
 
 _PREFIX = "base_model.model."
 FLOOR = 0.01
@@ -66,7 +66,9 @@ class GramFile:
             return None
         where = self.where(module, kind)
         if isinstance(found, Tensor) and found.ndim == 1:
-            _check_diagonal(found, where)
+            if not found.any():
+                raise IncompatibleAdaptersError(f"{where} is not finite, or not positive; gather it again")
+            check_diagonal(found, where)
             found = torch.diag(found)
         if tuple(found.shape) != (size, size):
             raise IncompatibleAdaptersError(
@@ -133,9 +135,8 @@ def floored(gram: Gram, where: str) -> Gram:
     """
     unit = unit_factor(gram, where)
     keep = (1 - FLOOR) * unit
+    check_diagonal(gram, where)
     if isinstance(gram, ShortGram):
-        if min(gram.tail, gram.values.min().item()) < 0:
-            raise IncompatibleAdaptersError(f"{where} has negative eigenvalues; gather it again")
         return ShortGram(gram.vectors, keep * gram.values + FLOOR, keep * gram.tail + FLOOR)
     found = (gram + gram.mT).mul_(0.5 * keep)
     found.diagonal().add_(FLOOR)
@@ -157,6 +158,21 @@ def _lifted(posterior: Posterior, path: str, option: str) -> dict[str, Tensor]:
     return found
 
 
-def _check_diagonal(values: Tensor, where: str) -> None:
-    if not torch.isfinite(values).all() or values.min() < 0 or not values.any():
+def check_diagonal(gram: Gram, where: str) -> None:
+    """Refuse what shows without a factorisation that it is no Gram.
+
+    Args:
+        gram: A whole one, a short one, or a diagonal.
+        where: For the message.
+
+    Raises:
+        IncompatibleAdaptersError: A diagonal that is not finite; negative entries there, or negative eigenvalues.
+    """
+    if isinstance(gram, ShortGram):
+        low = min(gram.tail, gram.values.min().item())
+    else:
+        low = (gram if gram.ndim == 1 else gram.diagonal()).min().item()
+    if not low >= 0 and gram.ndim == 1:
         raise IncompatibleAdaptersError(f"{where} is not finite, or not positive; gather it again")
+    if low < 0:
+        raise IncompatibleAdaptersError(f"{where} has negative eigenvalues; gather it again")

@@ -12,7 +12,7 @@ floored, as tau I stands beside it. Which files: :mod:`vlora.merge.adapters.gram
 
 from dataclasses import dataclass
 
-from vlora.merge.adapters.gram_file import GramFile, floored, read_gram_file
+from vlora.merge.adapters.gram_file import GramFile, check_diagonal, read_gram_file
 from vlora.merge.curvature.kept import Kept
 
 __all__ = ["KeepFile", "read_keep"]
@@ -34,14 +34,14 @@ class KeepFile(GramFile):
             weight: w > 0.
 
         Raises:
-            IncompatibleAdaptersError: The file has nothing for it, or something of another size, not finite, or not
-                positive semi-definite.
+            IncompatibleAdaptersError: The file has nothing for it, or something of another size, or with a negative
+                or not finite diagonal. What else is indefinite shows in the total, as an adapter's Gram does.
         """
         where = self.where(module, "input_gram")
         columns, rows = self.inputs(module, inputs), self.matrix(module, "output_gram", outputs)
-        floored(columns, where)  # refuses what is no Gram
+        check_diagonal(columns, where)
         if rows is not None:
-            floored(rows, self.where(module, "output_gram"))
+            check_diagonal(rows, self.where(module, "output_gram"))
         return Kept(weight, columns, rows, where)
 
 

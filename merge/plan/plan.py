@@ -206,6 +206,10 @@ def _notes(
         kinds = [row["curvature"] for row in modules.values()]
         shown = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         notes.append(f"curvature of {len(modules)} modules: {shown}")
+    if config.keeps:
+        notes.append(
+            f"keep: {config.keep} holds the merge at the base model, weight {config.keep_weight or 1.0:g}"
+        )
     plain = [adapter.name for adapter in adapters if not adapter.hess]
     if plain:
         notes.append(f"no posterior in {', '.join(plain)}: the merged adapter is a plain one")
