@@ -26,7 +26,11 @@ _VARIANTS = {
     "trainable_token_indices": "trainable tokens are no LoRA update",
     "megatron_config": "Megatron layers are sharded",
 }
-_TENSORS = {"use_dora": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
+_TENSORS = {
+    "use_dora": "lora_magnitude_vector",
+    "lora_bias": "lora_B.bias",
+    "trainable_token_indices": "trainable_tokens_delta",
+}
 """What a merge into the base model takes as it is -> its tensors."""
 _BOUND = ("use_qalora", "arrow_config", "alora_invocation_tokens", "layer_replication")
 """What is no change of weights, so that PEFT (0.21) cannot merge it into the base either."""

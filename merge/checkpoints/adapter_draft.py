@@ -23,7 +23,15 @@ from vlora.merge.checkpoints.folders import (
     tied_partner,
 )
 from vlora.merge.checkpoints.headers import FLOATS, TensorEntry, read_checkpoint
-from vlora.merge.checkpoints.lora_rules import AddLowRank, AddVector, Dora, LowRank, OnUpdates, Replace
+from vlora.merge.checkpoints.lora_rules import (
+    AddLowRank,
+    AddVector,
+    Dora,
+    LowRank,
+    OnUpdates,
+    Replace,
+    ReplaceRows,
+)
 from vlora.merge.checkpoints.method_rules import rule_for
 from vlora.merge.checkpoints.rules import Copy, Rule
 from vlora.merge.checkpoints.stream import TensorJob
@@ -95,6 +103,27 @@ class _Changes:
             self._add_module(module, owners, dense=len(parts) > 1)
         for module, vector in parts[0].biases.items():
             self._add_bias(module, vector * module_scaling(parts[0].posterior.adapter_config, module))
+        for module, (indices, values) in parts[0].tokens.items():
+            self._add_tokens(module, indices, values)
+
+    def _add_tokens(self, module: str, indices: Sequence[int], values: Tensor) -> None:
+        key = base_key(f"{module}.weight", self.tensors, self.draft.config)
+        if key is None or key in (*self.special, *self.low_rank, *self.whole):
+            reason = (
+                "has no such tensor"
+                if key is None
+                else f"has {key} for it, which the adapter changes otherwise too"
+            )
+            raise CheckpointError(
+                f"the adapter has trained rows of {module}, and the base {reason}; use PEFT's merge_and_unload"
+            )
+        shape = self.tensors[key].shape
+        if max(indices) >= shape[0] or values.shape[1] != shape[1]:
+            raise CheckpointError(
+                f"the adapter has trained row {max(indices)} of {module} with {values.shape[1]} columns, the base has "
+                f"{shape[0]} x {shape[1]}; give the base with the vocabulary that the adapter was trained with"
+            )
+        self.special[key] = ReplaceRows(indices, values)
 
     def _add_module(self, module: str, owners: Sequence[AdapterPart], dense: bool) -> None:
         key = base_key(f"{module}.weight", self.tensors, self.draft.config)

@@ -1,6 +1,6 @@
 """Adapters for a merge into a base: read, checked, and merged with each other where the method does that in factors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = ["AdapterPart", "read_adapters"]
 _PREFIX = "base_model.model."
 _MAGNITUDE = (".lora_magnitude_vector.weight", ".lora_magnitude_vector")
 _BIAS = ".lora_B.bias"
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 _DENSE = ("ties", "dare_linear", "dare_ties", "della")
 
 
@@ -41,6 +42,8 @@ class AdapterPart:
     """Module -> DoRA's m."""
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     """Module -> trained bias of B (``lora_bias``)."""
+    tokens: Mapping[str, tuple[Sequence[int], Tensor]] = field(default_factory=dict)
+    """Embedding -> numbers of its trained rows, and these rows (``trainable_token_indices``)."""
     weights: Weights | None = None
     index: int = 0
     content: str = ""
@@ -88,7 +91,7 @@ def read_adapters(
         _check_lineage(config, draft, parts)
     if config.keep is not None:
         _add_keep(config.keep, config, draft)
-    if any(part.magnitudes or part.biases for part in parts):
+    if any(part.magnitudes or part.biases or part.tokens for part in parts):
         return [_alone(config, parts)]
     weights = check_weights(group_weights(config.adapters), len(parts), group_module_weights(config.adapters))
     if _goes_dense(config, parts):
@@ -165,9 +168,9 @@ def _goes_dense(config: ModelMergeConfig, parts: list[AdapterPart]) -> bool:
 
 
 def _alone(config: ModelMergeConfig, parts: list[AdapterPart]) -> AdapterPart:
-    """The only adapter, if it rescales weights or adds to biases."""
-    special = next(part for part in parts if part.magnitudes or part.biases)
-    kind = "DoRA" if special.magnitudes else "lora_bias"
+    """The only adapter, if it rescales weights, adds to biases or brings rows of an embedding."""
+    special = next(part for part in parts if part.magnitudes or part.biases or part.tokens)
+    kind = "DoRA" if special.magnitudes else "lora_bias" if special.biases else "trainable tokens"
     if len(parts) > 1:
         raise IncompatibleAdaptersError(
             f"{special.name!r} was trained with {kind}, which changes the base in its own way: several adapters "
@@ -193,22 +196,42 @@ def _alone(config: ModelMergeConfig, parts: list[AdapterPart]) -> AdapterPart:
 
 def _split(posterior: Posterior, name: str) -> AdapterPart:
     """The plain part of an adapter, and what only a merge into the base can take."""
-    magnitudes, biases, mean = {}, {}, {}
+    magnitudes, biases, tokens, mean = {}, {}, {}, {}
     for key, value in posterior.mean.items():
         suffix = next((s for s in _MAGNITUDE if key.endswith(s)), None)
         if suffix:
             magnitudes[key.removesuffix(suffix).removeprefix(_PREFIX)] = value
         elif key.endswith(_BIAS):
             biases[key.removesuffix(_BIAS).removeprefix(_PREFIX)] = value
+        elif key.endswith(_TOKENS):
+            module = key.removesuffix(_TOKENS).removeprefix(_PREFIX)
+            tokens[module] = _token_rows(posterior.adapter_config, module, value, name)
         else:
             mean[key] = value
     changes: dict[str, Any] = {}
     config = dict(posterior.adapter_config)
-    if magnitudes or biases:
-        config |= {"use_dora": config.get("use_dora") and not magnitudes, "lora_bias": False}
+    if magnitudes or biases or tokens:
+        config |= {"use_dora": config.get("use_dora") and not magnitudes}
+        config |= {"lora_bias": config.get("lora_bias") and not biases}
+        config |= {"trainable_token_indices": None} if tokens else {}
         changes = {"mean": mean, "hess": {}, "directions": None, "adapter_config": config}
     plain = replace(posterior, **changes) if changes else posterior
-    return AdapterPart(plain, name, split_keys(plain.mean)[0], magnitudes, biases)
+    return AdapterPart(plain, name, split_keys(plain.mean)[0], magnitudes, biases, tokens)
+
+
+def _token_rows(
+    config: Mapping[str, Any], module: str, values: Tensor, name: str
+) -> tuple[Sequence[int], Tensor]:
+    """Numbers and values of the rows of an embedding; a list of numbers is for the only embedding there is."""
+    given = config.get("trainable_token_indices") or []
+    if isinstance(given, Mapping):
+        given = next((v for k, v in given.items() if module == k or module.endswith(f".{k}")), [])
+    if len(given) != len(values):
+        raise IncompatibleAdaptersError(
+            f"{name!r} holds {len(values)} trained rows of {module}, but trainable_token_indices of its configuration "
+            f"names {len(given)}; restore the adapter_config.json that belongs to the weights"
+        )
+    return list(given), values
 
 
 def _check_base(part: AdapterPart, base: str, fingerprint: str | None, draft: Draft) -> None:

@@ -17,7 +17,7 @@ from vlora.merge.checkpoints.rules import Rule
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.stream import TensorStream
 
-__all__ = ["AddLowRank", "AddVector", "Dora", "LowRank", "OnUpdates", "Replace"]
+__all__ = ["AddLowRank", "AddVector", "Dora", "LowRank", "OnUpdates", "Replace", "ReplaceRows"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,29 @@ class Replace(Rule):
     def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
         """Its entries."""
         return self.value.flatten()[place.start : place.stop].float()
+
+
+@dataclass
+class ReplaceRows(Rule):
+    """Rows of an embedding that an adapter trained as they are (``trainable_token_indices``)."""
+
+    indices: Sequence[int]
+    values: Tensor
+    """Shape ``(len(indices), columns)``."""
+    by_rows: bool = field(default=True)
+
+    def kept(self) -> int:
+        """The rows."""
+        return self.values.nbytes
+
+    def tile(self, place: range, values: list[Tensor], known: Any) -> Tensor:
+        """The base's rows, and the trained ones in their places."""
+        columns = self.values.shape[1]
+        rows, first = values[0].view(-1, columns), place.start // columns
+        for index, value in zip(self.indices, self.values, strict=True):
+            if 0 <= index - first < len(rows):
+                rows[index - first] = value.float()
+        return values[0]
 
 
 @dataclass

@@ -207,9 +207,8 @@ def _notes(
         shown = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         notes.append(f"curvature of {len(modules)} modules: {shown}")
     if config.keeps:
-        notes.append(
-            f"keep: {config.keep} holds the merge at the base model, weight {config.keep_weight or 1.0:g}"
-        )
+        weight = 1.0 if config.keep_weight is None else config.keep_weight
+        notes.append(f"keep: {config.keep} holds the merge at the base model, weight {weight:g}")
     plain = [adapter.name for adapter in adapters if not adapter.hess]
     if plain:
         notes.append(f"no posterior in {', '.join(plain)}: the merged adapter is a plain one")

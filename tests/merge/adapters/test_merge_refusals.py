@@ -54,7 +54,7 @@ def retold(posterior, **base):
         ({"r": 4}, r"layers.0.mlp.down_proj has factors .* says r=4; restore the adapter_config.json"),
         (
             {"trainable_token_indices": [1]},
-            "trainable tokens are no LoRA update; .* with PEFT's merge_and_unload",
+            "trainable tokens are no LoRA update; .*alone into the base",
         ),
     ],
 )

@@ -35,6 +35,10 @@ CASES = {
     "tied embedding": (gpt2, {"target_modules": ["c_attn", "wte"]}),
     "tied head": (gpt2, {"target_modules": ["c_attn", "lm_head"]}),
     "tied head saved": (gpt2, {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]}),
+    "tokens": (llama, {"trainable_token_indices": [5, 1, 16]}),
+    "tokens, dora": (llama, {"trainable_token_indices": [3], "use_dora": True}),
+    "tokens of both": (llama, {"trainable_token_indices": {"embed_tokens": [2], "lm_head": [4, 3]}}),
+    "tied tokens": (lambda: llama(tie_word_embeddings=True), {"trainable_token_indices": [1, 5]}),
     "tied llama": (lambda: llama(tie_word_embeddings=True), {"target_modules": ["q_proj", "lm_head"]}),
 }
 
@@ -176,6 +180,29 @@ def _same_masks(monkeypatch, adapters, models):
     )
 
 
+def test_trained_rows_that_do_not_fit_are_refused(tmp_path):
+    base = save_model(tmp_path / "base", llama())
+    odd = lora(tmp_path / "odd", llama(), trainable_token_indices=[1, 5])
+    values = {"into": "model", "base_model": str(base)}
+    with pytest.raises(
+        IncompatibleAdaptersError, match="'odd' was trained with trainable tokens and has no meaning"
+    ):
+        merge(tmp_path / "out", adapters=[{"path": str(odd), "weight": 0.5}], **values)
+    path = odd / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for indices, error, message in (
+        ([1], IncompatibleAdaptersError, "holds 2 trained rows .* names 1; restore the adapter_config.json"),
+        (
+            [1, 17],
+            CheckpointError,
+            "trained row 17 of model.embed_tokens .* the base has 17 x 12; give the base with",
+        ),
+    ):
+        path.write_text(json.dumps(config | {"trainable_token_indices": indices}))
+        with pytest.raises(error, match=message):
+            merge(tmp_path / "out", adapters=[{"path": str(odd)}], **values)
+
+
 def test_what_cannot_be_right_is_refused_by_name(tmp_path):
     base = save_model(tmp_path / "base", llama())
     dora, plain = lora(tmp_path / "dora", llama(), use_dora=True), lora(tmp_path / "plain", llama(), 2)
@@ -203,7 +230,10 @@ def test_what_cannot_be_right_is_refused_by_name(tmp_path):
             {"kasa_config": {"beta": 1}},
             "KaSA changes .*; merge it with PEFT's merge_and_unload, .* as base_model",
         ),
-        ({"trainable_token_indices": [1]}, "trainable tokens .*; merge it with PEFT's merge_and_unload"),
+        (
+            {"trainable_token_indices": [1]},
+            "trainable tokens .* holds no trainable_tokens_delta, it is incomplete",
+        ),
         ({"use_bdlora": {"nblocks": 2}}, "block-diagonal .*; merge it with PEFT's merge_and_unload"),
         ({"use_qalora": True}, "pools its inputs; .* PEFT cannot merge it either; leave it out"),
         ({"arrow_config": {"top_k": 1}}, "Arrow routes .* PEFT cannot merge it either; leave it out"),
