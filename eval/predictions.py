@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlora.errors import DataError
+from vlora.eval.choice_arrays import (
+    covariances,
+    known_answers,
+    log_probs_at_mean,
+    log_probs_of_draws,
+    record_numbers,
+)
 from vlora.eval.choice_draws import ChoiceDraws, Drawn
 from vlora.eval.further_metrics import class_metrics, further_metrics
 from vlora.eval.item_columns import item_columns, sample_columns
@@ -55,29 +61,26 @@ class ChoiceTable(ModelTable):
     def __init__(self, model: str, records: Sequence[Record], resampler: Resampler) -> None:
         super().__init__(model, records)
         self.label: IntArray = np.array([-1 if r.label is None else r.label for r in records], dtype=np.int64)
-        answers = [_choice_log_probs(record) for record in records]
-        width = max(len(answer) for answer in answers)
-        at_mean = np.full((len(records), width), -np.inf)
-        for row, answer in enumerate(answers):
-            at_mean[row, : len(answer)] = answer
-        samples = _stack_samples(model, records, width)
+        at_mean = log_probs_at_mean(records)
+        width = at_mean.shape[1]
+        samples = log_probs_of_draws(model, records, width)
         self.num_samples = 0 if samples is None else len(samples)
         self._samples, self._antithetic = samples, records[0].antithetic
-        self._truth = _truth(records, width)
+        self._truth = known_answers(records, width)
         self._base_entropy: Array | None = None
         self._draws: ChoiceDraws | None = None
-        self._distances = _numbers(records, ("feature_distance", "relative_feature_distance"))
+        self._distances = record_numbers(records, ("feature_distance", "relative_feature_distance"))
         self._predictives = {"mean": self._predictive(at_mean)}
         if samples is not None:
             self._predictives["samples"] = self._from_samples(samples, at_mean, records[0].antithetic)
-        covariances = _covariances(records, width)
-        if covariances is not None:
-            moments = softmax_moments(at_mean, covariances)
+        spread = covariances(records, width)
+        if spread is not None:
+            moments = softmax_moments(at_mean, spread)
             split = {
                 "expected_entropy": moments.expected_entropy,
                 "mutual_information": moments.mutual_information,
-                "logit_variance": logit_variance(covariances, np.isfinite(at_mean)),
-                **_numbers(records, ("share_left",)),
+                "logit_variance": logit_variance(spread, np.isfinite(at_mean)),
+                **record_numbers(records, ("share_left",)),
             }
             self._predictives["linearised"] = self._predictive(moments.log_probs, None, **split)
         held_out = np.flatnonzero((self.split == "validation") & self.labelled)
@@ -228,61 +231,3 @@ class ChoiceTable(ModelTable):
         counts = resampler.counts(len(held_out))
         fitted = temperature_interval(predictive.log_probs[held_out], self.label[held_out], counts)
         return self._predictive(temper(predictive.log_probs, fitted.value), fitted)
-
-
-def _choice_log_probs(record: Record) -> Array:
-    if record.log_probs is None:
-        raise DataError(
-            f"record {record.item!r} of {record.model!r} has no log_probs; are two tasks in one file?"
-        )
-    return record.log_probs
-
-
-def _stack_samples(model: str, records: Sequence[Record], width: int) -> Array | None:
-    """Draws of all records as ``(S, N, K)``, padded with impossible choices, or None where no record has any."""
-    drawn = [record.sample_log_probs for record in records]
-    sizes = {0 if draws is None else len(draws) for draws in drawn}
-    kinds = {record.antithetic for record in records}
-    if len(sizes) > 1 or len(kinds) > 1:
-        raise DataError(
-            f"all records of model {model!r} must have the same draws, got {sorted(sizes)} draws, "
-            f"antithetic {sorted(kinds)}; evaluate it again in one run"
-        )
-    if sizes == {0}:
-        return None
-    samples = np.full((sizes.pop(), len(records), width), -np.inf)
-    for row, draws in enumerate(drawn):
-        if draws is not None:
-            samples[:, row, : draws.shape[1]] = draws
-    return samples
-
-
-def _covariances(records: Sequence[Record], width: int) -> Array | None:
-    """Covariances of the logits ``(N, K, K)``, 0 for absent choices; None where not every record has one."""
-    found = np.zeros((len(records), width, width))
-    for row, record in enumerate(records):
-        if record.linearised_covariance is None:
-            return None
-        size = len(record.linearised_covariance)
-        found[row, :size, :size] = record.linearised_covariance
-    return found
-
-
-def _truth(records: Sequence[Record], width: int) -> Array:
-    """Known answer distributions ``(N, K)``, rows of NaN where there is none, rows summing to exactly one."""
-    truth = np.full((len(records), width), np.nan)
-    for row, record in enumerate(records):
-        if record.label_probs is not None:
-            truth[row] = 0.0
-            truth[row, : len(record.label_probs)] = record.label_probs / record.label_probs.sum()
-    return truth
-
-
-def _numbers(records: Sequence[Record], names: Sequence[str]) -> dict[str, Array]:
-    """Numbers of the items by name, ``(N,)``, those that all records have."""
-    found = {}
-    for name in names:
-        values = [getattr(record, name) for record in records]
-        if None not in values:
-            found[name] = np.array(values, dtype=np.float64)
-    return found
