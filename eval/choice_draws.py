@@ -5,6 +5,9 @@ computed again: the mixture, the split of its entropy, the temperature that the 
 metric of these. One resample is held at a time: memory is that of the draws once more, whatever the number of
 resamples, of which there are fewer where items, draws and choices are many.
 
+A temperature of every draw (``samples+draw_temperature``) leaves draws behind, so the split of their entropy is made
+again too; a temperature of the mixture does not.
+
 What records do not keep by draw has no error of draws: the two mixtures of strings of several tokens.
 """
 
@@ -16,11 +19,15 @@ import numpy as np
 from vlora.eval.item_columns import item_columns, sample_columns, score_columns
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.crossed import crossed_fields, draw_spread, draw_weights
+from vlora.eval.metrics.draw_temperature import draw_temperatures, temper_draws
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import mixture_log_probs
 from vlora.eval.tables import Metrics, replicates_of
 
-__all__ = ["ChoiceDraws", "Drawn", "Values"]
+__all__ = ["DRAWN", "ChoiceDraws", "Drawn", "Values"]
+
+DRAWN = ("samples", "samples+temperature", "samples+draw_temperature")
+"""Predictors that are made of draws."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class ChoiceDraws:
     seed: int = 0
     """Seed of the resampling."""
     _temperatures: dict[int, float] = field(default_factory=dict)
+    _of_draws: Array = field(default_factory=lambda: np.empty(0))
 
     @property
     def num_units(self) -> int:
@@ -70,7 +78,7 @@ class ChoiceDraws:
 
         Args:
             metrics: Entries of ``predictor`` on ``rows``, changed in place.
-            predictor: ``samples`` or ``samples+temperature``.
+            predictor: One of ``DRAWN``.
             rows: The items.
             values: The same metrics from columns of these rows.
         """
@@ -90,7 +98,7 @@ class ChoiceDraws:
         """Numbers on resampled draws with all items, ``(R,)`` by name, NaN where not defined; R = 1 for one unit.
 
         Args:
-            predictor: ``samples`` or ``samples+temperature``.
+            predictor: One of ``DRAWN``.
             rows: The items.
             values: The numbers, from columns of these rows.
             ranks: Whether the columns of scores are enough (:func:`~vlora.eval.item_columns.score_columns`); fewer
@@ -102,32 +110,54 @@ class ChoiceDraws:
         weights = draw_weights(len(self.samples), size, antithetic=self.antithetic, seed=self.seed)
         found: dict[str, list[float]] = {}
         for number, row in enumerate(weights):
-            chosen = np.repeat(np.arange(len(row)), np.round(row * len(row)).astype(int))
-            temperature = self._temperature(number, chosen) if predictor.endswith("+temperature") else None
-            columns, drawn = self._columns(chosen, rows, temperature, ranks)
+            temperature = self._temperature(predictor, number, weights)
+            each = predictor.endswith("+draw_temperature")
+            columns, drawn = self._columns(_chosen(row), rows, temperature, ranks, each=each)
             for name, value in values(columns, drawn).items():
                 found.setdefault(name, []).append(np.nan if value is None else value)
         return {name: np.array(numbers) for name, numbers in found.items() if len(numbers) == size}
 
     def _columns(
-        self, chosen: IntArray, rows: IntArray, temperature: float | None, ranks: bool = False
+        self,
+        chosen: IntArray,
+        rows: IntArray,
+        temperature: float | None,
+        ranks: bool = False,
+        *,
+        each: bool = False,
     ) -> tuple[dict[str, Array], Drawn]:
-        """Per-item values of the mixture of these draws, at a temperature without the split of its entropy."""
+        """Per-item values of the mixture of these draws, ``each`` of them or the mixture at a temperature."""
         samples = self.samples[chosen][:, rows]
+        if temperature is not None and each:
+            samples = temper_draws(samples, temperature)
         mixture, label, truth = mixture_log_probs(samples), self.label[rows], self.truth[rows]
-        if temperature is not None:
+        split = None if temperature is not None and not each else samples
+        if temperature is not None and not each:
             mixture = temper(mixture, temperature)
+        drawn = Drawn(mixture, temperature)
         if ranks:
-            split = None if temperature is not None else samples
-            return score_columns(mixture, split, label, self.antithetic), Drawn(mixture, temperature)
-        if temperature is not None:
-            return item_columns(mixture, label, truth), Drawn(mixture, temperature)
-        split = sample_columns(samples, self.at_mean[rows], self.antithetic)
-        return item_columns(mixture, label, truth) | split, Drawn(mixture, None)
+            return score_columns(mixture, split, label, self.antithetic), drawn
+        columns = item_columns(mixture, label, truth)
+        if split is not None:
+            at_mean = None if each else self.at_mean[rows]
+            columns |= sample_columns(split, at_mean, self.antithetic)
+        return columns, drawn
 
-    def _temperature(self, number: int, chosen: IntArray) -> float:
-        """The temperature that the validation rows ask of resample ``number``."""
+    def _temperature(self, predictor: str, number: int, weights: Array) -> float | None:
+        """The temperature that the validation rows ask of resample ``number``, if the predictor has one."""
+        if predictor.endswith("+draw_temperature"):
+            if len(self._of_draws) < len(weights):  # fewer resamples are the first of more
+                held_out = self.samples[:, self.held_out]
+                self._of_draws = draw_temperatures(held_out, self.label[self.held_out], weights)
+            return float(self._of_draws[number])
+        if not predictor.endswith("+temperature"):
+            return None
         if number not in self._temperatures:
-            mixture = mixture_log_probs(self.samples[chosen][:, self.held_out])
+            mixture = mixture_log_probs(self.samples[_chosen(weights[number])][:, self.held_out])
             self._temperatures[number] = fit_temperature(mixture, self.label[self.held_out]).temperature
         return self._temperatures[number]
+
+
+def _chosen(weights: Array) -> IntArray:
+    """Draws of one resample, each as often as it was drawn."""
+    return np.repeat(np.arange(len(weights)), np.round(weights * len(weights)).astype(int))

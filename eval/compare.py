@@ -52,10 +52,11 @@ def compare_runs(
 
     Args:
         runs: Folders, or ``FOLDER:MODEL``; one folder with several models will do.
-        predictor: ``mean``, ``samples``, ``linearised``, each with ``+temperature`` too; None takes the draws where a
-            model has them. A model without these probabilities stands with its mean.
+        predictor: ``mean``, ``samples``, ``linearised``, each with ``+temperature`` too, or
+            ``samples+draw_temperature``; None takes the draws where a model has them. A model without these
+            probabilities stands with its mean.
         scores: Scores that are to tell groups apart: ``NAME`` of both runs, ``EARLIER:LATER``, or ``all``; none takes
-            every score that both have.
+            every score that both have but two further divergences between draws.
         level: Chance of any false claim in the whole comparison.
         num_bootstrap: Resamples of the items.
         seed: Seed of all resampling.

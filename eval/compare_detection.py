@@ -18,6 +18,8 @@ from vlora.eval.tables import ModelTable
 
 __all__ = ["detection_tests", "score_sides"]
 
+_ON_REQUEST = ("reverse_mutual_information", "expected_pairwise_kl")
+"""Near the mutual information: tested when named, since every further test makes the others stricter."""
 _LARGEST = 1e300  # where an infinite score stands, so that it ranks last
 
 
@@ -42,7 +44,8 @@ def detection_tests(
         b: The earlier model, on the same items.
         predictors: Predictor of a and of b.
         detect: Questions by name; None or empty takes the default ones.
-        scores: Names as for :func:`score_sides`; none, or ``all`` among them, takes every score that both have.
+        scores: Names as for :func:`score_sides`; ``all`` among them takes every score that both have, none all but the
+            two further divergences between draws.
 
     Returns:
         Entries as of :func:`vlora.eval.compare_parts.delong_test`; of two different scores with ``scores``, the name on
@@ -77,7 +80,8 @@ def _chosen(
     """Name -> score of a and of b."""
     found = {name: score_sides(name) for name in scores if name != "all"}
     if not scores or "all" in scores:
-        found = {name: (name, name) for name in sides[0] if name in sides[1]} | found
+        left_out = () if scores else _ON_REQUEST
+        found = {n: (n, n) for n in sides[0] if n in sides[1] and n not in left_out} | found
     for name, pair in found.items():
         for own, having, model in zip(pair, sides, who, strict=True):
             if own not in having:

@@ -25,7 +25,7 @@ from vlora.eval.metrics.intervals import bootstrap, percentile_interval
 from vlora.eval.metrics.paired_tests import bootstrap_p_value
 from vlora.eval.metrics.sample_size import draws_for_width
 from vlora.eval.predictions import ChoiceTable
-from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, finite_or_none
+from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, at_the_mean, finite_or_none
 
 __all__ = ["compare_tables"]
 
@@ -84,8 +84,7 @@ def _predictor(table: ModelTable, wanted: str | None) -> str:
         return "samples" if "samples" in table.predictors else "mean"
     if wanted not in PREDICTORS:
         raise DataError(f"predictor must be one of {', '.join(PREDICTORS)}, got {wanted!r}")
-    of, plus, temperature = wanted.partition("+")
-    for name in (of + plus + temperature, "mean" + plus + temperature):
+    for name in (wanted, at_the_mean(wanted)):
         if name in table.predictors:
             return name
     raise DataError(

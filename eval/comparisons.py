@@ -14,7 +14,16 @@ from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.ranking import Ranking, Separation
-from vlora.eval.tables import ALL, PREDICTORS, DrawReplicates, ModelTable, Ratio, Resampler, entry
+from vlora.eval.tables import (
+    ALL,
+    PREDICTORS,
+    DrawReplicates,
+    ModelTable,
+    Ratio,
+    Resampler,
+    at_the_mean,
+    entry,
+)
 
 __all__ = [
     "Detect",
@@ -68,7 +77,7 @@ def _compare(
 
 def _stand_in(table: ModelTable, predictor: str) -> str | None:
     """The predictor itself, or the one at the mean for a model without draws."""
-    fallback = predictor.replace("samples", "mean")
+    fallback = at_the_mean(predictor) if predictor.startswith("samples") else predictor
     return next((name for name in (predictor, fallback) if name in table.predictors), None)
 
 

@@ -53,7 +53,9 @@ def figure_data(tables: Sequence[ModelTable], seed: int = 0) -> dict[str, list[d
     }
     for table in tables:
         rows = table.rows(ALL)
-        for predictor in table.predictors if len(rows) else ():
+        # Tempered draws would be one more line close to that of their tempered mixture.
+        drawn = [name for name in table.predictors if name != "samples+draw_temperature"]
+        for predictor in drawn if len(rows) else ():
             if not isinstance(table, TextEnsembleTable):  # which has no tokens' confidences
                 figures["reliability"].append(_reliability(table, predictor, rows))
             if isinstance(table, ChoiceTable):

@@ -11,6 +11,7 @@ from vlora.eval.metrics.uncertainty import (
     expected_entropy,
     kl_from_mean,
     mutual_information,
+    reverse_mutual_information,
     variation_ratio,
 )
 
@@ -53,20 +54,22 @@ def item_columns(log_probs: Array, label: IntArray, truth: Array) -> dict[str, A
     return columns
 
 
-def sample_columns(samples: Array, at_mean: Array, antithetic: bool) -> dict[str, Array]:
+def sample_columns(samples: Array, at_mean: Array | None, antithetic: bool) -> dict[str, Array]:
     """The split of the entropy of draws, and how far they are from the mean and from each other.
 
     Args:
         samples: Log-probabilities per draw, ``(S, N, K)``.
-        at_mean: Those at the mean, ``(N, K)``.
+        at_mean: Those at the mean, ``(N, K)``; None leaves the divergence from them out.
         antithetic: Whether draws 2j and 2j+1 mirror each other.
 
     Returns:
         Values ``(N,)`` by name; those that need two draws are left out where there is one.
     """
-    found = {"expected_entropy": expected_entropy(samples), "kl_from_mean": kl_from_mean(samples, at_mean)}
+    found = {"expected_entropy": expected_entropy(samples)}
+    if at_mean is not None:
+        found["kl_from_mean"] = kl_from_mean(samples, at_mean)
     if len(samples) > 1:
-        found["mutual_information"] = mutual_information(samples, antithetic=antithetic)
+        found |= _information(samples, antithetic)
         found["variation_ratio"] = variation_ratio(samples)
         found["disagreement"] = disagreement(samples)
         found["chosen_std"] = chosen_std(samples)
@@ -95,6 +98,17 @@ def score_columns(
     if samples is not None:
         columns["expected_entropy"] = expected_entropy(samples)
         if len(samples) > 1:
-            columns["mutual_information"] = mutual_information(samples, antithetic=antithetic)
+            columns |= _information(samples, antithetic)
             columns["variation_ratio"] = variation_ratio(samples)
     return columns
+
+
+def _information(samples: Array, antithetic: bool) -> dict[str, Array]:
+    """The three divergences between draws; the last is the sum of the others, and not computed twice."""
+    mutual = mutual_information(samples, antithetic=antithetic)
+    reverse = reverse_mutual_information(samples, antithetic=antithetic)
+    return {
+        "mutual_information": mutual,
+        "reverse_mutual_information": reverse,
+        "expected_pairwise_kl": mutual + reverse,
+    }

@@ -130,6 +130,14 @@ _UNCERTAINTY = (
     Metric("entropy", "Entropy", 0, 3, False, "predictive entropy in nats"),
     Metric("expected_entropy", "Expected entropy", 0, 3, False, "aleatoric part of the entropy, in nats"),
     Metric("mutual_information", "Mutual information", 0, 3, False, "epistemic part of the entropy, in nats"),
+    Metric(
+        "reverse_mutual_information", "Reverse mutual information", 0, 3, False,
+        "mean divergence of the draws' mixture from the draws, in nats",
+    ),
+    Metric(
+        "expected_pairwise_kl", "Divergence between draws", 0, 3, False,
+        "mean over pairs of draws, in nats: mutual plus reverse mutual information",
+    ),
     Metric("variation_ratio", "Variation ratio", 0, 3, False, "share of draws off the majority's answer"),
     Metric("disagreement", "Disagreement", 0, 3, False, "chance that two draws answer differently"),
     Metric(
@@ -143,7 +151,7 @@ _UNCERTAINTY = (
         False,
         "divergence of the draws' mixture from the prediction at the mean, in nats: near 0, sampling does nothing",
     ),
-)
+)  # fmt: skip
 
 FAMILIES = {
     "Proper scores": _PROPER,

@@ -2,8 +2,9 @@
 
 Predictors: ``mean`` (the posterior mean), ``samples`` (the mixture of the draws), ``linearised`` (Gaussian logits, to
 first order in the weights), and each with a temperature fitted on the validation rows of the same model. The
-temperature of ``samples`` acts on the log of the mixture; entropies of single draws have no place in it, so the split
-of the entropy belongs to ``samples`` and ``linearised`` alone.
+temperature of ``samples+temperature`` acts on the log of the mixture; entropies of single draws have no place in it.
+That of ``samples+draw_temperature`` acts on every draw before they are mixed, so the entropy is split there, as for
+``samples`` and ``linearised``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,11 @@ from vlora.eval.choice_arrays import (
     log_probs_of_draws,
     record_numbers,
 )
-from vlora.eval.choice_draws import ChoiceDraws, Drawn
+from vlora.eval.choice_draws import DRAWN, ChoiceDraws, Drawn
 from vlora.eval.further_metrics import class_metrics, further_metrics
 from vlora.eval.item_columns import item_columns, sample_columns
 from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.draw_temperature import draw_temperature_interval, temper_draws
 from vlora.eval.metrics.intervals import Interval
 from vlora.eval.metrics.linearised import logit_variance, softmax_moments
 from vlora.eval.metrics.temperature import temper, temperature_interval
@@ -87,6 +89,8 @@ class ChoiceTable(ModelTable):
         if len(held_out):
             for name, predictive in list(self._predictives.items()):
                 self._predictives[f"{name}+temperature"] = self._tempered(predictive, held_out, resampler)
+        if samples is not None and len(held_out):
+            self._predictives["samples+draw_temperature"] = self._of_tempered(samples, held_out, resampler)
         if samples is not None:
             parts = (samples, at_mean, self.label, self._truth, held_out, self._antithetic, resampler.seed)
             self._draws = ChoiceDraws(*parts)
@@ -124,9 +128,7 @@ class ChoiceTable(ModelTable):
         metrics = self._measure(
             columns, predictive.temperature, predictive.log_probs[rows], rows, resampler, full
         )
-        if self._draws is not None and (
-            predictor == "samples" or (full and predictor == "samples+temperature")
-        ):
+        if self._draws is not None and (predictor == "samples" or (full and predictor in DRAWN)):
 
             def values(columns: dict[str, Array], found: Drawn) -> dict[str, float | None]:
                 fitted = None if found.temperature is None else Interval(found.temperature, np.nan, np.nan, 0)
@@ -172,7 +174,7 @@ class ChoiceTable(ModelTable):
         self, predictor: str, rows: IntArray, numbers: ScoreNumbers
     ) -> DrawReplicates | None:
         """Numbers of the scores of ``rows`` on resampled draws; None for a predictor that has no draws of its own."""
-        if self._draws is None or predictor not in ("samples", "samples+temperature"):
+        if self._draws is None or predictor not in DRAWN:
             return None
 
         def values(columns: dict[str, Array], _: Drawn) -> Mapping[str, float]:
@@ -189,7 +191,7 @@ class ChoiceTable(ModelTable):
             name: columns[name]
             for name in (
                 *("expected_entropy", "mutual_information", "logit_variance", "share_left"),
-                "variation_ratio",
+                *("variation_ratio", "reverse_mutual_information", "expected_pairwise_kl"),
             )
             if name in columns
         }
@@ -231,3 +233,11 @@ class ChoiceTable(ModelTable):
         counts = resampler.counts(len(held_out))
         fitted = temperature_interval(predictive.log_probs[held_out], self.label[held_out], counts)
         return self._predictive(temper(predictive.log_probs, fitted.value), fitted)
+
+    def _of_tempered(self, samples: Array, held_out: IntArray, resampler: Resampler) -> Predictive:
+        """The mixture of the draws, each at the one temperature that the held-out rows ask of that mixture."""
+        counts = resampler.counts(len(held_out))
+        fitted = draw_temperature_interval(samples[:, held_out], self.label[held_out], counts)
+        tempered = temper_draws(samples, fitted.value)
+        split = sample_columns(tempered, None, self._antithetic)
+        return self._predictive(mixture_log_probs(tempered), fitted, **split)

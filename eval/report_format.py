@@ -34,12 +34,15 @@ _PREDICTORS = {
     "samples": "samples",
     "mean+temperature": "mean + temperature",
     "samples+temperature": "samples + temperature",
+    "samples+draw_temperature": "tempered samples",
 }
 _SCORES = {
     "max_probability": "max probability",
     "entropy": "entropy",
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
+    "reverse_mutual_information": "reverse mutual information",
+    "expected_pairwise_kl": "divergence between draws",
     "entropy_times_base": "entropy × entropy of the base",
     "mutual_information_times_base": "mutual information × entropy of the base",
     "logit_variance": "variance of the logits",

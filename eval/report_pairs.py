@@ -20,8 +20,11 @@ from vlora.eval.report_format import (
 )
 from vlora.eval.report_marks import marked_cell, marked_predictor
 from vlora.eval.report_tables import PREDICTOR_ORDER, Results, metrics_of, models_of
+from vlora.eval.tables import at_the_mean
 
 __all__ = ["best_keys", "comparison_tables", "detection_table", "forest_table"]
+
+_ALIKE = ("variation_ratio", "reverse_mutual_information", "expected_pairwise_kl")
 
 
 def best_keys(results: Results) -> set[tuple[str, str, str]]:
@@ -50,7 +53,7 @@ def _tops(results: Results, model: str, predictor: str, key: str) -> bool:
 
 def _rivals(results: Results, model: str, predictor: str, key: str) -> set[str]:
     """Return the other models that have the metric under the predictor, or at the mean for want of draws."""
-    names = (predictor, predictor.replace("samples", "mean"))
+    names = (predictor, at_the_mean(predictor) if predictor.startswith("samples") else predictor)
     return {
         other
         for other in models_of(results)
@@ -91,7 +94,7 @@ def _shown(predictor: str, score: str) -> bool:
     """Return whether a score has a column: not what says nearly the same as another one."""
     if score == "entropy_times_base":
         return predictor == "mean"
-    return "+" not in predictor and score != "variation_ratio"
+    return "+" not in predictor and score not in _ALIKE
 
 
 def comparison_tables(results: Results) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ __all__ = [
 Results = Mapping[str, Any]
 Kinds = tuple[list[str], list[str], list[str]]
 MakeCell = Callable[[str, str, str], Cell]
-PREDICTOR_ORDER = ("mean", "samples", "mean+temperature", "samples+temperature")
+PREDICTOR_ORDER = ("mean", "samples", "mean+temperature", "samples+temperature", "samples+draw_temperature")
 _MAIN = {  # one or two numbers a question; the others are in the full table
     *(
         "accuracy",

@@ -26,6 +26,7 @@ _MEANS = {"accuracy": "correct", "nll": "nll", "brier": "brier"}
 _CERTAINTY = {
     **{"mean_confidence": "confidence", "confident_share": "confident_share", "entropy": "entropy"},
     **{"expected_entropy": "expected_entropy", "mutual_information": "mutual_information"},
+    **{name: name for name in ("reverse_mutual_information", "expected_pairwise_kl")},
     **{"variation_ratio": "variation_ratio", "disagreement": "disagreement"},
     **{"chosen_std": "chosen_std", "kl_from_mean": "kl_from_mean"},
 }

@@ -26,6 +26,7 @@ __all__ = [
     "ModelTable",
     "Resampler",
     "ScoreNumbers",
+    "at_the_mean",
     "entry",
     "finite_or_none",
     "measured",
@@ -41,6 +42,7 @@ PREDICTORS = (
     "mean+temperature",
     "samples+temperature",
     "linearised+temperature",
+    "samples+draw_temperature",
 )
 """Predictors in their order of appearance."""
 
@@ -48,6 +50,11 @@ Metrics = dict[str, dict[str, Any]]
 Ratio = tuple[Array, Array]
 ScoreNumbers = Callable[[Mapping[str, Array], Array], Mapping[str, float]]
 """Scores of uncertainty of some rows by name, and whether their answers are right, to numbers by name."""
+
+
+def at_the_mean(predictor: str) -> str:
+    """What stands for a predictor in a model without draws: one parameter vector knows one kind of temperature."""
+    return "mean+temperature" if "+" in predictor else "mean"
 
 
 class Resampler:

@@ -79,7 +79,8 @@ def compare(
         ),
     ],
     predictor: Annotated[
-        str | None, typer.Option(help="mean, samples, linearised; each +temperature.")
+        str | None,
+        typer.Option(help="mean, samples, linearised; each +temperature; samples+draw_temperature."),
     ] = None,
     score: Annotated[
         list[str] | None,

@@ -3,7 +3,11 @@
     H(p_bar)  =  (1/S) sum_s H(p_s)  +  (1/S) sum_s KL(p_s || p_bar),      p_bar = (1/S) sum_s p_s
     total        expected (aleatoric)   mutual information (epistemic)
 
-Sources: Houlsby et al. 2011, arXiv:1112.5745 (mutual information); Depeweg et al. 2018, arXiv:1710.07283 (the split).
+With its mirror image, the reverse mutual information (1/S) sum_s KL(p_bar || p_s), the last part adds up to the
+expected pairwise divergence (1/S^2) sum_{s,t} KL(p_s || p_t).
+
+Sources: Houlsby et al. 2011, arXiv:1112.5745 (mutual information); Depeweg et al. 2018, arXiv:1710.07283 (the split);
+Malinin & Gales 2021, arXiv:2002.07650 (reverse information and pairwise divergence).
 What the draws would answer if each had one vote: Freeman 1965 (variation ratio).
 Notation: ``sample_log_probs`` (S, N, K) is log p_s(k | x), ``mixture`` (N, K) is log p_bar.
 """
@@ -24,6 +28,7 @@ __all__ = [
     "kl_from_mean",
     "mixture_log_probs",
     "mutual_information",
+    "reverse_mutual_information",
     "variation_ratio",
 ]
 
@@ -45,7 +50,10 @@ def mixture_log_probs(sample_log_probs: Any) -> Array:
     Raises:
         DataError: Wrong shape or NaN.
     """
-    samples = normalised("sample_log_probs", sample_log_probs, 3)
+    return _mixture(normalised("sample_log_probs", sample_log_probs, 3))
+
+
+def _mixture(samples: Array) -> Array:
     top = samples.max(axis=0)
     shift = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):
@@ -102,46 +110,73 @@ def mutual_information(sample_log_probs: Any, *, antithetic: bool = False, corre
         DataError: Wrong shape or NaN.
     """
     samples = normalised("sample_log_probs", sample_log_probs, 3)
-    num_samples = len(samples)
-    mixture = mixture_log_probs(samples)
+    mixture = _mixture(samples)
     with np.errstate(invalid="ignore"):  # -inf - -inf, masked below
         log_ratio = np.where(np.isneginf(samples), 0.0, samples - mixture)
     divergence = np.maximum((np.exp(samples) * log_ratio).sum(axis=-1), 0.0).mean(axis=0)
-    if not corrected or antithetic:
-        return divergence
-    if num_samples == 1:
-        return np.full_like(divergence, np.nan)
-    return divergence * (num_samples / (num_samples - 1))
+    return _corrected(divergence, len(samples), antithetic, corrected)
 
 
-def expected_pairwise_kl(sample_log_probs: Any) -> Array:
-    """Mean of KL(p_s || p_t) over all pairs of different draws, s != t: epistemic like the mutual information.
+def reverse_mutual_information(
+    sample_log_probs: Any, *, antithetic: bool = False, corrected: bool = True
+) -> Array:
+    """Reverse mutual information (1/S) sum_s KL(p_bar || p_s): epistemic, and large where some draw rules out much.
 
-    Unbiased for independent draws at any S, and never below their corrected mutual information. One impossible
-    choice that another draw allows makes it infinite, which the mutual information never is.
+    Its plug-in value from S independent draws is low by the factor of the mutual information, to second order in
+    their spread, and is corrected alike. One impossible choice that another draw allows makes it infinite.
 
     Args:
         sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+        antithetic: Draws 2j and 2j+1 are mean + e_j and mean - e_j.
+        corrected: Apply S/(S-1) to independent draws; ``False`` gives the plug-in value.
 
     Returns:
-        Nats >= 0, shape ``(N,)``; NaN for a single draw.
+        Nats >= 0, shape ``(N,)``; NaN for a single independent draw when corrected.
 
     Raises:
         DataError: Wrong shape, NaN, or rows that do not sum to one.
     """
     samples = normalised("sample_log_probs", sample_log_probs, 3)
-    num_samples = len(samples)
+    mixture = _mixture(samples)
+    with np.errstate(invalid="ignore"):  # -inf - -inf, masked
+        log_ratio = np.where(np.isneginf(mixture), 0.0, mixture - samples.mean(axis=0))
+    divergence = np.maximum((np.exp(mixture) * log_ratio).sum(axis=-1), 0.0)
+    return _corrected(divergence, len(samples), antithetic, corrected)
+
+
+def expected_pairwise_kl(sample_log_probs: Any, *, antithetic: bool = False, corrected: bool = True) -> Array:
+    """Mean divergence KL(p_s || p_t) of two draws: mutual plus reverse mutual information, exactly.
+
+    Over pairs of different draws, s != t, unbiased for independent draws at any S, which is the plug-in value over all
+    S^2 pairs x S/(S-1). Antithetic draws are further apart in their own pair than in others, which makes up for
+    the zeros s = t: there, and uncorrected, the mean is over all pairs. One impossible choice that another draw allows
+    makes it infinite, which the mutual information never is.
+
+    Args:
+        sample_log_probs: Log-probabilities per draw, shape ``(S, N, K)``.
+        antithetic: Draws 2j and 2j+1 are mean + e_j and mean - e_j.
+        corrected: Leave pairs s = t out for independent draws; ``False`` gives the plug-in value.
+
+    Returns:
+        Nats >= 0, shape ``(N,)``; NaN for a single independent draw when corrected.
+
+    Raises:
+        DataError: Wrong shape, NaN, or rows that do not sum to one.
+    """
+    parts = [
+        information(sample_log_probs, antithetic=antithetic, corrected=corrected)
+        for information in (mutual_information, reverse_mutual_information)
+    ]
+    return parts[0] + parts[1]
+
+
+def _corrected(divergence: Array, num_samples: int, antithetic: bool, corrected: bool) -> Array:
+    """A mean over draws of their divergence from the mixture, x S/(S-1) for independent draws where corrected."""
+    if not corrected or antithetic:
+        return divergence
     if num_samples == 1:
-        return np.full(samples.shape[1], np.nan)
-    # sum_{s,t} p_s (log p_s - log p_t): a choice that no draw allows adds nothing, one that only some allow infinity.
-    allowed = ~np.isneginf(samples)
-    times_allowed = allowed.sum(axis=0)
-    mixed = ((times_allowed > 0) & (times_allowed < num_samples)).sum(axis=1) > 0
-    logs = np.where(allowed, samples, 0.0)
-    probs = np.exp(samples)
-    total = num_samples * (probs * logs).sum(axis=(0, 2)) - (probs.sum(axis=0) * logs.sum(axis=0)).sum(axis=1)
-    mean = np.maximum(total / (num_samples * (num_samples - 1)), 0.0)
-    return np.where(mixed, np.inf, mean)
+        return np.full_like(divergence, np.nan)
+    return divergence * (num_samples / (num_samples - 1))
 
 
 def chosen_std(sample_log_probs: Any) -> Array:

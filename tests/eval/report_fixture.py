@@ -129,6 +129,7 @@ def make_results(names: dict[str, str] | None = None, points: int = 100) -> dict
         predictors = ["mean", "mean+temperature"]
         if kind == "posterior":
             predictors = ["mean", "samples", "mean+temperature", "samples+temperature"]
+            predictors.append("samples+draw_temperature")
         rows += [
             {"model": name, "predictor": p, "group": g, "metrics": row_metrics(rng, name, p, g)}
             for p in predictors
@@ -140,6 +141,7 @@ def make_results(names: dict[str, str] | None = None, points: int = 100) -> dict
             scores = [("mean", "max_probability", 0.8), ("mean", "entropy", 0.86), ("mean", "length", 0.52)]
             if kind == "posterior":
                 scores += [("samples", "entropy", 0.91), ("samples", "mutual_information", 0.94)]
+                scores += [("samples", "expected_pairwise_kl", 0.93)]
             detection += [
                 {
                     **{"model": name, "predictor": p, "score": s, "name": pair, "positive": ["unknown"]},

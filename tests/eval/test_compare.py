@@ -217,3 +217,9 @@ def test_a_model_without_the_linearised_predictor_stands_with_its_mean(runs, tmp
         DataError, match="no model has the predictor 'linearised.*; evaluate a posterior with lin"
     ):
         compare_runs(runs, predictor=predictor, num_bootstrap=30)
+
+
+def test_tempered_draws_stand_against_the_tempered_mean_of_a_model_without(runs):
+    wanted = "samples+draw_temperature"
+    (pair,) = compare_runs(runs[:2], predictor=wanted, num_bootstrap=30)["pairs"]
+    assert (pair["predictor_a"], pair["predictor_b"], pair["wanted"]) == (wanted, "mean+temperature", wanted)

@@ -151,3 +151,15 @@ def test_what_cannot_be_told_is_one_line(runs, rows, tmp_path):
     plain = [save(tmp_path / name, own) for name, own in zip(("a", "b"), known, strict=True)]
     with pytest.raises(DataError, match="--score needs groups to tell apart, and these runs hold none"):
         compare_runs(plain, scores=["entropy"], num_bootstrap=20)
+
+
+def test_further_divergences_of_the_draws_are_tested_when_named(rows, tmp_path):
+    """They say nearly what the information says, and every test makes the others stricter."""
+    sides = [save(tmp_path / name, rows[1]) for name in ("one", "two")]
+    further = {
+        f"auroc {name}: unknown vs test" for name in ("reverse_mutual_information", "expected_pairwise_kl")
+    }
+    assert not further & set(areas(compare_runs(sides, num_bootstrap=20)))
+    assert further < set(areas(compare_runs(sides, scores=["all"], num_bootstrap=20)))
+    named = areas(compare_runs(sides, scores=["expected_pairwise_kl"], num_bootstrap=20))
+    assert set(named) == {"auroc expected_pairwise_kl: unknown vs test"}

@@ -8,6 +8,7 @@ from test_results import make_model, metrics_of
 
 from vlora.eval.choice_draws import ChoiceDraws
 from vlora.eval.metrics.crossed import draw_deviations, draw_spread, draw_weights
+from vlora.eval.metrics.draw_temperature import fit_draw_temperature, temper_draws
 from vlora.eval.metrics.intervals import resample_counts
 from vlora.eval.metrics.temperature import fit_temperature
 from vlora.eval.metrics.uncertainty import expected_entropy, mixture_log_probs
@@ -102,10 +103,33 @@ def test_a_temperature_is_fitted_again_to_every_resample():
     assert len(set(found["t"])) > 50
 
 
+def test_a_temperature_of_the_draws_is_fitted_again_and_the_draws_split_at_it():
+    rng = np.random.default_rng(5)
+    samples = log_softmax(3 * rng.normal(size=(6, 80, 3)))
+    draws, rows = choice_draws(samples, held_out=40), np.arange(40, 80)
+
+    def values(columns, drawn):
+        names = ("expected_entropy", "mutual_information", "expected_pairwise_kl")
+        return {"t": drawn.temperature} | {name: float(columns[name].mean()) for name in names}
+
+    few = draws.replicates("samples+draw_temperature", rows, values, ranks=True)
+    found = draws.replicates("samples+draw_temperature", rows, values)
+    chosen = np.repeat(np.arange(6), np.round(draw_weights(6, 100)[0] * 6).astype(int))
+    temperature = fit_draw_temperature(samples[chosen][:, :40], draws.label[:40]).temperature
+    assert found["t"][0] == pytest.approx(temperature, rel=5e-3)
+    tempered = temper_draws(samples[chosen][:, 40:], found["t"][0])
+    assert found["expected_entropy"][0] == pytest.approx(expected_entropy(tempered).mean())
+    assert len(few["t"]) == 40 and (few["t"] == found["t"][:40]).all()
+    assert few["mutual_information"] == pytest.approx(found["mutual_information"][:40])
+
+
 def test_every_metric_of_a_sampled_predictor_has_both_errors():
     rows = make_model("ivon", 0.3, seed=2)
     found = compute_results(rows, num_bootstrap=60)
-    for predictor, group in (("samples", "all"), ("samples", "hard"), ("samples+temperature", "all")):
+    for predictor, group in (
+        *(("samples", "all"), ("samples", "hard")),
+        *(("samples+temperature", "all"), ("samples+draw_temperature", "all")),
+    ):
         metrics = metrics_of(found, "ivon", predictor, group)
         assert len(metrics) > 15
         for name, entry in metrics.items():

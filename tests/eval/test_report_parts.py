@@ -9,9 +9,10 @@ from report_fixture import SEEN, UNSEEN, check, entry, make_results
 from vlora.eval.metric_names import metric
 from vlora.eval.plots import Curve, PointSet, entropy_scatter, reliability_diagram, risk_coverage
 from vlora.eval.report import render_report
+from vlora.eval.report_all import all_detection
 from vlora.eval.report_figures import figure_blocks
 from vlora.eval.report_format import amount, cell, number
-from vlora.eval.report_pairs import best_keys, forest_table
+from vlora.eval.report_pairs import best_keys, detection_table, forest_table
 from vlora.eval.report_tables import group_names, main_table
 
 
@@ -137,3 +138,18 @@ def test_thresholds_of_the_validation_rows_are_marked_on_the_curves() -> None:
     for other in ({}, {"promises": [silent]}, {"promises": [{**promise, "set": "foreign"}]}):
         (panel,) = figure_blocks({**results, **other})["risk_coverage"]["panels"]
         assert "threshold" not in panel["svg"]
+
+
+def test_tempered_draws_are_a_line_and_nearly_equal_scores_stand_in_the_full_table_alone() -> None:
+    results = make_results({"a": "adapter", "b": "posterior"})
+    lines = {
+        block["model"]: [line["label"] for line in block["lines"]] for block in main_table(results)["blocks"]
+    }
+    assert lines["b"][-2:] == ["samples + temperature", "tempered samples"]
+    assert "tempered samples" not in lines["a"]
+    assert "divergence between draws" not in {head["score"] for head in detection_table(results)["columns"]}
+    assert "divergence between draws" in {row["score"] for row in all_detection(results)}
+    for row in results["rows"]:  # results of an earlier version have neither
+        row["metrics"].pop("expected_pairwise_kl", None)
+    results["rows"] = [row for row in results["rows"] if "draw_temperature" not in row["predictor"]]
+    check(render_report(results))

@@ -7,6 +7,7 @@ import pytest
 
 from vlora.errors import DataError
 from vlora.eval.metrics.calibration import calibration, calibration_floor
+from vlora.eval.metrics.draw_temperature import fit_draw_temperature, temper_draws
 from vlora.eval.metrics.proper_scores import brier_score, correctness, kl_to_truth, negative_log_likelihood
 from vlora.eval.metrics.ranking import auroc, average_precision, fpr_at_tpr
 from vlora.eval.metrics.selective import accuracy_at_coverage, aurc, excess_aurc
@@ -16,9 +17,11 @@ from vlora.eval.metrics.uncertainty import (
     disagreement,
     entropy,
     expected_entropy,
+    expected_pairwise_kl,
     kl_from_mean,
     mixture_log_probs,
     mutual_information,
+    reverse_mutual_information,
     variation_ratio,
 )
 from vlora.eval.results import compute_results, read_results, write_results
@@ -131,16 +134,63 @@ def test_scores_times_the_entropy_of_the_base_model(records):
 
 def test_rows_cover_models_predictors_and_groups(results):
     found = {(r["model"], r["predictor"]) for r in results["rows"]}
-    means, samples = ("mean", "mean+temperature"), ("samples", "samples+temperature")
+    means = ("mean", "mean+temperature")
+    samples = ("samples", "samples+temperature", "samples+draw_temperature")
     assert found == {("plain", p) for p in means} | {("ivon", p) for p in means + samples}
     assert {r["group"] for r in results["rows"]} == {"all", *GROUPS}
     unknown = metrics_of(results, "ivon", "samples", "unknown")
     assert set(unknown) == {
         *("mean_confidence", "confident_share", "entropy", "expected_entropy", "mutual_information"),
         *("variation_ratio", "disagreement", "chosen_std", "kl_from_mean"),
+        *("reverse_mutual_information", "expected_pairwise_kl"),
     }
+    tempered = metrics_of(results, "ivon", "samples+draw_temperature", "unknown")
+    assert set(tempered) == (set(unknown) | {"temperature"}) - {"kl_from_mean"}
     assert "mutual_information" not in metrics_of(results, "plain", "mean", "all")
     assert "expected_entropy" not in metrics_of(results, "ivon", "samples+temperature", "all")
+
+
+def test_tempered_draws_are_fitted_and_split_on_their_own(records, results):
+    """One T for all draws from the validation rows; mixture and split are those of these draws."""
+    _, held_out, held_label, _ = arrays(records, "ivon", ("validation",))
+    fitted = fit_draw_temperature(held_out, held_label)
+    _, samples, label, _ = arrays(records, "ivon", ("test",), ("easy", "hard"))
+    tempered = temper_draws(samples, fitted.temperature)
+    found = metrics_of(results, "ivon", "samples+draw_temperature", "all")
+    assert found["temperature"]["value"] == pytest.approx(fitted.temperature)
+    assert found["temperature"]["low"] < fitted.temperature < found["temperature"]["high"]
+    mixture = mixture_log_probs(tempered)
+    assert found["nll"]["value"] == pytest.approx(negative_log_likelihood(mixture, label).mean)
+    for name, measure in (
+        ("expected_entropy", expected_entropy),
+        ("mutual_information", mutual_information),
+        ("reverse_mutual_information", reverse_mutual_information),
+        ("expected_pairwise_kl", expected_pairwise_kl),
+        ("chosen_std", chosen_std),
+    ):
+        assert found[name]["value"] == pytest.approx(measure(tempered).mean()), name
+    other = metrics_of(results, "ivon", "samples+temperature", "all")
+    assert abs(found["nll"]["value"] - other["nll"]["value"]) > 1e-6
+    pairs = [c for c in results["comparisons"] if c["predictor"] == "samples+draw_temperature"]
+    assert pairs and {(c["predictor_a"], c["predictor_b"]) for c in pairs} == {
+        ("samples+draw_temperature", "mean+temperature")
+    }
+    assert all("draw_temperature" not in one["predictor"] for one in results["figures"]["reliability"])
+
+
+def test_the_divergences_of_the_draws_are_scores(records, results):
+    _, samples, _, asked = arrays(records, "ivon", ("test", "ood"), ("easy", "hard", "unknown"))
+    unknown = np.array([r["group"] == "unknown" for r in asked])
+    got = {(d["predictor"], d["score"]): d for d in results["detection"] if d["name"] == "unknown vs test"}
+    for name, measure in (
+        ("reverse_mutual_information", reverse_mutual_information),
+        ("expected_pairwise_kl", expected_pairwise_kl),
+    ):
+        found = got["samples", name]["auroc"]
+        assert found["value"] == pytest.approx(auroc(measure(samples), unknown), abs=1e-12)
+        assert found["draw_error"] > 0
+        assert ("samples+draw_temperature", name) in got and ("samples+temperature", name) not in got
+        assert any(r["score"] == name and r["predictor"] == "samples" for r in results["wrong_answers"])
 
 
 @pytest.mark.parametrize(

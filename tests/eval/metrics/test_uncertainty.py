@@ -15,6 +15,7 @@ from vlora.eval.metrics.uncertainty import (
     kl_from_mean,
     mixture_log_probs,
     mutual_information,
+    reverse_mutual_information,
     variation_ratio,
 )
 
@@ -115,6 +116,60 @@ def test_pairwise_divergence_equals_its_double_sum():
     assert np.isnan(expected_pairwise_kl(draws[:1])).all()
 
 
+def test_reverse_information_by_hand():
+    draws = np.log(
+        [[[0.9, 0.1], [0.3, 0.7]], [[0.5, 0.5], [0.3, 0.7]]]
+    )  # mixture (.7, .3), and one answer twice
+    by_hand = (0.7 * np.log(0.7 / 0.9) + 0.3 * np.log(0.3 / 0.1)) / 2
+    by_hand += (0.7 * np.log(0.7 / 0.5) + 0.3 * np.log(0.3 / 0.5)) / 2
+    assert reverse_mutual_information(draws, corrected=False) == pytest.approx([by_hand, 0])
+    assert reverse_mutual_information(draws) == pytest.approx([2 * by_hand, 0])
+    assert reverse_mutual_information(draws, antithetic=True) == pytest.approx([by_hand, 0])
+    with np.errstate(divide="ignore"):
+        sure = np.log(
+            [[[1.0, 0.0, 0.0]], [[0.5, 0.5, 0.0]]]
+        )  # the second choice is ruled out by one draw alone
+    assert reverse_mutual_information(sure) == pytest.approx([np.inf])
+    assert mutual_information(sure) < 1
+    assert np.isnan(reverse_mutual_information(draws[:1])).all()
+    assert (reverse_mutual_information(draws[:1], corrected=False) == 0).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 2**31), st.sampled_from([0.0, 1e-3, 1.0, 40.0]))
+def test_pairwise_divergence_is_both_informations_together(draws, choices, seed, spread):
+    """The double sum over all pairs, literally, is MI + RMI; over different pairs with both corrected."""
+    rng = np.random.default_rng(seed)
+    samples = log_softmax(rng.normal(size=(1, 4, choices)) + spread * rng.normal(size=(draws, 4, choices)))
+    divergence = np.array(
+        [[(np.exp(p) * (p - q)).sum(axis=1) for q in samples] for p in samples]
+    )  # (S, S, N)
+    for options in ({"corrected": False}, {"antithetic": True}):
+        mutual = mutual_information(samples, **options)
+        reverse = reverse_mutual_information(samples, **options)
+        assert mutual + reverse == pytest.approx(divergence.mean(axis=(0, 1)), rel=1e-9, abs=1e-12)
+        assert expected_pairwise_kl(samples, **options) == pytest.approx(mutual + reverse, rel=1e-12)
+        assert (reverse >= 0).all()
+    other = ~np.eye(draws, dtype=bool)
+    assert expected_pairwise_kl(samples) == pytest.approx(divergence[other].mean(axis=0), rel=1e-9, abs=1e-12)
+    order = rng.permutation(draws)
+    assert reverse_mutual_information(samples[order]) == pytest.approx(reverse_mutual_information(samples))
+
+
+def test_few_draws_of_either_kind_have_no_bias():
+    """Small Gaussian noise on logits: 4 independent draws corrected and one mirrored pair plain give what many give."""
+    rng = np.random.default_rng(11)
+    base = rng.normal(size=(4000, 4))
+    many = log_softmax(base + 0.3 * rng.normal(size=(256, 4000, 4)))
+    few, noise = log_softmax(base + 0.3 * rng.normal(size=(4, 4000, 4))), 0.3 * rng.normal(size=(4000, 4))
+    pair = log_softmax(np.stack([base + noise, base - noise]))
+    for measure in (reverse_mutual_information, expected_pairwise_kl):
+        reference = measure(many).mean()
+        assert measure(few).mean() == pytest.approx(reference, rel=0.05)
+        assert measure(pair, antithetic=True).mean() == pytest.approx(reference, rel=0.06)
+        assert measure(few, corrected=False).mean() == pytest.approx(0.75 * reference, rel=0.06)
+
+
 def test_bad_input_is_named():
     with pytest.raises(DataError, match=r"must sum to 1 over the choices, got 0\.2707 in 1 of 1 rows"):
         entropy([[-2.0, -2.0]])
@@ -122,6 +177,10 @@ def test_bad_input_is_named():
         mutual_information([[0.0]])
     with pytest.raises(DataError, match="were logits passed"):
         entropy([[2.0, 1.0]])
+    with pytest.raises(DataError, match="must be a non-empty 3-D array"):
+        reverse_mutual_information([[0.0]])
+    with pytest.raises(DataError, match="must sum to 1"):
+        expected_pairwise_kl([[[-2.0, -2.0]]])
     with pytest.raises(DataError, match="holds NaN"):
         entropy([[float("nan"), 0.0]])
 
