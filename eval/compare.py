@@ -5,8 +5,10 @@
     AURC, AUGRC                                for both at once where there are equally many, and the two are crossed
     AUROC of unknown against known             DeLong's test, of one score or of one score a model
 
-with Holm's correction over every test of the comparison, whatever its task, pair and metric. Draw k of two posteriors
-of one layout and seed uses the same random numbers, so resampling draw numbers jointly keeps what they have in common.
+Holm's correction is over every test of the comparison, whatever its task, pair and metric. Draw k of two posteriors of
+one layout and seed uses the same random numbers, so resampling draw numbers jointly keeps what they have in common. Of
+texts the NLL per token and of whole texts is tested so; the accuracy of tokens has the error of texts alone, since
+records do not keep it by draw, and so has everything under a temperature. Of answers questions alone are resampled.
 
 A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of several, one per task. What is read
 from it and tested is a :class:`RunKind`: choices and texts in :mod:`vlora.eval.compare_choices`, answers

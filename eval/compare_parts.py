@@ -16,7 +16,7 @@ from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.delong import compare_auroc
 from vlora.eval.metrics.intervals import Counts, bootstrap, percentile_interval
 from vlora.eval.metrics.paired_tests import bootstrap_p_value, mcnemar
-from vlora.eval.metrics.sample_size import items_for_accuracy
+from vlora.eval.metrics.sample_size import draws_for_width, items_for_accuracy
 from vlora.eval.tables import finite_or_none
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Statistic",
     "bootstrap_test",
     "delong_test",
+    "draws_needed",
     "items_needed",
     "mcnemar_fields",
     "minus",
@@ -40,7 +41,13 @@ Statistic = Callable[[Array], Array]
 
 
 def bootstrap_test(
-    metric: str, statistics: Sequence[Statistic], counts: Counts, *, higher: bool
+    metric: str,
+    statistics: Sequence[Statistic],
+    counts: Counts,
+    *,
+    higher: bool,
+    deviation: Array | None = None,
+    units: int = 0,
 ) -> dict[str, Any]:
     """Paired bootstrap of one metric: items are resampled for both sides at once.
 
@@ -49,19 +56,27 @@ def bootstrap_test(
         statistics: The metric of a and of b.
         counts: Resamples of the items, ``(B, N)``.
         higher: Whether higher is better.
+        deviation: What resampled draws add to the difference, ``(R,)``, crossed with the items; None without draws, or
+            where it is not known.
+        units: The fewest draws of a side that were resampled, pairs where they mirror each other.
     """
     size = counts.shape[1]
     values = [float(statistic(np.ones((1, size)))[0]) for statistic in statistics]
-    replicates = bootstrap(minus(*statistics), counts)
+    items = bootstrap(minus(*statistics), counts)
+    if deviation is not None and not np.isfinite(deviation).all():
+        deviation = None
+    replicates = items if deviation is None else items + np.resize(deviation, len(items))
     difference = values[0] - values[1]
-    found, error = percentile_interval(difference, replicates, size), spread(replicates)
+    found, error = percentile_interval(difference, replicates, size), spread(items)
+    draw_error = None if deviation is None else spread(deviation)
     return {
         **{"metric": metric, "test": "paired bootstrap", "higher_is_better": higher},
         **{"a": finite_or_none(values[0]), "b": finite_or_none(values[1])},
         **{"difference": finite_or_none(difference), "low": finite_or_none(found.low)},
         **{"high": finite_or_none(found.high)},
         "p": finite_or_none(bootstrap_p_value(replicates)) if np.isfinite(difference) else None,
-        **{"item_error": finite_or_none(error), "draw_error": None, "draws_needed": None},
+        **{"item_error": finite_or_none(error), "draw_error": draw_error},
+        "draws_needed": draws_needed(difference, error, draw_error, units),
         "items_needed": items_needed(difference, error, size),
     }
 
@@ -123,6 +138,13 @@ def items_needed(difference: float, item_error: float, size: int) -> int | None:
     normal = NormalDist()
     reach = normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(_POWER)
     return max(math.ceil(size * (reach * item_error / difference) ** 2), 2)
+
+
+def draws_needed(difference: float, item_error: float, draw_error: float | None, units: int) -> int | None:
+    """Draws (pairs, where antithetic) whose interval would exclude 0; None where the items alone are too wide."""
+    if not draw_error or not difference or not math.isfinite(difference) or not math.isfinite(item_error):
+        return None
+    return draws_for_width(abs(difference), draw_error, units, item_error, level=LEVEL)
 
 
 def spread(values: Array) -> float:

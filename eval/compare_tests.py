@@ -1,6 +1,5 @@
 """All tests of one pair of models on the same items; see :mod:`vlora.eval.compare`."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,21 +8,19 @@ import numpy as np
 from vlora.errors import DataError
 from vlora.eval.compare_detection import detection_tests
 from vlora.eval.compare_parts import (
-    LEVEL,
-    bootstrap_test,
+    draws_needed,
     items_needed,
     mcnemar_fields,
     minus,
-    ratio_of,
     spread,
 )
+from vlora.eval.compare_texts import text_tests
 from vlora.eval.comparisons import Detect
 from vlora.eval.further_metrics import HEADLINE, headline_statistic
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.crossed import draw_deviations, draw_weights
 from vlora.eval.metrics.intervals import bootstrap, percentile_interval
 from vlora.eval.metrics.paired_tests import bootstrap_p_value
-from vlora.eval.metrics.sample_size import draws_for_width
 from vlora.eval.predictions import ChoiceTable
 from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, at_the_mean, finite_or_none
 
@@ -73,7 +70,7 @@ def compare_tables(
         pair = _ChoicePair((a, b), (names[0], names[1]), (rows, rows_b), resampler)
         tests, draws = pair.tests(), pair.draws
     else:
-        tests, draws = _ratio_tests((a, b), names, (rows, rows_b), resampler), {"paired": False}
+        tests, draws = text_tests((a, b), names, (rows, rows_b), resampler)
     tests += detection_tests(a, b, names, detect=detect, scores=scores)
     return {**facts, "draws": draws, "tests": tests}
 
@@ -178,7 +175,7 @@ class _ChoicePair:
             "draw_error": draw_error,
             "higher_is_better": name in _HIGHER,
             "items_needed": items_needed(value, item_error, size),
-            "draws_needed": _draws_needed(value, item_error, draw_error, units),
+            "draws_needed": draws_needed(value, item_error, draw_error, units),
         }
         return test | self._mcnemar() if name == "accuracy" else test
 
@@ -192,34 +189,3 @@ class _ChoicePair:
     def _correct(self, probs: Array) -> Array:
         top = probs == probs.max(axis=1, keepdims=True)
         return top[np.arange(len(self._label)), self._label] / top.sum(axis=1)
-
-
-def _ratio_tests(
-    tables: tuple[ModelTable, ModelTable],
-    names: list[str],
-    rows: tuple[IntArray, IntArray],
-    resampler: Resampler,
-) -> list[dict[str, Any]]:
-    """Paired bootstrap of metrics that are sums over sums, documents being resampled: language modelling."""
-    found = [table.ratios(name) for table, name in zip(tables, names, strict=True)]
-    counts = resampler.counts(len(rows[0]))
-    return [
-        bootstrap_test(
-            metric,
-            [
-                ratio_of(*(part[picked] for part in one[metric]))
-                for one, picked in zip(found, rows, strict=True)
-            ],
-            counts,
-            higher=metric in _HIGHER,
-        )
-        for metric in found[0]
-        if metric in found[1]
-    ]
-
-
-def _draws_needed(difference: float, item_error: float, draw_error: float | None, units: int) -> int | None:
-    """Draws (pairs, where antithetic) whose interval would exclude 0; None where the items alone are too few."""
-    if not draw_error or not difference or not math.isfinite(difference) or not math.isfinite(item_error):
-        return None
-    return draws_for_width(abs(difference), draw_error, units, item_error, level=LEVEL)

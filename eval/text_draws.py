@@ -53,6 +53,11 @@ class TextDraws:
         nll, entropy, weight = (np.stack(column) for column in found)
         return cls(nll, entropy, weight, size, antithetic)
 
+    @property
+    def num_units(self) -> int:
+        """Independent draws, pairs where they are antithetic."""
+        return self.nll.shape[1] // 2 if self.antithetic else self.nll.shape[1]
+
     def replicates(self, rows: IntArray, weights: Array) -> dict[str, Array]:
         """Metrics of some texts under resampled draws.
 
@@ -94,9 +99,8 @@ class TextDraws:
             found["perplexity"] = np.exp(metrics["nll"]["value"] + found["nll"])
         found["nll_product_of_expectations"] = found["nll"]
         found["nll_expectation_of_products"] = found["nll_sequence"]
-        units = num_draws // 2 if self.antithetic else num_draws
         for name, replicates in found.items():
             if name in metrics:
                 metrics[name] |= crossed_fields(
-                    metrics[name], item_replicates[name], replicates, len(rows), units
+                    metrics[name], item_replicates[name], replicates, len(rows), self.num_units
                 )

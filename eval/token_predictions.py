@@ -145,6 +145,11 @@ class TokenTable(ModelTable):
             **{name: columns[name] / self._size for name in names},
         }
 
+    @property
+    def draws(self) -> TextDraws | None:
+        """What every draw said; None without draws, and in records of earlier versions."""
+        return self._draws
+
     def length_scores(self) -> dict[str, Array]:
         """Lengths of prompt and text."""
         return lengths_only(self.num_tokens, self._size)

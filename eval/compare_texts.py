@@ -1,0 +1,103 @@
+"""Paired tests of two models on the same texts; see :mod:`vlora.eval.compare`.
+
+Metrics are sums over sums (nats per token, right tokens per token), and texts are resampled for both models at once.
+``nll`` and ``nll_sequence`` of sampled predictors have the error of their draws too, as far as records keep numbers by
+draw (:mod:`vlora.eval.text_draws`): the second exactly, the first to first order in the weights of the draws. Draw
+numbers are resampled jointly where both models have equally many, since draw k of both has the same noise.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlora.eval.compare_parts import bootstrap_test, ratio_of
+from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.crossed import draw_deviations, draw_weights
+from vlora.eval.tables import ModelTable, Resampler
+from vlora.eval.text_draws import TextDraws
+from vlora.eval.token_predictions import TokenTable
+
+__all__ = ["text_tests"]
+
+_DRAW_RESAMPLES = 200
+_BY_DRAW = ("nll", "nll_sequence")
+
+
+def text_tests(
+    tables: Sequence[ModelTable], names: Sequence[str], rows: Sequence[IntArray], resampler: Resampler
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One test per metric that both models have.
+
+    Args:
+        tables: The later and the earlier model.
+        names: Predictor of each.
+        rows: The same texts of each, ``(N,)``.
+        resampler: Source of the bootstrap resamples.
+
+    Returns:
+        The tests, and the draws behind them: number of ``a`` and of ``b`` (0 at the mean) and whether they are
+        ``paired``.
+    """
+    found = [table.ratios(name) for table, name in zip(tables, names, strict=True)]
+    sides = [_draws_of(table, name) for table, name in zip(tables, names, strict=True)]
+    drawn = [_count(table, name, side) for table, name, side in zip(tables, names, sides, strict=True)]
+    paired = None not in sides and _layout(sides[0]) == _layout(sides[1])
+    unknown = any(
+        name.startswith("samples") and side is None for name, side in zip(names, sides, strict=True)
+    )
+    deviations = {} if unknown else _deviations(sides, rows, resampler.seed, paired)
+    units = min([side.num_units for side in sides if side is not None], default=0)
+    counts = resampler.counts(len(rows[0]))
+    tests = [
+        bootstrap_test(
+            metric,
+            [
+                ratio_of(*(part[picked] for part in one[metric]))
+                for one, picked in zip(found, rows, strict=True)
+            ],
+            counts,
+            higher=metric == "accuracy",
+            deviation=deviations.get(metric),
+            units=units,
+        )
+        for metric in found[0]
+        if metric in found[1]
+    ]
+    return tests, {"a": drawn[0], "b": drawn[1], "paired": paired}
+
+
+def _draws_of(table: ModelTable, predictor: str) -> TextDraws | None:
+    """The draws of an untempered mixture; None at the mean, under a temperature, and in records of earlier versions."""
+    return table.draws if isinstance(table, TokenTable) and predictor == "samples" else None
+
+
+def _count(table: ModelTable, predictor: str, side: TextDraws | None) -> int:
+    """Draws of a predictor, 0 at the mean."""
+    if side is not None:
+        return side.nll.shape[1]
+    return table.num_samples if predictor.startswith("samples") else 0
+
+
+def _layout(side: TextDraws | None) -> tuple[int, bool] | None:
+    return None if side is None else (side.nll.shape[1], side.antithetic)
+
+
+def _deviations(
+    sides: Sequence[TextDraws | None], rows: Sequence[IntArray], seed: int, paired: bool
+) -> Mapping[str, Array]:
+    """What draws add to the difference of each metric, ``(R,)``; nothing where no side has draws or one has too few."""
+    total: dict[str, Array] = {}
+    for place, (side, picked) in enumerate(zip(sides, rows, strict=True)):
+        if side is None:
+            continue
+        if side.num_units < 2:
+            return {}
+        # The same seed resamples the same draw numbers of both; other numbers of draws are resampled apart.
+        own = seed if paired else seed + place
+        weights = draw_weights(side.nll.shape[1], _DRAW_RESAMPLES, antithetic=side.antithetic, seed=own)
+        replicates, sign = side.replicates(picked, weights), 1 - 2 * place
+        for name in _BY_DRAW:
+            moved = sign * draw_deviations(replicates[name], side.num_units)
+            total[name] = total.get(name, np.zeros(_DRAW_RESAMPLES)) + moved
+    return total
