@@ -25,34 +25,69 @@ from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.feature_distance import FeatureGaussian
 from vlora.eval.prepare import Evaluation
 from vlora.eval.records import Record
+from vlora.eval.store import ScoreFile, content_key
 from vlora.eval.subjects import Subject
 
 __all__ = ["mean_states", "with_distances"]
 
+_NAME = "feature_distance"
 _ROUNDING = 9
 
 
 def with_distances(
-    evaluation: Evaluation, subject: Subject, records: Sequence[Record]
+    evaluation: Evaluation, subject: Subject, records: Sequence[Record], file: ScoreFile
 ) -> tuple[list[Record], dict[str, Any]]:
     """Records with ``feature_distance`` and, where there are classes, ``relative_feature_distance``; and the cost.
+
+    Distances lie in the store under a hash of the reference rows, so that other rows, or another class of one of them,
+    measure anew. What is missing is measured in one go, the reference rows with it, and kept when it is complete.
 
     Args:
         evaluation: Models and items; ``data.reference`` names the reference rows.
         subject: The model.
         records: Its records, in the order of the items.
+        file: Its scores; it is added to.
 
     Returns:
-        The records, and a row of ``cost.by_estimator``. States are not stored: a second evaluation makes them again.
+        The records, and a row of ``cost.by_estimator``. No model is loaded when the file has everything.
 
     Raises:
         DataError: Reference rows that cannot be read or lack a class, or a model that gives NaN.
+        OutputError: The file cannot be written.
     """
-    config, start = evaluation.config, time.perf_counter()
-    reference = load_reference(config.task, config.data, evaluation.classes)
-    label = _classes(reference) if config.task == "sequence_classification" else None
-    examples = [item.example for item in evaluation.items]
-    batches = [_batches(evaluation, rows) for rows in (reference, examples)]
+    reference = load_reference(evaluation.config.task, evaluation.config.data, evaluation.classes)
+    label = _classes(reference) if evaluation.config.task == "sequence_classification" else None
+    name, keys = f"{_NAME}@{_reference_key(reference, label)}", evaluation.item_keys
+    known = file.scores.get(name, {})
+    missing = {key: row for row, key in enumerate(keys) if key not in known}
+    if missing:
+        start, rows = time.perf_counter(), list(missing.values())
+        values, tokens = _measure(evaluation, subject, reference, label, rows)
+        layout, seconds = [file.layouts[key] for key in missing], time.perf_counter() - start
+        file.append(
+            [name], list(missing), [[own] for own in values], layout=layout, seconds=seconds, tokens=tokens
+        )
+    found = [replace(record, **file.scores[name][key]) for key, record in zip(keys, records, strict=True)]
+    spent, used = Spent(), set(keys)
+    for names, own, seconds, tokens in file.batches:
+        share = sum(key in used for key in own) / max(len(own), 1) if name in names else 0.0
+        spent.add(len(reference) * (share > 0), tokens * share, seconds * share)
+    spent.add(len(keys))
+    whole = sum(file.layouts[key]["prompt"] for key in keys)
+    (row,) = cost_rows(subject.name, {_NAME: spent}, len(keys), whole)
+    return found, row
+
+
+def _measure(
+    evaluation: Evaluation,
+    subject: Subject,
+    reference: Sequence[Example],
+    label: Sequence[int] | None,
+    rows: Sequence[int],
+) -> tuple[list[dict[str, float]], int]:
+    """Distances of some items by name, and the tokens that went through the model."""
+    examples = [evaluation.items[row].example for row in rows]
+    batches = [_batches(evaluation, own) for own in (reference, examples)]
     with evaluation.host.wearing(subject.posterior) as model:
         known, asked = (mean_states(model, own) for own in batches)
     if not np.isfinite(asked).all() or not np.isfinite(known).all():
@@ -64,14 +99,16 @@ def with_distances(
     if len(fitted.means) > 1:
         columns["relative_feature_distance"] = fitted.relative(asked)
     found = [
-        replace(record, **{name: round(float(values[row]), _ROUNDING) for name, values in columns.items()})
-        for row, record in enumerate(records)
+        {name: round(float(values[row]), _ROUNDING) for name, values in columns.items()}
+        for row in range(len(rows))
     ]
-    sizes = [sum(int(batch.inputs["attention_mask"].sum()) for batch in own) for own in batches]
-    spent = Spent()
-    spent.add(len(reference) + len(examples), sum(sizes), time.perf_counter() - start)
-    (row,) = cost_rows(subject.name, {"feature_distance": spent}, len(examples), sizes[1])
-    return found, row
+    return found, sum(int(batch.inputs["attention_mask"].sum()) for own in batches for batch in own)
+
+
+def _reference_key(reference: Sequence[Example], label: Sequence[int] | None) -> str:
+    """Hash of everything that the Gaussians depend on besides the model."""
+    texts = [[example.text, example.text_pair, example.prompt] for example in reference]
+    return content_key([texts, label])[:32]
 
 
 @torch.inference_mode()

@@ -70,7 +70,7 @@ def run_eval(config: EvalConfig, *, finish: Callable[[Path], object] | None = No
     store.foreign()
     files = [open_scores(evaluation, subject, store) for subject in evaluation.subjects]
     truncated = count_truncated(evaluation, files[0])
-    finished = _measure_distances(evaluation, _score_all(evaluation, files))
+    finished = _measure_distances(evaluation, _score_all(evaluation, files), files)
     described = [
         _describe(subject, facts) for subject, (_, facts) in zip(evaluation.subjects, finished, strict=True)
     ]
@@ -132,14 +132,17 @@ def _score_all(evaluation: Evaluation, files: Sequence[ScoreFile]) -> list[_Fini
     return finished
 
 
-def _measure_distances(evaluation: Evaluation, finished: list[_Finished]) -> list[_Finished]:
+def _measure_distances(
+    evaluation: Evaluation, finished: list[_Finished], files: Sequence[ScoreFile]
+) -> list[_Finished]:
     """The records with distances of hidden states, where reference rows are given."""
     if evaluation.config.data.reference is None:
         return finished
     found = []
-    for subject, (records, facts) in zip(evaluation.subjects, finished, strict=True):
-        measured, cost = with_distances(evaluation, subject, records)
-        found.append((measured, {**facts, "estimators": [*facts["estimators"], cost]}))
+    for subject, (records, facts), file in zip(evaluation.subjects, finished, files, strict=True):
+        measured, cost = with_distances(evaluation, subject, records, file)
+        paid = {"seconds": file.seconds, "forward_tokens": round(file.tokens)}
+        found.append((measured, {**facts, **paid, "estimators": [*facts["estimators"], cost]}))
     return found
 
 

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from vlora.config import load_config
 from vlora.errors import ConfigError, DataError
+from vlora.eval import feature_states
 from vlora.eval.config import EvalConfig
+from vlora.eval.host import Host
 from vlora.eval.metrics.feature_distance import FeatureGaussian
 from vlora.eval.records import read_records
 from vlora.recipes.evaluate import evaluate
@@ -99,3 +101,41 @@ def test_classes_have_a_mean_each(tmp_path):
     data = {**values["data"], "reference": str(tmp_path / "gap.jsonl")}
     with pytest.raises(DataError, match="1 of 61 rows of data.reference have no class"):
         evaluate(load_config(EvalConfig, {**values, "data": data, "output": str(tmp_path / "g")}))
+
+
+def test_distances_lie_in_the_store_under_their_reference_rows(tmp_path, monkeypatch):
+    """The same run again loads nothing; new items are added; other reference rows are measured anew."""
+    world = eval_world.build(tmp_path)
+    rows = eval_world.questions(30, 7)
+    reference = eval_world.write(tmp_path / "reference.jsonl", rows)
+    data = {"test": str(world / "test.jsonl"), "reference": reference}
+    store = {"model": str(world / "first"), "num_samples": 2, "store": str(tmp_path / "store")}
+
+    def run(name, **changes):
+        output = evaluate(eval_world.config(world, tmp_path / name, **{"data": data, **store, **changes}))
+        records = read_records(output / "records.jsonl")
+        costs = json.loads((output / "results.json").read_text())["cost"]["by_estimator"]
+        (cost,) = (row for row in costs if row["estimator"] == "feature_distance")
+        return {r.item: r.feature_distance for r in records}, cost
+
+    measured = []
+    whole = feature_states.mean_states
+    monkeypatch.setattr(
+        feature_states,
+        "mean_states",
+        lambda model, own: measured.append(sum(map(len, own))) or whole(model, own),
+    )
+    first, paid = run("a")
+    assert measured == [30, len(first)]
+    with monkeypatch.context() as no_model:
+        no_model.setattr(Host, "__init__", lambda *_, **__: pytest.fail("a model was loaded"))
+        again, same = run("b", num_bootstrap=11)
+    assert again == first and same == paid and measured == [30, len(first)]
+    wider, more = run("c", data={**data, "ood": {"unknown": str(world / "unknown.jsonl")}})
+    added = len(wider) - len(first)
+    assert added > 0 and measured[2:] == [30, added] and wider.items() > first.items()
+    assert more["passes"] == pytest.approx(1 + 60 / len(wider), abs=1e-3)
+    other = eval_world.write(tmp_path / "other.jsonl", rows[:-1])
+    changed, _ = run("d", data={**data, "reference": other})
+    assert measured[4:] == [29, len(first)] and changed.keys() == first.keys() and changed != first
+    assert run("e")[0] == first and len(measured) == 6
