@@ -231,6 +231,8 @@ def test_values_are_those_of_the_metrics(records, results, model, predictor, gro
     if predictor == "samples":
         expected["expected_entropy"] = expected_entropy(samples).mean()
         expected["mutual_information"] = mutual_information(samples).mean()
+        expected["reverse_mutual_information"] = reverse_mutual_information(samples).mean()
+        expected["expected_pairwise_kl"] = expected_pairwise_kl(samples).mean()
         expected["variation_ratio"] = variation_ratio(samples).mean()
         expected["disagreement"] = disagreement(samples).mean()
         at_mean = arrays(records, model, ("test",), groups)[0]
@@ -301,6 +303,7 @@ def test_default_detection_and_length_baseline(records, results):
     scores = {s for m, p, s in found if (m, p) == ("ivon", "samples")}
     assert scores == {
         *("max_probability", "entropy", "expected_entropy", "mutual_information", "variation_ratio"),
+        *("reverse_mutual_information", "expected_pairwise_kl"),
     }
     assert score["aupr"]["value"] == pytest.approx(average_precision(-log_probs.max(1), odd))
     assert score["aupr"]["chance"] == pytest.approx(odd.mean())

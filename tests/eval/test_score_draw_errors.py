@@ -6,6 +6,7 @@ from test_results import DRAWS, log_softmax, make_model
 
 from vlora.eval.comparisons import detect_groups
 from vlora.eval.metrics.crossed import draw_weights
+from vlora.eval.metrics.draw_temperature import fit_draw_temperature, temper_draws
 from vlora.eval.metrics.ranking import auroc, average_precision, fpr_at_tpr
 from vlora.eval.metrics.rejection import prediction_rejection_ratio
 from vlora.eval.metrics.selective import aurc
@@ -127,6 +128,24 @@ def test_a_tempered_score_has_the_temperature_of_its_resample(rows, table):
         mixture = temper(mixture_log_probs(samples), fitted.temperature)
         numbers.append(auroc(entropy(mixture), mixture.argmax(1) != label))
     assert found["auroc"]["draw_error"] == pytest.approx(literal_error(numbers), rel=1e-6)
+
+
+def test_a_score_of_tempered_draws_has_their_temperature_on_the_resample(rows, table):
+    """Refitted literally; the temperature of a resample is read off a grid, so the error agrees to a few per cent."""
+    keep, held_out = chosen(rows, "easy", "hard"), chosen(rows, "validation")
+    label = np.array([rows[i]["label"] for i in keep])
+    [found] = [
+        row
+        for row in find_wrong_answers([table], RESAMPLER)
+        if (row["predictor"], row["score"]) == ("samples+draw_temperature", "mutual_information")
+    ]
+    numbers = []
+    for samples, everything in resampled(rows, keep):
+        fitted = fit_draw_temperature(everything[:, held_out], [rows[i]["label"] for i in held_out])
+        tempered = temper_draws(samples, fitted.temperature)
+        wrong = mixture_log_probs(tempered).argmax(1) != label
+        numbers.append(auroc(mutual_information(tempered), wrong))
+    assert found["auroc"]["draw_error"] == pytest.approx(literal_error(numbers), rel=0.03)
 
 
 def test_what_has_no_draws_has_no_draw_error_and_one_pair_says_nothing(rows):

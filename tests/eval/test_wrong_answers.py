@@ -40,8 +40,10 @@ def test_every_score_and_length_stand_beside_each_other(results):
     single = ["max_probability", "entropy", "length"]
     assert found["plain", "mean"] == found["ivon", "mean"] == single
     assert found["ivon", "samples"] == [
-        *("max_probability", "entropy", "expected_entropy", "mutual_information", "variation_ratio", "length")
+        *("max_probability", "entropy", "expected_entropy", "mutual_information", "variation_ratio"),
+        *("reverse_mutual_information", "expected_pairwise_kl", "length"),
     ]
+    assert found["ivon", "samples+draw_temperature"] == found["ivon", "samples"][:-1]
     assert found["plain", "mean+temperature"] == found["ivon", "samples+temperature"] == single[:2]
 
 
