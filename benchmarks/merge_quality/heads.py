@@ -18,7 +18,7 @@ row has one vote, which its heads share by the squares of their gradients, and o
 In this network a head's output is W_v,h x with x the mean of the tokens that the head attends to, so D_ih is the outer
 product of its gradient with x, and G_h *together* is the Gram of what the head attends to. Grams are those of one pass
 over the training rows at the adapter's mean. ``tune`` sees validation rows only, of seeds that nothing else uses;
-``test`` the test rows, of all sets of four and of all pairs of different tasks.
+``test`` the test rows, of all sets of four to twelve and of all pairs of different tasks.
 """
 
 import argparse
@@ -233,12 +233,12 @@ def main() -> None:
     ways = {name: TRIED[name] for name in (TRIED if tune else CHOSEN)}
     for unit in units(args.seeds or list(TUNING_SEEDS if tune else range(3))):
         mixed, ivon = unit.family == "mixed", unit.optimizer == "ivon"
-        if unit.count != 4 or args.only not in unit.name or (tune and not (mixed and ivon)):
+        if unit.count == 2 or (tune and unit.count != 4) or args.only not in unit.name or (tune and not (mixed and ivon)):
             continue
         grams = Gathered(library)
         part = "heads_tune" if tune else "heads"
         keep_and_tell(RESULTS, part, unit.name, lambda u=unit, g=grams: scored(u, library, ways, g, not tune))
-        if tune or not (mixed and ivon):
+        if tune or not (mixed and ivon) or unit.count != 4:
             continue
         for first, second in combinations(unit.tasks, 2):
             pair = Pair(unit.family, 2, unit.gauge, unit.optimizer, unit.seed, first, second)

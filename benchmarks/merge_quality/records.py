@@ -25,6 +25,8 @@ FAMILIES = {
     ("mixed", 4, "independent", "ivon"): "four different tasks, independent starts, IVON",
     ("mixed", 4, "shared", "adamw"): "four different tasks, one start of A, AdamW",
     ("mixed", 4, "independent", "adamw"): "four different tasks, independent starts, AdamW",
+    ("mixed", 8, "independent", "ivon"): "eight different tasks, independent starts, IVON",
+    ("mixed", 12, "independent", "ivon"): "twelve different tasks, independent starts, IVON",
     ("domains", 4, "shared", "ivon"): "four domains of one task, one start of A, IVON",
     ("domains", 4, "independent", "ivon"): "four domains of one task, independent starts, IVON",
 }

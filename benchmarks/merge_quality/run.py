@@ -59,7 +59,7 @@ class Unit:
     @property
     def whole(self) -> bool:
         """Whether merges at the adapters' rank, curvature taken apart and the conflict map are wanted too."""
-        return self.family == "mixed" or self.count == 4
+        return self.count == 4
 
     @property
     def name(self) -> str:
@@ -72,9 +72,8 @@ def units(seeds: list[int]) -> list[Unit]:
     out = [Unit("mixed", 4, gauge, "ivon", seed) for seed in seeds for gauge in ("shared", "independent")]
     out += [Unit("domains", 4, gauge, "ivon", seed) for seed in seeds for gauge in ("shared", "independent")]
     out += [Unit("mixed", 4, gauge, "adamw", seed) for seed in seeds for gauge in ("shared", "independent")]
-    return out + [
-        Unit("domains", count, "independent", "ivon", seed) for seed in seeds for count in (2, 4, 8, 12)
-    ]
+    out += [Unit("domains", count, "independent", "ivon", seed) for seed in seeds for count in (2, 4, 8, 12)]
+    return out + [Unit("mixed", count, "independent", "ivon", seed) for seed in seeds for count in (8, 12)]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
