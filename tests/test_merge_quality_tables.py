@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.merge_quality import pairs, pairs_tables, table
+from benchmarks.merge_quality import pairs, pairs_tables, set_tables, table
 from benchmarks.merge_quality.change import CHANGE, EQUAL
 from benchmarks.merge_quality.heads import CONTROL, HEADS_ARM
 from benchmarks.merge_quality.heads_tables import change_differences, change_scores, heads_scores
@@ -53,7 +53,7 @@ def test_differences_are_paired_by_set():
     records = [record(0), record(1)]
     assert differences(records, "task arithmetic (sum)", "default", "accuracy") == pytest.approx([0.03, 0.03])
     assert differences(records, "task arithmetic (sum)", "default", "worst") == pytest.approx([0.02, 0.02])
-    lines = table.pairs_table(records).splitlines()
+    lines = set_tables.pairs_table(records).splitlines()
     assert lines[2].startswith(
         "| task arithmetic (sum) | default | +3.0 [+3.0, +3.0] | +2.0 [+2.0, +2.0] | -0.100 ["
     )

@@ -233,7 +233,12 @@ def main() -> None:
     ways = {name: TRIED[name] for name in (TRIED if tune else CHOSEN)}
     for unit in units(args.seeds or list(TUNING_SEEDS if tune else range(3))):
         mixed, ivon = unit.family == "mixed", unit.optimizer == "ivon"
-        if unit.count == 2 or (tune and unit.count != 4) or args.only not in unit.name or (tune and not (mixed and ivon)):
+        if (
+            unit.count == 2
+            or (tune and unit.count != 4)
+            or args.only not in unit.name
+            or (tune and not (mixed and ivon))
+        ):
             continue
         grams = Gathered(library)
         part = "heads_tune" if tune else "heads"

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.merge_quality.change import CHANGE, EQUAL
 from benchmarks.merge_quality.heads import BESIDE, CHOSEN, CONTROL, CUT, HEADS_ARM
 from benchmarks.merge_quality.pairs_tables import sets_of
-from benchmarks.merge_quality.records import Records, mean, value
+from benchmarks.merge_quality.records import Records, mean, scalars, value
 from benchmarks.readme_table import interval, markdown, number
 
 __all__ = ["change_sections", "heads_sections"]
@@ -18,6 +18,8 @@ __all__ = ["change_sections", "heads_sections"]
 _METRICS = (("accuracy", 100, 1), ("worst", 100, 1), ("nll", 1, 3))
 _KINDS = {
     ("mixed", 4): "four different tasks",
+    ("mixed", 8): "eight different tasks",
+    ("mixed", 12): "twelve different tasks",
     ("domains", 2): "two domains",
     ("domains", 4): "four domains",
     ("domains", 8): "eight domains",
@@ -29,14 +31,12 @@ Section = tuple[str, Records, Callable[[Records], str]]
 def heads_sections(tune: Records, test: Records, pairs: Records) -> list[Section]:
     """Title, records and table of the tuning sets, the sets of four and the pairs."""
     found, sections = sets_of(pairs), list[Section]()
-    for family, title in (("mixed", "different tasks"), ("domains", "domains")):
-        four = [record for record in test if record["family"] == family]
-        named = f"One Gram per attention head: {len(four)} sets of four {title}, test rows"
+    for title, sets in _by_kind(test).items():
         sections += [
-            (named, four, heads_scores),
+            (f"One Gram per attention head: {title}, test rows", sets, heads_scores),
             (
                 "Paired differences on these",
-                four if len(four) > 1 else [],
+                sets if len(sets) > 1 else [],
                 lambda sets: heads_differences([[record] for record in sets]),
             ),
         ]
@@ -86,9 +86,9 @@ def change_scores(records: Records) -> str:
     for kind, sets in _by_kind(records).items():
         for arm in sets[0]["arms"]:
             cells = [number(scale * mean(sets, arm, "default", metric), d) for metric, scale, d in _METRICS]
-            scalars = sorted({record["arms"][arm].get("scalar") for record in sets} - {None})
-            best = number(mean(sets, arm, "best", "nll"), 3) if scalars else "—"
-            rows.append([kind, _named(arm), *cells, best, ", ".join(f"{s:g}" for s in scalars) or "—"])
+            rows.append(
+                [kind, _named(arm), *cells, number(mean(sets, arm, "best", "nll"), 3), scalars(sets, arm)]
+            )
     return markdown(["sets", "arm", "accuracy", "worst", "NLL", "NLL, best", "best scalars"], rows)
 
 

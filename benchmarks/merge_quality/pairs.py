@@ -69,7 +69,7 @@ def pairs(seeds: list[int]) -> list[Pair]:
         Pair(family, 2, gauge, "ivon", seed, first, second)
         for gauge in ("independent", "shared")
         for seed in seeds
-        for family, names in (("mixed", MIXED), ("domains", DOMAINS[:4]))
+        for family, names in (("mixed", MIXED[:4]), ("domains", DOMAINS[:4]))
         for first, second in combinations(names, 2)
     ]
 

@@ -6,7 +6,7 @@ s.e. over the n sets (seeds and starts of A). It speaks for new adapters of thes
 
 import numpy as np
 
-from benchmarks.merge_quality.records import OURS, Records, common_arms, differences, mean, value
+from benchmarks.merge_quality.records import OURS, Records, common_arms, differences, mean, scalars, value
 from benchmarks.readme_table import interval, markdown, number
 
 __all__ = ["pair_differences", "pair_scores", "sets_of"]
@@ -30,8 +30,7 @@ def pair_scores(records: Records) -> str:
         row = [arm]
         for kind in ("default", "best"):
             row += [number(scale * mean(records, arm, kind, metric), d) for metric, scale, d in _METRICS]
-        scalars = {record["arms"][arm].get("scalar") for record in records} - {None}
-        rows.append([*row, ", ".join(f"{scalar:g}" for scalar in sorted(scalars)) or "—"])
+        rows.append([*row, scalars(records, arm)])
     head = ["accuracy", "worst", "NLL", "ECE"]
     return markdown(["arm", *head, *(f"{name}, best" for name in head), "best scalars"], rows)
 

@@ -15,6 +15,7 @@ __all__ = [
     "family",
     "joined",
     "mean",
+    "scalars",
     "value",
 ]
 
@@ -84,6 +85,19 @@ def mean(records: Records, *where: str) -> float:
     """Mean over sets of adapters."""
     values = [value(record, *where) for record in records]
     return float(np.mean(values)) if values and not np.isnan(values).any() else math.nan
+
+
+def scalars(records: Records, arm: str) -> str:
+    """Best scalars of an arm; ``<=`` and ``>=`` where it is an end of what was tried."""
+    found: dict[float, str] = {}
+    for scores in (record["arms"].get(arm, {}) for record in records):
+        if "scalar" not in scores:
+            continue
+        tried = [float(scalar) for scalar in scores.get("validation_nll", {})]
+        best = scores["scalar"]
+        sign = "≤ " if tried and best == min(tried) else "≥ " if tried and best == max(tried) else ""
+        found[best] = f"{sign}{best:g}"
+    return ", ".join(found[best] for best in sorted(found)) or "—"
 
 
 def common_arms(records: Records) -> list[str]:

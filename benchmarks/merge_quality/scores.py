@@ -88,11 +88,15 @@ class Scorer:
 
     def tuned(self, deltas: Mapping[str, Tensor], scalars: Sequence[float]) -> dict[str, Any]:
         """At the scalar 1 and at the one with the lowest mean validation NLL over the merged tasks."""
+        default, found = self.all(deltas), self.chosen(deltas, scalars)
+        return {"default": default, **found}
+
+    def chosen(self, deltas: Mapping[str, Tensor], scalars: Sequence[float]) -> dict[str, Any]:
+        """At the scalar with the lowest mean validation NLL over the merged tasks."""
         by_scalar = {s: self._validation(_times(deltas, s)) for s in scalars}
         best = min(by_scalar, key=lambda s: by_scalar[s])
-        out = {"default": self.all(deltas), "validation_nll": {str(s): v for s, v in by_scalar.items()}}
-        out["best"] = out["default"] if best == 1.0 else self.all(_times(deltas, best))
-        return {**out, "scalar": best}
+        told = {str(s): v for s, v in by_scalar.items()}
+        return {"validation_nll": told, "best": self.all(_times(deltas, best)), "scalar": best}
 
     def all(self, deltas: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """Metrics per task, seen and unseen."""

@@ -8,7 +8,7 @@ adapters (seeds) of a family; sets share their test rows and their tasks, so it 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,154 +16,28 @@ import torch
 
 from benchmarks.merge_quality.arms import MAIN
 from benchmarks.merge_quality.curvature_tables import curvature_table, gathering_table, pass_table
+from benchmarks.merge_quality.curve_tables import Section, curve_sections
+from benchmarks.merge_quality.early_tables import early_sections, length_sections
 from benchmarks.merge_quality.heads_tables import change_sections, heads_sections
 from benchmarks.merge_quality.lineage_tables import lineage_sections
 from benchmarks.merge_quality.pairs_tables import pair_differences, pair_scores, sets_of
 from benchmarks.merge_quality.preview_tables import agreement_table, choice_table, rays_table, seconds_table
-from benchmarks.merge_quality.records import (
-    FAMILIES,
-    OURS,
-    REFERENCES,
-    Records,
-    common_arms,
-    differences,
-    family,
-    joined,
-    mean,
-)  # fmt: skip
+from benchmarks.merge_quality.records import FAMILIES, Records, family, joined
+from benchmarks.merge_quality.set_tables import (
+    ablation_table,
+    cost_table,
+    main_table,
+    pairs_table,
+    rows_table,
+    unseen_table,
+)
 from benchmarks.merge_quality.votes_tables import votes_table
+from benchmarks.merge_quality.wide_tables import wide_sections
 from benchmarks.posterior_quality.table import load
-from benchmarks.readme_table import interval, markdown, number, write_tables
+from benchmarks.readme_table import interval, markdown, write_tables
 from vlora.posterior.ranks import spearman
 
 HERE = Path(__file__).parent
-
-
-UNSEEN = ("unseen accuracy", "unseen NLL", "unseen ECE")
-"""Columns on domains that no merged adapter has seen, at the default scalar."""
-
-
-def main_table(records: Records, only: Sequence[str] = ()) -> str:
-    """Every arm (or some) with a scalar at its default and its best, floor and ceiling beside them."""
-    rows = []
-    unseen = bool(records[0]["unseen"])
-    arms = common_arms(records)
-    chosen = [a for a in arms if "best" in records[0]["arms"][a] and (not only or a in only)]
-    for arm in [*REFERENCES, *chosen]:
-        if arm not in arms:
-            continue
-        row = [arm]
-        for kind in ("default", "best"):
-            row += [number(100 * mean(records, arm, kind, metric), 1) for metric in ("accuracy", "worst")]
-            row += [number(mean(records, arm, kind, metric), 3) for metric in ("nll", "ece", "nll_tempered")]
-        scalars = {record["arms"][arm].get("scalar") for record in records} - {None}
-        row.append(", ".join(f"{s:g}" for s in sorted(scalars)) or "—")
-        if unseen:
-            row.append(number(100 * mean(records, arm, "default", "accuracy", "unseen"), 1))
-            row += [number(mean(records, arm, "default", metric, "unseen"), 3) for metric in ("nll", "ece")]
-        rows.append(row)
-    head = ["accuracy", "worst", "NLL", "ECE", "NLL tempered"]
-    header = ["arm", *head, *(f"{name}, best" for name in head), "best scalar"]
-    return markdown([*header, *(UNSEEN if unseen else [])], rows)
-
-
-def pairs_table(records: Records, only: Sequence[str] = ()) -> str:
-    """Kronecker gradient matching at its default minus every other arm, at its default and at its best scalar."""
-    rows = []
-    for arm in [a for a in common_arms(records) if "best" in records[0]["arms"][a] and "rank 8" not in a]:
-        if arm == OURS or (only and arm not in only):
-            continue
-        for kind in ("default", "best"):
-            row = [arm, kind]
-            for metric, scale, digits in (
-                ("accuracy", 100, 1),
-                ("worst", 100, 1),
-                ("nll", 1, 3),
-                ("ece", 1, 3),
-            ):
-                row.append(interval(scale * differences(records, arm, kind, metric), digits))
-            rows.append(row)
-    return markdown(["ours minus", "scalar", "accuracy, points", "worst task, points", "NLL", "ECE"], rows)
-
-
-def unseen_table(records: Records, only: Sequence[str] = ()) -> str:
-    """Ours minus every other arm on domains that no adapter has seen, at its default and at its best scalar."""
-    rows = []
-    for arm in [a for a in common_arms(records) if "best" in records[0]["arms"][a] and "rank 8" not in a]:
-        if arm == OURS or (only and arm not in only):
-            continue
-        for kind in ("default", "best"):
-            found = [
-                interval(scale * differences(records, arm, kind, metric, "unseen"), digits)
-                for metric, scale, digits in (("accuracy", 100, 1), ("nll", 1, 3), ("ece", 1, 3))
-            ]
-            rows.append([arm, kind, *found])
-    return markdown(["ours minus", "scalar", *UNSEEN], rows)
-
-
-def ablation_table(records: Records) -> str:
-    """Curvature taken apart, at the default scalar: mean over all sets of the families."""
-    names = [a for a in records[0]["arms"] if "best" not in records[0]["arms"][a] and a not in REFERENCES]
-    rows = []
-    for arm in ["task arithmetic (sum)", *names, OURS, "MaTS"]:
-        row = [{OURS: "G (gradient matching)", "MaTS": "G and S (MaTS)"}.get(arm, arm)]
-        row += [number(100 * mean(records, arm, "default", metric), 1) for metric in ("accuracy", "worst")]
-        rows.append([*row, number(mean(records, arm, "default", "nll"), 3)])
-    return markdown(["curvature", "accuracy", "worst", "NLL"], rows)
-
-
-def rows_table(records: Records) -> str:
-    """Accuracy, worst task and NLL over the rows that Grams were measured on, at the default scalar."""
-    arms = [arm for arm in records[0]["arms"] if arm.endswith(" rows")]
-    rows = []
-    for kind in dict.fromkeys(arm.rsplit(", ", 1)[0] for arm in arms):
-        cells = [
-            f"{100 * mean(records, arm, 'default', 'accuracy'):.1f} / "
-            f"{100 * mean(records, arm, 'default', 'worst'):.1f} / {mean(records, arm, 'default', 'nll'):.3f}"
-            for arm in arms
-            if arm.startswith(kind)
-        ]
-        rows.append([kind, *cells])
-    counts = dict.fromkeys(arm.rsplit(", ", 1)[1] for arm in arms)
-    return markdown(["accuracy / worst / NLL", *counts], rows)
-
-
-def curve_table(records: Records, over: str = "tasks", kind: str = "default") -> str:
-    """Independent domain adapters over their number, on their own domains or on unseen ones."""
-    counts = sorted({r["count"] for r in records if (r["family"], r["gauge"]) == ("domains", "independent")})
-    found = {c: family(records, ("domains", c, "independent", "ivon")) for c in counts}
-    counts = [c for c in counts if found[c][0][over]]
-    arms = list(found[counts[-1]][0]["arms"]) if counts else []
-    metrics: list[tuple[str, float, int]] = [("accuracy", 100, 1)]
-    metrics += [("worst", 100, 1), ("nll", 1, 3)] if over == "tasks" else [("nll", 1, 3), ("ece", 1, 3)]
-    rows = []
-    for arm in arms:
-        cells = []
-        for count in counts:
-            told = [
-                number(scale * mean(found[count], arm, kind, metric, over), digits)
-                for metric, scale, digits in metrics
-            ]
-            if kind == "best":
-                chosen = sorted({r["arms"].get(arm, {}).get("scalar", math.nan) for r in found[count]})
-                told.append("at " + ", ".join(f"{scalar:g}" for scalar in chosen))
-            cells.append(" / ".join(told))
-        if any("0" in cell for cell in cells):
-            rows.append([arm, *cells])
-    head = "accuracy / worst / NLL" if over == "tasks" else "accuracy / NLL / ECE"
-    head += " / best scalars" if kind == "best" else ""
-    return markdown([head, *(f"{count} domains" for count in counts)], rows)
-
-
-def cost_table(records: Records) -> str:
-    """CPU seconds of a merge of five modules, median over sets, of the arms that noted it."""
-    found: dict[str, list[float]] = {}
-    for record in records:
-        for arm, scores in record["arms"].items():
-            if "merge_seconds" in scores and arm != "MaTS, rank 8":  # cut from the other
-                found.setdefault(arm, []).append(scores["merge_seconds"])
-    rows = [[arm, number(float(np.median(seconds)), 1)] for arm, seconds in found.items()]
-    return markdown(["arm", "CPU seconds"], rows)
 
 
 def conflict_table(records: Records) -> str:
@@ -210,16 +84,21 @@ def block(root: Path) -> str:
             ]
             parts += ["Paired differences:", pairs_table(found, list(MAIN))]
     whole = [r for r in records if (r["family"], r["count"], r["gauge"], r["optimizer"]) in FAMILIES]
-    every = [r for r in whole if "TIES" in r["arms"]]
+    every = [r for r in whole if r["count"] == 4 and "TIES" in r["arms"]]
+    larger = [r for r in whole if r["count"] > 4 and "TIES" in r["arms"]]
     wide = [r for r in every if r["family"] == "mixed" and r["optimizer"] == "ivon"]
     plain = [r for r in every if r["optimizer"] == "adamw"]
     timed = [r for r in wide if "merge_seconds" in r["arms"]["TIES"]]
     apart = [r for r in every if r["family"] == "domains"]
-    domains = [r for r in records if r["family"] == "domains"]
-    sections: list[tuple[str, Records, Callable[[Records], str]]] = [
-        (f"All methods, {len(wide)} sets of different tasks, IVON", wide, main_table),
+    sections: list[Section] = [
+        (f"All methods, {len(wide)} sets of four different tasks, IVON", wide, main_table),
         ("Paired differences on these", wide if len(wide) > 2 else [], pairs_table),
-        (f"All methods, {len(plain)} sets of different tasks, AdamW", plain, main_table),
+        (f"All methods, {len(plain)} sets of four different tasks, AdamW", plain, main_table),
+        *(
+            section
+            for count in (8, 12)
+            for section in _larger([r for r in larger if r["count"] == count], count)
+        ),
         (f"All methods, {len(apart)} sets of four domains, IVON", apart, main_table),
         ("Paired differences on unseen domains, same sets", apart if len(apart) > 2 else [], unseen_table),
         (
@@ -249,18 +128,10 @@ def block(root: Path) -> str:
             )
         ),
         ("What a merge of four adapters costs, one thread of a busy machine", timed, cost_table),
-        ("More adapters", domains, curve_table),
-        ("More adapters, unseen domains", domains, lambda found: curve_table(found, "unseen")),
-        (
-            "More adapters, each at its best scalar",
-            domains,
-            lambda found: curve_table(found, kind="best"),
-        ),
-        (
-            "More adapters, unseen domains, each at its best scalar",
-            domains,
-            lambda found: curve_table(found, "unseen", "best"),
-        ),
+        *curve_sections(records),
+        *wide_sections(load(root, "wide")),
+        *early_sections(load(root, "early_mats_tune"), load(root, "early_mats")),
+        *length_sections(load(root, "length")),
         *_pair_sections(load(root, "pairs")),
         (
             "Preview: predicted and measured increase over thirty weightings of four adapters",
@@ -293,7 +164,15 @@ def block(root: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _pair_sections(records: Records) -> list[tuple[str, Records, Callable[[Records], str]]]:
+def _larger(records: Records, count: int) -> list[Section]:
+    """All methods on more than four different tasks."""
+    return [
+        (f"All methods, {len(records)} sets of {count} different tasks, IVON", records, main_table),
+        ("Paired differences on these", records if len(records) > 1 else [], pairs_table),
+    ]
+
+
+def _pair_sections(records: Records) -> list[Section]:
     """Two adapters at a time, by family."""
     found = []
     for name, title in (("mixed", "different tasks"), ("domains", "domains of one task")):
