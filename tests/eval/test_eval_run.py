@@ -58,6 +58,7 @@ def test_multiple_choice_from_files_to_report(world, tmp_path):
         "samples",
         "mean+temperature",
         "samples+temperature",
+        "samples+draw_temperature",
     }
     assert any(entry["positive"] == ["unknown"] for entry in results["detection"])
     assert results["models"][0]["temperature"] == pytest.approx(100 * 0.09)
