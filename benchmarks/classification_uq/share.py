@@ -61,12 +61,25 @@ class Gram:
         """Tr F^2 / tr F."""
         return float(self.kernel.square().sum() / self.kernel.trace())
 
-    def shares(self, chunks: Iterator[Mapping[str, Tensor]], precisions: Sequence[float]) -> list[Tensor]:
-        """Share left of every row at every precision, each ``(N,)``, from gradients ``(n, C, *tensor)`` by key."""
+    def shares(
+        self,
+        chunks: Iterator[Mapping[str, Tensor]],
+        precisions: Sequence[float],
+        *,
+        centred: bool = False,
+    ) -> list[Tensor]:
+        """Share left of every row at every precision, each ``(N,)``.
+
+        Args:
+            chunks: Gradients ``(n, C, *tensor)`` of the logits by key.
+            precisions: Prior precisions.
+            centred: Whether the gradients are without the shift that all logits share already.
+        """
         crossed, total = [], []
         for chunk in chunks:
             jacobian = _flat(chunk, 2)
-            jacobian = jacobian - jacobian.mean(1, keepdim=True)
+            if not centred:
+                jacobian = jacobian - jacobian.mean(1, keepdim=True)
             crossed.append((jacobian @ self.gradients.T).double())
             total.append(jacobian.square().sum((1, 2)).double())
         found, size = torch.cat(crossed), torch.cat(total)
