@@ -21,6 +21,7 @@ __all__ = [
     "replaced",
     "row",
     "t_quantile",
+    "with_half_width",
     "write_tables",
 ]
 
@@ -67,6 +68,15 @@ def interval(values: np.ndarray, digits: int) -> str:
     return (
         f"{known.mean():+.{digits}f} [{known.mean() - half:+.{digits}f}, {known.mean() + half:+.{digits}f}]"
     )
+
+
+def with_half_width(values: np.ndarray, digits: int = 3, scale: float = 1.0) -> str:
+    """Mean of the known values ± half of its 95 % interval; of one value the value alone."""
+    known = scale * values[~np.isnan(values)]
+    if len(known) < 2:
+        return number(mean(known), digits)
+    half = t_quantile(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return f"{known.mean():.{digits}f} ± {half:.{digits}f}"
 
 
 def t_quantile(df: int) -> float:

@@ -64,33 +64,40 @@ def test_silence_counts_runs_with_a_threshold_and_those_over_the_limit(records):
         line.split(" | ")[0][2:]: line.split(" | ")[1:]
         for line in table.abstention_table(records, 0.05).splitlines()[2:]
     }
-    assert rows["AdamW"][:4] == ["2 of 4", "0", "2.0", "20.0"]
-    assert rows["IVON auto, linearised, Kronecker"][:4] == ["4 of 4", "4", "6.0", "30.0"]
+    assert rows["AdamW"][:4] == ["2 of 4", "0", "2.0 ± 0.0", "20.0 ± 0.0"]
+    assert rows["IVON auto, linearised, Kronecker"][:4] == ["4 of 4", "4", "6.0 ± 0.0", "30.0 ± 0.0"]
 
 
-def test_merges_are_averaged_by_domain():
-    def one(nll: float) -> dict:
-        near = {"near over clean": 0.7, "far over clean": 0.8}
-        quality = dict.fromkeys(merge_tables.QUALITY, 0.5) | {"nll": nll}
-        separation = {"entropy": near, "information": near, "leverage": near}
-        return {
-            "predictors": dict.fromkeys(
-                merge_tables.PREDICTORS, {"quality": quality, "separation": separation}
-            )
-        }
+def merge_record(pair: list[str], seed: int, gain: float) -> dict:
+    """Information finds near rows ``gain`` better after gradient matching; the second domain is .1 higher."""
 
-    adapters = ("own adapter", merge_tables.GRADIENT, "sum", "mean")
+    def place(near: float) -> dict:
+        separation = {score: {"near over own": near} for score in ("entropy", "information")}
+        quality = {"accuracy": 0.5, "nll": 0.4 + seed, "ece": 0.1, "aurc": 0.2}
+        run = {"answered test": 0.5, "risk test": 0.1 + 0.2 * seed}
+        one = {"quality": quality, "separation": separation, "abstention": {"0.2": run}}
+        return {"adamw": one, "ivon_kronecker": one}
+
+    scores = {
+        domain: {merge_tables.OWN: place(0.6 + 0.1 * i), merge_tables.GRADIENT: place(0.6 + 0.1 * i + gain)}
+        for i, domain in enumerate(pair)
+    }
+    return {"pair": pair, "seed": seed, "scores": scores}
+
+
+def test_merges_are_averaged_by_pair():
+    """The two domains of a pair share a model and foreign rows: two pairs are two units, not four."""
     merges = [
-        {
-            "pair": ["a", "b"],
-            "seed": seed,
-            "scores": {"a": {n: one(0.4 + seed) for n in adapters}, "b": {n: one(0.2) for n in adapters}},
-        }
-        for seed in (0, 1)
+        merge_record(pair, seed, g) for pair, g in ((["a", "b"], 0.1), (["c", "d"], 0.3)) for seed in (0, 1)
     ]
-    assert merge_tables.by_domain(merges, "sum", "mean", "quality", "nll") == pytest.approx([0.9, 0.2])
-    assert "| own adapter | mean | 50.0 | 0.550 |" in merge_tables.merge_table(merges)
-    assert "+0.000 [+0.000, +0.000]" in merge_tables.merge_differences(merges)
+    path = ("ivon_kronecker", "separation", "information", "near over own")
+    assert merge_tables.by_pair(merges, merge_tables.OWN, *path) == pytest.approx([0.65, 0.65])
+    assert merge_tables.by_pair(merges, merge_tables.GRADIENT, *path) == pytest.approx([0.75, 0.95])
+    assert np.isnan(merge_tables.by_pair(merges, merge_tables.OWN, "dropout", "quality", "nll")).all()
+    assert "+0.200 [-1.071, +1.471]" in merge_tables.after_less_before(merges)  # t(.975, 1) = 12.706
+    assert "| 50.0 ± 0.0 | 0.900 ± 0.000 |" in merge_tables.quality_table(merges)
+    lines = merge_tables.silence_lines(merges, 0.2)
+    assert lines[0][:5] == [merge_tables.OWN, "AdamW", "8 of 8", "4", "20.0 ± 0.0"]
 
 
 def test_the_readme_holds_the_tables_of_the_committed_results():

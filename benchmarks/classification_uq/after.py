@@ -1,4 +1,4 @@
-"""What one posterior says, single or merged: its mean, draws, dropout, the linearised model and the share that is left."""
+"""What one posterior says, single or merged: mean, draws, dropout, linearised model and the share that is left."""
 
 from collections.abc import Iterator, Mapping
 

@@ -121,7 +121,7 @@ def score_task(
         tempered: Predictors that are there with a fitted temperature too.
 
     Returns:
-        Predictor -> ``quality`` on the test mix, ``quality of`` its two sorts of rows, the share of ``confident`` answers
+        Predictor -> ``quality`` on the test mix, ``quality of`` its two sorts of rows, shares of ``confident`` answers
         by split, ``separation`` and ``abstention``; of scores without a prediction ``separation`` only.
     """
     tensors = dict(tensors)

@@ -4,7 +4,8 @@
 
 rewrites the block between the two markers in ``README.md``; ``--print`` shows the block and leaves the file alone.
 A difference is paired: same task, same seed, same rows. Its interval is mean ± t(.975, n - 1) s.e. over the n tasks'
-means over seeds, since seeds of one task share their test rows; of merges, over the pairs' domains.
+means over seeds, since seeds of one task share their test rows; of merges, over the means of the n pairs, since the two
+domains of a pair share a merged model and the foreign rows. ``±`` is that half width of one thing alone.
 """
 
 import math
@@ -22,12 +23,13 @@ from benchmarks.classification_uq.left_tables import (
     share_practice,
     share_table,
 )
-from benchmarks.classification_uq.merge_tables import merge_differences, merge_table
+from benchmarks.classification_uq.merge_tables import merge_parts
 from benchmarks.classification_uq.practice import PARTS, PRACTICE_SEEDS, PRIORS
 from benchmarks.classification_uq.scores import GATES, PAIRS, RISKS
+from benchmarks.classification_uq.silence import silence
 from benchmarks.classification_uq.tasks import TASKS
 from benchmarks.posterior_quality.table import load
-from benchmarks.readme_table import interval, markdown, mean, number, write_tables
+from benchmarks.readme_table import interval, markdown, mean, number, with_half_width, write_tables
 
 __all__ = ["block", "main"]
 
@@ -89,10 +91,10 @@ def quality_table(records: Records) -> str:
     """Probabilities and their ranking of errors, mean over tasks."""
     rows = []
     for predictor, name in NAMES.items():
-        means = [mean(task_means(records, predictor, "quality", key)) for key, _, _ in QUALITY.values()]
-        if not math.isnan(means[0]):
-            cells = zip(means, QUALITY.values(), strict=True)
-            rows.append([name, *(number(mean * scale, digits) for mean, (_, scale, digits) in cells)])
+        found = [task_means(records, predictor, "quality", key) for key, _, _ in QUALITY.values()]
+        if not np.isnan(found[0]).all():
+            cells = zip(found, QUALITY.values(), strict=True)
+            rows.append([name, *(with_half_width(own, digits, scale) for own, (_, scale, digits) in cells)])
     return markdown(["predictor", *QUALITY], rows)
 
 
@@ -115,9 +117,9 @@ def separation_table(records: Records) -> str:
     rows = []
     for predictor, name in NAMES.items():
         for score, text in SCORES.items():
-            means = [mean(task_means(records, predictor, "separation", score, column)) for column in columns]
-            if not np.isnan(means).all():
-                rows.append([name, text, *(number(mean, 3) for mean in means)])
+            found = [task_means(records, predictor, "separation", score, column) for column in columns]
+            if not np.isnan(found).all():
+                rows.append([name, text, *(with_half_width(own, 3) for own in found)])
     return markdown(["predictor", "score", *columns], rows)
 
 
@@ -140,12 +142,30 @@ def separation_differences(records: Records) -> str:
 
 
 def by_task(records: Records, column: str) -> str:
-    """One pair of sets by task, mean over seeds."""
+    """One pair of sets by task, mean over seeds ± over seeds."""
     rows = []
     for predictor, score in (*BASELINES, *OURS, ("length", "length")):
-        means = task_means(records, predictor, "separation", score, column)
-        rows.append([NAMES[predictor], SCORES[score], *(number(mean, 3) for mean in means)])
+        rows.append([NAMES[predictor], SCORES[score], *_of_tasks(records, predictor, score, column)])
     return markdown(["predictor", "score", *tasks_of(records)], rows)
+
+
+def attribution(records: Records) -> str:
+    """By task: does information see foreign rows only, and expected entropy ambiguous ones only?"""
+    rows = [
+        [NAMES[predictor], SCORES[score], column, *_of_tasks(records, predictor, score, column)]
+        for predictor in ("ivon_kronecker", "laplace_kronecker", "ensemble")
+        for score in ("information", "expected_entropy")
+        for column in PAIRS
+        if "own" not in column
+    ]
+    return markdown(["predictor", "score", "AUROC", *tasks_of(records)], rows)
+
+
+def _of_tasks(records: Records, predictor: str, score: str, column: str) -> list[str]:
+    """A cell a task: mean over seeds ± over seeds."""
+    path = (predictor, "separation", score, column)
+    by = [[value(r, *path) for r in records if r["task"] == task] for task in tasks_of(records)]
+    return [with_half_width(np.array(own), 3) for own in by]
 
 
 def abstention_table(records: Records, risk: float) -> str:
@@ -156,18 +176,16 @@ def abstention_table(records: Records, risk: float) -> str:
             f"gated by {g}": f"{name}, gated by {g}" for g in GATES.get(predictor, ())
         }
         for kind, text in rules.items():
-            runs = [
-                r["scores"][predictor][kind][str(risk)]
-                for r in records
-                if kind in r["scores"].get(predictor, {})
-            ]
-            if not runs:
-                continue
-            answering = [run for run in runs if run["answered test"] > 0]
-            over = sum(run["risk test"] > risk for run in answering)
-            cells = [mean([run.get(column, math.nan) for run in runs]) for column in ABSTENTION.values()]
-            shown = (number(100 * cell, 1) for cell in cells)
-            rows.append([text, f"{len(answering)} of {len(runs)}", str(over), *shown])
+            if cells := silence(
+                [
+                    (r["task"], r["scores"][predictor][kind][str(risk)])
+                    for r in records
+                    if kind in r["scores"].get(predictor, {})
+                ],
+                risk,
+                list(ABSTENTION.values()),
+            ):
+                rows.append([text, *cells])
     return markdown(["rule", "runs with a threshold", "of them over the limit", *ABSTENTION], rows)
 
 
@@ -200,8 +218,10 @@ def block(root: Path) -> str:
     parts = [
         f"From {len(records)} runs ({len(tasks_of(records))} tasks, {len({r['seed'] for r in records})} seeds) and "
         f"{len(merges)} of merging, {minutes:.0f} minutes of one thread in all; {versions}.",
-        "**Which rows a score puts above which**, AUROC (FPR95: lower is better), mean over tasks and seeds.",
+        "**Which rows a score puts above which**, AUROC (FPR95: lower is better), mean over tasks and seeds; here, "
+        "under probabilities and under silence ± is over the five tasks, which differ much.",
         separation_table(records),
+        "**Attribution by task**; here and in the next two tables ± is over seeds.", attribution(records),
         "**Detectors of foreign rows**, paired differences of AUROC.", separation_differences(records),
         "**Near foreign rows over own rows, by task.**", by_task(records, "near over own"),
         "**Far foreign rows over own rows, by task.**", by_task(records, "far over own"),
@@ -235,7 +255,7 @@ def block(root: Path) -> str:
     for risk in RISKS:
         parts += [f"**Silence at {100 * risk:.0f} % risk**, % of rows.", abstention_table(records, risk)]
     if merges:
-        parts += ["**Before and after merging.**", merge_table(merges), merge_differences(merges)]
+        parts += merge_parts(merges)
     return "\n\n".join(parts) + "\n"
 
 

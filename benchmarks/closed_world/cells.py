@@ -54,15 +54,6 @@ def interval(numbers: np.ndarray, digits: int = 3, scale: float = 1.0) -> str:
     )
 
 
-def with_half_width(numbers: np.ndarray, digits: int = 3, scale: float = 1.0) -> str:
-    """Mean of the known values ± half of its 95 % interval."""
-    known = scale * numbers[~np.isnan(numbers)]
-    if len(known) < 2:
-        return number(mean(known), digits)
-    half = t_quantile(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return f"{known.mean():.{digits}f} ± {half:.{digits}f}"
-
-
 def dig(value: Any, *keys: str) -> float:
     """A number deep inside a record, NaN where there is none."""
     for key in keys:

@@ -10,10 +10,9 @@ from benchmarks.closed_world.cells import (
     markdown,
     mean,
     number,
-    with_half_width,
 )
 from benchmarks.closed_world.stages import BEFORE, Stage
-from benchmarks.readme_table import Records
+from benchmarks.readme_table import Records, with_half_width
 
 __all__ = ["abstention_table", "attribution_table", "calibration_table"]
 

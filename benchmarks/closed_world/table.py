@@ -28,7 +28,6 @@ from benchmarks.closed_world.cells import (
     markdown,
     mean,
     number,
-    with_half_width,
 )
 from benchmarks.closed_world.merge_tables import merge_differences, merge_table
 from benchmarks.closed_world.paired_tables import (
@@ -42,7 +41,7 @@ from benchmarks.closed_world.stage_tables import abstention_table, attribution_t
 from benchmarks.closed_world.stages import AFTER, PREDICTORS, values, worlds
 from benchmarks.closed_world.sweep_tables import sweep_table, unlearning_table
 from benchmarks.closed_world.ways import APART, METHODS
-from benchmarks.readme_table import Records, read_results, write_tables
+from benchmarks.readme_table import Records, read_results, with_half_width, write_tables
 
 HERE = Path(__file__).parent
 
