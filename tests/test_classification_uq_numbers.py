@@ -292,8 +292,8 @@ def test_a_merged_place_serves_both_domains(rows, monkeypatch, tmp_path):
     for own in found["scores"].values():
         assert list(own) == [merging.OWN, merging.GRADIENT, "sum"]
         whole, short = own[merging.GRADIENT], own["sum"]
-        assert {"ensemble", "dropout", "laplace", "draws", "ivon_left", "adamw_left"} <= set(whole)
-        assert set(short) == {"adamw", "adamw_tempered", "ivon", "ivon_tempered", "ivon_kronecker"}
+        assert {"ensemble", "dropout", "laplace_kronecker", "draws", "ivon_left"} <= set(whole)
+        assert set(short) == {"adamw", "adamw_tempered", "ivon", "ivon_tempered"}
         assert {"information", "leverage"} <= set(whole["ivon_kronecker"]["separation"])
     again = merging.members(domains, torch.zeros(2, 385), tmp_path / "predictions" / "merge_a__b.safetensors")
     assert all(len(runs) == 1 for runs in again.values())

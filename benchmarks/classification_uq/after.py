@@ -1,6 +1,6 @@
 """What one posterior says, single or merged: mean, draws, dropout, linearised model and the share that is left."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -9,9 +9,7 @@ from benchmarks.classification_uq.arms import Predictions, linearised
 from benchmarks.classification_uq.leading import jacobians
 from benchmarks.classification_uq.network import Network
 from benchmarks.classification_uq.share import CHOSEN, Gram
-from benchmarks.posterior_quality.arms import CHOICE_DRAWS, DRAWS, PRIORS, draw_log_probs
-from benchmarks.posterior_quality.linearised import KINDS, by_prior
-from benchmarks.posterior_quality.scores import draws_nll
+from benchmarks.posterior_quality.arms import DRAWS, draw_log_probs
 from benchmarks.posterior_quality.tasks import Rows
 from vlora import Posterior
 from vlora.posterior.keys import adapter_tensors
@@ -23,6 +21,8 @@ Std = Mapping[str, Tensor]
 """Standard deviations by key of the adapter."""
 LINEARISED = {"ivon": "ivon", "adamw": "laplace"}
 """Who trained -> name of the linearised posterior."""
+SCORED = ("clean", "ambiguous", "near", "far")
+"""Ends of the names of splits that the share that is left is taken of."""
 
 
 def hear(
@@ -32,8 +32,7 @@ def hear(
     train: Rows,
     seed: int,
     out: Heard,
-    *,
-    whole: bool,
+    asked: Collection[str],
 ) -> None:
     """Add what a posterior says about rows, by the names of :mod:`benchmarks.classification_uq.scores`.
 
@@ -44,35 +43,28 @@ def hear(
         train: Rows whose Fisher matrix the share that is left has.
         seed: Of the draws.
         out: Added to.
-        whole: Whether everything is asked; else the mean, and IVON's linearised posterior with Kronecker factors.
+        asked: Beside the mean ``linearised``: with Kronecker factors; ``more``: dropout of AdamW, draws and the share
+            that is left of IVON.
     """
     network = Network.of(posterior, 2)
     out.add(by, {split: network.log_probs(own) for split, own in rows.items()})
-    if whole or by == "ivon":
-        kinds = tuple(KINDS) if whole and by == "ivon" else ("kronecker",)
-        linearised(network, posterior, rows, LINEARISED[by], out, kinds)
-    if not whole:
+    if "linearised" in asked:
+        linearised(network, posterior, rows, LINEARISED[by], out, ("kronecker",))
+    if "more" not in asked:
         return
-    if by == "ivon":
-        out.add(
-            "draws", {s: drawn(network, posterior, posterior.std(), own, seed) for s, own in rows.items()}
-        )
-    else:
+    if by == "adamw":
         torch.manual_seed(seed)
-        out.add(
-            "dropout",
-            {
-                s: torch.stack([network.log_probs(o, dropout=True) for _ in range(DRAWS)])
-                for s, o in rows.items()
-            },
-        )
-        std, out.facts["laplace_prior"] = laplace_width(network, posterior, rows["validation"], seed)
-        out.add("laplace", {s: drawn(network, posterior, std, own, seed) for s, own in rows.items()})
-    asked = {
-        split: own for split, own in rows.items() if split.endswith(("clean", "ambiguous", "near", "far"))
-    }
-    left, out.facts[f"{by}_typical"] = shares_left(network, posterior, train, asked)
-    out.add(f"{by}_left", left)
+        out.add("dropout", {split: dropped(network, own) for split, own in rows.items()})
+        return
+    out.add("draws", {s: drawn(network, posterior, posterior.std(), own, seed) for s, own in rows.items()})
+    scored = {split: own for split, own in rows.items() if split.endswith(SCORED)}
+    left, out.facts["typical"] = shares_left(network, posterior, train, scored)
+    out.add("ivon_left", left)
+
+
+def dropped(network: Network, rows: Rows) -> Tensor:
+    """Log-probabilities ``(S, N, C)`` of passes with dropout."""
+    return torch.stack([network.log_probs(rows, dropout=True) for _ in range(DRAWS)])
 
 
 def drawn(
@@ -84,21 +76,6 @@ def drawn(
     mean = [parameter.detach().clone() for parameter in network.trained()]
     wide = [width.get(id(parameter), torch.zeros(())) for parameter in network.trained()]
     return draw_log_probs(network, mean, wide, rows, seed, count)
-
-
-def laplace_width(network: Network, posterior: Posterior, validation: Rows, seed: int) -> tuple[Std, float]:
-    """Independent standard deviations at temperature 1 under the prior of lowest validation NLL, and that prior."""
-    found = {
-        prior: {key: one.std for key, one in spread.items()}
-        for prior, spread in by_prior(posterior, "linearised", PRIORS).items()
-    }
-
-    def nll(prior: float) -> float:
-        draws = drawn(network, posterior, found[prior], validation, seed, CHOICE_DRAWS)
-        return draws_nll(draws, validation.label)
-
-    best = min(PRIORS, key=nll)
-    return found[best], best
 
 
 def shares_left(

@@ -17,14 +17,14 @@ __all__ = ["by_pair", "merge_parts"]
 OWN, GRADIENT = "own adapter", "gradient matching, Kronecker"
 NAMES = {
     "adamw": "AdamW", "adamw_tempered": "AdamW + temperature", "dropout": "MC dropout, 8",
-    "laplace": "diagonal Laplace, 8", "laplace_kronecker": "Laplace, linearised, Kronecker",
+    "laplace_kronecker": "Laplace, linearised, Kronecker",
     "ivon": "IVON auto, mean", "ivon_tempered": "IVON auto, mean + temperature", "draws": "IVON auto, 8 draws",
-    "ivon_linearised": "IVON auto, linearised", "ivon_kronecker": "IVON auto, linearised, Kronecker",
-    "ensemble": "ensemble of 4 AdamW", "adamw_left": "AdamW", "ivon_left": "IVON auto",
+    "ivon_kronecker": "IVON auto, linearised, Kronecker",
+    "ensemble": "ensemble of 4 AdamW", "ivon_left": "IVON auto",
 }  # fmt: skip
 SCORES = {
     "max_probability": "max probability", "entropy": "entropy", "expected_entropy": "expected entropy",
-    "information": "information", "leverage": "leverage", "adamw_left": "share left", "ivon_left": "share left",
+    "information": "information", "leverage": "leverage", "ivon_left": "share left",
 }  # fmt: skip
 COLUMNS = (
     "ambiguous over clean", "near over ambiguous", "far over ambiguous", "near over own", "far over own",
@@ -32,14 +32,13 @@ COLUMNS = (
 ENTROPY, BEST = ("adamw", "entropy"), ("ivon_kronecker", "information")
 AFTER_LESS_BEFORE = (
     ENTROPY, ("ensemble", "information"), ("laplace_kronecker", "information"), BEST,
-    ("ivon_kronecker", "expected_entropy"), ("adamw_left", "adamw_left"), ("ivon_left", "ivon_left"),
+    ("ivon_kronecker", "expected_entropy"), ("ivon_left", "ivon_left"),
 )  # fmt: skip
 LESS_OTHERS = (
     (BEST, ("ivon", "entropy")), (BEST, ENTROPY), (BEST, ("dropout", "information")), (BEST, ("draws", "information")),
-    (BEST, ("laplace", "information")), (BEST, ("ensemble", "information")),
+    (BEST, ("ensemble", "information")),
     (("laplace_kronecker", "information"), ENTROPY), (("ivon_left", "ivon_left"), ENTROPY),
     (("ivon_left", "ivon_left"), BEST), (("ivon_left", "ivon_left"), ("ensemble", "information")),
-    (("adamw_left", "adamw_left"), ENTROPY),
 )  # fmt: skip
 """After gradient matching: a score less another."""
 ABSTENTION = {

@@ -60,7 +60,7 @@ Domains = Mapping[str, Task]
 
 @dataclass(frozen=True)
 class Place:
-    """Weights and the domains that they serve; ``whole`` for what is asked everything."""
+    """Weights and the domains that they serve."""
 
     name: str
     serves: dict[str, Task]
@@ -68,8 +68,14 @@ class Place:
 
     @property
     def whole(self) -> bool:
-        """Sum and mean are asked for their mean, IVON's for its linearised posterior too."""
+        """Whether every method is asked, ensembles among them."""
         return self.name in (OWN, GRADIENT)
+
+    def asked(self, by: str) -> tuple[str, ...]:
+        """What is asked beside the mean: of the mean of adapters IVON's linearised posterior, of their sum nothing."""
+        if self.whole:
+            return ("linearised", "more")
+        return ("linearised",) if (self.name, by) == ("mean", "ivon") else ()
 
     @property
     def key(self) -> str:
@@ -89,7 +95,7 @@ def measure_merge(pair: tuple[str, str], seed: int, data: Path, work: Path) -> d
         rows, heard = rows_of(place.serves), Heard()
         train = joined([task.train for task in place.serves.values()])
         for by, own in (("ivon", place), ("adamw", adamw[place.key])):
-            hear(by, own.posterior, rows, train, seed, heard, whole=place.whole)
+            hear(by, own.posterior, rows, train, seed, heard, place.asked(by))
         if place.whole:
             ensemble(heard, {split: others[f"{place.key}.{split}"] for split in rows})
         facts[place.key] = heard.facts
