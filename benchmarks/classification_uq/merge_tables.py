@@ -20,7 +20,7 @@ NAMES = {
     "laplace_kronecker": "Laplace, linearised, Kronecker",
     "ivon": "IVON auto, mean", "ivon_tempered": "IVON auto, mean + temperature", "draws": "IVON auto, 8 draws",
     "ivon_kronecker": "IVON auto, linearised, Kronecker",
-    "ensemble": "ensemble of 4 AdamW", "ivon_left": "IVON auto",
+    "ivon_left": "IVON auto",
 }  # fmt: skip
 SCORES = {
     "max_probability": "max probability", "entropy": "entropy", "expected_entropy": "expected entropy",
@@ -31,14 +31,13 @@ COLUMNS = (
 )  # fmt: skip
 ENTROPY, BEST = ("adamw", "entropy"), ("ivon_kronecker", "information")
 AFTER_LESS_BEFORE = (
-    ENTROPY, ("ensemble", "information"), ("laplace_kronecker", "information"), BEST,
+    ENTROPY, ("laplace_kronecker", "information"), BEST,
     ("ivon_kronecker", "expected_entropy"), ("ivon_left", "ivon_left"),
 )  # fmt: skip
 LESS_OTHERS = (
     (BEST, ("ivon", "entropy")), (BEST, ENTROPY), (BEST, ("dropout", "information")), (BEST, ("draws", "information")),
-    (BEST, ("ensemble", "information")),
     (("laplace_kronecker", "information"), ENTROPY), (("ivon_left", "ivon_left"), ENTROPY),
-    (("ivon_left", "ivon_left"), BEST), (("ivon_left", "ivon_left"), ("ensemble", "information")),
+    (("ivon_left", "ivon_left"), BEST),
 )  # fmt: skip
 """After gradient matching: a score less another."""
 ABSTENTION = {
