@@ -9,16 +9,13 @@ from benchmarks.classification_uq.arms import Predictions, linearised
 from benchmarks.classification_uq.leading import jacobians
 from benchmarks.classification_uq.network import Network
 from benchmarks.classification_uq.share import CHOSEN, Gram
-from benchmarks.posterior_quality.arms import DRAWS, draw_log_probs
+from benchmarks.posterior_quality.arms import DRAWS
 from benchmarks.posterior_quality.tasks import Rows
 from vlora import Posterior
-from vlora.posterior.keys import adapter_tensors
 
 __all__ = ["Heard", "hear", "shares_left"]
 
 Heard = Predictions
-Std = Mapping[str, Tensor]
-"""Standard deviations by key of the adapter."""
 LINEARISED = {"ivon": "ivon", "adamw": "laplace"}
 """Who trained -> name of the linearised posterior."""
 SCORED = ("clean", "ambiguous", "near", "far")
@@ -41,7 +38,7 @@ def hear(
         posterior: Single or merged.
         rows: By split; ``validation`` chooses widths and priors.
         train: Rows whose Fisher matrix the share that is left has.
-        seed: Of the draws.
+        seed: Of dropout.
         out: Added to.
         asked: Beside the mean ``linearised``: with Kronecker factors; ``more``: dropout of AdamW, draws and the share
             that is left of IVON.
@@ -56,7 +53,7 @@ def hear(
         torch.manual_seed(seed)
         out.add("dropout", {split: dropped(network, own) for split, own in rows.items()})
         return
-    out.add("draws", {s: drawn(network, posterior, posterior.std(), own, seed) for s, own in rows.items()})
+    out.add("draws", {s: drawn(network, posterior, own) for s, own in rows.items()})
     scored = {split: own for split, own in rows.items() if split.endswith(SCORED)}
     left, out.facts["typical"] = shares_left(network, posterior, train, scored)
     out.add("ivon_left", left)
@@ -67,15 +64,13 @@ def dropped(network: Network, rows: Rows) -> Tensor:
     return torch.stack([network.log_probs(rows, dropout=True) for _ in range(DRAWS)])
 
 
-def drawn(
-    network: Network, posterior: Posterior, std: Std, rows: Rows, seed: int, count: int = DRAWS
-) -> Tensor:
-    """Log-probabilities ``(S, N, C)`` of antithetic draws; what has no standard deviation stays."""
-    live = adapter_tensors(network.peft, posterior.mean)
-    width = {id(live[key]): own for key, own in std.items()}
-    mean = [parameter.detach().clone() for parameter in network.trained()]
-    wide = [width.get(id(parameter), torch.zeros(())) for parameter in network.trained()]
-    return draw_log_probs(network, mean, wide, rows, seed, count)
+def drawn(network: Network, posterior: Posterior, rows: Rows) -> Tensor:
+    """Log-probabilities ``(S, N, C)`` of the posterior's antithetic draws."""
+    found = []
+    for k in range(DRAWS):
+        with posterior.sampled(network.peft, k, antithetic=True):
+            found.append(network.log_probs(rows))
+    return torch.stack(found)
 
 
 def shares_left(
