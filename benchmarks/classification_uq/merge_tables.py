@@ -74,9 +74,13 @@ def merge_parts(records: Records) -> list[str]:
         "**After gradient matching, one score minus another**, paired by pair.", less_others(records),
     ]  # fmt: skip
     for risk in RISKS:
-        if lines := silence_lines(records, risk):
-            header = ["", "rule", "with a threshold", "of them over the limit", *ABSTENTION]
-            parts += [f"**After merging: silence at {100 * risk:.0f} % risk**, %.", markdown(header, lines)]
+        title = f"**Before and after merging: silence at {100 * risk:.0f} % risk**"
+        lines = silence_lines(records, risk)
+        if all(line[2].startswith("0 of") for line in lines):
+            parts.append(f"{title}: no rule has a threshold in any run.")
+            continue
+        header = ["", "rule", "with a threshold", "of them over the limit", *ABSTENTION]
+        parts += [f"{title}, %.", markdown(header, lines)]
     return parts
 
 
@@ -92,7 +96,8 @@ def separation_table(records: Records) -> str:
         for predictor, name in NAMES.items():
             for score, text in SCORES.items():
                 found = [by_pair(records, place, predictor, "separation", score, c) for c in COLUMNS]
-                if not (np.isnan(found).all() or "tempered" in predictor):
+                spared = "tempered" in predictor or (score == "max_probability" and predictor != "adamw")
+                if not (np.isnan(found).all() or spared):
                     rows.append([place, name, text, *map(with_half_width, found)])
     return markdown(["", "predictor", "score", *COLUMNS], rows)
 
