@@ -31,6 +31,8 @@ from vlora.eval.subjects import Subject
 __all__ = ["mean_states", "with_distances"]
 
 _NAME = "feature_distance"
+_MEASUREMENT = {"version": 1, "layer": "last", "pooling": "mean over tokens", "shrinkage": "Ledoit-Wolf"}
+"""What is measured, a part of the name in the store: raise the version when states, Gaussians or distances change."""
 _ROUNDING = 9
 
 
@@ -39,8 +41,9 @@ def with_distances(
 ) -> tuple[list[Record], dict[str, Any]]:
     """Records with ``feature_distance`` and, where there are classes, ``relative_feature_distance``; and the cost.
 
-    Distances lie in the store under a hash of the reference rows, so that other rows, or another class of one of them,
-    measure anew. What is missing is measured in one go, the reference rows with it, and kept when it is complete.
+    Distances lie in the store under a hash of the reference rows and of what is measured, so that other rows, another
+    class of one of them, or another measurement measure anew. What is missing is measured in one go, the reference rows
+    with it, and kept when it is complete.
 
     Args:
         evaluation: Models and items; ``data.reference`` names the reference rows.
@@ -106,9 +109,9 @@ def _measure(
 
 
 def _reference_key(reference: Sequence[Example], label: Sequence[int] | None) -> str:
-    """Hash of everything that the Gaussians depend on besides the model."""
+    """Hash of everything that the distances depend on besides the model and the items."""
     texts = [[example.text, example.text_pair, example.prompt] for example in reference]
-    return content_key([texts, label])[:32]
+    return content_key([_MEASUREMENT, texts, label])[:32]
 
 
 @torch.inference_mode()

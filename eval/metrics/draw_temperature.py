@@ -121,7 +121,7 @@ def draw_temperatures(sample_log_probs: Any, label: Any, weights: Any) -> Array:
         weights: Weights of the draws in every resample, rows summing to one, shape ``(R, S)``.
 
     Returns:
-        T* of every resample, ``(R,)``; 1 where no label is possible.
+        T* of every resample, ``(R,)``; 1 where its draws make no label possible.
 
     Raises:
         DataError: Shapes differ, NaN, or a label out of range.
@@ -132,7 +132,7 @@ def draw_temperatures(sample_log_probs: Any, label: Any, weights: Any) -> Array:
         raise DataError(f"weights must have shape (R, {len(samples)}), got {weights.shape}")
     if not len(label):
         return np.ones(len(weights))
-    summed = []
+    summed, possible = [], np.zeros(len(weights), dtype=bool)
     for temperature in _GRID:  # one temperature at a time: (R, N) numbers are held
         right = _label_log_probs(samples, label, temperature)
         top = right.max(axis=0)
@@ -140,8 +140,11 @@ def draw_temperatures(sample_log_probs: Any, label: Any, weights: Any) -> Array:
         shares = np.where(np.isneginf(right), 0.0, np.maximum(np.exp(right - top), _TINY))
         with np.errstate(divide="ignore"):  # every draw that makes a label possible was left out
             found = -np.log(weights @ shares) - top
-        summed.append(np.where(np.isfinite(found), found, 0.0).sum(axis=1))
-    return np.array([_lowest(row) for row in np.stack(summed, axis=1)])
+        finite = np.isfinite(found)
+        possible |= finite.any(axis=1)
+        summed.append(np.where(finite, found, 0.0).sum(axis=1))
+    lowest = np.array([_lowest(row) for row in np.stack(summed, axis=1)])
+    return np.where(possible, lowest, 1.0)
 
 
 def _nll(samples: Array, label: IntArray, temperature: float) -> Array:

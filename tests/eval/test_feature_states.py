@@ -104,7 +104,7 @@ def test_classes_have_a_mean_each(tmp_path):
 
 
 def test_distances_lie_in_the_store_under_their_reference_rows(tmp_path, monkeypatch):
-    """The same run again loads nothing; new items are added; other reference rows are measured anew."""
+    """The same run again loads nothing; new items are added; other reference rows or measurements start anew."""
     world = eval_world.build(tmp_path)
     rows = eval_world.questions(30, 7)
     reference = eval_world.write(tmp_path / "reference.jsonl", rows)
@@ -139,3 +139,5 @@ def test_distances_lie_in_the_store_under_their_reference_rows(tmp_path, monkeyp
     changed, _ = run("d", data={**data, "reference": other})
     assert measured[4:] == [29, len(first)] and changed.keys() == first.keys() and changed != first
     assert run("e")[0] == first and len(measured) == 6
+    monkeypatch.setattr(feature_states, "_MEASUREMENT", {**feature_states._MEASUREMENT, "version": 0})
+    assert run("f")[0] == first and measured[6:] == [30, len(first)]

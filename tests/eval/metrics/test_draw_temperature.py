@@ -128,6 +128,17 @@ def test_one_draw_far_below_the_others_still_has_a_temperature_alone():
     assert np.isfinite(found).all() and found[1] == pytest.approx(2 / np.log(3), rel=5e-3)
 
 
+def test_without_the_draws_that_make_labels_possible_it_is_one():
+    """The second draw alone allows the labels of the first items."""
+    with np.errstate(divide="ignore"):
+        samples = np.log([[[0.0, 1.0]] * 4, [[0.7, 0.3]] * 4])
+    weights = [[1.0, 0.0], [0.5, 0.5]]
+    alone, both = draw_temperatures(samples, [0, 0, 0, 0], weights)
+    assert alone == 1.0 and both == pytest.approx(TEMPERATURE_BOUNDS[0])
+    some, _ = draw_temperatures(samples, [0, 0, 0, 1], weights)  # the last item is right at any temperature
+    assert np.isfinite(some)
+
+
 def test_bad_input_is_named():
     samples, label = drawn(0, 2, 5)
     with pytest.raises(DataError, match="must be a non-empty 3-D array"):
