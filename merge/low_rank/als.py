@@ -55,7 +55,8 @@ def weighted_als(
         precisions: Terms of the total precision. Negative weights are clamped so that it stays positive.
         targets: What the sum is pulled to; may use other terms than ``precisions``.
         start: ``(b, a)`` of shapes ``(m, r)`` and ``(r, n)``.
-        sweeps: Upper limit of sweeps (B, then A).
+        sweeps: Upper limit of sweeps (B, then A). Where it binds, as in one module of trained adapters that is on
+            a plateau, the result stops short of the tolerance.
         tolerance: Stop when a sweep lowers the objective by less than this share. At the default, adapters of
             ``benchmarks/merge_text`` are within 3.2e-4 of the least squared distance |X - Wbar|^2 after ten sweeps in
             the mean (``benchmarks/merge_io``).
