@@ -17,6 +17,7 @@ from vlora.merge.options import (
     check_module_options,
     check_option,
     check_rank,
+    keep_counts,
 )
 
 __all__ = [
@@ -159,12 +160,11 @@ class MethodOptions:
     @property
     def keeps(self) -> bool:
         """Whether the base model has a say anywhere."""
-        weighted = "keep_weight" in self.module_options or self.keep_weight is None or self.keep_weight > 0
-        return self.keep is not None and weighted
+        return keep_counts(self.options(), self.module_options)
 
     def files(self) -> list[str]:
         """What is read beside adapters and models: ancestor, prior and keep."""
-        return [path for path in (self.ancestor, self.prior, self.keep) if path]
+        return [path for path in (self.ancestor, self.prior, self.keep if self.keeps else None) if path]
 
     def check_options(self, method: str, known: Sequence[str]) -> None:
         """Refuse options that the method does not have, and values that they cannot have.

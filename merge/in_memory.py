@@ -26,6 +26,7 @@ from vlora.merge.options import (
     check_module_options,
     check_option,
     check_rank,
+    keep_counts,
 )
 from vlora.merge.report.conflict import total_conflict
 from vlora.merge.report.report import MergeReport, describe_module, merge_notes
@@ -121,7 +122,7 @@ def merge_with_report(
     found = [*inputs.modules, *inputs.full_keys]
     checked.check_patterns(found, names)
     layers = count_layers(found) if num_layers is None else num_layers
-    applied = _with_files(options, report)
+    applied = _with_files(options, patterns, report)
     checked, settings = checked.over(found, layers), OptionsByModule(applied, patterns, layers)
     settings.check_patterns(inputs.modules)
     if verify:
@@ -200,8 +201,7 @@ def _is_identity(method: Method, weights: Weights, rank: str | float, options: M
         or not isinstance(rank, str)
         or "task_rank" in options
         or options.get("ancestor") is not None
-        or options.get("keep") is not None
-        and options.get("keep_weight", 1.0) > 0
+        or keep_counts(options, {})
     ):
         return False
     weight = weights.scalars[0]
@@ -255,14 +255,20 @@ def _with_ancestor(
     return (updates, weights) if start is None else ([start, *updates], [1.0, *weights])
 
 
-def _with_files(options: Mapping[str, Any], report: MergeReport) -> Mapping[str, Any]:
-    """Options as the method takes them: files of Grams in place of their paths, the ancestor in the updates."""
+def _with_files(
+    options: Mapping[str, Any], patterns: Mapping[str, Mapping[str, Setting]], report: MergeReport
+) -> Mapping[str, Any]:
+    """Options as the method takes them: files of Grams in place of their paths, the ancestor in the updates.
+
+    A ``keep`` without weight is not read.
+    """
     given = {name: value for name, value in options.items() if name != "ancestor" and value is not None}
     if "prior" in given:
         given["prior"] = prior = read_prior(given["prior"])
         report.prior.update(path=prior.path, sha256=prior.sha256)
-    if "keep" in given:
-        given["keep"] = keep = read_keep(given["keep"])
+    path = given.pop("keep", None)
+    if path is not None and keep_counts(options, patterns):
+        given["keep"] = keep = read_keep(path)
         weight = given.get("keep_weight", 1.0)
         report.keep.update(path=keep.path, sha256=keep.sha256, weight=weight)
     return given

@@ -19,6 +19,7 @@ __all__ = [
     "check_module_options",
     "check_option",
     "check_rank",
+    "keep_counts",
 ]
 
 
@@ -133,8 +134,15 @@ def check_ancestor_options(
         raise ConfigError("scale would scale the ancestor too; give the adapters weights instead")
     if options.get("prior") is not None:
         raise ConfigError("the ancestor is the prior of the merge; leave prior out")
-    if options.get("keep") is not None:
+    if keep_counts(options, module_options):
         raise ConfigError("runs of one ancestor are summed by sites, which keep cannot enter; leave keep out")
+
+
+def keep_counts(options: Mapping[str, Any], module_options: Mapping[str, Mapping[str, Setting]]) -> bool:
+    """Whether the base model has a say: ``keep`` is given, and its weight is not 0 for all modules."""
+    weight = options.get("keep_weight")
+    weighted = weight is None or weight > 0 or bool(module_options.get("keep_weight"))
+    return options.get("keep") is not None and weighted
 
 
 def check_keep_options(
@@ -152,7 +160,7 @@ def check_keep_options(
                 "(vlora curvature writes it)"
             )
         return
-    if options.get("curvature") in ("sites", "isotropic"):
+    if keep_counts(options, module_options) and options.get("curvature") in ("sites", "isotropic"):
         raise ConfigError(
             f"keep goes with curvature: kronecker or separable (or auto), got {options['curvature']}: there is nothing "
             "that it could be weighed against; leave one of the two out"

@@ -58,7 +58,7 @@ class GramFile:
             size: Inputs or outputs of the module.
 
         Raises:
-            IncompatibleAdaptersError: It is of another size, or a diagonal that is not finite and positive.
+            IncompatibleAdaptersError: It is of another size, or a diagonal that is not finite, or negative.
         """
         keys = (f"{prefix}{module}.{kind}" for prefix in (_PREFIX, ""))
         found = next((gram for key in keys if (gram := stored_gram(self.tensors, key)) is not None), None)
@@ -66,8 +66,6 @@ class GramFile:
             return None
         where = self.where(module, kind)
         if isinstance(found, Tensor) and found.ndim == 1:
-            if not found.any():
-                raise IncompatibleAdaptersError(f"{where} is not finite, or not positive; gather it again")
             check_diagonal(found, where)
             found = torch.diag(found)
         if tuple(found.shape) != (size, size):
@@ -131,11 +129,14 @@ def floored(gram: Gram, where: str) -> Gram:
     """(1 - f) P + f I with P at mean diagonal 1 and f = :data:`FLOOR`: positive definite.
 
     Raises:
-        IncompatibleAdaptersError: It is not, so that P has negative eigenvalues; or P is not finite.
+        IncompatibleAdaptersError: It is not, so that P has negative eigenvalues; or P is not finite, or zero.
     """
-    unit = unit_factor(gram, where)
-    keep = (1 - FLOOR) * unit
     check_diagonal(gram, where)
+    if not gram.diagonal().any():
+        raise IncompatibleAdaptersError(
+            f"{where} is zero, which is no precision; gather it on rows that reach it"
+        )
+    keep = (1 - FLOOR) * unit_factor(gram, where)
     if isinstance(gram, ShortGram):
         return ShortGram(gram.vectors, keep * gram.values + FLOOR, keep * gram.tail + FLOOR)
     found = (gram + gram.mT).mul_(0.5 * keep)
@@ -159,20 +160,20 @@ def _lifted(posterior: Posterior, path: str, option: str) -> dict[str, Tensor]:
 
 
 def check_diagonal(gram: Gram, where: str) -> None:
-    """Refuse what shows without a factorisation that it is no Gram.
+    """Refuse what shows without a factorisation that it is no Gram; zeros (no gradient came here) are one.
 
     Args:
         gram: A whole one, a short one, or a diagonal.
         where: For the message.
 
     Raises:
-        IncompatibleAdaptersError: A diagonal that is not finite; negative entries there, or negative eigenvalues.
+        IncompatibleAdaptersError: An entry that is not finite; negative ones on the diagonal, or negative eigenvalues.
     """
-    if isinstance(gram, ShortGram):
-        low = min(gram.tail, gram.values.min().item())
-    else:
-        low = (gram if gram.ndim == 1 else gram.diagonal()).min().item()
-    if not low >= 0 and gram.ndim == 1:
-        raise IncompatibleAdaptersError(f"{where} is not finite, or not positive; gather it again")
-    if low < 0:
+    if not isinstance(gram, ShortGram) and gram.ndim == 1:
+        if not gram.isfinite().all() or not gram.min().item() >= 0:
+            raise IncompatibleAdaptersError(f"{where} is not finite, or not positive; gather it again")
+        return
+    unit_factor(gram, where)  # NaN and infinity, anywhere
+    parts = [gram.values.min().item(), gram.tail] if isinstance(gram, ShortGram) else []
+    if not all(low >= 0 for low in [*parts, gram.diagonal().min().item()]):
         raise IncompatibleAdaptersError(f"{where} has negative eigenvalues; gather it again")

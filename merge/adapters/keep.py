@@ -6,8 +6,9 @@ P stands in the total alone: where P is large and the adapters know little, X is
 model. It is what an adapter with B = 0, the Gram P and the weight w does, also where a rank is cut: output Grams count
 if the file has them too. P is gathered on inputs that the base model is to go on serving well (``vlora curvature``),
 and scaled to mean diagonal 1 per module as all Grams are; with separable curvature its diagonals count. It is not
-floored, as tau I stands beside it. Which files: :mod:`vlora.merge.adapters.gram_file`. Measured in
-``benchmarks/merge_text``. The merged adapter's own Grams and its number of examples are those of the adapters alone.
+floored, as tau I stands beside it, and zeros (no gradient came here) have no part. Which files:
+:mod:`vlora.merge.adapters.gram_file`. Measured in ``benchmarks/merge_text``. The merged adapter's own Grams and its
+number of examples are those of the adapters alone.
 """
 
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class KeepFile(GramFile):
             weight: w > 0.
 
         Raises:
-            IncompatibleAdaptersError: The file has nothing for it, or something of another size, or with a negative
-                or not finite diagonal. What else is indefinite shows in the total, as an adapter's Gram does.
+            IncompatibleAdaptersError: The file has nothing for it, or something of another size, not finite, or with a
+                negative diagonal. What else is indefinite shows in the total, as an adapter's Gram does.
         """
         where = self.where(module, "input_gram")
         columns, rows = self.inputs(module, inputs), self.matrix(module, "output_gram", outputs)

@@ -89,7 +89,7 @@ def read_adapters(
     check_together([part.posterior for part in parts], names)
     if config.ancestor is not None:
         _check_lineage(config, draft, parts)
-    if config.keep is not None:
+    if config.keep is not None and config.keeps:
         _add_keep(config.keep, config, draft)
     if any(part.magnitudes or part.biases or part.tokens for part in parts):
         return [_alone(config, parts)]

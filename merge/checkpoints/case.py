@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlora.merge.checkpoints.gram_files import ModuleGrams
+from vlora.merge.checkpoints.module_grams import ModuleGrams
 
 __all__ = ["Case"]
 

@@ -11,21 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vlora.errors import CheckpointError, ConfigError
-from vlora.grams import Gram, stored_gram
 from vlora.merge.checkpoints.adapter_keys import base_key, is_conv1d, plain_name
 from vlora.merge.checkpoints.headers import Checkpoint, TensorEntry, read_header
-from vlora.merge.curvature.unit import unit_factor
+from vlora.merge.checkpoints.module_grams import ModuleGrams
 from vlora.posterior.hashing import CURVATURE
 
 if TYPE_CHECKING:
     from vlora.merge.checkpoints.config import ModelMergeConfig
     from vlora.merge.checkpoints.draft import Draft
-    from vlora.merge.checkpoints.stream import TensorStream
 
-__all__ = ["NEEDS_GRAMS", "CurvatureFiles", "ModuleGrams", "draft_curvature"]
+__all__ = ["NEEDS_GRAMS", "CurvatureFiles", "draft_curvature"]
 
 NEEDS_GRAMS = {
     "regmean": ("activation_gram",),
@@ -35,52 +31,6 @@ NEEDS_GRAMS = {
 """Methods with curvature -> the Grams of a layer that they take."""
 _KEY = re.compile(r"(.+)\.((?:input|output|activation)_gram)(\.vectors|\.values|\.tail)?")
 _KEEP = "keep"
-_SIDES = {"input_gram": 1, "activation_gram": 1, "output_gram": 0}
-
-
-@dataclass(frozen=True)
-class ModuleGrams:
-    """Where the Grams of one linear layer of one model lie."""
-
-    model: str
-    module: str
-    entries: Mapping[str, TensorEntry]
-    """``input_gram`` (or its ``.vectors``, ``.values``, ``.tail``) and so on -> place."""
-    transposed: bool = False
-    """Whether the layer stores (inputs, outputs), as ``Conv1D`` does."""
-
-    def size(self, kind: str) -> int | None:
-        """Rows of a Gram; None if there is none of this kind."""
-        entry = self.entries.get(kind) or self.entries.get(f"{kind}.vectors")
-        return entry.shape[0] if entry else None
-
-    def directions(self, kind: str) -> int | None:
-        """Kept directions of a Gram in the short form; None for a whole one."""
-        entry = self.entries.get(f"{kind}.vectors")
-        return entry.shape[1] if entry else None
-
-    def nbytes(self, kind: str) -> int:
-        """Bytes in the file."""
-        return sum(entry.nbytes for name, entry in self._of(kind).items())
-
-    def read(self, stream: "TensorStream", kind: str) -> tuple[Gram, float]:
-        """The Gram in float32 or better, checked, and the factor that gives it mean diagonal 1.
-
-        Raises:
-            IncompatibleAdaptersError: It is not finite or has a negative trace.
-        """
-        found = stored_gram({name: stream.whole(entry) for name, entry in self._of(kind).items()}, kind)
-        assert found is not None  # the plan looked
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        return found, unit_factor(found, self.where)
-
-    @property
-    def where(self) -> str:
-        """Model and layer, for messages."""
-        return f"{self.model!r} in {self.module}"
-
-    def _of(self, kind: str) -> dict[str, TensorEntry]:
-        return {name: e for name, e in self.entries.items() if name == kind or name.startswith(f"{kind}.")}
 
 
 @dataclass
@@ -111,7 +61,9 @@ class CurvatureFiles:
         for model, given in grams.items():
             if given is None or any(given.size(kind) is None for kind in self.kinds):
                 self._lacking.setdefault(model, []).append(key)
-            elif not _fits(given, self.kinds, shape):
+            elif odd := given.not_square(self.kinds):
+                self.problems.append(f"the curvature of {given.where}: {odd}")
+            elif not given.fits(self.kinds, shape):
                 sizes = ", ".join(f"{kind} {given.size(kind)}" for kind in self.kinds)
                 self.problems.append(
                     f"the curvature of {given.where} has other sizes ({sizes}) than {key} {shape}; the file belongs to "
@@ -128,7 +80,9 @@ class CurvatureFiles:
         found = self.kept.get(key)
         if found is None or found.size("input_gram") is None:
             self._lacking.setdefault(_KEEP, []).append(key)
-        elif not _fits(found, ("input_gram",), shape):
+        elif odd := found.not_square(("input_gram",)):
+            self.problems.append(f"keep in {found.module}: {odd}")
+        elif not found.fits(("input_gram",), shape):
             self.problems.append(
                 f"keep has {found.size('input_gram')} rows as input_gram of {key} {shape}; is it of this base model?"
             )
@@ -143,11 +97,6 @@ class CurvatureFiles:
             + (", activations: true)" if "activation_gram" in self.kinds else ")")
             for model, keys in self._lacking.items()
         ]
-
-
-def _fits(given: ModuleGrams, kinds: Sequence[str], shape: tuple[int, ...]) -> bool:
-    sides = shape[::-1] if given.transposed else shape
-    return len(shape) == 2 and all(given.size(kind) == sides[_SIDES[kind]] for kind in kinds)
 
 
 def draft_curvature(
@@ -173,19 +122,19 @@ def draft_curvature(
     }
     missing = [name for name, path in paths.items() if path is None]
     if missing:
-        optional = (
-            draft.method == "gradient_matching" and config.curvature != "kronecker" and not config.keeps
-        )
-        if optional and len(missing) == len(paths):
+        optional = draft.method == "gradient_matching" and config.curvature != "kronecker"
+        none = len(missing) == len(paths)
+        if optional and none and not config.keeps:
             draft.notes.append(
                 f"no model has a {CURVATURE}: without curvature gradient matching is the weighted sum; gather it with "
                 "vlora curvature"
             )
             return None
+        reason = " because of keep" if optional and none else ""
         draft.problems.append(
-            f"method {draft.method} needs curvature of every model, and {', '.join(map(repr, missing))} has none: "
-            f"gather it with vlora curvature, or name the file under curvature of the model"
-            + (", or set curvature: isotropic for the plain sum" if optional else "")
+            f"method {draft.method} needs curvature of every model{reason}, and {', '.join(map(repr, missing))} has "
+            "none: gather it with vlora curvature, or name the file under curvature of the model"
+            + (_without(config.keeps, none) if optional else "")
         )
     known = {}
     for name, path in paths.items():
@@ -196,6 +145,13 @@ def draft_curvature(
             found = Checkpoint(f"curvature of {name}", path.parent, held, {path.name: digest})
             draft.add_checkpoint(found, "curvature", str(path), None)
     return CurvatureFiles(kinds, known, _kept(config, draft, reference)) if not missing else None
+
+
+def _without(keeps: bool, none: bool) -> str:
+    """How gradient matching goes without curvature, where no model has any (none) or some lack it."""
+    if keeps and none:
+        return "; or leave keep out"
+    return f"; or {'leave keep out and ' if keeps else ''}set curvature: isotropic for the plain sum"
 
 
 def _kept(config: "ModelMergeConfig", draft: "Draft", reference: Checkpoint) -> dict[str, ModuleGrams] | None:

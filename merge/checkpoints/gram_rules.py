@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vlora.grams import Gram, ShortGram, dense
-from vlora.merge.checkpoints.gram_files import ModuleGrams
 from vlora.merge.checkpoints.matrix_rules import EIGEN, WholeMatrix
+from vlora.merge.checkpoints.module_grams import ModuleGrams
 from vlora.merge.checkpoints.rules import Rule
 from vlora.merge.curvature.positive import check_definite
 from vlora.merge.curvature.total import DenseTotal, Total, total_curvature

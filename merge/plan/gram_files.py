@@ -29,11 +29,11 @@ class GramHeaders:
         return sum(entry.nbytes for entry in (self.entries or {}).values())
 
     def bytes_of(self, module: str, shape: tuple[int, int]) -> int:
-        """Bytes of a module's Grams in double precision; those of a prior are written out."""
+        """Bytes of a module's Grams in double precision; those of a prior and diagonals are written out."""
         if self.option == "prior" or not self.entries:
             return 8 * (shape[0] ** 2 + shape[1] ** 2)
         found = (self._entry(module, kind) for kind in ("input_gram", "output_gram"))
-        return 8 * sum(entry.numel for entry in found if entry is not None)
+        return 8 * sum(e.numel if len(e.shape) > 1 else e.numel**2 for e in found if e is not None)
 
     def problem(self, module: str, shape: tuple[int, int]) -> str | None:
         """Why it does not do for a module, if it does not."""
@@ -64,7 +64,7 @@ def read_gram_headers(config: MergeConfig) -> list[GramHeaders]:
         CheckpointError: One is truncated or damaged.
     """
     found = []
-    for option, path in (("prior", config.prior), ("keep", config.keep)):
+    for option, path in (("prior", config.prior), ("keep", config.keep if config.keeps else None)):
         if path is not None:
             place = Path(path).expanduser()
             entries = read_entries(place / CURVATURE if place.is_dir() else place)
@@ -84,8 +84,6 @@ def file_problems(
     """
     found = [f"{f.option}: no file or folder {f.path}" for f in files if f.entries is None]
     for file in files:
-        if file.option == "keep" and not config.keeps:
-            continue
         weighed = {
             name: row for name, row in modules.items() if row["curvature"] in ("kronecker", "separable")
         }

@@ -107,7 +107,7 @@ def _timed(config: MergeConfig, method: Method, kind: ModuleKind) -> tuple[float
     options = {
         key: value for key, value in config.options().items() if key not in ("prior", "ancestor", "keep")
     }
-    if config.keep is not None:
+    if config.keeps:
         options["keep"] = _AnyKeep(updates[0])
     done: list[MergedModule] = []
 

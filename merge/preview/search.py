@@ -200,7 +200,7 @@ def _check(config: MergeConfig, count: int, low: float, high: float, mixture: fl
         )
     if config.prior is not None:
         raise ConfigError("a preview knows the isotropic prior only; leave prior out")
-    if config.keep is not None:
+    if config.keeps:
         raise ConfigError("a preview does not know what keep holds at the base model; leave keep out")
     if count < 1 or not -math.inf < low < high < math.inf:
         raise ConfigError(

@@ -126,7 +126,7 @@ def _about_curvature(report: MergeReport) -> list[str]:
 def _about_keep(report: MergeReport) -> list[str]:
     """What held the merge at the base model, so that the lineage has it."""
     keep = report.keep
-    if not keep or not keep["weight"] and "keep_weight" not in report.options.get("module_options", {}):
+    if not keep:
         return []
     return [
         f"keep: the curvature of {keep['path']} (sha256 {keep['sha256'][:12]}) holds the merge at the base model, "

@@ -1,26 +1,17 @@
-"""What the base is to keep: the merge with one more adapter that has no update, in every path, and what is refused."""
+"""What the base is to keep: the merge with one more adapter that has no update, and what is refused."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from merge_cases import add_curvature, add_posterior, gram, make_update, positive, tiny_llama, two
-from safetensors.torch import load_file, save_file
+from merge_cases import gram, make_update, positive
 
-from vlora.config import load_config
-from vlora.errors import ConfigError, IncompatibleAdaptersError
+from vlora.errors import IncompatibleAdaptersError
 from vlora.grams import compress_grams
-from vlora.merge import MergeConfig, merge_adapters, run_merge
-from vlora.merge.adapters.keep import KeepFile, read_keep
-from vlora.merge.checkpoints import ModelMergeConfig, run_model_merge
+from vlora.merge.adapters.keep import KeepFile
 from vlora.merge.curvature.lift import lift_update
 from vlora.merge.curvature.unit import normalised_gram
 from vlora.merge.methods.gradient_matching import gradient_matching
-from vlora.merge.plan import make_adapter_plan
-from vlora.merge.preview import preview
-from vlora.merge.unmerge.run import remove_contributors
-from vlora.posterior import Posterior
 
 MODULE, TAU, WEIGHT = "layers.0.q_proj", 0.4, 1.7
 
@@ -38,6 +29,23 @@ def idle(columns, output=None):
     """An adapter of these Grams without an update."""
     like = make_update(50)
     return replace(like, b=0 * like.b, input_gram=columns, output_gram=output, adapter="base")
+
+
+def diagonal(last):
+    return torch.tensor([5.0, *[1.0] * 7, last], dtype=torch.float64)
+
+
+def short(values=(4.0, 2.0), tail=0.5):
+    key = f"{MODULE}.input_gram"
+    parts = {"vectors": torch.eye(9)[:, :2], "values": torch.tensor(values), "tail": torch.tensor([tail])}
+    return {f"{key}.{name}": part for name, part in parts.items()}
+
+
+def with_nan(size):
+    """NaN off the diagonal alone."""
+    found = torch.eye(size, dtype=torch.float64)
+    found[0, 1] = found[1, 0] = torch.nan
+    return found
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.6), (0.7, -0.4)])
@@ -113,6 +121,46 @@ def test_separable_matching_takes_both_diagonals():
 
 
 @pytest.mark.parametrize("grams", [True, False])
+def test_a_diagonal_is_the_matrix_with_it(grams):
+    for output in (None, positive(7, seed=3)):
+        whole = keep_of(torch.diag(diagonal(2.0)), None if output is None else torch.diag(output))
+        found = [
+            gradient_matching(pair(grams=grams), [1.0, 0.5], rank=2, keep=keep, keep_weight=WEIGHT)
+            for keep in (keep_of(diagonal(2.0), output), whole)
+        ]
+        torch.testing.assert_close(*(merged.update.delta() for merged in found))
+
+
+@pytest.mark.parametrize("grams", [True, False])
+@pytest.mark.parametrize("zeros", [torch.zeros(9), torch.zeros(9, 9)])
+def test_zeros_have_no_part(grams, zeros):
+    """No gradient came here: nothing is known that could be kept, in whatever form it is stored."""
+    updates, rank = pair(grams=grams), "lossless" if grams else 2
+    found = gradient_matching(updates, [1.0, 0.5], rank=rank, keep=keep_of(zeros), keep_weight=WEIGHT)
+    without = gradient_matching(updates, [1.0, 0.5], rank=rank)
+    torch.testing.assert_close(found.update.delta(), without.update.delta())
+
+
+def test_an_adapter_is_taken_out_beside_it():
+    """X (tau I + w P + G_1 - c G_2) = W_1 (tau I + G_1) - c W_2 (tau I + G_2)."""
+    updates, eye, known = pair(), torch.eye(9, dtype=torch.float64), gram(9, 3)
+    found = gradient_matching(
+        updates,
+        [1.0, -0.1],
+        rank="lossless",
+        tau=TAU,
+        negative="remove",
+        keep=keep_of(known),
+        keep_weight=WEIGHT,
+    )
+    one, two_ = (normalised_gram(u.input_gram, "u") for u in updates)
+    total = TAU * eye + WEIGHT * normalised_gram(known, "k") + one - 0.1 * two_
+    above = updates[0].delta() @ (one + TAU * eye) - 0.1 * updates[1].delta() @ (two_ + TAU * eye)
+    torch.testing.assert_close(found.update.delta(), above @ torch.linalg.inv(total))
+    assert found.report["clamped_fraction"] == 0
+
+
+@pytest.mark.parametrize("grams", [True, False])
 def test_a_large_weight_draws_the_merge_to_the_base(grams):
     updates = pair(grams=grams)
     sizes = [
@@ -151,7 +199,19 @@ def test_curvatures_that_it_cannot_stand_beside(curvature, message):
     [
         ({"other.input_gram": torch.eye(9)}, "keep k has no input_gram for layers.0.q_proj; gather it"),
         ({f"{MODULE}.input_gram": torch.eye(8)}, r"keep k .* the shape \(8, 8\), the module needs 9 x 9"),
-        ({f"{MODULE}.input_gram": torch.full((9, 9), torch.nan)}, "is not finite and positive"),
+        ({f"{MODULE}.input_gram": torch.full((9, 9), torch.nan)}, "keep k .* is not finite and positive"),
+        ({f"{MODULE}.input_gram": diagonal(torch.nan)}, "keep k .* is not finite, or not positive"),
+        ({f"{MODULE}.input_gram": diagonal(-1.0)}, "keep k .* is not finite, or not positive"),
+        (
+            short(values=[4.0, torch.nan]),
+            r"keep k \(input_gram of layers.0.q_proj\) is not finite and positive",
+        ),
+        (short(tail=torch.nan), "keep k .* is not finite and positive"),
+        (short(tail=-0.1), "keep k .* has negative eigenvalues"),
+        (
+            {f"{MODULE}.input_gram": torch.eye(9), f"{MODULE}.output_gram": with_nan(7)},
+            r"keep k \(output_gram of layers.0.q_proj\) is not finite and positive",
+        ),
         ({f"{MODULE}.input_gram": torch.diag(torch.tensor([-1.0, *[5.0] * 8]))}, "has negative eigenvalues"),
         (
             {f"{MODULE}.input_gram": torch.eye(9), f"{MODULE}.output_gram": torch.eye(9)},
@@ -162,161 +222,3 @@ def test_curvatures_that_it_cannot_stand_beside(curvature, message):
 def test_what_is_no_curvature_is_refused(tensors, message):
     with pytest.raises(IncompatibleAdaptersError, match=message):
         gradient_matching(pair(), [1.0, 1.0], keep=KeepFile("k", tensors))
-
-
-def test_settings_that_mean_nothing(tmp_path):
-    _, plain = two(tmp_path)
-    with pytest.raises(ConfigError, match="no file or folder .*nowhere; give .*, or leave keep out"):
-        read_keep(str(tmp_path / "nowhere"))
-    for settings, message in (
-        ({"keep_weight": 1.0}, "keep_weight is the weight of keep, which is not given"),
-        ({"module_options": {"keep_weight": {"q_proj": 2.0}}}, "keep_weight is the weight of keep"),
-        ({"keep": "x", "keep_weight": -1.0}, "keep_weight must be >= 0, got -1.0"),
-        ({"keep": 3}, "keep must be a path, got 3"),
-        ({"keep": "x", "curvature": "sites"}, "keep goes with curvature: kronecker or separable"),
-        ({"keep": "x", "method": "ties"}, "method ties has no option 'keep'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            merge_adapters(plain, **settings)
-    with pytest.raises(ConfigError, match="summed by sites, which keep cannot enter; leave keep out"):
-        load_config(MergeConfig, {"adapters": [{"path": "a"}], "output": "o", "keep": "x", "ancestor": "y"})
-
-
-@pytest.fixture
-def merge(tmp_path):
-    """Two adapters with curvature on disk, the Grams of a base, and a folder with an adapter without update."""
-    _, plain = two(tmp_path)
-    paths = []
-    for seed, posterior in enumerate(plain, 1):
-        add_curvature(add_posterior(posterior, seed), 50 * seed).save_pretrained(tmp_path / f"p{seed}")
-        paths.append({"path": str(tmp_path / f"p{seed}")})
-    known = add_curvature(plain[0], 900)
-    (tmp_path / "k").mkdir()
-    bare = {key.removeprefix("base_model.model."): v for key, v in known.curvature.items()}
-    save_file(bare, tmp_path / "k" / "curvature.safetensors")
-    mean = {k: torch.zeros_like(v) if ".lora_B." in k else v for k, v in known.mean.items()}
-    replace(known, mean=mean).save_pretrained(tmp_path / "idle")
-    values = {
-        "adapters": paths,
-        "output": str(tmp_path / "m"),
-        "keep": str(tmp_path / "k"),
-        "keep_weight": WEIGHT,
-    }
-    return tmp_path, values
-
-
-def test_through_the_command_in_memory_and_with_its_lineage(merge):
-    tmp_path, values = merge
-    done = run_merge(load_config(MergeConfig, values))
-    report = json.loads((done / "merge_report.json").read_text())
-    assert report["keep"]["path"] == values["keep"] and report["keep"]["weight"] == WEIGHT
-    assert len(report["keep"]["sha256"]) == 64 and report["options"]["keep_weight"] == WEIGHT
-    assert set(report["sensitivity"]) == {"modules", "half", "double", "without_keep"}
-    merged = Posterior.from_pretrained(done)
-    assert any("holds the merge at the base model, weight 1.7" in note for note in merged.meta.notes)
-    assert merged.has_hess and len(merged.meta.sources) == 2
-    inputs = [Posterior.from_pretrained(p["path"]) for p in values["adapters"]]
-    one = merge_adapters(inputs, keep=values["keep"], keep_weight=WEIGHT)
-    assert all(torch.equal(merged.mean[k], one.mean[k]) for k in one.mean)
-    nothing = merge_adapters(inputs, keep=values["keep"], keep_weight=0.0)
-    without = merge_adapters(inputs)
-    assert all(torch.equal(nothing.mean[k], without.mean[k]) for k in without.mean)
-    third = Posterior.from_pretrained(tmp_path / "idle")
-    other = merge_adapters([*inputs, third], weights=[1.0, 1.0, WEIGHT])
-    for key in (k for k in one.mean if ".lora_B." in k):
-        deltas = [
-            p.mean[key].double()
-            @ p.mean[key.replace("lora_B", "lora_A")].double()
-            * p.adapter_config["lora_alpha"]
-            / p.adapter_config["r"]
-            for p in (one, other)
-        ]
-        torch.testing.assert_close(deltas[0], deltas[1], rtol=1e-5, atol=1e-5)
-
-
-def test_values_per_module_and_an_adapter_alone(merge):
-    _, values = merge
-    inputs = [Posterior.from_pretrained(p["path"]) for p in values["adapters"]]
-    some = {"module_options": {"keep_weight": {"q_proj": 0.0}}}
-    found = merge_adapters(inputs, keep=values["keep"], **some)
-    without, whole = merge_adapters(inputs), merge_adapters(inputs, keep=values["keep"])
-    for key in found.mean:
-        like = without if "q_proj" in key else whole
-        assert torch.equal(found.mean[key], like.mean[key]), key
-    alone = merge_adapters(inputs[:1], keep=values["keep"])
-    assert any(not torch.equal(alone.mean[k], inputs[0].mean[k]) for k in alone.mean if "lora_A" in k)
-
-
-def test_into_the_base_it_is_the_same_update(merge):
-    tmp_path, values = merge
-    from peft import PeftModel
-
-    base = tiny_llama()
-    base.save_pretrained(tmp_path / "base")
-    adapter = run_merge(load_config(MergeConfig, values))
-    expected = PeftModel.from_pretrained(tiny_llama(), adapter).merge_and_unload().state_dict()
-    given = {
-        **values,
-        "output": str(tmp_path / "model"),
-        "base_model": str(tmp_path / "base"),
-        "into": "model",
-    }
-    done = run_model_merge(load_config(ModelMergeConfig, given))
-    found = load_file(done / "model.safetensors")
-    for key, value in found.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-5)
-    lineage = json.loads((done / "merge.json").read_text())
-    kept = next(source for source in lineage["inputs"] if source["role"] == "keep")
-    assert kept["weight"] == WEIGHT and len(kept["sha256"]) == 64
-    assert "| keep | keep | 1.7 |" in (done / "README.md").read_text()
-
-
-def test_the_plan_knows_it(merge):
-    tmp_path, values = merge
-    config = load_config(MergeConfig, values)
-    plan, without = (make_adapter_plan(c) for c in (config, replace(config, keep=None, keep_weight=None)))
-    assert not plan.problems and plan.seconds > 0
-    assert plan.bytes_read > without.bytes_read and plan.memory_bytes > without.memory_bytes
-    few = {k: v for k, v in load_file(tmp_path / "k" / "curvature.safetensors").items() if "v_proj" in k}
-    save_file(few, tmp_path / "few.safetensors")
-    plan = make_adapter_plan(replace(config, keep=str(tmp_path / "few.safetensors")))
-    assert (
-        len(plan.problems) == 1 and "has no input_gram for model.layers.0.mlp.down_proj" in plan.problems[0]
-    )
-    assert "no file or folder gone" in make_adapter_plan(replace(config, keep="gone")).problems[0]
-    for place in ("p1", "p2"):
-        (tmp_path / place / "curvature.safetensors").unlink()
-    assert not make_adapter_plan(config).problems  # separable, by h
-    plain = replace(
-        config,
-        adapters=tuple(
-            replace(s, path=str(tmp_path / n)) for s, n in zip(config.adapters, "ab", strict=True)
-        ),
-    )
-    assert any("keep goes with Kronecker or separable" in text for text in make_adapter_plan(plain).problems)
-
-
-def test_a_preview_says_that_it_does_not_know_it(merge):
-    _, values = merge
-    with pytest.raises(ConfigError, match="a preview does not know what keep holds"):
-        inputs = [Posterior.from_pretrained(p["path"]) for p in values["adapters"]]
-        preview(load_config(MergeConfig, values), inputs)
-
-
-def test_removal_merges_again_with_the_same_file_only(merge):
-    tmp_path, values = merge
-    done = run_merge(load_config(MergeConfig, values))
-    result = remove_contributors(done, ["p2"], tmp_path / "left")
-    assert result.reproduced
-    left = Posterior.from_pretrained(tmp_path / "left")
-    alone = merge_adapters(
-        [Posterior.from_pretrained(tmp_path / "p1")], keep=values["keep"], keep_weight=WEIGHT
-    )
-    assert all(torch.equal(left.mean[k], alone.mean[k]) for k in alone.mean)
-    other = {k: v + torch.eye(len(v)) for k, v in load_file(tmp_path / "k" / "curvature.safetensors").items()}
-    save_file(other, tmp_path / "k" / "curvature.safetensors")
-    with pytest.raises(IncompatibleAdaptersError, match="keep .* is not the file that was merged with"):
-        remove_contributors(done, ["p2"], tmp_path / "again")
-    with pytest.raises(ConfigError, match="is or holds the input"):
-        over = {"output": str(tmp_path / "idle"), "keep": str(tmp_path / "idle"), "overwrite": True}
-        run_merge(load_config(MergeConfig, {**values, **over}))

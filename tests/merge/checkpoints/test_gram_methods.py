@@ -144,10 +144,36 @@ def test_what_the_base_is_to_keep_needs_all_matrices_and_curvature_of_every_mode
         settings(folder / "out", **values(world, "regmean", keep="x"))
     for name in curvature:
         (folder / name / "curvature.safetensors").unlink()
-    plan = make_plan(
-        settings(folder / "out", **values(world, "gradient_matching", keep=str(folder / "few.safetensors")))
+    keep = values(world, "gradient_matching", keep=str(folder / "few.safetensors"))
+    found = " ".join(make_plan(settings(folder / "out", **keep)).problems)
+    assert "needs curvature of every model because of keep, and 'a', 'b', 'c' has none: gather it" in found
+    assert found.count("or leave keep out") == 1 and "isotropic" not in found
+    asked = make_plan(settings(folder / "out", **keep, curvature="kronecker")).problems
+    assert asked and not any("keep" in problem for problem in asked)
+    assert not make_plan(settings(folder / "out", **keep, keep_weight=0.0)).problems
+    save_file(curvature["a"], folder / "a" / "curvature.safetensors")
+    found = " ".join(make_plan(settings(folder / "out", **keep)).problems)
+    assert "needs curvature of every model, and 'b', 'c' has none" in found
+    assert "or leave keep out and set curvature: isotropic for the plain sum" in found
+
+
+def test_a_diagonal_is_refused_by_the_plan(world):
+    folder, _, curvature = world
+    kept = {k: v for k, v in grams(SHAPES, 9).items() if "input" in k}
+    key = "model.layers.0.mlp.up_proj.input_gram"
+    save_file({**kept, key: kept[key].diagonal().contiguous()}, folder / "keep.safetensors")
+    given = values(world, "gradient_matching", keep=str(folder / "keep.safetensors"))
+    (problem,) = make_plan(settings(folder / "out", **given)).problems
+    assert problem == (
+        "keep in model.layers.0.mlp.up_proj: input_gram has the shape (12,), and whole models take square Grams or "
+        "leading directions, no diagonals; gather it with vlora curvature"
     )
-    assert any("needs curvature of every model" in problem for problem in plan.problems)
+    own = {**curvature["b"], key: curvature["b"][key].diagonal().contiguous()}
+    save_file(own, folder / "b" / "curvature.safetensors")
+    (problem,) = make_plan(settings(folder / "out", **values(world, "gradient_matching"))).problems
+    assert problem.startswith(
+        "the curvature of 'b' in model.layers.0.mlp.up_proj: input_gram has the shape (12,)"
+    )
 
 
 def test_every_method_is_there_for_whole_models():
