@@ -63,8 +63,8 @@ def split(batch, size):
     return [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, len(batch["input_ids"]), size)]
 
 
-def literal_grams(model, rows, normalise):
-    """Example by example, token by token, from autograd.grad on recorded outputs; shares no code."""
+def literal_grams(model, rows, normalise, joined=True):
+    """Example by example from autograd.grad on recorded outputs, joined or token by token; shares no code."""
     model.eval()
     sums = {}
     for row in rows:
@@ -80,14 +80,28 @@ def literal_grams(model, rows, normalise):
         for handle in handles:
             handle.remove()
         for (module, name), gradient in zip(names.items(), gradients, strict=True):
-            weight = 1 / gradient.pow(2).sum() if normalise else 1.0
-            for x, g in zip(*as_tokens(seen[module][0], gradient), strict=True):
-                for gram, term in (
-                    ("input_gram", weight * g.dot(g) * torch.outer(x, x)),
-                    ("output_gram", weight * torch.outer(g, g)),
-                ):
-                    sums[f"{name}.{gram}"] = sums.get(f"{name}.{gram}", 0) + term
+            terms = (joined_terms if joined else token_terms)(seen[module][0], gradient, normalise)
+            for gram, term in terms.items():
+                sums[f"{name}.{gram}"] = sums.get(f"{name}.{gram}", 0) + term
     return {k: v * (len(v) / v.trace()) if normalise else v for k, v in sums.items()}
+
+
+def joined_terms(inputs, gradient, normalise):
+    """Of one example by its gradient D of the weight."""
+    xs, gs = as_tokens(inputs, gradient)
+    weight = 1 / gs.pow(2).sum() if normalise else 1.0
+    whole = sum(torch.outer(g, x) for x, g in zip(xs, gs, strict=True))
+    return {"input_gram": weight * whole.T @ whole, "output_gram": weight * whole @ whole.T}
+
+
+def token_terms(inputs, gradient, normalise):
+    """Of one example token by token."""
+    xs, gs = as_tokens(inputs, gradient)
+    weight = 1 / gs.pow(2).sum() if normalise else 1.0
+    return {
+        "input_gram": weight * sum(g.dot(g) * torch.outer(x, x) for x, g in zip(xs, gs, strict=True)),
+        "output_gram": weight * sum(torch.outer(g, g) for g in gs),
+    }
 
 
 def as_tokens(*tensors):

@@ -18,13 +18,16 @@ from torch import nn
 from transformers import BertForSequenceClassification, LlamaForSequenceClassification
 
 from vlora.curvature import collect_curvature
+from vlora.curvature.tokens import add_examples
 
 
+@pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_equals_the_literal_computation_example_by_example(normalise):
+def test_equals_the_literal_computation_example_by_example(normalise, joined):
     model, batch = with_adapter(tiny_llama()), token_rows([7, 7, 7, 7, 7])
-    got = collect_curvature(model, split(batch, 3), normalise=normalise, votes="equal", progress=False)
-    assert_same(got, literal_grams(model, split(batch, 1), normalise))
+    settings = {"normalise": normalise, "joined": joined, "votes": "equal", "progress": False}
+    got = collect_curvature(model, split(batch, 3), **settings)
+    assert_same(got, literal_grams(model, split(batch, 1), normalise, joined), rtol=2e-5)
     assert len(got) == 2 * 2 * len(PROJECTIONS)
     key = "base_model.model.model.layers.0.mlp.up_proj"
     assert f"{key}.lora_A.default.weight" in dict(model.named_parameters())
@@ -49,7 +52,7 @@ def test_neither_batch_size_nor_padding_nor_masked_rows_matter(normalise, side):
 
 
 def test_single_tokens_reproduce_exact_weight_gradients():
-    """With one token a row dW = g xᵀ: G = Σ dWᵀdW, S = Σ db dbᵀ; for one row S⊗G = |db|² vec(dW) vec(dW)ᵀ."""
+    """With one token a row dW = g xᵀ: G = Σ dWᵀdW, S = Σ dW dWᵀ; for one row S⊗G = |dW|² vec(dW) vec(dW)ᵀ."""
     base = tiny_llama(LlamaForSequenceClassification, attention_bias=True, num_labels=3)
     model = with_adapter(base, ["v_proj"])
     batch = {"input_ids": torch.tensor([[4], [9], [17]]), "labels": torch.tensor([0, 2, 1])}
@@ -58,15 +61,15 @@ def test_single_tokens_reproduce_exact_weight_gradients():
     model.eval()
     input_gram, output_gram = torch.zeros(16, 16), torch.zeros(8, 8)
     for row in split(batch, 1):
-        d_weight, d_bias = torch.autograd.grad(model(**row).loss, [layer.weight, layer.bias])
+        d_weight = torch.autograd.grad(model(**row).loss, layer.weight)[0]
         input_gram += d_weight.T @ d_weight
-        output_gram += torch.outer(d_bias, d_bias)
+        output_gram += d_weight @ d_weight.T
     got = collect_curvature(model, [batch], normalise=False, progress=False)
     torch.testing.assert_close(got[f"{name}.input_gram"], input_gram, rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(got[f"{name}.output_gram"], output_gram, rtol=1e-4, atol=1e-8)
     last = collect_curvature(model, [row], normalise=False, progress=False)
     product = torch.kron(last[f"{name}.output_gram"], last[f"{name}.input_gram"])
-    exact = d_bias.dot(d_bias) * torch.outer(d_weight.flatten(), d_weight.flatten())
+    exact = d_weight.square().sum() * torch.outer(d_weight.flatten(), d_weight.flatten())
     torch.testing.assert_close(product, exact, rtol=1e-4, atol=1e-6 * exact.max().item())
 
 
@@ -80,15 +83,48 @@ def test_normalised_factors_are_symmetric_psd_with_mean_eigenvalue_one():
         assert eigenvalues.mean().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_several_tokens_reproduce_exact_weight_gradients():
+    """Joined factors are the partial traces of the rows' own gradients, in either way of computing them."""
+    for length in (5, 30):  # by the Grams of the tokens, and by the gradient of the weight: 30² > 16 · 8
+        model = with_adapter(tiny_llama(max_position_embeddings=64), ["v_proj"])
+        batch, name = token_rows([length] * 3), "base_model.model.model.layers.0.self_attn.v_proj"
+        layer = model.get_submodule(name).base_layer.requires_grad_(True)
+        model.eval()
+        owns = [torch.autograd.grad(model(**row).loss, layer.weight)[0] for row in split(batch, 1)]
+        got = collect_curvature(model, [batch], normalise=False, progress=False)
+        for side, want in (("input", sum(d.T @ d for d in owns)), ("output", sum(d @ d.T for d in owns))):
+            torch.testing.assert_close(got[f"{name}.{side}_gram"], want, rtol=1e-4, atol=1e-6 * want.max().item())
+
+
+def test_examples_some_at_a_time_give_the_same(monkeypatch):
+    model, batch = with_adapter(tiny_llama()), token_rows([9, 5, 7])
+    want = collect_curvature(model, [batch], votes="equal", progress=False)
+    monkeypatch.setattr("vlora.curvature.tokens._NUMBERS", 1)
+    assert_same(collect_curvature(model, [batch], votes="equal", progress=False), want)
+
+
+def test_inputs_without_a_gradient_may_be_anything():
+    x, g = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 4, 2)
+    g[1, 2:] = 0
+    broken = x.clone()
+    broken[1, 2:] = torch.nan
+    for joined in (True, False):
+        sums = [[torch.zeros(3, 3), torch.zeros(2, 2)] for _ in range(2)]
+        for total, inputs in zip(sums, (x, broken), strict=True):
+            add_examples(*total, inputs, g, joined=joined)
+        assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
+
+
 def test_every_example_has_the_same_vote():
     """S of two rows is the mean of each row's own S, however much larger the gradient of one of them is."""
     model, batch = with_adapter(tiny_llama()), token_rows([9, 9])
     rows = split(batch, 1)
     rows[1]["labels"][0, :-1] = -100
     both = {k: torch.cat([row[k] for row in rows]) for k in batch}
-    alone = [collect_curvature(model, [row], votes="equal", progress=False) for row in rows]
-    raw = [collect_curvature(model, [row], normalise=False, progress=False) for row in rows]
-    got = collect_curvature(model, [both], votes="equal", progress=False)
+    settings = {"joined": False, "progress": False}
+    alone = [collect_curvature(model, [row], votes="equal", **settings) for row in rows]
+    raw = [collect_curvature(model, [row], normalise=False, **settings) for row in rows]
+    got = collect_curvature(model, [both], votes="equal", **settings)
     ratios = []
     for key in (k for k in got if k.endswith("output_gram")):
         torch.testing.assert_close(got[key], (alone[0][key] + alone[1][key]) / 2, rtol=1e-4, atol=1e-5)

@@ -42,9 +42,9 @@ def test_a_visit_counts_as_much_as_its_gradient_is_large():
     model, rows = with_adapter(tiny_llama(), lora_dropout=0.0), split(token_rows([7, 3, 6]), 1)
     want = {}
     for row in rows:
-        raw = literal_grams(model, [row], normalise=False)
+        raw, apart = (literal_grams(model, [row], normalise=False, joined=joined) for joined in (True, False))
         for key, gram in raw.items():
-            size = raw[key.rpartition(".")[0] + ".output_gram"].trace().sqrt()
+            size = apart[key.rpartition(".")[0] + ".output_gram"].trace().sqrt()  # of the tokens' gradients
             want[key] = want.get(key, 0) + size * gram / size.square()
     want = {key: gram * (len(gram) / gram.trace()) for key, gram in want.items()}
     with gathering(model, draws=None) as stream:
@@ -106,16 +106,23 @@ def test_joined_tokens_give_partial_traces_of_the_examples_own_gradients():
     assert max(errors) < 0.2
 
 
-def test_joined_is_the_same_where_an_example_has_one_token():
-    layer = nn.Sequential(nn.Linear(5, 4))
-    model = get_peft_model(layer, LoraConfig(r=2, target_modules=["0"]))
+def test_an_example_of_one_token_is_exact():
+    """G = c |g|^2 x x^T whichever way tokens are taken, S = c |x|^2 g g^T where they are joined."""
+    model = get_peft_model(nn.Sequential(nn.Linear(5, 4)), LoraConfig(r=2, target_modules=["0"]))
     data = torch.randn(6, 1, 5, generator=torch.Generator().manual_seed(0))
     grams = []
     for joined in (False, True):
-        with gathering(model, joined=joined) as stream:
-            model(data).square().sum().backward()
-        grams.append(stream.result())
-    assert all(torch.equal(grams[0][key], grams[1][key]) for key in grams[0])
+        with gathering(model, joined=joined, draws=1, votes="equal") as stream:
+            output = model(data)
+            output.square().sum().backward()
+        grams.append(stream.result(normalise=False))
+    apart, whole = grams
+    torch.testing.assert_close(whole["base_model.model.0.input_gram"], apart["base_model.model.0.input_gram"])
+    x, g = data[:, 0], 2 * output.detach()[:, 0]
+    g = g / g.norm(dim=1, keepdim=True)
+    want = torch.einsum("i,io,ip->op", x.square().sum(1), g, g)
+    torch.testing.assert_close(whole["base_model.model.0.output_gram"], want)
+    torch.testing.assert_close(apart["base_model.model.0.output_gram"], g.T @ g)
 
 
 def test_training_is_the_same_to_the_bit_with_and_without():

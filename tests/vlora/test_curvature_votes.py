@@ -49,9 +49,9 @@ def test_the_curvature_is_that_of_single_rows_times_their_votes():
     got = collect_curvature(model, split(batch, 2), progress=False)
     want = {}
     for row, vote in zip(split(batch, 1), votes_of(model, batch), strict=True):
-        raw = literal_grams(model, [row], normalise=False)
+        raw, apart = (literal_grams(model, [row], normalise=False, joined=joined) for joined in (True, False))
         for key, gram in raw.items():
-            size = raw[key.rpartition(".")[0] + ".output_gram"].trace()  # of the row's gradient, squared
+            size = apart[key.rpartition(".")[0] + ".output_gram"].trace()  # of the row's gradients, squared
             want[key] = want.get(key, 0) + vote * gram / size
     assert_same(got, {key: gram * (len(gram) / gram.trace()) for key, gram in want.items()}, rtol=2e-5)
 

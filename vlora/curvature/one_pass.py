@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vlora.backward import watched
 from vlora.curvature.layers import layer_sizes, measured_layers
+from vlora.curvature.tokens import add_examples
 from vlora.curvature.votes import Votes, base_logits, change_votes
 from vlora.data.pieces import pieces
 from vlora.errors import ConfigError, DataError, TrainingError
@@ -30,6 +31,7 @@ def collect_curvature(
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
     layers: str | None = None,
+    joined: bool = True,
 ) -> dict[str, Tensor]:
     r"""Gather the input Gram G and the output Gram S of every module that a LoRA adapter changes, or of linear layers.
 
@@ -56,6 +58,7 @@ def collect_curvature(
         dtype: of the sums and the result, float32 or float64.
         layers: of a model without an adapter: regular expression that is searched in the names of its linear layers;
             None for all but the one that predicts tokens.
+        joined: add the gradients of an example's tokens up before they are squared (:mod:`vlora.curvature.tokens`).
 
     Returns:
         ``{"<module>.input_gram": G, "<module>.output_gram": S}``, with ``activations`` also
@@ -72,7 +75,7 @@ def collect_curvature(
     """
     if max_examples is not None and max_examples < 1:
         raise ConfigError(f"max_examples must be at least 1 or None for all rows, got {max_examples}")
-    collector = _Collector(measured_layers(model, adapter_name, layers), normalise, activations, dtype)
+    collector = _Collector(measured_layers(model, adapter_name, layers), normalise, activations, dtype, joined)
     device = next(model.parameters()).device
     with (
         _restored(model),
@@ -102,9 +105,10 @@ class _Collector:
         normalise: bool,
         activations: bool,
         dtype: torch.dtype,
+        joined: bool,
     ):
         self.layers, self.normalise, self.dtype, self.rows = layers, normalise, dtype, 0
-        self.activations = activations
+        self.activations, self.joined = activations, joined
         self.votes: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
         for name, (_, base) in layers.items():
@@ -142,15 +146,13 @@ class _Collector:
         g = gradient.to(self.dtype).reshape(self.rows, -1, gradient.shape[-1])
         if self.normalise:
             g = _unit_per_row(g)
-        used = g.any(dim=-1)
         if self.activations:
-            self.sums[f"{name}.activation_gram"].addmm_(x[used].T, x[used])
+            used = x[g.any(dim=-1)]
+            self.sums[f"{name}.activation_gram"].addmm_(used.T, used)
         if self.votes is not None:
             g = g * self.votes.to(g).sqrt()[:, None, None]
-        x, g = x[used], g[used]
-        weighted = x * g.norm(dim=-1, keepdim=True)
-        self.sums[f"{name}.input_gram"].addmm_(weighted.T, weighted)
-        self.sums[f"{name}.output_gram"].addmm_(g.T, g)
+        grams = (self.sums[f"{name}.{side}_gram"] for side in ("input", "output"))
+        add_examples(*grams, x, g, joined=self.joined)
 
     def result(self) -> dict[str, Tensor]:
         """Symmetric, scaled matrices on the CPU."""

@@ -6,29 +6,25 @@ of an example that the base knows are small from the start, those of one that is
 votes stand for the ones of :mod:`vlora.curvature.votes`, without a pass of the base. A loss scale that stays the same
 does not matter; one that changes, a gradient scaler's, is divided out (:attr:`CurvatureStream.scaler`).
 
-A full sum over tokens costs about as much as the layer's own forward pass. The tokens of an example are therefore first
-combined with random signs
+The factors of an example are :math:`G = c_i D_i^\top D_i` and :math:`S = c_i D_i D_i^\top` with its gradient of the weight
+:math:`D_i = \sum_t g_{it} x_{it}^\top` (:mod:`vlora.curvature.tokens`). Their full sums cost about as much as the layer's
+own forward pass, so random combinations take their place:
+
+.. math::
+    y_{ik} = D_i^\top v_{ik}, \qquad z_{ik} = D_i u_{ik}, \qquad v, u = \pm 1 \text{ over outputs and inputs},
+    \qquad k = 1 \dots K,
+
+and :math:`\frac{1}{K} \sum_k y_{ik} y_{ik}^\top` has the expectation :math:`D_i^\top D_i` (Hutchinson's argument), so no
+example and no token is left out; :math:`S` alike. The cost falls from tokens to ``K`` outer products per example. An
+example of one token is exact.
+
+With ``joined=False`` tokens are taken as independent, and combined with random signs as
 
 .. math::
     y_{ik} = \sum_t \varepsilon_{kt} \|g_{it}\| \, x_{it}, \qquad z_{ik} = \sum_t \varepsilon_{kt} \, g_{it},
-    \qquad \varepsilon_{kt} = \pm 1, \qquad k = 1 \dots K,
+    \qquad \varepsilon_{kt} = \pm 1,
 
-and :math:`\frac{1}{K} \sum_k y_{ik} y_{ik}^\top` has the expectation
-:math:`\sum_t \|g_{it}\|^2 x_{it} x_{it}^\top` (Hutchinson's argument), so no example and no token is left out;
-:math:`S` alike. The cost falls from tokens to ``K`` outer products per example.
-
-``joined`` keeps what tokens of an example have in common. Their gradients add up to the example's own,
-:math:`D_i = \sum_t g_{it} x_{it}^\top`, and the best :math:`I \otimes G` for its Fisher matrix
-:math:`\sum_i \mathrm{vec} D_i \mathrm{vec} D_i^\top` (in the Frobenius norm) is the partial trace
-
-.. math::
-    G = \sum_i c_i D_i^\top D_i = \sum_i c_i \sum_{t,t'} (g_{it} \cdot g_{it'}) \, x_{it} x_{it'}^\top, \qquad
-    S = \sum_i c_i D_i D_i^\top,
-
-of which the formulas of :mod:`vlora.curvature` are the terms t = t' (tokens taken as independent; "expand" against
-"reduce" of Eschenhagen et al. 2023, arXiv:2311.00636). Its draws are :math:`y_{ik} = D_i^\top v_{ik}` and
-:math:`z_{ik} = D_i u_{ik}` with random signs over outputs and inputs; :math:`c_i` stays. With one token an example the
-two are equal.
+whose squares have the expectations :math:`\sum_t \|g_{it}\|^2 x_{it} x_{it}^\top` and :math:`\sum_t g_{it} g_{it}^\top`.
 
 What differs from one pass afterwards:
 gradients are those of the weights on the way (for a variational adapter: of its draws), with dropout.
@@ -63,7 +59,7 @@ class CurvatureStream:
         outputs: bool = True,
         activations: bool = False,
         seed: int = 0,
-        joined: bool = False,
+        joined: bool = True,
         layers: str | None = None,
         votes: Votes = "auto",
     ) -> None:
@@ -129,11 +125,10 @@ class CurvatureStream:
                 share = share * self.scaler.scale(torch.ones_like(totals[:1])).rsqrt()
         norms = norms.nan_to_num(0.0, 0.0, 0.0)
         signs = self._signs(x.shape[:2], x.device) if x.shape[1] > (self.draws or x.shape[1]) else None
-        joined = self.joined and x.shape[1] > 1
-        rows = self._joined(g, x, share) if joined else _combined(signs, norms * share, x)
+        rows = self._joined(g, x, share) if self.joined else _combined(signs, norms * share, x)
         self.sums[f"{name}.input_gram"].add(rows)
         if f"{name}.output_gram" in self.sums:
-            rows = self._joined(x, g, share) if joined else _combined(signs, share.expand_as(norms), g)
+            rows = self._joined(x, g, share) if self.joined else _combined(signs, share.expand_as(norms), g)
             self.sums[f"{name}.output_gram"].add(rows)
         if f"{name}.activation_gram" in self.sums:
             self.sums[f"{name}.activation_gram"].add(_combined(signs, (norms * good > 0).float(), x))
@@ -142,6 +137,8 @@ class CurvatureStream:
         """Signed sums of the rows of sum_t first_t second_t^T, or all of them; ``(count, features of second)``."""
         first = (first * share.unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
         second = second.nan_to_num(0.0, 0.0, 0.0)
+        if first.shape[1] == 1:  # of one token one row is enough
+            return (first.norm(dim=-1, keepdim=True) * second).flatten(0, 1).float()
         if self.draws is None or first.shape[-1] <= self.draws:
             mixing = first.mT
         else:
@@ -172,7 +169,7 @@ def gathering(
     outputs: bool = True,
     activations: bool = False,
     seed: int = 0,
-    joined: bool = False,
+    joined: bool = True,
     layers: str | None = None,
     votes: Votes = "auto",
 ) -> Iterator[CurvatureStream]:
@@ -193,7 +190,7 @@ def gathering(
         activations: gather the unweighted Gram for ``method: regmean`` too.
         seed: of the signs, in process r of a DDP run ``seed + r``; their generator is apart from torch's own, so
             training is not changed by a bit.
-        joined: sum the gradients of an example's tokens before they are squared, see above.
+        joined: add the gradients of an example's tokens up before they are squared, see above.
         layers: of a model without an adapter: regular expression that is searched in the names of its linear layers;
             None for all but the one that predicts tokens.
         votes: what a visit counts: ``auto`` and ``change`` the size of its gradient, see above; ``equal`` one each.
