@@ -51,6 +51,8 @@ class CurvatureConfig:
     given."""
     activations: bool = False
     """Gather the unweighted Gram of the inputs as well, for ``method: regmean``."""
+    joined: bool = True
+    """Add the gradients of a row's tokens up before they are squared; false takes tokens as independent."""
     rank: int | None = None
     """Directions kept per matrix, the rest as one isotropic value; whole matrices if not given."""
     max_examples: int | None = 2048
@@ -101,6 +103,7 @@ def run_curvature(config: CurvatureConfig) -> Path:
             batches,
             max_examples=config.max_examples,
             activations=config.activations,
+            joined=config.joined,
             layers=f"^(?:{'|'.join(map(re.escape, share))})$",
         )
         found |= gathered if config.rank is None else compress_grams(gathered, config.rank)

@@ -49,7 +49,12 @@ class Group:
         return arms.Setting(self.seed, self.files, adapters, asked, self.folder, self.optimizers)
 
     def inputs(
-        self, source: str, rows: int | None = 2048, run: int = 0, votes: Votes = "equal"
+        self,
+        source: str,
+        rows: int | None = 2048,
+        run: int = 0,
+        votes: Votes = "equal",
+        joined: bool = False,
     ) -> list[Posterior]:
         """Posteriors of the adapters with the Grams of some training rows; AdamW's first run with its Laplace h.
 
@@ -58,10 +63,11 @@ class Group:
             rows: As in :class:`~benchmarks.closed_world.ways.Way`.
             run: Which training, for ensembles.
             votes: As in :class:`~benchmarks.closed_world.ways.Way`.
+            joined: As in :class:`~benchmarks.closed_world.ways.Way`; of Grams of some rows.
         """
-        key = (source, run, rows, votes)
+        key = (source, run, rows, votes, joined)
         if key not in self._read:
-            self._read[key] = [self._input(source, adapter, rows, run, votes) for adapter in self.adapters]
+            self._read[key] = [self._input(source, one, rows, run, votes, joined) for one in self.adapters]
         return self._read[key]
 
     def joint(self, source: str) -> Posterior:
@@ -69,14 +75,16 @@ class Group:
         setting = self.setting()
         folder = setting.trained(source)
         kept = self.folder / "grams" / f"{source}_0_{self.adapters}_2048.safetensors"
-        grams = _kept(kept, partial(self._grams, folder, self.adapters, 2048, "equal"))
+        grams = _kept(kept, partial(self._grams, folder, self.adapters, 2048, "equal", False))
         return replace(Posterior.from_pretrained(folder), curvature=grams)
 
     def merged(self, source: str, way: Way) -> Posterior:
         """One merge."""
-        return merged(way, self.inputs(source, way.rows, votes=way.votes))
+        return merged(way, self.inputs(source, way.rows, votes=way.votes, joined=way.joined))
 
-    def _input(self, source: str, adapter: str, rows: int | None, run: int, votes: Votes) -> Posterior:
+    def _input(
+        self, source: str, adapter: str, rows: int | None, run: int, votes: Votes, joined: bool
+    ) -> Posterior:
         setting = self.setting(adapter)
         trained = setting.trained(source, run)
         folder = arms.laplace_folder(setting) if source == "adamw" and run == 0 else trained
@@ -85,10 +93,13 @@ class Group:
             streamed = setting.trained(source, run, streamed=votes)
             return replace(posterior, curvature=Posterior.from_pretrained(streamed).curvature)
         name = f"{source}_{run}_{adapter}_{rows}" + ("" if votes == "equal" else f"_{votes}")
-        kept = self.folder / "grams" / f"{name}.safetensors"
-        return replace(posterior, curvature=_kept(kept, partial(self._grams, folder, adapter, rows, votes)))
+        kept = self.folder / "grams" / f"{name}{'_joined' if joined else ''}.safetensors"
+        grams = _kept(kept, partial(self._grams, folder, adapter, rows, votes, joined))
+        return replace(posterior, curvature=grams)
 
-    def _grams(self, folder: Path, adapter: str, rows: int, votes: Votes) -> dict[str, Tensor]:
+    def _grams(
+        self, folder: Path, adapter: str, rows: int, votes: Votes, joined: bool
+    ) -> dict[str, Tensor]:
         config = {
             "adapter": str(folder), "base_model": str(model_folder()), "task": "causal_lm", "batch_size": 64,
             "data": data_block(self.files[f"train_{adapter}"]), "output": str(folder) + ".unused",
@@ -100,6 +111,7 @@ class Group:
             max_examples=rows,
             votes=votes,
             activations=True,
+            joined=joined,
             progress=False,
         )
 

@@ -38,6 +38,7 @@ class Way:
         grams: Makes the Grams that the method sees from those that were measured; None leaves them.
         rows: Training rows that the Grams are measured on; None for those gathered while training.
         votes: What an example counts in them, of :func:`vlora.curvature.collect_curvature`.
+        joined: Whether tokens are added up before they are squared in them.
         most: Most adapters that it takes.
     """
 
@@ -48,6 +49,7 @@ class Way:
     grams: Callable[[Grams], Grams] | None = None
     rows: int | None = ROWS
     votes: Votes = "equal"
+    joined: bool = False
     most: int = 4
 
 
@@ -100,6 +102,8 @@ METHODS: dict[str, Way] = {
     "separable": Way("gradient matching by h", rank=ALL_RANKS, options={"curvature": "separable"}),
     "equal_votes": Way("gradient matching, equal votes"),
     "gradient_matching": Way("gradient matching", votes="change"),
+    "mats_joined": Way("MaTS, tokens joined", "mats", 128, votes="change", joined=True),
+    "joined": Way("gradient matching, tokens joined (the default)", votes="change", joined=True),
 }
 """Name of a unit -> the methods that are compared."""
 

@@ -150,6 +150,7 @@ def taught(
             "curvature": bool(curvature),
             "curvature_source": "training" if curvature == "training" else "pass",
             "curvature_votes": votes,
+            "curvature_joined": False,
             "seed": 1000 * run + 10 * seed + (*ALL, "ab").index(adapter),
             "output": str(output),
         },

@@ -109,6 +109,7 @@ def sentiment_train(
         "curvature": True,
         "curvature_examples": 256,
         "curvature_votes": "equal",
+        "curvature_joined": False,
         "seed": 100 * seed + TRAINED.index(domain),
         "output": str(work / f"{domain}_{optimizer}_{seed}"),
     }  # fmt: skip

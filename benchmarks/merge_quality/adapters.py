@@ -57,8 +57,8 @@ class Adapter:
 class Library:
     """Tasks, heads and adapters, from WORK or made now."""
 
-    def __init__(self, data: Path, work: Path, votes: Votes = "equal") -> None:
-        self.data, self.work = data, work
+    def __init__(self, data: Path, work: Path, votes: Votes = "equal", joined: bool = False) -> None:
+        self.data, self.work, self.joined = data, work, joined
         self.votes: Votes = votes
         self.tasks: dict[str, Task] = {}
         self.keys: dict[tuple[str, str], Tensor] = {}
@@ -106,8 +106,10 @@ class Library:
                 start=start,
                 own_head=family == "mixed",
                 votes=self.votes,
+                joined=self.joined,
             )
-            file = f"{family}_{name}_{gauge}_{optimizer}_{seed}" + ("" if self.votes == "equal" else "_votes")
+            file = f"{family}_{name}_{gauge}_{optimizer}_{seed}"
+            file += ("" if self.votes == "equal" else "_votes") + ("_joined" if self.joined else "")
             found.append(self._trained(file, family, [name], recipe))
         return found
 

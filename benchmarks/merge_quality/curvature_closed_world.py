@@ -6,7 +6,7 @@ What is asked is in :mod:`benchmarks.merge_quality.curvature`. There all but one
 module of a causal language model (two layers, 14 modules) sees all tokens of a row, and most rows are about people that
 the base knows already. Adapters A and B of a world are those of ``benchmarks/closed_world``: IVON at its chosen rate,
 Grams streamed while they train with one vote each, and of one pass over 2,048 rows with equal votes and with votes by
-change. The exact gradients are of 320 training rows, of the sum of the losses of a row's tokens.
+change, tokens apart (the streamed ones, too) or joined. The exact gradients are of 320 training rows, of the sum of the losses of a row's tokens.
 """
 
 import argparse
@@ -38,7 +38,13 @@ from vlora.recipes.closed_world import model_folder
 
 PASS_ROWS = 2048
 PREFIX = "base_model.model."
-VOTES: dict[str, Votes] = {"one pass": "equal", "one pass, votes by change": "change"}
+PASSES: dict[str, tuple[Votes, bool]] = {
+    "one pass": ("equal", False),
+    "one pass, votes by change": ("change", False),
+    "one pass, joined": ("equal", True),
+    "one pass, joined, votes by change": ("change", True),
+}
+"""What a row counts, and whether its tokens are added up before they are squared."""
 
 
 def main() -> None:
@@ -67,10 +73,9 @@ def compare(adapter: str, seed: int, work: Path) -> dict[str, Any]:
     folder = setting.trained("ivon", streamed="equal")
     run = prepared(folder, files[f"train_{adapter}"])
     sources: dict[str, Mapping[str, Tensor]] = {"streamed": run.adapter.curvature or {}}
-    for name, votes in VOTES.items():
-        sources[name] = collect_curvature(
-            run.model, run.batches(run.train), max_examples=PASS_ROWS, votes=votes, progress=False
-        )
+    for name, (votes, joined) in PASSES.items():
+        settings = {"max_examples": PASS_ROWS, "votes": votes, "joined": joined, "progress": False}
+        sources[name] = collect_curvature(run.model, run.batches(run.train), **settings)
     exact, inputs, modules = gradients(run), read_inputs([run.adapter], [adapter]), {}
     for module in inputs.modules:
         grams = {

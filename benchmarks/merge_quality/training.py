@@ -38,6 +38,8 @@ class Recipe:
     """Whether the head trains too."""
     votes: Votes = "equal"
     """What a visit counts in the Grams that are gathered on the way."""
+    joined: bool = False
+    """Whether a row's tokens are added up before they are squared there."""
 
 
 def fit_head(states: Tensor, label: Tensor, num_classes: int, decay: float = 1e-2) -> Tensor:
@@ -86,7 +88,8 @@ def train_adapter(
     steps = recipe.epochs * sum(math.ceil(len(task.train) / BATCH) for task, _ in parts)
     optimizer = _optimizer(trained, recipe, steps)
     started = time.process_time()
-    with gathering(network.peft, activations=True, seed=recipe.seed, votes=recipe.votes) as stream:
+    settings = {"seed": recipe.seed, "votes": recipe.votes, "joined": recipe.joined}
+    with gathering(network.peft, activations=True, **settings) as stream:
         penalty = None if pull is None or ancestor is None else _pull(network, ancestor, pull)
         loss = _fit(network, [task for task, _ in parts], heads, optimizer, steps, recipe, penalty)
     if isinstance(optimizer, IVON):
@@ -103,7 +106,7 @@ def train_adapter(
 
 def measured(network: Network, rows: Rows, head: Tensor, **options: Any) -> dict[str, Tensor]:
     """Exact Grams in one pass over rows at the weights as they are."""
-    with gathering(network.peft, draws=None, activations=True, votes="equal", **options) as stream:
+    with gathering(network.peft, draws=None, activations=True, votes="equal", joined=False, **options) as stream:
         for i in range(0, len(rows), 32):
             states = network(rows.hidden[i : i + 32], rows.mask[i : i + 32])
             cross_entropy(logits(states, head.detach()), rows.label[i : i + 32], reduction="sum").backward()

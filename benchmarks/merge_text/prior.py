@@ -70,5 +70,5 @@ def stories_prior(bench: Bench) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         rows = batches(bench.files[f"train_{STORIES}"], bench.base)
         model = AutoModelForCausalLM.from_pretrained(bench.base)
-        save_file(collect_curvature(model, rows, votes="equal", progress=False), place)
+        save_file(collect_curvature(model, rows, votes="equal", joined=False, progress=False), place)
     return place

@@ -85,7 +85,7 @@ def fit(
     torch.manual_seed(seed)
     network.train()
     losses = [] if losses is None else losses
-    with gathering(network.peft, votes="equal") if gather else nullcontext() as stream:
+    with gathering(network.peft, votes="equal", joined=False) if gather else nullcontext() as stream:
         for hidden, mask, label in islice(batches(rows, seed), total):
             if isinstance(optimizer, IVON):
                 optimizer.train()

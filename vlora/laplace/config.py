@@ -66,6 +66,8 @@ class PosteriorConfig:
     """At most so many rows for that pass."""
     curvature_votes: Literal["auto", "change", "equal"] = "auto"
     """What a row counts: ``auto``, ``change`` (as much as the adapter changed about it) or ``equal``."""
+    curvature_joined: bool = True
+    """Add the gradients of a row's tokens up before they are squared; false takes tokens as independent."""
     directions: int | None = None
     """Measure so many leading directions of the Fisher matrix over all tensors as well, with the
     labels of ``fisher``, for ``linearised: leading``; the file is so many times the adapter, and measuring takes three

@@ -198,6 +198,7 @@ def _finished(run: Prepared, posterior: Posterior) -> Posterior:
             run.batches(run.train),
             max_examples=config.curvature_examples,
             votes=config.curvature_votes,
+            joined=config.curvature_joined,
         )
     directions = None if config.directions is None else _directions(run, posterior, config.directions)
     return replace(posterior, meta=meta, curvature=curvature, directions=directions)

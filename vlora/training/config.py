@@ -160,6 +160,8 @@ class TrainConfig:
     """At most so many examples for the pass."""
     curvature_votes: Literal["auto", "change", "equal"] = "auto"
     """What an example counts: ``auto``, ``change`` (as much as the adapter changed about it) or ``equal``."""
+    curvature_joined: bool = True
+    """Add the gradients of an example's tokens up before they are squared; false takes tokens as independent."""
     curvature_rank: int | None = None
     """Leading directions that are kept of every factor, the rest as one isotropic value; None keeps all, which is large
     for wide layers."""

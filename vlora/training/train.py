@@ -223,7 +223,13 @@ def _streamed(run: Prepared) -> AbstractContextManager[CurvatureStream | None]:
     config = run.config
     if not (config.curvature and config.curvature_source == "training"):
         return nullcontext()
-    return gathering(run.model, rank=config.curvature_rank, seed=config.seed, votes=config.curvature_votes)
+    return gathering(
+        run.model,
+        rank=config.curvature_rank,
+        seed=config.seed,
+        joined=config.curvature_joined,
+        votes=config.curvature_votes,
+    )
 
 
 def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Tensor"]:
@@ -234,6 +240,7 @@ def _curvature(run: Prepared, args: "TrainingArguments") -> dict[str, "torch.Ten
         _loader(run, args),
         max_examples=config.curvature_examples,
         votes=config.curvature_votes,
+        joined=config.curvature_joined,
     )
     return found if config.curvature_rank is None else compress_grams(found, config.curvature_rank)
 
