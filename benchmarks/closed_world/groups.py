@@ -97,9 +97,7 @@ class Group:
         grams = _kept(kept, partial(self._grams, folder, adapter, rows, votes, joined))
         return replace(posterior, curvature=grams)
 
-    def _grams(
-        self, folder: Path, adapter: str, rows: int, votes: Votes, joined: bool
-    ) -> dict[str, Tensor]:
+    def _grams(self, folder: Path, adapter: str, rows: int, votes: Votes, joined: bool) -> dict[str, Tensor]:
         config = {
             "adapter": str(folder), "base_model": str(model_folder()), "task": "causal_lm", "batch_size": 64,
             "data": data_block(self.files[f"train_{adapter}"]), "output": str(folder) + ".unused",

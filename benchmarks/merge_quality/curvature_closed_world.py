@@ -6,7 +6,8 @@ What is asked is in :mod:`benchmarks.merge_quality.curvature`. There all but one
 module of a causal language model (two layers, 14 modules) sees all tokens of a row, and most rows are about people that
 the base knows already. Adapters A and B of a world are those of ``benchmarks/closed_world``: IVON at its chosen rate,
 Grams streamed while they train with one vote each, and of one pass over 2,048 rows with equal votes and with votes by
-change, tokens apart (the streamed ones, too) or joined. The exact gradients are of 320 training rows, of the sum of the losses of a row's tokens.
+change; tokens apart (the streamed ones, too) or joined. The exact gradients are of 320 training rows, of the sum of the
+losses of a row's tokens.
 """
 
 import argparse

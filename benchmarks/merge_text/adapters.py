@@ -14,9 +14,25 @@ LR = 1e-3
 
 
 def adapter(
-    text: str, seed: int, files: Mapping[str, str], base: Path, work: Path, votes: str = "equal"
+    text: str,
+    seed: int,
+    files: Mapping[str, str],
+    base: Path,
+    work: Path,
+    votes: str = "equal",
+    joined: bool = False,
 ) -> Path:
-    """Folder of the adapter of one text, or of ``joint``; with Grams for merging unless joint."""
+    """Folder of the adapter of one text, or of ``joint``; with Grams for merging unless joint.
+
+    Args:
+        text: Kind of text, or ``joint``.
+        seed: Number of the set.
+        files: Of the texts.
+        base: The base model.
+        work: Where adapters are kept.
+        votes: What a text counts in the Grams.
+        joined: Whether its tokens are added up before they are squared.
+    """
     from vlora.config import load_config
     from vlora.posterior import Posterior
     from vlora.training import TrainConfig
@@ -27,15 +43,18 @@ def adapter(
         run_training(load_config(TrainConfig, settings(text, seed, files, base, place)))
     if text == "joint":
         return place
-    found = place if votes == "equal" else work / f"{text}_{seed}_{votes}"
+    suffix = ("" if votes == "equal" else f"_{votes}") + ("_joined" if joined else "")
+    found = work / f"{text}_{seed}{suffix}"
     if not (found / "curvature.safetensors").exists():
-        grams = measured(place, batches(files[f"train_{text}"], base), base, votes)
+        grams = measured(place, batches(files[f"train_{text}"], base), base, votes, joined)
         posterior = replace(Posterior.from_pretrained(place), curvature=grams)
         posterior.save_pretrained(found, overwrite=True)
     return found
 
 
-def measured(place: Path, rows: Iterator[dict[str, Any]], base: Path, votes: Any) -> dict[str, Any]:
+def measured(
+    place: Path, rows: Iterator[dict[str, Any]], base: Path, votes: Any, joined: bool
+) -> dict[str, Any]:
     """Grams of an adapter on rows."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -43,7 +62,8 @@ def measured(place: Path, rows: Iterator[dict[str, Any]], base: Path, votes: Any
     from vlora.curvature import collect_curvature
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), place)
-    return collect_curvature(model, rows, votes=votes, activations=True, progress=False)
+    settings = {"votes": votes, "joined": joined, "progress": False}
+    return collect_curvature(model, rows, activations=True, **settings)
 
 
 def settings(text: str, seed: int, files: Mapping[str, str], base: Path, place: Path) -> dict[str, Any]:

@@ -46,6 +46,17 @@ CURVATURES: dict[str, dict[str, Any]] = {
     )
 }
 """Other curvature: examples that count by what the adapter changed about them, and the output side too."""
+JOINED: dict[str, dict[str, Any]] = {
+    "RegMean": ARMS["RegMean"],
+    "gradient matching, Kronecker": CURVATURES["gradient matching, Kronecker"],
+    "gradient matching, tokens joined": {**CURVATURES["gradient matching, Kronecker"], "joined": True},
+    "gradient matching, tokens joined, votes by change": {
+        **CURVATURES["gradient matching, votes by change"], "joined": True,
+    },
+    "MaTS": CURVATURES["MaTS"],
+    "MaTS, tokens joined": {**CURVATURES["MaTS"], "joined": True},
+}  # fmt: skip
+"""Grams in which a text's tokens are added up before they are squared, the package's default, beside tokens apart."""
 _MEANS = ("linear", "regmean", "fisher")
 
 
@@ -57,9 +68,9 @@ class Bench:
     files: Mapping[str, str]
     work: Path
 
-    def adapters(self, seed: int, votes: str = "equal") -> dict[str, Path]:
-        """Adapter per text, with Grams in which an example counts by ``votes``."""
-        return {text: adapter(text, seed, self.files, self.base, self.work, votes) for text in TEXTS}
+    def adapters(self, seed: int, votes: str = "equal", joined: bool = False) -> dict[str, Path]:
+        """Adapter per text, with Grams in which an example counts by ``votes`` and tokens are ``joined`` or not."""
+        return {text: adapter(text, seed, self.files, self.base, self.work, votes, joined) for text in TEXTS}
 
     def merged(self, place: Path, sources: Sequence[Mapping[str, Any]], **keys: Any) -> Path:
         """Folder of a merge, made unless it exists."""
@@ -138,6 +149,20 @@ def whole(bench: Bench, seed: int, ways: Mapping[str, Mapping[str, Any]] = ARMS)
         "joint training": test["joint"],
         "single": singles,
     }
+
+
+def at_default(bench: Bench, seed: int, ways: Mapping[str, Mapping[str, Any]] = JOINED) -> dict[str, Any]:
+    """Scores of arms at their default scalar on the adapters of one seed, and of the single adapters."""
+    own, place = bench.adapters(seed), bench.work / f"joined_{seed}"
+    models: dict[str, Path | str] = {}
+    for name, given in ways.items():
+        keys = dict(given)
+        grams = (keys.pop("votes", "equal"), keys.pop("joined", False))
+        sources = [{"path": str(path)} for path in bench.adapters(seed, *grams).values()]
+        models[name] = bench.merged(place / name.replace(" ", "_").replace(",", ""), sources, **keys)
+    test = bench.scores({**models, **own}, "test", place / "test")
+    arms = {name: {"default": test[name]} for name in models}
+    return {"seed": seed, "arms": arms, "single": {text: test[text] for text in TEXTS}}
 
 
 def average(scores: Scores) -> float:

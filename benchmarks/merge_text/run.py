@@ -3,6 +3,7 @@
     python -m benchmarks.merge_text.run train --data DATA --stories MODEL --work WORK [--seeds 0 1 2]
     python -m benchmarks.merge_text.run merge --data DATA --stories MODEL --work WORK [--seeds 0 1 2]
     python -m benchmarks.merge_text.run more --data DATA --stories MODEL --work WORK --seeds 0
+    python -m benchmarks.merge_text.run joined --data DATA --stories MODEL --work WORK [--seeds 0 1 2]
     python -m benchmarks.merge_text.run mixture --data DATA --stories MODEL --work WORK
     python -m benchmarks.merge_text.run prior --data DATA --stories MODEL --work WORK
     python -m benchmarks.merge_text.table
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.merge_text.adapters import adapter
-from benchmarks.merge_text.arms import ARMS, CURVATURES, Bench, whole
+from benchmarks.merge_text.arms import ARMS, CURVATURES, Bench, at_default, whole
 from benchmarks.merge_text.prior import with_prior
 from benchmarks.merge_text.seeds import SETS, mixtures
 from benchmarks.merge_text.texts import TEXTS, prepare
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["train", "merge", "more", "mixture", "prior"])
+    parser.add_argument("part", choices=["train", "merge", "more", "joined", "mixture", "prior"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--stories", type=Path, required=True, help="folder of the stories260K model")
     parser.add_argument(
@@ -54,8 +55,9 @@ def main() -> None:
                 RESULTS, args.part, str(seed), lambda seed=seed, arms=arms: whole(bench, seed, arms)
             )
             continue
-        if args.part == "prior":
-            keep_and_tell(RESULTS, "prior", str(seed), lambda seed=seed: with_prior(bench, seed))
+        if args.part in ("prior", "joined"):
+            make = with_prior if args.part == "prior" else at_default
+            keep_and_tell(RESULTS, args.part, str(seed), lambda seed=seed, make=make: make(bench, seed))
             continue
         for text in (*TEXTS, "joint"):
             keep_and_tell(

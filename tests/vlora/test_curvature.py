@@ -93,7 +93,9 @@ def test_several_tokens_reproduce_exact_weight_gradients():
         owns = [torch.autograd.grad(model(**row).loss, layer.weight)[0] for row in split(batch, 1)]
         got = collect_curvature(model, [batch], normalise=False, progress=False)
         for side, want in (("input", sum(d.T @ d for d in owns)), ("output", sum(d @ d.T for d in owns))):
-            torch.testing.assert_close(got[f"{name}.{side}_gram"], want, rtol=1e-4, atol=1e-6 * want.max().item())
+            torch.testing.assert_close(
+                got[f"{name}.{side}_gram"], want, rtol=1e-4, atol=1e-6 * want.max().item()
+            )
 
 
 def test_examples_some_at_a_time_give_the_same(monkeypatch):

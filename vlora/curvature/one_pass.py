@@ -75,7 +75,9 @@ def collect_curvature(
     """
     if max_examples is not None and max_examples < 1:
         raise ConfigError(f"max_examples must be at least 1 or None for all rows, got {max_examples}")
-    collector = _Collector(measured_layers(model, adapter_name, layers), normalise, activations, dtype, joined)
+    collector = _Collector(
+        measured_layers(model, adapter_name, layers), normalise, activations, dtype, joined
+    )
     device = next(model.parameters()).device
     with (
         _restored(model),

@@ -6,16 +6,16 @@ of an example that the base knows are small from the start, those of one that is
 votes stand for the ones of :mod:`vlora.curvature.votes`, without a pass of the base. A loss scale that stays the same
 does not matter; one that changes, a gradient scaler's, is divided out (:attr:`CurvatureStream.scaler`).
 
-The factors of an example are :math:`G = c_i D_i^\top D_i` and :math:`S = c_i D_i D_i^\top` with its gradient of the weight
-:math:`D_i = \sum_t g_{it} x_{it}^\top` (:mod:`vlora.curvature.tokens`). Their full sums cost about as much as the layer's
-own forward pass, so random combinations take their place:
+The factors of an example are :math:`G = c_i D_i^\top D_i` and :math:`S = c_i D_i D_i^\top` with its gradient of the
+weight :math:`D_i = \sum_t g_{it} x_{it}^\top` (:mod:`vlora.curvature.tokens`). Their full sums cost about as much as the
+layer's own forward pass, so random combinations take their place:
 
 .. math::
     y_{ik} = D_i^\top v_{ik}, \qquad z_{ik} = D_i u_{ik}, \qquad v, u = \pm 1 \text{ over outputs and inputs},
     \qquad k = 1 \dots K,
 
-and :math:`\frac{1}{K} \sum_k y_{ik} y_{ik}^\top` has the expectation :math:`D_i^\top D_i` (Hutchinson's argument), so no
-example and no token is left out; :math:`S` alike. The cost falls from tokens to ``K`` outer products per example. An
+and :math:`\frac{1}{K} \sum_k y_{ik} y_{ik}^\top` has the expectation :math:`D_i^\top D_i` (Hutchinson's argument), so
+no example and no token is left out; :math:`S` alike. The cost falls from tokens to ``K`` outer products per example. An
 example of one token is exact.
 
 With ``joined=False`` tokens are taken as independent, and combined with random signs as
@@ -24,7 +24,8 @@ With ``joined=False`` tokens are taken as independent, and combined with random 
     y_{ik} = \sum_t \varepsilon_{kt} \|g_{it}\| \, x_{it}, \qquad z_{ik} = \sum_t \varepsilon_{kt} \, g_{it},
     \qquad \varepsilon_{kt} = \pm 1,
 
-whose squares have the expectations :math:`\sum_t \|g_{it}\|^2 x_{it} x_{it}^\top` and :math:`\sum_t g_{it} g_{it}^\top`.
+whose squares have the expectations :math:`\sum_t \|g_{it}\|^2 x_{it} x_{it}^\top` and
+:math:`\sum_t g_{it} g_{it}^\top`.
 
 What differs from one pass afterwards:
 gradients are those of the weights on the way (for a variational adapter: of its draws), with dropout.

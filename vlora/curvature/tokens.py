@@ -14,11 +14,10 @@ as independent ("expand" against "reduce" of Eschenhagen et al. 2023, arXiv:2311
 former, and S without the size of the inputs.
 
 D itself takes m n numbers and m n^2 operations to square. The Gram matrices of the tokens, :math:`K_g = g g^\top` and
-:math:`K_x = x x^\top` of L x L, give the same as :math:`x^\top K_g x` and :math:`g^\top K_x g` at the cost of *apart* and
-two products of L x L. Where L^2 exceeds m n, D is the shorter way.
+:math:`K_x = x x^\top` of L x L, give the same as :math:`x^\top K_g x` and :math:`g^\top K_x g` at the cost of *apart*
+and two products of L x L. Where L^2 exceeds m n, D is the shorter way.
 """
 
-import torch
 from torch import Tensor
 
 __all__ = ["add_examples"]
