@@ -7,8 +7,8 @@ votes stand for the ones of :mod:`vlora.curvature.votes`, without a pass of the 
 does not matter; one that changes, a gradient scaler's, is divided out (:attr:`CurvatureStream.scaler`).
 
 The factors of an example are :math:`G = c_i D_i^\top D_i` and :math:`S = c_i D_i D_i^\top` with its gradient of the
-weight :math:`D_i = \sum_t g_{it} x_{it}^\top` (:mod:`vlora.curvature.tokens`). Their full sums cost about as much as the
-layer's own forward pass, so random combinations take their place:
+weight :math:`D_i = \sum_t g_{it} x_{it}^\top` (:mod:`vlora.curvature.tokens`). Their full sums cost about as much as
+the layer's own forward pass, so random combinations take their place:
 
 .. math::
     y_{ik} = D_i^\top v_{ik}, \qquad z_{ik} = D_i u_{ik}, \qquad v, u = \pm 1 \text{ over outputs and inputs},
