@@ -76,7 +76,7 @@ def compare(unit: Unit, data: Any, work: Any) -> dict[str, Any]:
 def one_pass(adapter: Adapter, library: Library, votes: Tensor | None) -> dict[str, Tensor]:
     """Both Grams of every module, joined, of one pass over the training rows at the adapter's mean."""
     network, rows = loaded(adapter), library.task(adapter.task).train
-    sums: dict[str, list[Tensor]] = {}
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
     place = slice(0, 0)
 
     def receive(module: str, x: Tensor, g: Tensor) -> None:
@@ -84,8 +84,10 @@ def one_pass(adapter: Adapter, library: Library, votes: Tensor | None) -> dict[s
         size = g.square().sum((1, 2))
         counted = torch.ones_like(size) if votes is None else votes[place].to(size)
         share = torch.where(size > 0, counted / size, 0.0).sqrt()
-        sums.setdefault(module, [torch.zeros(n, n) for n in (x.shape[-1], g.shape[-1])])
-        add_examples(*sums[module], x, g * share[:, None, None], joined=True)
+        if module not in sums:
+            sums[module] = (torch.zeros(x.shape[-1], x.shape[-1]), torch.zeros(g.shape[-1], g.shape[-1]))
+        input_gram, output_gram = sums[module]
+        add_examples(input_gram, output_gram, x, g * share[:, None, None], joined=True)
 
     with watched({layer: partial(receive, module) for module, layer in network.adapted.items()}):
         for start in range(0, len(rows), BATCH):

@@ -153,8 +153,8 @@ class _Collector:
             self.sums[f"{name}.activation_gram"].addmm_(used.T, used)
         if self.votes is not None:
             g = g * self.votes.to(g).sqrt()[:, None, None]
-        grams = (self.sums[f"{name}.{side}_gram"] for side in ("input", "output"))
-        add_examples(*grams, x, g, joined=self.joined)
+        input_gram, output_gram = self.sums[f"{name}.input_gram"], self.sums[f"{name}.output_gram"]
+        add_examples(input_gram, output_gram, x, g, joined=self.joined)
 
     def result(self) -> dict[str, Tensor]:
         """Symmetric, scaled matrices on the CPU."""
