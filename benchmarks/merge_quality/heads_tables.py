@@ -13,7 +13,7 @@ from benchmarks.merge_quality.pairs_tables import sets_of
 from benchmarks.merge_quality.records import Records, mean, scalars, value
 from benchmarks.readme_table import interval, markdown, number
 
-__all__ = ["change_sections", "heads_sections"]
+__all__ = ["by_kind", "change_sections", "gaps", "heads_sections"]
 
 _METRICS = (("accuracy", 100, 1), ("worst", 100, 1), ("nll", 1, 3))
 _KINDS = {
@@ -31,7 +31,7 @@ Section = tuple[str, Records, Callable[[Records], str]]
 def heads_sections(tune: Records, test: Records, pairs: Records) -> list[Section]:
     """Title, records and table of the tuning sets, the sets of four and the pairs."""
     found, sections = sets_of(pairs), list[Section]()
-    for title, sets in _by_kind(test).items():
+    for title, sets in by_kind(test).items():
         sections += [
             (f"One Gram per attention head: {title}, test rows", sets, heads_scores),
             (
@@ -64,7 +64,7 @@ def heads_differences(sets: Sequence[Records]) -> str:
     """Grams per head minus the others."""
     known = all(CUT in record["arms"] for one in sets for record in one)
     others = [*BESIDE, *(name for name in CHOSEN if name != HEADS_ARM), *([CUT] if known else [])]
-    rows = [[_named(arm), *_gaps(sets, HEADS_ARM, arm)] for arm in others]
+    rows = [[_named(arm), *gaps(sets, HEADS_ARM, arm)] for arm in others]
     return markdown(["heads of the value minus", "accuracy, points", "worst task, points", "NLL"], rows)
 
 
@@ -83,7 +83,7 @@ def change_sections(records: Records) -> list[Section]:
 def change_scores(records: Records) -> str:
     """Accuracy, worst task and NLL of every arm at its default, by kind of set; NLL at the best scalar of ours."""
     rows = []
-    for kind, sets in _by_kind(records).items():
+    for kind, sets in by_kind(records).items():
         for arm in sets[0]["arms"]:
             cells = [number(scale * mean(sets, arm, "default", metric), d) for metric, scale, d in _METRICS]
             rows.append(
@@ -95,13 +95,14 @@ def change_scores(records: Records) -> str:
 def change_differences(records: Records) -> str:
     """Votes by change minus every other merge, paired by set."""
     rows = []
-    for kind, sets in _by_kind(records).items():
+    for kind, sets in by_kind(records).items():
         for arm in [name for name in sets[0]["arms"] if name not in (CHANGE, "individual adapters")]:
-            rows.append([kind, _named(arm), *_gaps([[record] for record in sets], CHANGE, arm)])
+            rows.append([kind, _named(arm), *gaps([[record] for record in sets], CHANGE, arm)])
     return markdown(["sets", "votes by change minus", "accuracy, points", "worst, points", "NLL"], rows)
 
 
-def _by_kind(records: Records) -> dict[str, Records]:
+def by_kind(records: Records) -> dict[str, Records]:
+    """Sets of each kind, under a title with their number."""
     found: dict[str, Records] = {}
     for (family, count), title in _KINDS.items():
         sets = [r for r in records if (r["family"], r["count"]) == (family, count)]
@@ -110,7 +111,8 @@ def _by_kind(records: Records) -> dict[str, Records]:
     return found
 
 
-def _gaps(sets: Sequence[Records], ours: str, other: str) -> list[str]:
+def gaps(sets: Sequence[Records], ours: str, other: str) -> list[str]:
+    """Accuracy, worst task and NLL of one arm minus another; what one entry of ``sets`` holds is averaged before."""
     cells = []
     for metric, scale, digits in _METRICS:
         gaps = [np.mean([_value(r, ours, metric) - _value(r, other, metric) for r in one]) for one in sets]

@@ -19,6 +19,7 @@ from benchmarks.merge_quality.curvature_tables import curvature_table, gathering
 from benchmarks.merge_quality.curve_tables import Section, curve_sections
 from benchmarks.merge_quality.early_tables import early_sections, length_sections
 from benchmarks.merge_quality.heads_tables import change_sections, heads_sections
+from benchmarks.merge_quality.joined_tables import joined_sections
 from benchmarks.merge_quality.lineage_tables import lineage_sections
 from benchmarks.merge_quality.pairs_tables import pair_differences, pair_scores, sets_of
 from benchmarks.merge_quality.preview_tables import agreement_table, choice_table, rays_table, seconds_table
@@ -119,6 +120,7 @@ def block(root: Path) -> str:
             )
         ),
         *change_sections(load(root, "change")),
+        *joined_sections(load(root, "joined")),
         *heads_sections(load(root, "heads_tune"), load(root, "heads"), load(root, "heads_pairs")),
         *(
             (f"Grams of one pass over so many rows a task, {len(found)} sets of {kind}", found, rows_table)
