@@ -102,7 +102,6 @@ METHODS: dict[str, Way] = {
     "separable": Way("gradient matching by h", rank=ALL_RANKS, options={"curvature": "separable"}),
     "equal_votes": Way("gradient matching, equal votes"),
     "gradient_matching": Way("gradient matching", votes="change"),
-    "mats_joined": Way("MaTS, tokens joined", "mats", 128, votes="change", joined=True),
     "joined": Way("gradient matching, tokens joined (the default)", votes="change", joined=True),
 }
 """Name of a unit -> the methods that are compared."""

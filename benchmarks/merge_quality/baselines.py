@@ -21,14 +21,13 @@ from torch import Tensor
 
 from benchmarks.merge_quality.adapters import Adapter, Library
 from benchmarks.merge_quality.arms import KRONECKER, Arm, merge
-from benchmarks.merge_quality.curvature import loaded
+from benchmarks.merge_quality.curvature import loaded, variance
 from benchmarks.merge_quality.network import MODULES
 from benchmarks.merge_quality.run import RESULTS, Unit, arguments, units
 from benchmarks.merge_quality.scores import MEAN_SCALARS, Scorer
 from benchmarks.merge_quality.tasks import head
 from benchmarks.merge_quality.training import measured
 from benchmarks.rows import keep_and_tell
-from vlora.merge.update import LoraUpdate
 
 ROWS = (10, 40, 160, 640)
 """Training rows per task that Grams are measured on."""
@@ -71,14 +70,6 @@ def by_variance(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
         pulled = [weight * update.delta() for weight, update in zip(weights, updates, strict=True)]
         merged[module] = (torch.stack(pulled).sum(0) / torch.stack(weights).sum(0)).float()
     return merged
-
-
-def variance(update: LoraUpdate) -> Tensor:
-    """Posterior variance of every entry of the update, ``(m, n)``."""
-    if update.precision_a is None or update.precision_b is None:
-        raise ValueError(f"{update.adapter!r} has no posterior on both factors")
-    v_a, v_b = 1 / update.precision_a, 1 / update.precision_b
-    return update.scale**2 * (update.b.square() @ v_a + v_b @ (update.a.square() + v_a))
 
 
 def with_grams_of(adapter: Adapter, library: Library, rows: int) -> Adapter:

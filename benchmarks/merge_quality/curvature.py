@@ -14,7 +14,8 @@ F counts a row by its squared gradient, the Grams count every row alike; ``cosin
 divided by its norm, and ``effective_rows`` says how many rows F stands on, (sum |D_i|^2)^2 / sum |D_i|^4.
 
 Stand-ins are made from what a merge has: Grams streamed during training (``streamed``), Grams of one exact pass
-afterwards (``one pass``), and IVON's h lifted to row col^T.
+afterwards (``one pass``), both with tokens apart, one pass with a row's tokens joined (``joined``), the Gram of the
+activations, which RegMean takes, IVON's h lifted to row col^T, and 1 / Var of every entry of the update.
 """
 
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from vlora.merge.curvature.unit import normalised_gram
 from vlora.merge.update import LoraUpdate
 from vlora.posterior.ranks import spearman
 
+UNWEIGHTED = "I (x) Gram of the activations"
 ROWS = 320
 """Training rows of the exact gradients."""
 
@@ -60,13 +62,16 @@ def compare(adapter: Adapter, library: Library, seed: int) -> dict[str, Any]:
     network = loaded(adapter)
     exact = gradients(network, rows, adapter.head())
     passed = measured(network, train, adapter.head())
+    joined = measured(network, train, adapter.head(), joined=True)
     modules = {}
     for module in MODULES:
         streamed = {side: adapter.tensors[f"{module}.{side}_gram"] for side in ("input", "output")}
-        once = {side: passed[f"base_model.model.{module}.{side}_gram"] for side in ("input", "output")}
-        modules[module] = one_module(
-            exact[module], adapter.update(module), {"streamed": streamed, "one pass": once}
+        once, whole = (
+            {side: found[f"base_model.model.{module}.{side}_gram"] for side in ("input", "output")}
+            for found in (passed, joined)
         )
+        sources = {"streamed": streamed, "one pass": once, "one pass, joined": whole}
+        modules[module] = one_module(exact[module], adapter.update(module), sources)
     return {"task": adapter.task, "seed": seed, "rows": len(rows), "modules": modules}
 
 
@@ -84,6 +89,13 @@ def one_module(
         row, col = (side.float() for side in lifted)
         ranks["lifted h"] = spearman(torch.outer(row, col).flatten(), truth) or 0.0
         cosines["lifted h"] = _cosine(gradient, size, row, col)
+        inverse = (1 / variance(update)).float()
+        ranks["1 / Var"] = spearman(inverse.flatten(), truth) or 0.0
+        cosines["1 / Var"] = (truth @ inverse.flatten() / (size * inverse.norm())).item()
+    if update.activation_gram is not None:
+        g = normalised_gram(update.activation_gram.float(), update.module)
+        ranks[UNWEIGHTED] = spearman(torch.outer(ones[0], g.diagonal()).flatten(), truth) or 0.0
+        cosines[UNWEIGHTED] = _cosine(gradient, size, ones[0], g)
     for source, pair in grams.items():
         s, g = (normalised_gram(pair[side].float(), update.module) for side in ("output", "input"))
         ds, dg = s.diagonal(), g.diagonal()
@@ -112,6 +124,14 @@ def _alike(
         s, g = (normalised_gram(pair[side].float(), update.module) for side in ("output", "input"))
         found[f"S (x) G, {source}"] = _cosine(unit, size, s, g)
     return found
+
+
+def variance(update: LoraUpdate) -> Tensor:
+    """Posterior variance of every entry of the update, ``(m, n)``."""
+    if update.precision_a is None or update.precision_b is None:
+        raise ValueError(f"{update.adapter!r} has no posterior on both factors")
+    v_a, v_b = 1 / update.precision_a, 1 / update.precision_b
+    return update.scale**2 * (update.b.square() @ v_a + v_b @ (update.a.square() + v_a))
 
 
 def norm(gradient: Tensor) -> float:

@@ -17,7 +17,7 @@ def curvature_table(records: Records) -> str:
         "cosine_alike": "cosine, every row alike",
     }
     rows = []
-    for name in modules[0]["cosine"]:
+    for name in dict.fromkeys(name for module in modules for name in module["cosine"]):
         known = [[m[kind][name] for m in modules if name in m.get(kind, {})] for kind in kinds]
         rows.append([name, *(number(float(np.mean(found)), 2) if found else "—" for found in known)])
     return markdown(["stand-in", *kinds.values()], rows)

@@ -107,7 +107,7 @@ def train_adapter(
 def measured(network: Network, rows: Rows, head: Tensor, **options: Any) -> dict[str, Tensor]:
     """Exact Grams in one pass over rows at the weights as they are."""
     with gathering(
-        network.peft, draws=None, activations=True, votes="equal", joined=False, **options
+        network.peft, draws=None, activations=True, votes="equal", **{"joined": False, **options}
     ) as stream:
         for i in range(0, len(rows), 32):
             states = network(rows.hidden[i : i + 32], rows.mask[i : i + 32])

@@ -26,7 +26,9 @@ from benchmarks.rows import keep_and_tell
 SEPARABLE = "gradient matching, separable h"
 GRID = (0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 """Factors on the merged update of every method."""
-ARMS: dict[str, Arm] = MAIN | {name: OTHERS[name] for name in ("slerp", "TIES", "DARE TIES", "DELLA", "Iso-C")}
+ARMS: dict[str, Arm] = MAIN | {
+    name: OTHERS[name] for name in ("slerp", "TIES", "DARE TIES", "DELLA", "Iso-C")
+}
 UP_TO_FOUR: dict[str, Arm] = {
     **{name: OTHERS[name] for name in ("DARE linear", "Fisher", SEPARABLE)},
     "Fisher, raw": RAW_FISHER,

@@ -112,6 +112,22 @@ def mixture_table(records: Records) -> str:
     return markdown(header, rows)
 
 
+def joined_table(records: Records) -> str:
+    """Tokens joined or apart, and the differences to our merge with tokens joined; the last two columns."""
+    ours, rows = "gradient matching, tokens joined", []
+    for arm in records[0]["arms"]:
+        scores = [record["arms"][arm]["default"] for record in records]
+        best = [record["arms"][ours]["default"] for record in records]
+        gaps = [
+            np.array([measure(one) - measure(other) for one, other in zip(best, scores, strict=True)])
+            for measure in (average, lambda scores: scores[STORIES])
+        ]
+        cells = ["—", "—"] if arm == ours else [interval(gap, 4) for gap in gaps]
+        rows.append([arm, *_cells(scores, records), *cells])
+    header = ["arm", *TEXTS, "mean", "most lost", STORIES]
+    return markdown([*header, "mean, joined minus it", f"{STORIES}, joined minus it"], rows)
+
+
 def prior_table(records: Records) -> str:
     """Merges held by either prior, and the difference between the two at the same tau."""
     rows = [
@@ -149,6 +165,11 @@ def block(root: Path) -> str:
         ]
     if more := load(root, "more"):
         parts += [f"**Other curvature**, {len(more)} set of adapters trained again.", more_table(more)]
+    if joins := load(root, "joined"):
+        told = (
+            f"**A text's tokens joined in the Grams or apart**, {len(joins)} sets of adapters trained again."
+        )
+        parts += [told, joined_table(joins)]
     if priors := load(root, "prior"):
         parts += [
             f"**Curvature of the base's own text, {STORIES}**, {len(priors)} sets of adapters trained again.",
