@@ -106,15 +106,37 @@ def test_examples_some_at_a_time_give_the_same(monkeypatch):
 
 
 def test_inputs_without_a_gradient_may_be_anything():
-    x, g = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 4, 2)
-    g[1, 2:] = 0
-    broken = x.clone()
-    broken[1, 2:] = torch.nan
-    for joined in (True, False):
-        sums = [[torch.zeros(3, 3), torch.zeros(2, 2)] for _ in range(2)]
+    for width, joined in ((3, True), (300, True), (3, False)):  # joined by the weight and by the tokens
+        x = torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0))
+        g = torch.ones(2, 4, width)
+        g[1, 2:] = 0
+        broken = x.clone()
+        broken[1, 2:] = torch.nan
+        sums = [[torch.zeros(width, width), torch.zeros(width, width)] for _ in range(2)]
         for total, inputs in zip(sums, (x, broken), strict=True):
             add_examples(*total, inputs, g, joined=joined)
         assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
+
+
+@pytest.mark.parametrize("width", [3, 300])
+def test_an_example_whose_tokens_cancel_has_no_say(width):
+    """Its gradient of the weight is rounding noise, which the scale to mean eigenvalue 1 would blow up."""
+    x = torch.randn(1, 1, width, generator=torch.Generator().manual_seed(0)).expand(1, 4, width)
+    g = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(1))
+    g = torch.cat([g, 0.3 - g, torch.zeros(1, 0, width)], 1) - 0.15
+    sums = torch.zeros(width, width), torch.zeros(width, width)
+    add_examples(*sums, x, g, joined=True)
+    assert not any(total.any() for total in sums)
+
+
+def test_joined_examples_count_as_much_as_their_tokens_agree():
+    """Three equal tokens count three times as much as three orthogonal ones: c |D|^2 = |sum g|^2 |x|^2 / sum |g|^2."""
+    x = torch.eye(3)[:1].expand(3, 3)
+    for g, want in ((torch.eye(3)[:1].expand(3, 3), 3.0), (torch.eye(3), 1.0)):
+        gram, other = torch.zeros(3, 3), torch.zeros(3, 3)
+        add_examples(gram, other, x[None], g[None] / g.norm(), joined=True)
+        assert gram.trace().item() == pytest.approx(want, rel=1e-6)
+        assert other.trace().item() == pytest.approx(want, rel=1e-6)
 
 
 def test_every_example_has_the_same_vote():

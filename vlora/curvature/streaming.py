@@ -7,7 +7,7 @@ votes stand for the ones of :mod:`vlora.curvature.votes`, without a pass of the 
 does not matter; one that changes, a gradient scaler's, is divided out (:attr:`CurvatureStream.scaler`).
 
 The factors of an example are :math:`G = c_i D_i^\top D_i` and :math:`S = c_i D_i D_i^\top` with its gradient of the
-weight :math:`D_i = \sum_t g_{it} x_{it}^\top` (:mod:`vlora.curvature.tokens`). Their full sums cost about as much as
+weight :math:`D_i = \sum_t g_{it} x_{it}^\top` (:mod:`vlora.curvature.tokens`). Their full sums cost more than
 the layer's own forward pass, so random combinations take their place:
 
 .. math::
@@ -125,7 +125,9 @@ class CurvatureStream:
             if self.scaler is not None:  # scale() gives a tensor: no waiting
                 share = share * self.scaler.scale(torch.ones_like(totals[:1])).rsqrt()
         norms = norms.nan_to_num(0.0, 0.0, 0.0)
-        signs = self._signs(x.shape[:2], x.device) if x.shape[1] > (self.draws or x.shape[1]) else None
+        few = x.shape[1] <= (self.draws or x.shape[1])  # tokens, so that each can have a row of its own
+        needed = not self.joined or f"{name}.activation_gram" in self.sums
+        signs = self._signs(x.shape[:2], x.device) if needed and not few else None
         rows = self._joined(g, x, share) if self.joined else _combined(signs, norms * share, x)
         self.sums[f"{name}.input_gram"].add(rows)
         if f"{name}.output_gram" in self.sums:
@@ -134,18 +136,28 @@ class CurvatureStream:
         if f"{name}.activation_gram" in self.sums:
             self.sums[f"{name}.activation_gram"].add(_combined(signs, (norms * good > 0).float(), x))
 
-    def _joined(self, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-        """Signed sums of the rows of sum_t first_t second_t^T, or all of them; ``(count, features of second)``."""
-        first = (first * share.unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
-        second = second.nan_to_num(0.0, 0.0, 0.0)
-        if first.shape[1] == 1:  # of one token one row is enough
-            return (first.norm(dim=-1, keepdim=True) * second).flatten(0, 1).float()
-        if self.draws is None or first.shape[-1] <= self.draws:
-            mixing = first.mT
+    def _joined(self, mixed: Tensor, kept: Tensor, share: Tensor) -> Tensor:
+        """Rows whose squares sum to D^T D of D = sum_t mixed_t kept_t^T, exactly or in expectation.
+
+        Args:
+            mixed: Shape ``(rows, tokens, features)``; what random signs run over.
+            kept: Shape ``(rows, tokens, features)``.
+            share: What a row counts, shape ``(rows, 1)``.
+
+        Returns:
+            Shape ``(count, features of kept)``.
+        """
+        mixed = (mixed * share.unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
+        kept = kept.nan_to_num(0.0, 0.0, 0.0)
+        tokens, features = mixed.shape[1:]
+        if tokens == 1 or (self.draws is None and tokens < features):
+            mixing = _root(mixed).mT
+        elif self.draws is None or features <= self.draws:
+            mixing = mixed.mT
         else:
-            signs = self._signs(torch.Size((len(first), first.shape[-1])), first.device)
-            mixing = signs.to(first.dtype) @ first.mT
-        return torch.bmm(mixing.to(second.dtype), second).flatten(0, 1).float()
+            signs = self._signs(torch.Size((len(mixed), features)), mixed.device)
+            mixing = signs.to(mixed.dtype) @ mixed.mT
+        return torch.bmm(mixing.to(kept.dtype), kept).flatten(0, 1).float()
 
     def _signs(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Random signs / sqrt(K) over the second axis, shape ``(rows, K, columns)``."""
@@ -236,6 +248,15 @@ def _by_example(tensor: Tensor) -> Tensor:
     """Shape ``(rows, tokens, features)``; bfloat16 stays, anything else becomes float32."""
     tensor = tensor.reshape(len(tensor), -1, tensor.shape[-1])
     return tensor if tensor.dtype == torch.bfloat16 else tensor.float()
+
+
+def _root(rows: Tensor) -> Tensor:
+    """R with R R^T = rows rows^T, shape ``(examples, tokens, tokens)``: few tokens need no draws."""
+    gram = rows.float() @ rows.float().mT
+    if gram.shape[1] == 1:
+        return gram.sqrt()
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors * values.clamp_min(0).sqrt()[:, None]
 
 
 def _combined(signs: Tensor | None, weights: Tensor, features: Tensor) -> Tensor:

@@ -8,16 +8,18 @@ With inputs :math:`x_{t}` and gradients :math:`g_{t}` of one example, and its gr
                           S = D D^\top = \sum_{t,u} (x_t \cdot x_u)\, g_t g_u^\top \\
     \text{apart:}\quad  & G = \sum_t \|g_t\|^2 x_t x_t^\top, \quad S = \sum_t g_t g_t^\top .
 
-*Joined* are the partial traces of :math:`\mathrm{vec} D \, \mathrm{vec} D^\top`, the example's term of the empirical
-Fisher matrix, hence the nearest :math:`I \otimes G` and :math:`S \otimes I` in the Frobenius norm. *Apart* takes tokens
-as independent ("expand" against "reduce" of Eschenhagen et al. 2023, arXiv:2311.00636); G has the terms t = u of the
-former, and S without the size of the inputs.
+*Joined* are the partial traces of :math:`\mathrm{vec} D \, \mathrm{vec} D^\top` (vec by rows), the example's term of
+the empirical Fisher matrix; divided by m and by n they are the nearest :math:`I \otimes G` and :math:`S \otimes I` in the
+Frobenius norm. *Apart* takes tokens as independent ("expand" against "reduce" of Eschenhagen et al. 2023,
+arXiv:2311.00636); G has the terms t = u of the former, and S without the size of the inputs.
 
-D itself takes m n numbers and m n^2 operations to square. The Gram matrices of the tokens, :math:`K_g = g g^\top` and
-:math:`K_x = x x^\top` of L x L, give the same as :math:`x^\top K_g x` and :math:`g^\top K_x g` at the cost of *apart*
-and two products of L x L. Where L^2 exceeds m n, D is the shorter way.
+D takes m n numbers, :math:`L m n + m n^2 + m^2 n` operations with its squares. The Gram matrices of the tokens,
+:math:`K_g = g g^\top` and :math:`K_x = x x^\top` of L x L, give the same as :math:`x^\top K_g x` and
+:math:`g^\top K_x g` for :math:`2 L^2 (m + n)` operations more than the :math:`L (m^2 + n^2)` of *apart*. The shorter
+way is taken. An example whose tokens cancel up to rounding has no say.
 """
 
+import torch
 from torch import Tensor
 
 __all__ = ["add_examples"]
@@ -41,9 +43,10 @@ def add_examples(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor, 
         _add_apart(input_gram, output_gram, x[used], g[used])
         return
     x = x.where(used[..., None], 0.0)
-    by_weight = x.shape[1] ** 2 > x.shape[2] * g.shape[2]
-    numbers = x.shape[2] * g.shape[2] if by_weight else x.shape[1] ** 2
-    for some in zip(*(part.split(max(1, _NUMBERS // numbers)) for part in (x, g)), strict=True):
+    tokens, n, m = *x.shape[1:], g.shape[2]
+    by_weight = tokens * m * n + m * n * (m + n) < 2 * tokens**2 * (m + n) + tokens * (m**2 + n**2)
+    count = max(1, _NUMBERS // (m * n if by_weight else tokens**2))
+    for some in zip(x.split(count), g.split(count), strict=True):
         (_add_weights if by_weight else _add_tokens)(input_gram, output_gram, *some)
 
 
@@ -55,6 +58,8 @@ def _add_apart(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) ->
 
 def _add_weights(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) -> None:
     whole = g.mT @ x
+    told = _told(whole.square().sum((1, 2)), x.square().sum((1, 2)) * g.square().sum((1, 2)))
+    whole = whole * told[:, None, None]
     by_output, by_input = whole.flatten(0, 1), whole.mT.flatten(0, 1)
     input_gram.addmm_(by_output.T, by_output)
     output_gram.addmm_(by_input.T, by_input)
@@ -62,5 +67,12 @@ def _add_weights(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) 
 
 def _add_tokens(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) -> None:
     of_inputs, of_gradients = x @ x.mT, g @ g.mT
-    input_gram.addmm_(x.flatten(0, 1).T, (of_gradients @ x).flatten(0, 1))
-    output_gram.addmm_(g.flatten(0, 1).T, (of_inputs @ g).flatten(0, 1))
+    sizes = (gram.diagonal(dim1=1, dim2=2).sum(1) for gram in (of_inputs, of_gradients))
+    told = _told((of_inputs * of_gradients).sum((1, 2)), next(sizes) * next(sizes))[:, None, None]
+    input_gram.addmm_(x.flatten(0, 1).T, (told * of_gradients @ x).flatten(0, 1))
+    output_gram.addmm_(g.flatten(0, 1).T, (told * of_inputs @ g).flatten(0, 1))
+
+
+def _told(size: Tensor, largest: Tensor) -> Tensor:
+    """1 for every example whose |D|^2 is more than rounding of |x|^2 |g|^2, else 0."""
+    return (size > 32 * torch.finfo(size.dtype).eps * largest).to(size)
