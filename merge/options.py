@@ -90,6 +90,11 @@ OPTIONS: dict[str, Option] = {
         "true or false",
         "sign election: a mean (true) or a sum; fisher: Fishers of mean 1 (true) or N h",
     ),
+    "damping": Option(
+        lambda v: _number(v) and 0 <= v < float("inf"),
+        "a number >= 0",
+        "of mats' output side: 0 is the paper's, large is gradient matching",
+    ),
     "steps": Option(lambda v: _whole(v, 1), "a whole number >= 1", "upper limit of conjugate gradient steps"),
     "task_rank": Option(
         lambda v: _whole(v, 1), "a whole number >= 1", "singular triples that each adapter contributes"

@@ -67,7 +67,7 @@ def posterior(config: ConfigPath, overrides: Overrides = None, debug: Debug = Fa
 def curvature(config: ConfigPath, overrides: Overrides = None, debug: Debug = False) -> None:
     """Measure the Kronecker factors of a whole model on its training data, for merging models by curvature.
 
-    Keys: model, task, data, layers, activations (for regmean), rank, max_examples, passes, batch_size, output.
+    Keys: model, task, data, layers, activations (for regmean), joined, rank, max_examples, passes, batch_size, output.
     Writes curvature.safetensors beside the weights, where `vlora merge` finds it.
     """
     from vlora.config import load_config

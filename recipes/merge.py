@@ -63,7 +63,7 @@ merge_app = typer.Typer(
     iso_c              equal singular values: scale
     fisher             average weighted by h: normalise
     regmean            least squares on activations: shrink
-    mats               K-FAC of both sides by conjugate gradients: tau, scale, steps
+    mats               K-FAC of both sides by conjugate gradients: tau, scale, damping, steps
     gradient_matching  by curvature (default): tau, prior, keep, keep_weight, scale, curvature, negative, ancestor
 
     space: full | knots | core. curvature: auto | sites | kronecker | separable | isotropic.

@@ -24,6 +24,8 @@ ROWS = 2048
 INPUT, OUTPUT, UNWEIGHTED = ".input_gram", ".output_gram", ".activation_gram"
 
 Grams = Mapping[str, Tensor]
+UNDAMPED = {"damping": 0.0}
+"""MaTS as in its paper."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ METHODS: dict[str, Way] = {
     "iso_c": Way("Iso-C", "iso_c"),
     "fisher": Way("Fisher", "fisher", ALL_RANKS),
     "regmean": Way("RegMean", "regmean"),
-    "mats": Way("MaTS", "mats", 128, votes="change"),
+    "mats": Way("MaTS", "mats", 128, options=UNDAMPED, votes="change"),
     "separable": Way("gradient matching by h", rank=ALL_RANKS, options={"curvature": "separable"}),
     "equal_votes": Way("gradient matching, equal votes"),
     "gradient_matching": Way("gradient matching", votes="change"),
@@ -109,12 +111,12 @@ METHODS: dict[str, Way] = {
 APART: dict[str, Way] = {
     "isotropic": Way("none (sum)", options={"curvature": "isotropic"}),
     "separable": METHODS["separable"],
-    "output_only": Way("S alone", "mats", 128, grams=_output_only),
+    "output_only": Way("S alone", "mats", 128, options=UNDAMPED, grams=_output_only),
     "diagonal": Way("diagonal of G", grams=_diagonal),
     "unweighted": Way("Gram of inputs, unweighted", grams=_unweighted),
     "equal_votes": METHODS["equal_votes"],
     "gradient_matching": METHODS["gradient_matching"],
-    "mats_equal": Way("MaTS, equal votes", "mats", 128),
+    "mats_equal": Way("MaTS, equal votes", "mats", 128, options=UNDAMPED),
     "mats": METHODS["mats"],
     "rows_32": Way("G of 32 rows", rows=32),
     "rows_128": Way("G of 128 rows", rows=128),
@@ -122,7 +124,12 @@ APART: dict[str, Way] = {
     "streamed_equal": Way("G gathered while training", rows=None),
     "streamed": Way("G gathered while training, votes by change", rows=None, votes="change"),
     "streamed_mats": Way(
-        "MaTS, gathered while training, votes by change", "mats", 128, rows=None, votes="change"
+        "MaTS, gathered while training, votes by change",
+        "mats",
+        128,
+        options=UNDAMPED,
+        rows=None,
+        votes="change",
     ),
     "tau_0.03": Way("G, tau .03", options={"tau": 0.03}),
     "tau_1": Way("G, tau 1", options={"tau": 1.0}),

@@ -108,6 +108,8 @@ def _diagonal(gram: Gram | None) -> Tensor | None:
 
 
 KRONECKER = {"curvature": "kronecker"}
+UNDAMPED = {"damping": 0.0}
+"""MaTS as in its paper."""
 MAIN: dict[str, Arm] = {
     "linear (mean)": Arm("linear"),
     "task arithmetic (sum)": Arm("task_arithmetic"),
@@ -125,20 +127,20 @@ OTHERS: dict[str, Arm] = {
     "DELLA": Arm("della", rank=FULL, change=plain),
     "Fisher": Arm("fisher", rank="sum", needs="h"),
     "Iso-C": Arm("iso_c"),
-    "MaTS": Arm("mats", rank=FULL),
+    "MaTS": Arm("mats", UNDAMPED, FULL),
     "gradient matching, separable h": Arm("gradient_matching", {"curvature": "separable"}, "sum", needs="h"),
 }
 AT_RANK: dict[str, Arm] = {
     "task arithmetic, rank 8": Arm("task_arithmetic", rank=RANK),
     "TSV, rank 8": Arm("tsv", rank=RANK),
-    "MaTS, rank 8": Arm("mats", rank=RANK, cut_from="MaTS"),
+    "MaTS, rank 8": Arm("mats", UNDAMPED, RANK, cut_from="MaTS"),
     "gradient matching, Kronecker, rank 8": Arm("gradient_matching", KRONECKER, RANK),
 }
 ABLATIONS: dict[str, Arm] = {
     "G unweighted by gradients": Arm("gradient_matching", KRONECKER, change=activations),
     "G, diagonal only": Arm("gradient_matching", KRONECKER, change=diagonal),
-    "S only": Arm("mats", rank=FULL, change=output_only),
-    "G and S, diagonals only": Arm("mats", rank=FULL, change=diagonal),
+    "S only": Arm("mats", UNDAMPED, FULL, output_only),
+    "G and S, diagonals only": Arm("mats", UNDAMPED, FULL, diagonal),
     "G, 8 directions": Arm("gradient_matching", KRONECKER, change=leading(8)),
     "G, 32 directions": Arm("gradient_matching", KRONECKER, change=leading(32)),
     "G, tau .03": Arm("gradient_matching", {**KRONECKER, "tau": 0.03}),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.merge_quality.adapters import Library
-from benchmarks.merge_quality.arms import FULL, KRONECKER, MAIN, OTHERS, Arm, merge
+from benchmarks.merge_quality.arms import FULL, KRONECKER, MAIN, OTHERS, UNDAMPED, Arm, merge
 from benchmarks.merge_quality.records import OURS
 from benchmarks.merge_quality.run import RESULTS, TUNING_SEEDS, Unit, arguments, units
 from benchmarks.merge_quality.scores import SCALARS, Scorer
@@ -24,7 +24,7 @@ from benchmarks.rows import keep_and_tell
 STEPS = {0.3: (1, 3, 10, 25), 1.0: (1, 3, 10), 3.0: (1, 3, 10)}
 """Of conjugate gradients, per tau."""
 TRIED: dict[str, Arm] = {
-    f"{steps} steps, tau {tau:g}": Arm("mats", {"steps": steps, "tau": tau}, rank=FULL)
+    f"{steps} steps, tau {tau:g}": Arm("mats", {**UNDAMPED, "steps": steps, "tau": tau}, rank=FULL)
     for tau, tried in STEPS.items()
     for steps in tried
 }

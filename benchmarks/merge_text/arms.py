@@ -38,7 +38,7 @@ CURVATURES: dict[str, dict[str, Any]] = {
     name: {**keys, "votes": votes} if votes else keys
     for method, keys in (
         ("gradient matching", {"method": "gradient_matching", "curvature": "kronecker"}),
-        ("MaTS", {"method": "mats", "rank": FULL}),
+        ("MaTS", {"method": "mats", "rank": FULL, "damping": 0.0}),
     )
     for name, votes in (
         (f"{method}, Kronecker" if method != "MaTS" else method, ""),

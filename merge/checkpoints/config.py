@@ -26,7 +26,7 @@ MODEL_METHODS: dict[str, tuple[str, ...]] = {
     "tsv": ("scale", "task_rank"),
     "iso_c": ("scale",),
     "regmean": ("shrink",),
-    "mats": ("tau", "scale", "steps"),
+    "mats": ("tau", "scale", "damping", "steps"),
     "gradient_matching": ("tau", "keep", "keep_weight", "scale", "curvature", "negative"),
 }
 """Methods for whole checkpoints -> their options."""

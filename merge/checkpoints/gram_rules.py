@@ -23,7 +23,7 @@ from vlora.merge.curvature.total import DenseTotal, Total, total_curvature
 from vlora.merge.curvature.unit import normalised_gram
 from vlora.merge.kronecker.closed_form import kronecker_rows
 from vlora.merge.kronecker.system import PRECONDITIONED
-from vlora.merge.methods.mats import mats_dense
+from vlora.merge.methods.mats import DEFAULT_DAMPING, mats_dense, output_side
 from vlora.merge.methods.regmean import Shrunk, regmean_merge, shrunk_total
 
 if TYPE_CHECKING:
@@ -185,12 +185,13 @@ class RegMean(GramRows):
 class Mats(WholeMatrix):
     """W_0 + scale * X with sum_t w_t S_t X G_t + tau X = sum_t w_t (S_t D_t G_t + tau D_t) for D_t = W_t - W_0.
 
-    See :mod:`vlora.merge.methods.mats`.
+    S_t is damped. See :mod:`vlora.merge.methods.mats`.
     """
 
     grams: Sequence[ModuleGrams] = ()
     tau: float = 0.3
     steps: int = 100
+    damping: float = DEFAULT_DAMPING
     order: Sequence[int] = ()
     """In which the models enter: conjugate gradients turn the rounding of a sum into steps."""
 
@@ -206,6 +207,7 @@ class Mats(WholeMatrix):
             ]
             for kind in ("output_gram", "input_gram")
         )
+        left = [output_side(gram, self.damping) for gram in left]
         transposed = self.grams[0].transposed
         deltas, weights = [self.difference(stream, t) for t in order], [self.weights[t] for t in order]
         deltas = [delta.mT.contiguous() for delta in deltas] if transposed else deltas

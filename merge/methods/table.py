@@ -134,7 +134,7 @@ METHODS: dict[str, Method] = {
         paper="Tam, Bansal and Raffel 2024, arXiv:2312.04339",
         summary="K-FAC of every adapter on both sides, solved by conjugate gradients; the base takes part as a prior",
         needs="curvature.safetensors (input and output Grams) of every adapter, positive weights",
-        options=("tau", "scale", "steps"),
+        options=("tau", "scale", "damping", "steps"),
         full_tensors="precision",
         single="sum",
     ),

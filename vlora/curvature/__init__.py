@@ -10,10 +10,11 @@ approximates the curvature of :math:`W` by a Kronecker product of two small matr
     c_i = v_i / \sum_t \|g_{it}\|^2 .
 
 Deviations from K-FAC, chosen for merging: the tokens of an example are added up before they are squared, where K-FAC
-takes them as independent (:mod:`vlora.curvature.tokens`); :math:`c_i`, taken per module, takes the size of the gradients
-away, so that one misfit example cannot dominate; and :math:`v_i`, its vote, is what the adapter changed about it
-(:mod:`vlora.curvature.votes`), or 1. With its vote an example counts :math:`\|D_i\|^2 / \sum_t \|g_{it}\|^2`: more where
-its tokens pull the same way, and by the squared size of the inputs, as in K-FAC. The gradients are those of the labels in the data (the empirical Fisher).
+takes them as independent (:mod:`vlora.curvature.tokens`); :math:`c_i`, taken per module, takes the size of the
+gradients away, so that one misfit example cannot dominate; and :math:`v_i`, its vote, is what the adapter changed about
+it (:mod:`vlora.curvature.votes`), or 1. With its vote an example counts :math:`\|D_i\|^2 / \sum_t \|g_{it}\|^2`: more
+where its tokens pull the same way, and by the squared size of the inputs, as in K-FAC. The gradients are those of the
+labels in the data (the empirical Fisher).
 
 Names: ``input_gram`` is :math:`G`, shape [in_features, in_features]; ``output_gram`` is :math:`S`, shape
 [out_features, out_features]; ``activation_gram``, on request, is the unweighted

@@ -49,8 +49,8 @@ def collect_curvature(
         adapter_name: the adapter whose modules are measured.
         max_examples: stop after this many rows; None for all of them.
         normalise: divide each example's token gradients by their common norm (c_i above) and scale each matrix to mean
-            eigenvalue 1 (trace = its size; a module without any gradient keeps zeros). False: c_i = 1, the plain sums of
-            the rows' own losses, computed one row at a time, which is slower, and no votes.
+            eigenvalue 1 (trace = its size; a module without any gradient keeps zeros). False: c_i = 1, the plain sums
+            of the rows' own losses, computed one row at a time, which is slower, and no votes.
         votes: v_i of normalised examples: ``change`` by what the adapter changed (:mod:`vlora.curvature.votes`; one
             forward pass more, without the adapter), ``equal`` one each, ``auto`` the former where it is defined.
         activations: gather the unweighted Gram of the inputs too, for ``method: regmean``.

@@ -9,8 +9,8 @@ With inputs :math:`x_{t}` and gradients :math:`g_{t}` of one example, and its gr
     \text{apart:}\quad  & G = \sum_t \|g_t\|^2 x_t x_t^\top, \quad S = \sum_t g_t g_t^\top .
 
 *Joined* are the partial traces of :math:`\mathrm{vec} D \, \mathrm{vec} D^\top` (vec by rows), the example's term of
-the empirical Fisher matrix; divided by m and by n they are the nearest :math:`I \otimes G` and :math:`S \otimes I` in the
-Frobenius norm. *Apart* takes tokens as independent ("expand" against "reduce" of Eschenhagen et al. 2023,
+the empirical Fisher matrix; divided by m and by n they are the nearest :math:`I \otimes G` and :math:`S \otimes I` in
+the Frobenius norm. *Apart* takes tokens as independent ("expand" against "reduce" of Eschenhagen et al. 2023,
 arXiv:2311.00636); G has the terms t = u of the former, and S without the size of the inputs.
 
 D takes m n numbers, :math:`L m n + m n^2 + m^2 n` operations with its squares. The Gram matrices of the tokens,

@@ -55,7 +55,7 @@ def test_conjugate_gradients_solve_the_dense_normal_equations(ridge, weights):
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
     assert 0 < steps < 9  # all 63 entries are in the exact block
     assert residual < 1e-4
-    merged = mats(updates, weights, rank=7, tau=ridge, steps=500)  # 7 = m: nothing is cut
+    merged = mats(updates, weights, rank=7, tau=ridge, steps=500, damping=0.0)  # 7 = m: nothing is cut
     assert energy_error(merged.update.delta(), want, left, right, weights, ridge) < 1e-4
     assert merged.report["retained_energy"] == pytest.approx(1.0)
 
@@ -75,12 +75,35 @@ def test_the_exact_block_saves_steps_and_nothing_else(entries, monkeypatch):
     monkeypatch.setattr(kronecker_system, "PRECONDITIONED", entries)
     updates, weights = list(overlapping()), (1.0, 1.0, 1.0, 1.0)
     left, right = [unit(u.output_gram) for u in updates], [unit(u.input_gram) for u in updates]
-    merged = mats(updates, weights, rank=40)
+    merged = mats(updates, weights, rank=40, damping=0.0)
     want = dense_solution([u.delta() for u in updates], left, right, weights, 0.3)
     assert energy_error(merged.update.delta(), want, left, right, weights, 0.3) < 1e-4
     assert merged.report["steps"] < {0: 100, 200: 50, 1600: 9}[entries]
-    again = mats(updates[::-1], weights, rank=40).update
+    again = mats(updates[::-1], weights, rank=40, damping=0.0).update
     assert torch.equal(again.delta(), merged.update.delta())  # whatever the order, the same bits
+
+
+@pytest.mark.parametrize("damping", [0.5, None])
+def test_a_damped_output_side_is_the_system_of_the_damped_grams(damping):
+    """S_t becomes (S_t + d I) / (1 + d): the dense solution of those, 3 if d is not given."""
+    updates, weights, d = list(overlapping(3, 12)), (1.0, 0.5, 2.0), 3.0 if damping is None else damping
+    left, right = [unit(u.output_gram) for u in updates], [unit(u.input_gram) for u in updates]
+    left = [(s + d * torch.eye(12, dtype=s.dtype)) / (1 + d) for s in left]
+    want = dense_solution([u.delta() for u in updates], left, right, weights, 0.3)
+    options = {} if damping is None else {"damping": damping}
+    got = mats(updates, weights, rank=12, **options).update.delta()
+    assert energy_error(got, want, left, right, weights, 0.3) < 1e-4
+
+
+def test_damping_leads_from_mats_to_gradient_matching():
+    updates, weights = list(overlapping(3, 12)), (1.0, 1.0, 1.0)
+    closed = kronecker_merge(updates, weights, 0.3)[0].delta()
+    gaps = [
+        (mats(updates, weights, rank=12, damping=d).update.delta() - closed).norm().item()
+        for d in (0.0, 1.0, 10.0, 1e6)
+    ]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 1e-5 * closed.norm() < 1e-2 * gaps[0]
 
 
 def test_with_one_sided_curvature_it_is_gradient_matching():
