@@ -17,6 +17,7 @@ import torch
 from benchmarks.merge_quality.arms import MAIN
 from benchmarks.merge_quality.curvature_tables import curvature_table, gathering_table, pass_table
 from benchmarks.merge_quality.curve_tables import Section, curve_sections
+from benchmarks.merge_quality.damped_tables import damped_sections
 from benchmarks.merge_quality.early_tables import early_sections, length_sections
 from benchmarks.merge_quality.heads_tables import change_sections, heads_sections
 from benchmarks.merge_quality.joined_tables import joined_sections
@@ -121,6 +122,7 @@ def block(root: Path) -> str:
         ),
         *change_sections(load(root, "change")),
         *joined_sections(load(root, "joined")),
+        *damped_sections(load(root, "damped_tune"), load(root, "damped")),
         *heads_sections(load(root, "heads_tune"), load(root, "heads"), load(root, "heads_pairs")),
         *(
             (f"Grams of one pass over so many rows a task, {len(found)} sets of {kind}", found, rows_table)
