@@ -5,7 +5,7 @@
 
 S_t becomes (S_t + d I) / (1 + d), with S_t of mean eigenvalue 1: d = 0 is MaTS, d to infinity our closed form. Grams
 are streamed with a row's tokens joined. ``tune`` scores every d on validation rows of sets that nothing else uses;
-``test`` the one that was best there, at its default and best scalar, next to the ends, on test rows. One JSON per set.
+``test`` the two that were best there next to the closed form, on test rows. All at the default scalar; one JSON per set.
 """
 
 import time
@@ -17,14 +17,14 @@ from benchmarks.merge_quality.adapters import Library
 from benchmarks.merge_quality.arms import FULL, MAIN, Arm, merge
 from benchmarks.merge_quality.records import OURS
 from benchmarks.merge_quality.run import RESULTS, TUNING_SEEDS, Unit, arguments, units
-from benchmarks.merge_quality.scores import SCALARS, Scorer
+from benchmarks.merge_quality.scores import Scorer
 from benchmarks.rows import keep_and_tell
 
 __all__ = ["CHOSEN", "DAMPINGS", "compare", "named"]
 
 DAMPINGS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
-CHOSEN = (3.0,)
-"""Of them on test rows."""
+CHOSEN = (10.0, 3.0)
+"""Of them on test rows: level in nats on tuning sets, the first is more often right."""
 
 
 def main() -> None:
@@ -58,8 +58,7 @@ def compare(unit: Unit, library: Library, test: bool) -> dict[str, Any]:
         started = time.process_time()
         merged = merge(arm, adapters)
         seconds = time.process_time() - started
-        found[name] = scorer.tuned(merged, SCALARS) if test else {"default": scorer.all(merged)}
-        found[name]["merge_seconds"] = seconds
+        found[name] = {"default": scorer.all(merged), "merge_seconds": seconds}
     return {**vars(unit), "tasks": list(unit.tasks), "unseen": list(unit.unseen), "arms": found}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.merge_quality.damped import CHOSEN, named
 from benchmarks.merge_quality.heads_tables import by_kind, gaps
-from benchmarks.merge_quality.records import OURS, Records, mean, scalars
+from benchmarks.merge_quality.records import OURS, Records, mean
 from benchmarks.readme_table import markdown, number
 
 __all__ = ["damped_sections"]
@@ -27,17 +27,16 @@ def damped_sections(tune: Records, test: Records) -> list[Section]:
 
 
 def damped_scores(records: Records) -> str:
-    """Every arm at its default, by kind of set, with its best scalar where that was looked for."""
+    """Every arm at its default, by kind of set, and what its merge costs."""
     rows = []
     for kind, sets in by_kind(records).items():
         for arm in sets[0]["arms"]:
             cells = [number(scale * mean(sets, arm, "default", metric), d) for metric, scale, d in _METRICS]
-            rest = [number(mean(sets, arm, "best", "nll"), 3), scalars(sets, arm)]
             seconds = [one["arms"][arm].get("merge_seconds") for one in sets]
             known = [s for s in seconds if s is not None]
             cost = number(sum(known) / len(known), 1) if known else "—"
-            rows.append([kind, _named(arm), *cells, *rest, cost])
-    head = ["accuracy", "worst", "NLL", "ECE", "NLL, best", "best scalars", "CPU seconds of a merge"]
+            rows.append([kind, _named(arm), *cells, cost])
+    head = ["accuracy", "worst", "NLL", "ECE", "CPU seconds of a merge"]
     return markdown(["sets", "arm", *head], rows)
 
 

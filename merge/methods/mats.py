@@ -42,7 +42,7 @@ from vlora.merge.update import LoraUpdate, MergedModule, present
 
 __all__ = ["DEFAULT_DAMPING", "mats", "mats_dense", "output_side"]
 
-DEFAULT_DAMPING = 3.0
+DEFAULT_DAMPING = 10.0
 """d if none is given."""
 
 

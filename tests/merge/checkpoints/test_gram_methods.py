@@ -233,7 +233,7 @@ def test_mats_is_the_linear_system_with_both_sides(world):
     def formula(name):
         deltas, right, weights = parts(world, name, "input_gram", WEIGHTS)
         m, n = deltas[0].shape
-        left = [(s + 3.0 * torch.eye(m)) / 4.0 for s in parts(world, name, "output_gram", WEIGHTS)[1]]
+        left = [(s + 10.0 * torch.eye(m)) / 11.0 for s in parts(world, name, "output_gram", WEIGHTS)[1]]
         system = 0.3 * torch.eye(m * n, dtype=torch.float64)
         target = torch.zeros(m, n, dtype=torch.float64)
         for w, d, s, g in zip(weights, deltas, left, right, strict=True):

@@ -85,8 +85,8 @@ def test_the_exact_block_saves_steps_and_nothing_else(entries, monkeypatch):
 
 @pytest.mark.parametrize("damping", [0.5, None])
 def test_a_damped_output_side_is_the_system_of_the_damped_grams(damping):
-    """S_t becomes (S_t + d I) / (1 + d): the dense solution of those, 3 if d is not given."""
-    updates, weights, d = list(overlapping(3, 12)), (1.0, 0.5, 2.0), 3.0 if damping is None else damping
+    """S_t becomes (S_t + d I) / (1 + d): the dense solution of those, 10 if d is not given."""
+    updates, weights, d = list(overlapping(3, 12)), (1.0, 0.5, 2.0), 10.0 if damping is None else damping
     left, right = [unit(u.output_gram) for u in updates], [unit(u.input_gram) for u in updates]
     left = [(s + d * torch.eye(12, dtype=s.dtype)) / (1 + d) for s in left]
     want = dense_solution([u.delta() for u in updates], left, right, weights, 0.3)
