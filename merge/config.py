@@ -143,7 +143,7 @@ class MethodOptions:
     task_rank: int | None = None
     """``tsv``: singular triples that each adapter contributes; min(m, n) / number of adapters if not given."""
     damping: float | None = None
-    """``mats``: how far the output side is drawn to the identity, (S + d I) / (1 + d) with d = 10 if not given; 0 is the
+    """``mats``: how far the output side is drawn to the identity, (S + d I) / (1 + d), d = 10 if not given; 0 is the
     paper's."""
     steps: int | None = None
     """``mats``: upper limit of conjugate gradient steps; 100 if not given."""

@@ -5,11 +5,11 @@ import numpy as np
 from benchmarks.merge_quality.records import Records
 from benchmarks.readme_table import markdown, number
 
-__all__ = ["curvature_table", "gathering_table", "pass_table"]
+__all__ = ["curvature_table", "gathering_table", "pass_table", "with_all_stand_ins"]
 
 
 def curvature_table(records: Records) -> str:
-    """Stand-ins against exact per-example gradients, mean over modules, adapters and seeds that noted it."""
+    """Stand-ins that all records have against exact per-example gradients, mean over modules, adapters and seeds."""
     modules = [m for record in records for m in record["modules"].values()]
     kinds = {
         "rank_correlation": "rank correlation of the diagonal",
@@ -17,10 +17,16 @@ def curvature_table(records: Records) -> str:
         "cosine_alike": "cosine, every row alike",
     }
     rows = []
-    for name in dict.fromkeys(name for module in modules for name in module["cosine"]):
+    common = [name for name in modules[0]["cosine"] if all(name in module["cosine"] for module in modules)]
+    for name in common:
         known = [[m[kind][name] for m in modules if name in m.get(kind, {})] for kind in kinds]
         rows.append([name, *(number(float(np.mean(found)), 2) if found else "—" for found in known)])
     return markdown(["stand-in", *kinds.values()], rows)
+
+
+def with_all_stand_ins(records: Records) -> Records:
+    """Records that have the stand-ins which were added later."""
+    return [r for r in records if all("1 / Var" in m["cosine"] for m in r["modules"].values())]
 
 
 def gathering_table(records: Records) -> str:

@@ -5,7 +5,7 @@
 
 S_t becomes (S_t + d I) / (1 + d), with S_t of mean eigenvalue 1: d = 0 is MaTS, d to infinity our closed form. Grams
 are streamed with a row's tokens joined. ``tune`` scores every d on validation rows of sets that nothing else uses;
-``test`` the two that were best there next to the closed form, on test rows. All at the default scalar; one JSON per set.
+``test`` the two that were best there next to the closed form, on test rows. All at the default scalar, one JSON a set.
 """
 
 import time

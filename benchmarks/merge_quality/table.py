@@ -15,7 +15,12 @@ import numpy as np
 import torch
 
 from benchmarks.merge_quality.arms import MAIN
-from benchmarks.merge_quality.curvature_tables import curvature_table, gathering_table, pass_table
+from benchmarks.merge_quality.curvature_tables import (
+    curvature_table,
+    gathering_table,
+    pass_table,
+    with_all_stand_ins,
+)
 from benchmarks.merge_quality.curve_tables import Section, curve_sections
 from benchmarks.merge_quality.damped_tables import damped_sections
 from benchmarks.merge_quality.early_tables import early_sections, length_sections
@@ -152,9 +157,10 @@ def block(root: Path) -> str:
         *lineage_sections(load(root, "lineage"), load(root, "lineage_pulled")),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
         *(
-            (f"Stand-ins against exact gradients, {len(found)} adapters of {kind}", found, curvature_table)
+            (f"Stand-ins against exact gradients, {len(found)} adapter(s) of {kind}", found, curvature_table)
             for kind, found in (
                 ("MiniLM", load(root, "curvature")),
+                ("MiniLM, with more stand-ins", with_all_stand_ins(load(root, "curvature"))),
                 ("the closed world's Llama", load(root, "curvature_closed_world")),
             )
         ),
