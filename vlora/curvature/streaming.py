@@ -147,8 +147,6 @@ class CurvatureStream:
         Returns:
             Shape ``(count, features of kept)``.
         """
-        mixed = (mixed * share.unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
-        kept = kept.nan_to_num(0.0, 0.0, 0.0)
         tokens, features = mixed.shape[1:]
         if tokens == 1 or (self.draws is None and tokens < features):
             mixing = _root(mixed).mT
@@ -156,8 +154,9 @@ class CurvatureStream:
             mixing = mixed.mT
         else:
             signs = self._signs(torch.Size((len(mixed), features)), mixed.device)
-            mixing = signs.to(mixed.dtype) @ mixed.mT
-        return torch.bmm(mixing.to(kept.dtype), kept).flatten(0, 1).float()
+            mixing = torch.bmm(signs.to(mixed.dtype), mixed.mT)
+        rows = torch.bmm((mixing * share.unsqueeze(-1)).to(kept.dtype), kept)
+        return rows.flatten(0, 1).float().nan_to_num(0.0, 0.0, 0.0)
 
     def _signs(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Random signs / sqrt(K) over the second axis, shape ``(rows, K, columns)``."""
@@ -252,7 +251,7 @@ def _by_example(tensor: Tensor) -> Tensor:
 
 def _root(rows: Tensor) -> Tensor:
     """R with R R^T = rows rows^T, shape ``(examples, tokens, tokens)``: few tokens need no draws."""
-    gram = rows.float() @ rows.float().mT
+    gram = (rows.float() @ rows.float().mT).nan_to_num(0.0, 0.0, 0.0)
     if gram.shape[1] == 1:
         return gram.sqrt()
     values, vectors = torch.linalg.eigh(gram)
