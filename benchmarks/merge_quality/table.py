@@ -157,7 +157,7 @@ def block(root: Path) -> str:
         *lineage_sections(load(root, "lineage"), load(root, "lineage_pulled")),
         ("Predicted and measured cost of a module, rank correlation", whole, conflict_table),
         *(
-            (f"Stand-ins against exact gradients, {len(found)} adapter(s) of {kind}", found, curvature_table)
+            (f"Stand-ins against exact gradients, {len(found)} adapters of {kind}", found, curvature_table)
             for kind, found in (
                 ("MiniLM", load(root, "curvature")),
                 ("MiniLM, with more stand-ins", with_all_stand_ins(load(root, "curvature"))),
