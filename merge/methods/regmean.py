@@ -7,10 +7,10 @@ Notation (paper -> code): G -> ``activation_gram`` (the unweighted Gram of a mod
 factor on off-diagonal entries). The base weights drop out, so the same holds for updates. In factors, B stays and
 A_t' = A_t G_t (sum w G)^-1: concatenation is lossless, and a lower rank is the best in the metric sum_t w_t G_t.
 
-The Gram in ``curvature.safetensors`` by default, ``input_gram``, is of gradients. It is
-another matrix and is never taken here: ``method: gradient_matching`` uses it. Deviations: every G_t is scaled to mean
-diagonal 1, so that more or longer inputs do not outvote, and gets 1e-6 on the diagonal, so that inputs which never
-occur do not make the sum singular.
+The Gram in ``curvature.safetensors`` by default, ``input_gram``, weighs inputs by gradients. It is another matrix and
+is never taken here: ``method: gradient_matching`` uses it. Deviations: every G_t is scaled to mean diagonal 1, so that
+more or longer inputs do not outvote, and gets 1e-6 on the diagonal, so that inputs which never occur do not make the
+sum singular.
 """
 
 from collections.abc import Sequence

@@ -250,10 +250,10 @@ def _by_example(tensor: Tensor) -> Tensor:
 
 
 def _root(rows: Tensor) -> Tensor:
-    """R with R R^T = rows rows^T, shape ``(examples, tokens, tokens)``: few tokens need no draws."""
+    """R with R R^T = rows rows^T, shape ``(examples, tokens, tokens)``."""
+    if rows.shape[1] == 1:  # without squares, which underflow sooner
+        return torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
     gram = (rows.float() @ rows.float().mT).nan_to_num(0.0, 0.0, 0.0)
-    if gram.shape[1] == 1:
-        return gram.sqrt()
     values, vectors = torch.linalg.eigh(gram)
     return vectors * values.clamp_min(0).sqrt()[:, None]
 

@@ -58,8 +58,7 @@ def _add_apart(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) ->
 
 def _add_weights(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) -> None:
     whole = g.mT @ x
-    told = _told(whole.square().sum((1, 2)), x.square().sum((1, 2)) * g.square().sum((1, 2)))
-    whole = whole * told[:, None, None]
+    whole = whole * _told(whole.square().sum((1, 2)), x, g)
     by_output, by_input = whole.flatten(0, 1), whole.mT.flatten(0, 1)
     input_gram.addmm_(by_output.T, by_output)
     output_gram.addmm_(by_input.T, by_input)
@@ -67,12 +66,12 @@ def _add_weights(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) 
 
 def _add_tokens(input_gram: Tensor, output_gram: Tensor, x: Tensor, g: Tensor) -> None:
     of_inputs, of_gradients = x @ x.mT, g @ g.mT
-    sizes = (gram.diagonal(dim1=1, dim2=2).sum(1) for gram in (of_inputs, of_gradients))
-    told = _told((of_inputs * of_gradients).sum((1, 2)), next(sizes) * next(sizes))[:, None, None]
+    told = _told((of_inputs * of_gradients).sum((1, 2)), x, g)
     input_gram.addmm_(x.flatten(0, 1).T, (told * of_gradients @ x).flatten(0, 1))
     output_gram.addmm_(g.flatten(0, 1).T, (told * of_inputs @ g).flatten(0, 1))
 
 
-def _told(size: Tensor, largest: Tensor) -> Tensor:
-    """1 for every example whose |D|^2 is more than rounding of |x|^2 |g|^2, else 0."""
-    return (size > 32 * torch.finfo(size.dtype).eps * largest).to(size)
+def _told(size: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    """1 for every example whose |D|^2, ``size``, is more than rounding of |x|^2 |g|^2, else 0; shape ``(N, 1, 1)``."""
+    largest = x.square().sum((1, 2)) * g.square().sum((1, 2))
+    return (size > 32 * torch.finfo(size.dtype).eps * largest).to(size)[:, None, None]
