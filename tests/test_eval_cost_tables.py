@@ -57,10 +57,13 @@ def test_the_linearised_variance_has_a_line_a_width_and_its_cost_in_passes(folde
     }
     unit = {"model": "closed_world", "task": "multiple_choice", "items": 3, "draws": 64, "outputs": 4}
     (folder / "agreement").mkdir()
-    (folder / "agreement/x.json").write_text(json.dumps({**unit, "widths": [width], "cost": cost}))
+    for name, covariance in (("x", {"covariance": "leading"}), ("y", {})):  # older files have independent entries
+        found = {**unit, **covariance, "widths": [width], "cost": cost}
+        (folder / f"agreement/{name}.json").write_text(json.dumps(found))
     lines = table.block(folder).splitlines()
-    assert "| closed world | multiple choice | 0.5 | 0.988 | 1.020 | 0.050 |" in lines
-    assert "| closed world | multiple choice | 4 | 4.5 | 7.5 | 3.5 | 6.0 |" in lines
+    assert "| closed world | multiple choice | leading | 0.5 | 0.988 | 1.020 | 0.050 |" in lines
+    assert "| closed world | multiple choice | leading | 4 | 4.5 | 7.5 | 3.5 | 6.0 |" in lines
+    assert "| closed world | multiple choice | independent | 0.5 | 0.988 | 1.020 | 0.050 |" in lines
     assert any("which know a variance to 25 %" in line for line in lines)
 
 

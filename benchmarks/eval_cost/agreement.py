@@ -8,6 +8,8 @@ model is trained with IVON and kept in WORK. A unit is a model and a task. For e
 log-probability (of the text, or of the most probable choice) is taken from ``DRAWS`` antithetic draws and from the
 linearised model, ``g^T Sigma g``, at the width of training and at parts of it, with the same noise at every width.
 First order in the weights is exact in the limit: correlation and ratio must go to 1, up to the noise of the draws.
+Sigma has independent entries, or in ``-leading`` the ``DIRECTIONS`` leading directions over all tensors at once; what
+these leave out is as wide as the entries that training gave are in the median.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import fnmatch
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +42,14 @@ from vlora.training.config import TrainConfig
 from vlora.training.train import run_training
 
 RESULTS = Path(__file__).parent / "results" / "agreement"
-UNITS = (
-    "closed_world-causal_lm",
-    "closed_world-multiple_choice",
-    "stories-causal_lm",
-    "stories-multiple_choice",
+UNITS = tuple(
+    f"{model}-{task}{covariance}"
+    for covariance in ("", "-leading")
+    for model in ("closed_world", "stories")
+    for task in ("causal_lm", "multiple_choice")
 )
 ITEMS, DRAWS, STEPS = 32, 128, 120
+DIRECTIONS = 256
 WIDTHS = (1.0, 0.5, 0.25, 0.125)
 """Parts of the width of training."""
 COST_DRAWS = 8
@@ -71,32 +75,43 @@ def main() -> None:
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Agreement at every width, and cost."""
-    model_name, task = name.split("-")
+    model_name, task, *leading = name.split("-")
     config = (closed_world if model_name == "closed_world" else stories)(task, args)
     evaluation = prepare(load_config(EvalConfig, config))
     posterior = evaluation.subjects[0].posterior
     assert posterior is not None
+    median_std = float(torch.cat([sd.flatten() for sd in posterior.std().values()]).median())
+    if leading:
+        posterior = led(posterior, median_std)
     with evaluation.host.wearing(posterior) as model:
         widths = [agreement(evaluation, model, posterior, width) for width in WIDTHS]
         costs = cost(evaluation, model, posterior)
     return {
         "model": model_name,
         "task": task,
+        "covariance": posterior.covariance,
         "items": len(evaluation.items),
         "draws": DRAWS,
         "outputs": max((len(item.example.choices or "x") for item in evaluation.items), default=1),
         "parameters": sum(h.numel() for h in posterior.hess.values()),
-        "median_std": float(torch.cat([sd.flatten() for sd in posterior.std().values()]).median()),
+        "median_std": median_std,
         "widths": widths,
         "cost": costs,
     }
+
+
+def led(posterior: Posterior, std: float) -> Posterior:
+    """The same mean with the covariance of its leading directions, ``std`` wide in what they leave out."""
+    assert posterior.directions is not None
+    directions = posterior.directions.resting(std**-2)
+    return replace(posterior, covariance="leading", directions=directions).at_temperature(1.0)
 
 
 def agreement(evaluation: Evaluation, model: nn.Module, posterior: Posterior, width: float) -> dict[str, Any]:
     """Variance by the linearised model against the variance over draws, at a part of the width of training."""
     narrow = posterior.scaled(width)
     scores = score_model(evaluation.scorer, Draws(model, narrow, DRAWS, antithetic=True))
-    covariance = logit_covariances(evaluation.scorer, model, [Wanted([narrow])])[0]
+    covariance = logit_covariances(evaluation.scorer, model, [Wanted([narrow], narrow.covariance)])[0]
     sampled, linearised = variances(scores, covariance)
     error = np.abs(linearised / sampled - 1)
     return {
@@ -139,7 +154,7 @@ def cost(evaluation: Evaluation, model: nn.Module, posterior: Posterior) -> dict
 
     def linearised() -> Sink:
         sink = Sink(keys, ["linearised"])
-        scorer.linearise(model, [Wanted([posterior])], sink)
+        scorer.linearise(model, [Wanted([posterior], posterior.covariance)], sink)
         return sink
 
     runs: dict[str, Callable[[], Sink]] = {
@@ -196,9 +211,9 @@ def stories(task: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def trained(settings: dict[str, Any]) -> None:
-    """Train an adapter, unless its folder exists."""
+    """Train an adapter and measure its leading directions, unless its folder exists."""
     if not Path(settings["output"]).exists():
-        run_training(load_config(TrainConfig, settings))
+        run_training(load_config(TrainConfig, settings | {"directions": DIRECTIONS}))
 
 
 def evaluated(task: str, settings: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

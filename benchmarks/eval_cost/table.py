@@ -81,29 +81,43 @@ def agreement(records: Records) -> list[str]:
     lines = [
         "\n### Linearised variance against draws\n",
         f"{some['items']} items, {some['draws']} mirrored draws, which know a variance to {100 * noise:.0f} %\n",
-        row("model", "task", "width", "rank correlation", "linearised / draws", "median relative error"),
-        "|---|---|---:|---:|---:|---:|",
+        row(
+            "model",
+            "task",
+            "covariance",
+            "width",
+            "rank correlation",
+            "linearised / draws",
+            "median relative error",
+        ),
+        "|---|---|---|---:|---:|---:|---:|",
     ]
-    for unit in records.values():
-        head = unit["model"].replace("_", " "), unit["task"].replace("_", " ")
+    units = sorted(records.values(), key=lambda unit: unit.get("covariance", "independent"))
+    for unit in units:
+        head = named(unit)
         for found in unit["widths"]:
             numbers = (found[name] for name in ("rank_correlation", "ratio", "median_relative_error"))
             lines.append(row(*head, f"{found['width']:g}", *(f"{number:.3f}" for number in numbers)))
     lines += [
         "\nCost of one scoring of all items, in passes at the mean: by tokens as vlora counts them, by CPU time.\n",
-        row("model", "task", "K", "linearised", "8 draws", "linearised, CPU", "8 draws, CPU"),
-        "|---|---|---:|---:|---:|---:|---:|",
+        row("model", "task", "covariance", "K", "linearised", "8 draws", "linearised, CPU", "8 draws, CPU"),
+        "|---|---|---|---:|---:|---:|---:|---:|",
     ]
-    for unit in records.values():
+    for unit in units:
         cost, mean = unit["cost"], unit["cost"]["mean"]
         shares = [
             cost[name][kind] / mean[kind]
             for kind in ("tokens", "cpu_seconds")
             for name in ("linearised", "draws")
         ]
-        head = unit["model"].replace("_", " "), unit["task"].replace("_", " "), str(outputs(unit))
-        lines.append(row(*head, *(f"{share:.1f}" for share in shares)))
+        lines.append(row(*named(unit), str(outputs(unit)), *(f"{share:.1f}" for share in shares)))
     return lines
+
+
+def named(unit: dict[str, Any]) -> tuple[str, str, str]:
+    """Model, task and covariance as the tables have them."""
+    covariance = unit.get("covariance", "independent")
+    return unit["model"].replace("_", " "), unit["task"].replace("_", " "), covariance
 
 
 def outputs(unit: dict[str, Any]) -> int:
