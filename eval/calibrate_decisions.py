@@ -1,7 +1,7 @@
 """The part of ``vlora calibrate`` that fits decisions on their rows and verifies them on others.
 
-Sets and the threshold are fitted on the rows for thresholds. The grid of the threshold, where its score has no scale of
-its own, and the gate come from the rows that width and temperatures were fitted on.
+Sets and the threshold are fitted on the rows for thresholds. Where the tests of the threshold begin, its grid where its
+score has no scale of its own, and the gate come from the rows that width and temperatures were fitted on.
 """
 
 import logging
@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from vlora.config import to_plain
@@ -19,7 +20,7 @@ from vlora.eval.config import CalibrationConfig
 from vlora.eval.decide import ABSTENTION_GRID, above, fit_gate, fit_rules, verify
 from vlora.eval.decision_scores import SHARE, needs_base
 from vlora.eval.metrics.arrays import Array
-from vlora.eval.metrics.risk_control import items_for_risk, threshold_grid
+from vlora.eval.metrics.risk_control import items_for_risk, likely_start, threshold_grid
 from vlora.eval.metrics.temperature import temper
 from vlora.eval.predictive import base_entropy, decision_scores, predictive
 from vlora.eval.prepare import Evaluation
@@ -80,13 +81,12 @@ def fit_and_verify(
     found = predictive(evaluation.scorer, model, posterior, predictor, **settings)
     scores = decision_scores(found, temperature=temperature, base=base[1])
     label = [item.example.label for item in evaluation.items]
-    known: dict[str, Array] = {}
-    if config.calibration.gate is not None or config.calibration.score != "max_probability":
-        on_fit = predictive(parts.fit.scorer, model, posterior, predictor, **settings)
-        known = decision_scores(on_fit, temperature=temperature, base=base[0])
+    on_fit = predictive(parts.fit.scorer, model, posterior, predictor, **settings)
+    known = decision_scores(on_fit, temperature=temperature, base=base[0])
+    right = on_fit.log_probs.argmax(axis=1) == [item.example.label for item in parts.fit.items]
     held = {key: value[:num_threshold] for key, value in scores.items()}
     tempered = temper(found.log_probs[:num_threshold], temperature)
-    sets, abstention, gate = _fit(config.calibration, tempered, label[:num_threshold], known, held)
+    sets, abstention, gate = _fit(config.calibration, tempered, label[:num_threshold], known, right, held)
     decisions = Decisions(
         task=config.task,
         predictor=predictor,
@@ -117,16 +117,22 @@ def _fit(
     log_probs: Array,
     label: Sequence[int | None],
     known: Mapping[str, Array],
+    right: NDArray[np.bool_],
     held: Mapping[str, Array],
 ) -> tuple[tuple[Conformal, ...], Abstention, Gate | None]:
-    """Sets and threshold on the scores of the rows for thresholds, gate and grid on those of the others."""
+    """Sets and threshold on the scores of the rows for thresholds; gate, grid and start on those of the others."""
     gate = rules.gate and fit_gate(rules.gate.score, known[rules.gate.score], rules.gate.quantile)
     grid = ABSTENTION_GRID
     if rules.score != "max_probability":
         grid = threshold_grid(known[rules.score], rules.num_thresholds)
-    values = np.where(above(gate, held, len(log_probs)), np.inf, held[rules.score])
+    before, values = (
+        np.where(above(gate, scores, len(scores[rules.score])), np.inf, scores[rules.score])
+        for scores in (known, held)
+    )
+    start = likely_start(before, ~right, grid, num_items=len(values), risk=rules.risk)
     limits = {"alphas": rules.alpha, "risk": rules.risk, "delta": rules.delta}
-    sets, abstention = fit_rules(log_probs, label, **limits, score=rules.score, values=values, grid=grid)
+    chosen = {"score": rules.score, "values": values, "grid": grid, "start": start}
+    sets, abstention = fit_rules(log_probs, label, **limits, **chosen)
     return sets, abstention, gate
 
 
@@ -163,5 +169,5 @@ def _warn(decisions: Decisions, name: str) -> None:
         logger.warning(
             '%s: no threshold on %s could be shown to keep the error rate at %g, so everything is "don\'t know"; it '
             "takes at least %d right answers in a row among the most confident ones, or a larger calibration.risk",
-            *(name, rule.score, rule.risk, items_for_risk(rule.risk, rule.delta / 5)),
+            *(name, rule.score, rule.risk, items_for_risk(rule.risk, rule.delta)),
         )

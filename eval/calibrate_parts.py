@@ -81,7 +81,7 @@ class Parts:
         prior = int(bool(rules.prior_grid) and config.task != "causal_lm")
         decided = {"samples": 1 + config.num_samples, "mean": 1}.get(rules.predictor, 2)
         fit, others = (0 if part is None else len(part.items) for part in (self.fit, self.others))
-        scored = fit if others and (rules.gate is not None or rules.score != "max_probability") else 0
+        scored = fit if others else 0
         return sum(
             fit * (1 + config.num_samples * trials + prior) + (scored + others) * decided
             if subject.kind == "posterior"

@@ -89,6 +89,7 @@ def fit_rules(
     score: str = "max_probability",
     values: Any = None,
     grid: Any = ABSTENTION_GRID,
+    start: float | None = None,
 ) -> tuple[tuple[Conformal, ...], Abstention]:
     """Fit prediction sets and the rule for "don't know" on held-out items.
 
@@ -101,6 +102,7 @@ def fit_rules(
         score: Name of what the threshold is on.
         values: Its values, ``(N,)``, infinite where a gate is closed; None takes 1 - confidence.
         grid: Thresholds to test, chosen without these items.
+        start: Strictest of them to test, chosen without these items; None starts at several.
 
     Returns:
         Rules for sets, and for abstention.
@@ -119,7 +121,7 @@ def fit_rules(
             sets.append(Conformal(method=method, alpha=alpha, threshold=threshold, n=len(label)))
     wrong = (log_probs.argmax(axis=1) != label).astype(float)
     values = uncertainty(log_probs) if values is None else values
-    found = controlled_threshold(values, wrong, grid, risk=risk, delta=delta)
+    found = controlled_threshold(values, wrong, grid, risk=risk, delta=delta, start=start)
     rule = Abstention(
         score=score,
         risk=risk,

@@ -166,5 +166,5 @@ def _warn(decisions: AnswerDecisions, name: str, done: str) -> None:
             "%s: no threshold on %s could be shown to keep the error rate at %g, so nothing is %s; it "
             "takes at least %d right answers in a row among the most certain ones, another calibration.score, or a "
             "larger calibration.risk",
-            *(name, rule.score, rule.risk, done, items_for_risk(rule.risk, rule.delta / 5)),
+            *(name, rule.score, rule.risk, done, items_for_risk(rule.risk, rule.delta)),
         )

@@ -22,7 +22,7 @@ from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.binomial import clopper_pearson
 from vlora.eval.metrics.calibration import calibration, calibration_floor
-from vlora.eval.metrics.risk_control import controlled_threshold, threshold_grid
+from vlora.eval.metrics.risk_control import controlled_threshold, likely_start, threshold_grid
 from vlora.posterior.abstention import Abstention
 from vlora.posterior.answer_decisions import AnswerDecisions
 
@@ -98,12 +98,17 @@ def fit_answers(
             f"of {len(fit)} and {len(held)} validation questions {int(ranked.sum())} and {len(attempts)} have an "
             f"attempt that can be graded and scored by {name}; a threshold needs both, give more questions"
         )
+    tried = np.flatnonzero(first.attempted == 1)
+    grid = threshold_grid(finite, rules.num_thresholds)
     found = controlled_threshold(
         _column(second, name)[attempts],
         _wrong(second)[attempts],
-        threshold_grid(finite, rules.num_thresholds),
+        grid,
         risk=rules.risk,
         delta=rules.delta,
+        start=likely_start(
+            score[tried], _wrong(first)[tried], grid, num_items=len(attempts), risk=rules.risk
+        ),
     )
     rule = Abstention(
         score=name,

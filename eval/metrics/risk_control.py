@@ -5,24 +5,26 @@
 Learn then Test (Angelopoulos et al. 2021, arXiv:2110.01052): each threshold of a grid is a null hypothesis R(t) > risk.
 Given n answered calibration items with w wrong ones, its exact p-value is P(Bin(n, risk) <= w), which is the same as
 asking whether the Clopper-Pearson bound of the risk lies below the limit. Thresholds are tested from strict to lax
-until one is not rejected (fixed sequence testing), from several starting points that share delta equally, because
-the strictest thresholds answer too few items to prove anything.
+until one is not rejected (fixed sequence testing). The strictest answer too few items to prove anything, so the
+sequence starts where other labelled items promise most (``likely_start``; split fixed sequence testing, ibid.); without
+such items several starting points share delta equally.
 
-The guarantee needs a grid that does not depend on the calibration items: round numbers for a confidence, or quantiles
-of the uncertainty on *other* items (``threshold_grid``). Items must be exchangeable with those to come; under shift
-nothing is promised.
+The guarantee needs a grid and a start that do not depend on the calibration items: round numbers for a confidence, or
+quantiles of the uncertainty on *other* items (``threshold_grid``). Items must be exchangeable with those to come; under
+shift nothing is promised.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, same_length, unit_interval, vector
 from vlora.eval.metrics.binomial import binomial_tail, upper_bound
 
-__all__ = ["RiskThreshold", "controlled_threshold", "items_for_risk", "threshold_grid"]
+__all__ = ["RiskThreshold", "controlled_threshold", "items_for_risk", "likely_start", "threshold_grid"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def controlled_threshold(
     *,
     risk: float = 0.05,
     delta: float = 0.1,
+    start: float | None = None,
     num_starts: int = 5,
 ) -> RiskThreshold:
     """Largest threshold of a grid whose error rate is at most ``risk``, with confidence 1 - ``delta``.
@@ -83,7 +86,9 @@ def controlled_threshold(
         grid: Thresholds to test, chosen without these items. Shape ``(G,)``.
         risk: Error rate allowed among the answers, in (0, 1).
         delta: Chance, over calibration sets, that the threshold breaks the limit, in (0, 1).
-        num_starts: Sequences that share ``delta``, starting evenly over the grid.
+        start: Strictest threshold to test, chosen without these items (:func:`likely_start`): one sequence, which has
+            all of ``delta``.
+        num_starts: Without ``start``: sequences that share ``delta``, starting evenly over the grid.
 
     Returns:
         The threshold; one that answers nothing when no test succeeds.
@@ -94,12 +99,13 @@ def controlled_threshold(
     uncertainty, wrong = _inputs(uncertainty, wrong, risk, delta)
     grid = np.unique(vector("grid", grid))
     starts = np.unique(np.linspace(0, len(grid), max(num_starts, 1), endpoint=False).astype(np.int64))
+    if start is not None:
+        starts = np.searchsorted(grid, [start])
     share = delta / len(starts)
-    answered = (uncertainty <= grid[:, None]).sum(axis=1)
-    errors = (wrong * (uncertainty <= grid[:, None])).sum(axis=1).astype(np.int64)
+    answered, errors = _counts(uncertainty, wrong, grid)
     best = -1
-    for start in starts:
-        for index in range(max(start, best + 1), len(grid)):
+    for first in starts:
+        for index in range(max(first, best + 1), len(grid)):
             if binomial_tail(int(errors[index]), int(answered[index]), risk) > share:
                 break
             best = index
@@ -107,6 +113,42 @@ def controlled_threshold(
         return RiskThreshold(float("-inf"), 0, 0, len(wrong), 1.0)
     kept, failed = int(answered[best]), int(errors[best])
     return RiskThreshold(float(grid[best]), kept, failed, len(wrong), upper_bound(failed, kept, share))
+
+
+def likely_start(uncertainty: Any, wrong: Any, grid: Any, *, num_items: int, risk: float = 0.05) -> float:
+    r"""Threshold whose test is likeliest to succeed, judged by items that are *not* used for calibration.
+
+    .. math:: \arg\min_t P(\mathrm{Bin}(n_t, \mathrm{risk}) \le n_t \hat r_t),
+              \quad n_t = N m_t / M, \quad \hat r_t = (w_t + 1/2) / (m_t + 1)
+
+    for m_t of M items answered at t and w_t of them wrong; counts are rounded.
+
+    Args:
+        uncertainty: Of the other items, higher is less certain. Shape ``(M,)``.
+        wrong: Whether each answer is wrong, 0 or 1. Shape ``(M,)``.
+        grid: Thresholds to test. Shape ``(G,)``.
+        num_items: N, calibration items.
+        risk: Error rate allowed among the answers, in (0, 1).
+
+    Returns:
+        One of the grid, the strictest of equals.
+
+    Raises:
+        DataError: Lengths differ, empty, NaN, an answer that is neither right nor wrong, or a risk outside (0, 1).
+    """
+    uncertainty, wrong = _inputs(uncertainty, wrong, risk, 0.5)
+    grid = np.unique(vector("grid", grid))
+    answered, errors = _counts(uncertainty, wrong, grid)
+    expected = num_items * answered / len(wrong)
+    failed = expected * (errors + 0.5) / (answered + 1)
+    chances = [binomial_tail(round(f), round(n), risk) for f, n in zip(failed, expected, strict=True)]
+    return float(grid[int(np.argmin(chances))])
+
+
+def _counts(uncertainty: Array, wrong: Array, grid: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Items answered at every threshold, and wrong ones among them, ``(G,)`` each."""
+    there = uncertainty <= grid[:, None]
+    return there.sum(axis=1), (wrong * there).sum(axis=1).astype(np.int64)
 
 
 def items_for_risk(risk: float = 0.05, delta: float = 0.1, error_rate: float = 0.0) -> int:

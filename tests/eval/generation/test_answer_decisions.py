@@ -13,7 +13,7 @@ from vlora.eval.generation.confidence import fit_power
 from vlora.eval.generation.config import AnswerCalibrationConfig
 from vlora.eval.generation.decide import decide_answers, fit_answers, verify_answers
 from vlora.eval.metrics.binomial import binomial_tail
-from vlora.eval.metrics.risk_control import controlled_threshold, threshold_grid
+from vlora.eval.metrics.risk_control import controlled_threshold, likely_start, threshold_grid
 from vlora.posterior.answer_decisions import AnswerDecisions
 from vlora.posterior.decisions import check_content
 
@@ -43,7 +43,9 @@ def test_threshold_and_temperature_are_fitted_on_parts_of_their_own():
     (first, right), (second, held) = world(0), world(1)
     power, rule = fit_answers(made(first, right), made(second, held), RULES)
     assert power == pytest.approx(fit_power(np.exp(-first), right), rel=1e-6)
-    expected = controlled_threshold(second, 1 - held, threshold_grid(first), risk=0.3, delta=0.3)
+    grid = threshold_grid(first)
+    start = likely_start(first, 1 - right, grid, num_items=100, risk=0.3)
+    expected = controlled_threshold(second, 1 - held, grid, risk=0.3, delta=0.3, start=start)
     assert (
         rule.threshold == pytest.approx(expected.threshold)
         and rule.n == 100
@@ -51,8 +53,7 @@ def test_threshold_and_temperature_are_fitted_on_parts_of_their_own():
     )
     assert (rule.answered, rule.wrong) == (expected.answered, expected.wrong) and rule.answered > 10
     assert any(rule.threshold == pytest.approx(value) for value in first)  # of the grid, not of its own part
-    starts = 5
-    assert binomial_tail(rule.wrong, rule.answered, 0.3) <= 0.3 / starts
+    assert binomial_tail(rule.wrong, rule.answered, 0.3) <= 0.3
 
 
 def test_the_promise_holds_over_many_fits():

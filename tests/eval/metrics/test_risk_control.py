@@ -7,7 +7,12 @@ import pytest
 
 from vlora.errors import DataError
 from vlora.eval.metrics.binomial import binomial_tail
-from vlora.eval.metrics.risk_control import controlled_threshold, items_for_risk, threshold_grid
+from vlora.eval.metrics.risk_control import (
+    controlled_threshold,
+    items_for_risk,
+    likely_start,
+    threshold_grid,
+)
 
 
 def test_fifty_nine_right_answers_prove_five_percent():
@@ -45,6 +50,45 @@ def test_several_starts_get_past_thresholds_that_answer_too_few():
     found = controlled_threshold(u, wrong, grid, num_starts=5)
     assert 0.5 < found.threshold < 0.95 and found.wrong / found.answered < 0.05
     assert found.risk_bound <= 0.05
+
+
+def test_a_start_from_other_items_has_all_of_delta():
+    """Fifty of fifty right answers prove 5 % at delta .1, and not at a fifth of it, where it takes 77."""
+    u, wrong = np.repeat([0.1, 0.9], [50, 50]), np.repeat([0, 1], [50, 50])
+    assert controlled_threshold(u, wrong, [0.1, 0.9], risk=0.05, delta=0.1).threshold == -np.inf
+    found = controlled_threshold(u, wrong, [0.1, 0.9], risk=0.05, delta=0.1, start=0.1)
+    assert (found.threshold, found.answered) == (0.1, 50)
+    assert found.risk_bound == pytest.approx(1 - 0.1 ** (1 / 50))
+    assert controlled_threshold(u, wrong, [0.1, 0.9], start=0.9).threshold == -np.inf
+
+
+def test_the_likely_start_has_the_smallest_expected_tail():
+    u, wrong = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), np.array([0, 0, 0, 0, 1, 1])
+    grid = [0.2, 0.4, 0.6]
+    tails = [  # 60 items to come: 20, 40 and 60 answered, of which (w + 1/2) / (m + 1) wrong
+        binomial_tail(round(20 * 0.5 / 3), 20, 0.3),
+        binomial_tail(round(40 * 0.5 / 5), 40, 0.3),
+        binomial_tail(round(60 * 2.5 / 7), 60, 0.3),
+    ]
+    assert likely_start(u, wrong, grid, num_items=60, risk=0.3) == grid[int(np.argmin(tails))] == 0.4
+    assert likely_start([0.5], [1], [0.1, 0.2], num_items=10) == 0.1  # nothing is answered: all alike
+
+
+def test_a_start_from_other_items_finds_more_thresholds_and_keeps_the_risk():
+    rng = np.random.default_rng(2)
+    grid, found, broken, several = np.arange(1, 101) / 100, 0, 0, 0
+    for _ in range(150):
+        u, other = rng.random(250), rng.random(120)
+        wrong, seen = (
+            (rng.random(len(v)) < np.maximum(0.3 * (v - 0.4), 0.01)).astype(int) for v in (u, other)
+        )
+        start = likely_start(other, seen, grid, num_items=250, risk=0.05)
+        t = controlled_threshold(u, wrong, grid, risk=0.05, delta=0.1, start=start).threshold
+        several += controlled_threshold(u, wrong, grid, risk=0.05, delta=0.1).threshold > 0
+        found += t > 0
+        # E[wrong | u <= t] with .01 up to u = .4333 and .3 (u - .4) beyond
+        broken += t > 0 and (0.01 * 0.4333 + 0.15 * ((t - 0.4) ** 2 - 0.0333**2)) / t > 0.05
+    assert found > several + 15 and broken / 150 <= 0.1 + 0.05
 
 
 def test_false_claims_are_rarer_than_delta_by_enumeration():
@@ -94,5 +138,7 @@ def test_bad_input_is_named():
         controlled_threshold([0.1, 0.2], [0], [1.0])
     with pytest.raises(DataError, match=r"error_rate must lie in \[0, 0\.05\)"):
         items_for_risk(0.05, 0.1, 0.05)
+    with pytest.raises(DataError, match="wrong must be 0 or 1"):
+        likely_start([0.1], [0.5], [1.0], num_items=3)
     with pytest.raises(DataError, match="num_thresholds must be at least 1"):
         threshold_grid([1.0], 0)
