@@ -1,8 +1,9 @@
 """Texts for language modelling: how they are laid out, batched and run under every parameter vector.
 
 What is computed from the passes is in :mod:`vlora.eval.token_stream`. Draws stream through its accumulators batch by
-batch, and the logits of a batch under the draws that are held side by side are kept within a fixed budget; scores of
-all samples over the vocabulary are never held together.
+batch. Draws that are held side by side run through the trunk together and through the output head one at a time
+(:mod:`vlora.eval.head`): no tensor has draws, places and vocabulary. Where a model's head cannot be run by itself, the
+logits of a batch under these draws are made together, at most ``LOGIT_BUDGET`` numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,13 @@ from vlora.data import Encoding, Example, RowFormat, encode_continuation
 from vlora.data.encode import wants_eos
 from vlora.errors import DataError
 from vlora.eval.batching import Batch, make_batches, run_halving, two_short
-from vlora.eval.forward import Draws, place_logits
+from vlora.eval.forward import Draws
+from vlora.eval.head import logits_in_turn
 from vlora.eval.linearised import Linearised, Wanted, WantedShare
 from vlora.eval.score_trees import LOGIT_BUDGET, choose_batches
 from vlora.eval.sink import Sink, draw_name
 from vlora.eval.token_stream import TokenStream
-from vlora.eval.tree_forward import PrefixCache, encode_prefix, tree_logits
+from vlora.eval.tree_forward import PrefixCache, encode_prefix, tree_inputs
 from vlora.eval.trees import Group, TreeBatch, Trees, lone_trees, plan_groups
 from vlora.eval.variants import Variants
 
@@ -163,10 +165,9 @@ class TextScorer:
             places = self._places(some)
             stream = TokenStream(places.target, places.counts, self.temperatures, self.chosen)
             for part in variants.parts():
-                with variants.holding(part) as count:
-                    logits = place_logits(variants.model, some.inputs, places.row, places.position, count)
+                logits = logits_in_turn(variants, part, some.inputs, places.row, places.position)
                 stream.add_all(variants.which[part], logits)
-                sink.spent(tokens=some.num_tokens * variants.cost(count))
+                sink.spent(tokens=some.num_tokens * variants.cost(len(variants.which[part])))
             records.update(zip(some.rows.tolist(), stream.records(), strict=True))
 
         with sink.timed():
@@ -177,6 +178,8 @@ class TextScorer:
         """Hold as many vectors as the budgets allow; returns the most scored places of one vector's batch."""
         variants.fit(longest, self._max_tokens)
         places = LOGIT_BUDGET // self._vocabulary
+        if variants.apart:  # logits of one vector at a time
+            return places
         most = max(len(made.input_ids) for made in self._encoded)
         variants.width = max(1, min(variants.width, places // most))
         return places // variants.width
@@ -214,11 +217,10 @@ class TextScorer:
             batch = TreeBatch.of(some.trees, self._pad_id)
             stream = TokenStream(batch.targets, batch.counts, self.temperatures, self.chosen)
             for number, part in enumerate(variants.parts()):
-                with variants.holding(part) as count:
-                    prefix = prefixes[number] if prefixes else None
-                    logits = tree_logits(variants.model, batch, prefix, count)
+                inputs, cache = tree_inputs(variants.model, batch, prefixes[number] if prefixes else None)
+                logits = logits_in_turn(variants, part, inputs, batch.rows, batch.nodes, **cache)
                 stream.add_all(variants.which[part], logits)
-                sink.spent(tokens=batch.num_tokens * variants.cost(count))
+                sink.spent(tokens=batch.num_tokens * variants.cost(len(variants.which[part])))
             records.update(zip(some.items, stream.records(), strict=True))
 
         with sink.timed():

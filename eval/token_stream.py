@@ -23,10 +23,10 @@ to. With ``chosen`` temperatures, of ``mean`` or ``samples``, what is reported o
 ``sample_entropy_chosen``, with the temperatures themselves. The top token is the same at every temperature.
 
 Accumulators hold [M, V] numbers, where M counts the scored tokens of a batch: the log of the mixture and the mean
-log-probability. The samples are never held together.
+log-probability. Samples pass one at a time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,8 +85,8 @@ class TokenStream:
         self._entropies.append(_entropy(log_probs))
         self._realised_by_draw.append(realised)
 
-    def add_all(self, draws: Sequence[int | None], logits: Tensor) -> None:
-        """Take the logits under several vectors [count, M, V]; one of them at a time becomes float32."""
+    def add_all(self, draws: Sequence[int | None], logits: Iterable[Tensor]) -> None:
+        """Take the logits under several vectors, [M, V] each, asked for one at a time and then float32."""
         for draw, one in zip(draws, logits, strict=True):
             self.add(draw, one.float().log_softmax(-1))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlora.eval.forward import place_logits, unwrapped
 from vlora.eval.trees import TreeBatch
 
-__all__ = ["PrefixCache", "encode_prefix", "sharing_obstacle", "tree_logits"]
+__all__ = ["PrefixCache", "encode_prefix", "sharing_obstacle", "tree_inputs", "tree_logits"]
 
 PrefixCache = list[tuple[Tensor, Tensor]]
 """Keys and values of every block: [draws, heads, P, d], or [1, heads, P, d] where all draws agree."""
@@ -61,9 +61,16 @@ def tree_logits(model: nn.Module, batch: TreeBatch, prefix: PrefixCache | None, 
     Returns:
         Tensor [count, M, V] in the model's dtype, on its device.
     """
+    inputs, cache = tree_inputs(model, batch, prefix)
+    return place_logits(model, inputs, batch.rows, batch.nodes, count, **cache)
+
+
+def tree_inputs(
+    model: nn.Module, batch: TreeBatch, prefix: PrefixCache | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors of shape [B, ...] that a batch of trees is run with, and the arguments that hold its prefix."""
     length = prefix[0][0].shape[-2] if prefix else 0
-    inputs: dict[str, Any] = {**batch.inputs, "attention_mask": _mask(model, batch, length)}
-    return place_logits(model, inputs, batch.rows, batch.nodes, count, **_cache(prefix, len(batch.items)))
+    return {**batch.inputs, "attention_mask": _mask(model, batch, length)}, _cache(prefix, len(batch.items))
 
 
 def _cache(prefix: PrefixCache | None, size: int) -> dict[str, Any]:

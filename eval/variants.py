@@ -14,6 +14,7 @@ from torch import nn
 
 from vlora.errors import ConfigError
 from vlora.eval.forward import Draws
+from vlora.eval.head import head_is_apart
 from vlora.eval.tree_forward import sharing_obstacle
 from vlora.stacked import Stack, obstacle
 
@@ -32,6 +33,7 @@ class Variants:
         which: Draw numbers, None for the mean.
         width: Most vectors that are held at once.
         shares: Whether prompts share their forward passes where they share tokens.
+        apart: Whether the output head can be run one vector at a time behind a trunk that holds several.
     """
 
     def __init__(self, draws: Draws, which: Sequence[int | None]) -> None:
@@ -46,6 +48,8 @@ class Variants:
         self._stack = self._stacked()
         self.shares = draws.scoring != "loop" and self._can_share()
         self.width = 1 if self._stack is None else len(self.which)
+        with torch.inference_mode():
+            self.apart = self._stack is not None and head_is_apart(self.model)
 
     def fit(self, longest: int, max_tokens: int) -> None:
         """Hold no more vectors at once than fit a batch, unless they share blocks, which pays more.
