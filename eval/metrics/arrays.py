@@ -1,5 +1,6 @@
 """Input checks that all metrics share: what comes in is float64, of the right shape, and free of NaN."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ __all__ = [
     "labels",
     "log_prob_array",
     "normalised",
+    "numbers",
     "same_length",
     "unit_interval",
     "vector",
@@ -22,13 +24,44 @@ Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+def numbers(name: str, values: Any, cure: str = "all need as many") -> Array:
+    """Return ``values`` as a float64 array of whatever shape; ``cure`` says what to do about rows of unequal lengths.
+
+    Raises:
+        DataError: Rows of unequal lengths, or something that is no number.
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: {_uneven(values, cure) or f'expected numbers, {error}'}") from None
+
+
+def _uneven(values: Any, cure: str = "") -> str | None:
+    """What keeps nested sequences from being an array; None where they are one."""
+    level = [values]
+    while all(
+        isinstance(entry, (Sequence, np.ndarray)) and not isinstance(entry, (str, bytes)) for entry in level
+    ):
+        sizes = {len(entry) for entry in level}
+        if len(sizes) > 1:
+            return f"rows have {min(sizes)} to {max(sizes)} entries; {cure}"
+        level = [inner for entry in level for inner in entry]
+        if not level:
+            return None
+    return (
+        "some entries are rows and some are not"
+        if any(isinstance(entry, list | tuple) for entry in level)
+        else None
+    )
+
+
 def vector(name: str, values: Any) -> Array:
     """Return ``values`` as a float64 array of shape ``(N,)``.
 
     Raises:
-        DataError: It is not one-dimensional, is empty, or holds NaN.
+        DataError: It is not one-dimensional, is empty, or holds NaN or no numbers.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = numbers(name, values)
     if array.ndim != 1 or array.size == 0:
         raise DataError(f"{name} must be a non-empty 1-D array, got shape {array.shape}")
     if np.isnan(array).any():
@@ -67,9 +100,10 @@ def log_prob_array(name: str, values: Any, ndim: int) -> Array:
     """Return ``values`` as float64 log-probabilities whose last axis is the K choices.
 
     Raises:
-        DataError: Wrong number of dimensions, empty, NaN, or a value above zero.
+        DataError: Wrong number of dimensions, empty, NaN, no numbers, a value above zero, or rows of unequal lengths:
+            items with fewer choices are padded with -inf.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = numbers(name, values, "pad items that have fewer choices with -inf")
     if array.ndim != ndim or array.size == 0:
         raise DataError(f"{name} must be a non-empty {ndim}-D array, got shape {array.shape}")
     if np.isnan(array).any():
@@ -103,7 +137,10 @@ def labels(values: Any, log_probs: Array) -> IntArray:
     Raises:
         DataError: Lengths differ or an index lies outside ``0 … K-1``.
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = numbers("labels", values)  # which says what is wrong with the rows
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise DataError(f"labels must be a 1-D array of integers, got {array.dtype} of shape {array.shape}")
     same_length(log_probs=log_probs, labels=array)

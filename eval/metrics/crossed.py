@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, normalised, vector
+from vlora.eval.metrics.arrays import Array, normalised, numbers, vector
 from vlora.eval.metrics.intervals import Interval, percentile_interval
 
 __all__ = [
@@ -119,7 +119,7 @@ def crossed_interval(
     Returns:
         The interval with both standard errors; with a single unit the draws' error is unknown, and so is the interval.
     """
-    items = np.asarray(item_replicates, float)
+    items = numbers("item_replicates", item_replicates)
     if num_units < 2:
         nothing = Interval(value, float("nan"), float("nan"), n)
         return CrossedInterval(nothing, _spread(items), float("nan"))
@@ -146,13 +146,13 @@ def crossed_fields(
     if found["value"] is None:
         return {}
     crossed = crossed_interval(found["value"], item_replicates, draw_replicates, n, num_units)
-    numbers = {
+    fields = {
         "item_error": crossed.item_error,
         "draw_error": crossed.draw_error,
         "crossed_low": crossed.interval.low,
         "crossed_high": crossed.interval.high,
     }
-    return {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}
+    return {name: float(value) if np.isfinite(value) else None for name, value in fields.items()}
 
 
 def draw_deviations(draw_replicates: Any, num_units: int) -> Array:
@@ -162,7 +162,7 @@ def draw_deviations(draw_replicates: Any, num_units: int) -> Array:
         draw_replicates: The metric on resamples of the draws, with all items. Shape ``(R,)``.
         num_units: Draws that were resampled, pairs where they are antithetic; at least 2.
     """
-    draws = np.asarray(draw_replicates, float)
+    draws = numbers("draw_replicates", draw_replicates)
     return (draws - _mean(draws)) * (num_units / (num_units - 1)) ** 0.5
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, IntArray, labels, log_prob_array
+from vlora.eval.metrics.arrays import Array, IntArray, labels, log_prob_array, numbers
 from vlora.eval.metrics.intervals import Counts, Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.temperature import TEMPERATURE_BOUNDS, TemperatureFit, temper, temperature_from_grid
 
@@ -127,7 +127,7 @@ def draw_temperatures(sample_log_probs: Any, label: Any, weights: Any) -> Array:
         DataError: Shapes differ, NaN, or a label out of range.
     """
     samples, label, _ = _possible(sample_log_probs, label)
-    weights = np.asarray(weights, dtype=np.float64)
+    weights = numbers("weights", weights)
     if weights.ndim != 2 or weights.shape[1] != len(samples):
         raise DataError(f"weights must have shape (R, {len(samples)}), got {weights.shape}")
     if not len(label):

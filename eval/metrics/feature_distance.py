@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.arrays import Array, numbers
 
 __all__ = ["FeatureGaussian", "shrunk_covariance"]
 
@@ -126,7 +126,7 @@ def _squares(root: Array, away: Array) -> Array:
 
 
 def _matrix(name: str, values: Any) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = numbers(name, values)
     if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise DataError(f"{name} must be finite numbers of shape (N, d), got shape {array.shape}")
     return array

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, same_length, vector
+from vlora.eval.metrics.arrays import Array, numbers, same_length, vector
 
 __all__ = [
     "Counts",
@@ -106,7 +106,7 @@ def percentile_interval(value: float, replicates: Any, n: int, level: float = 0.
     Returns:
         The value with its interval; NaN bounds when not defined.
     """
-    replicates = np.asarray(replicates, dtype=np.float64)
+    replicates = numbers("replicates", replicates)
     finite = replicates[np.isfinite(replicates)]
     if 2 * len(finite) <= len(replicates):
         return Interval(value, float("nan"), float("nan"), n)

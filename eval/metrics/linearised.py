@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.arrays import Array, numbers
 from vlora.eval.metrics.uncertainty import expected_entropy, mixture_log_probs, mutual_information
 
 __all__ = ["SoftmaxMoments", "logit_variance", "softmax_mean", "softmax_moments"]
@@ -71,7 +71,7 @@ def logit_variance(covariance: Any, present: Any) -> Array:
     Returns:
         ``(N,)``, in nats^2; higher for less certain.
     """
-    covariance, count = np.asarray(covariance, dtype=np.float64), np.asarray(present).sum(axis=1)
+    covariance, count = numbers("covariance", covariance), np.asarray(present).sum(axis=1)
     trace, total = np.trace(covariance, axis1=1, axis2=2), covariance.sum(axis=(1, 2))
     return (trace - total / count) / np.maximum(count - 1, 1)
 
@@ -93,7 +93,7 @@ def softmax_mean(mean: Any, covariance: Any, *, num_pairs: int = _PAIRS, seed: i
 
 def _samples(mean: Any, covariance: Any, num_pairs: int, seed: int) -> Iterator[Array]:
     """Log-softmax of draws of Gaussian logits, ``(2 * num_pairs, n, K)`` for some items at a time."""
-    mean, covariance = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
+    mean, covariance = numbers("mean", mean), numbers("covariance", covariance)
     if mean.ndim != 2 or covariance.shape != (*mean.shape, mean.shape[-1]):
         raise DataError(
             f"expected logits (N, K) and covariances (N, K, K), got {mean.shape}, {covariance.shape}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, same_length, unit_interval, vector
+from vlora.eval.metrics.arrays import Array, numbers, same_length, unit_interval, vector
 from vlora.eval.metrics.binomial import binomial_tail
 from vlora.eval.metrics.intervals import Interval, percentile_interval
 
@@ -84,7 +84,7 @@ def bootstrap_p_value(replicates: Any) -> float:
     Returns:
         A value in (0, 1]; NaN when no replicate is defined.
     """
-    finite = np.asarray(replicates, dtype=np.float64)
+    finite = numbers("replicates", replicates)
     finite = finite[np.isfinite(finite)]
     if not len(finite):
         return float("nan")
@@ -110,7 +110,7 @@ def paired_bootstrap(
     Raises:
         DataError: Numbers of replicates differ.
     """
-    replicates_a, replicates_b = np.asarray(replicates_a, float), np.asarray(replicates_b, float)
+    replicates_a, replicates_b = numbers("replicates_a", replicates_a), numbers("replicates_b", replicates_b)
     same_length(replicates_a=replicates_a, replicates_b=replicates_b)
     differences: Array = replicates_a - replicates_b
     return PairedBootstrap(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, labels, normalised, same_length
+from vlora.eval.metrics.arrays import Array, labels, normalised, numbers, same_length
 
 __all__ = ["NegativeLogLikelihood", "brier_score", "correctness", "kl_to_truth", "negative_log_likelihood"]
 
@@ -111,7 +111,9 @@ def kl_to_truth(label_probs: Any, log_probs: Any) -> Array:
         DataError: Shapes differ, NaN, or rows of ``label_probs`` that do not sum to one.
     """
     log_probs = normalised("log_probs", log_probs, 2)
-    truth = np.asarray(label_probs, dtype=np.float64)
+    truth = numbers("label_probs", label_probs, "pad items that have fewer choices with 0")
+    if np.isnan(truth).any():
+        raise DataError(f"label_probs holds {int(np.isnan(truth).sum())} NaN of {truth.size} values")
     same_length(label_probs=truth, log_probs=log_probs)
     if (
         truth.shape != log_probs.shape

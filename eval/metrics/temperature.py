@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, IntArray, labels, log_prob_array
+from vlora.eval.metrics.arrays import Array, IntArray, labels, log_prob_array, numbers
 from vlora.eval.metrics.intervals import Counts, Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.proper_scores import negative_log_likelihood
 
@@ -58,7 +58,7 @@ def temperature_from_grid(temperatures: Any, nll: Any) -> TemperatureFit:
     Raises:
         DataError: Not such a grid, or an NLL that is not finite.
     """
-    grid, value = np.asarray(temperatures, dtype=np.float64), np.asarray(nll, dtype=np.float64)
+    grid, value = numbers("temperatures", temperatures), numbers("nll", nll)
     if grid.ndim != 1 or len(grid) < 3 or value.shape != grid.shape or not (grid > 0).all():
         raise DataError(
             f"expected the NLL at three or more temperatures, got shapes {grid.shape}, {value.shape}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.arrays import Array, IntArray, numbers
 from vlora.eval.semantic.lexical import answer_words, normalise_answer, token_f1
 
 __all__ = [
@@ -42,7 +42,7 @@ def relation_array(values: Any) -> Array:
     Raises:
         DataError: Wrong shape, NaN, or rows that do not sum to one.
     """
-    array = np.array(values, dtype=np.float64)
+    array = numbers("relations", values).copy()
     if array.ndim != 3 or array.shape[0] != array.shape[1] or array.shape[2] != 3 or not array.size:
         raise DataError(f"relations must have shape (M, M, 3), got {array.shape}")
     array[np.arange(len(array)), np.arange(len(array))] = [1.0, 0.0, 0.0]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.metrics.arrays import numbers
 
 __all__ = ["eigenscore"]
 
@@ -35,7 +36,7 @@ def eigenscore(
     Raises:
         DataError: Wrong shape, fewer than two answers, not finite, or ``alpha`` not positive.
     """
-    array = np.asarray(embeddings, dtype=np.float64)
+    array = numbers("embeddings", embeddings)
     if array.ndim != 2 or len(array) < 2 or array.shape[1] < 1:
         raise DataError(f"embeddings must have shape (M, d) with at least two answers, got {array.shape}")
     if not np.isfinite(array).all() or not alpha > 0:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, IntArray, same_length, vector
+from vlora.eval.metrics.arrays import Array, IntArray, numbers, same_length, vector
 from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
 
 __all__ = [
@@ -211,7 +211,7 @@ def scored_cluster_shares(clusters: Any, draw_log_probs: Any) -> Array:
     Raises:
         DataError: Shapes differ, NaN, or a draw that gives every answer probability zero.
     """
-    clusters, scores = _clusters(clusters), np.asarray(draw_log_probs, dtype=np.float64)
+    clusters, scores = _clusters(clusters), numbers("draw_log_probs", draw_log_probs)
     if scores.ndim != 2 or scores.shape[1] != len(clusters) or np.isnan(scores).any():
         raise DataError(f"draw_log_probs must be (S, {len(clusters)}) without NaN, got shape {scores.shape}")
     return np.stack([_normalised_sums(clusters, row) for row in scores])
@@ -232,7 +232,7 @@ def semantic_split(shares: Any, *, antithetic: bool = False) -> SemanticSplit:
     Raises:
         DataError: Not probabilities of shape ``(S, C)``.
     """
-    samples = _log(np.asarray(shares, dtype=np.float64))[:, None]
+    samples = _log(numbers("shares", shares))[:, None]
     information = mutual_information(samples, antithetic=antithetic and len(samples) > 1)[0]
     return SemanticSplit(
         total=float(entropy(mixture_log_probs(samples))[0]),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import vector
+from vlora.eval.metrics.arrays import numbers, vector
 from vlora.eval.semantic.clusters import CONTRADICTION, ENTAILMENT
 
 __all__ = ["contradiction_rate", "p_true", "sentences"]
@@ -54,7 +54,7 @@ def contradiction_rate(relations: Any) -> float:
     Raises:
         DataError: Wrong shape or not probabilities.
     """
-    array = np.asarray(relations, dtype=np.float64)
+    array = numbers("relations", relations)
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise DataError(f"relations must have shape (sentences, samples, 3), got {array.shape}")
     if np.isnan(array).any() or array.min() < 0 or np.abs(array.sum(axis=2) - 1).max() > 1e-3:

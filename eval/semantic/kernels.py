@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array
+from vlora.eval.metrics.arrays import Array, numbers
 from vlora.eval.semantic.clusters import CONTRADICTION, relation_array
 
 __all__ = [
@@ -54,7 +54,7 @@ def similarity_weights(similarity: Any) -> Array:
     Raises:
         DataError: Not a square array of values in [0, 1].
     """
-    array = np.array(similarity, dtype=np.float64)
+    array = numbers("similarities", similarity)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
         raise DataError(f"similarities must be a square array, got shape {array.shape}")
     if np.isnan(array).any() or array.min() < 0 or array.max() > 1:
@@ -90,7 +90,7 @@ def graph_kernel(
     Raises:
         DataError: Weights that are no symmetric graph, or a parameter that is not positive.
     """
-    weights = np.array(weights, dtype=np.float64)
+    weights = numbers("weights", weights).copy()
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not np.allclose(weights, weights.T):
         raise DataError(f"graph weights must be a symmetric square array, got shape {weights.shape}")
     if min(time, smoothness, scale) <= 0 or weights.min() < 0:
@@ -115,7 +115,7 @@ def von_neumann_entropy(kernel: Any) -> float:
     Raises:
         DataError: The kernel is not symmetric, positive semi-definite and of unit trace.
     """
-    kernel = np.asarray(kernel, dtype=np.float64)
+    kernel = numbers("kernel", kernel)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not np.allclose(kernel, kernel.T):
         raise DataError(f"a kernel must be a symmetric square array, got shape {kernel.shape}")
     values = np.linalg.eigvalsh(kernel)
