@@ -18,12 +18,13 @@ from vlora.eval.entailment import Judge
 from vlora.eval.generate import Answer, Decoding, answer_noise, generate_answers
 from vlora.eval.generation.config import GenerationConfig
 from vlora.eval.generation.costs import Meter
-from vlora.eval.generation.drafts import Draft, Scored, chances, judged_answer, pooled
+from vlora.eval.generation.drafts import Draft, Scored, judged_answer, pooled
 from vlora.eval.generation.grading import grade, is_attempt
 from vlora.eval.generation.meaning import find_meaning
 from vlora.eval.generation.questions import Encoder, Question
 from vlora.eval.generation.records import AnswerRecord, Sample
 from vlora.eval.generation.token_scores import Row, TokenScore, last_states, score_rows
+from vlora.eval.generation.verdicts import ask, chances
 from vlora.eval.generation.voices import Voices
 from vlora.eval.semantic.eigenscore import eigenscore
 
@@ -169,29 +170,29 @@ class Collector:
     def _verdicts(
         self, drafts: Sequence[Draft], answers: Sequence[str]
     ) -> list[tuple[float | None, list[float]]]:
-        """p(True) of the judged answers at the mean and under every draw; None where both words are one token."""
+        """p(True) of the judged answers at the mean and under every draw; None where both verdicts are one token."""
         asked = self._config.p_true
         if asked is None:
             return [(None, [])] * len(drafts)
-        rows: list[Row] = []
+        strings = []
         for draft, answer in zip(drafts, answers, strict=True):
             prompt = asked.template.format(question=draft.question.question, answer=answer)
-            rows += [
-                Row(*(tuple(part) for part in self._encoder.continuation(prompt, word)))
-                for word in (asked.true, asked.false)
-            ]
-        if any(not row.answer for row in rows) or rows[0].answer == rows[1].answer:
+            said = (asked.spellings(asked.true), asked.spellings(asked.false))
+            strings.append(ask(*([self._encoder.continuation(prompt, word) for word in own] for own in said)))
+        rows = [row for one in strings for row in one.rows]
+        if not rows:
             return [(None, [])] * len(drafts)
         columns = []
         for draw in range(self._voices.num_draws):
             with self._voices.draw(draw) as model:
-                columns.append(chances(self._score(model, rows, "p_true")))
+                columns.append(chances(strings, self._score(model, rows, "p_true")))
         if self._voices.has_mean:
             with self._voices.mean() as model:
-                mean = chances(self._score(model, rows, "p_true"))
+                mean = chances(strings, self._score(model, rows, "p_true"))
         else:
             mean = np.mean(columns, axis=0).tolist()
-        return [(mean[i], [column[i] for column in columns]) for i in range(len(drafts))]
+        found = iter([(mean[i], [column[i] for column in columns]) for i in range(len(mean))])
+        return [next(found) if one.rows else (None, []) for one in strings]
 
     def _record(
         self,

@@ -146,12 +146,22 @@ class PTrueConfig:
         "The possible answer is:"
     )
     """Prompt, with ``{question}`` and ``{answer}``."""
-    true: str = "True"
-    """What it says if the answer is right."""
-    false: str = "False"
+    true: str | list[str] = field(default_factory=lambda: ["True", "true", " True", " true"])
+    """What it says if the answer is right: one spelling or several, whose probabilities are added. A space goes before
+    each unless it brings its own, except in chat templates; spellings of the same tokens count once."""
+    false: str | list[str] = field(default_factory=lambda: ["False", "false", " False", " false"])
     """What it says if not."""
 
+    @staticmethod
+    def spellings(words: str | list[str]) -> list[str]:
+        """One spelling or several, as a list."""
+        return [words] if isinstance(words, str) else words
+
     def __post_init__(self) -> None:
+        for name in ("true", "false"):
+            words = self.spellings(getattr(self, name))
+            if not words or not all(word.strip() for word in words):
+                raise ConfigError(f"p_true.{name} needs a word, or a list of its spellings, got {words}")
         try:
             self.template.format(question="", answer="")
         except (KeyError, IndexError, ValueError) as error:

@@ -10,10 +10,9 @@ from vlora.eval.generation.meaning import Meaning
 from vlora.eval.generation.questions import Question
 from vlora.eval.generation.records import Given, Pooled
 from vlora.eval.generation.token_scores import TokenScore
-from vlora.eval.semantic.judged import p_true
 from vlora.eval.semantic.sequence import answer_mixture
 
-__all__ = ["Draft", "Ids", "Scored", "chances", "judged_answer", "pooled"]
+__all__ = ["Draft", "Ids", "Scored", "judged_answer", "pooled"]
 
 Ids = tuple[int, ...]
 
@@ -57,12 +56,6 @@ class Scored:
             for number in range(candidates)
         ]
         return int(np.argmax(totals))
-
-
-def chances(scores: Sequence[TokenScore]) -> list[float]:
-    """p(True) of every pair of rows."""
-    totals = [float(score.log_probs.sum()) for score in scores]
-    return [p_true(true, false) for true, false in zip(totals[::2], totals[1::2], strict=True)]
 
 
 def judged_answer(

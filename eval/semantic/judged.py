@@ -1,7 +1,8 @@
 r"""Scores that come from verdicts: the model's own on its answer, or an entailment model's on pairs of texts.
 
 p(True)      p("True" | question, answer, "is it true?") / [p("True") + p("False")]     (Kadavath et al. 2022,
-             arXiv:2207.05221, sec. 3); both taken over all spellings that the tokenizer has for them
+             arXiv:2207.05221, sec. 3); each the sum over the spellings that were scored (``p_true.true`` and
+             ``p_true.false`` of ``kind: generation``)
 SelfCheck    contradiction(sentence i) = (1/M) sum_m c_im / (e_im + c_im),  mean over sentences
              (Manakul et al. 2023, arXiv:2303.08896, sec. 5.4); sampled answer m is the premise
 """

@@ -172,6 +172,25 @@ def test_words_the_tokenizer_cannot_tell_apart_give_no_verdict(world, tmp_path):
     assert all(record.answer.p_true is None for record in records)
 
 
+def test_p_true_adds_up_spellings_and_another_list_is_another_evaluation(world, tmp_path):
+    """Spellings in the settings: the plain sum of their probabilities, kept under a key of their own."""
+    words = {"true": ["red", "dark red", "red"], "false": "blue"}
+    config = settings(world, tmp_path / "o", p_true=words, model=str(world / "plain"))
+    record = next(read_answers(run_generation(config) / ANSWERS))
+    prompt = config.p_true.template.format(question=record.question, answer=record.answer.text or "nothing")
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(world / "base"), world / "plain"
+    ).eval()
+    one, two, false = (
+        np.exp(plain_log_prob(model, prompt, word, False)) for word in ("red", "dark red", "blue")
+    )
+    assert record.answer.p_true == pytest.approx((one + two) / (one + two + false), abs=1e-4)
+    changed = settings(
+        world, tmp_path / "o", p_true={**words, "true": ["red", "dark red"]}, model=str(world / "plain")
+    )
+    assert prepare_session(changed).shared_key != prepare_session(config).shared_key
+
+
 def test_answers_do_not_depend_on_the_batch(world, done, tmp_path):
     output = run_generation(settings(world, tmp_path / "o", batch_size=5, batch_tokens=40))
     for one, two in zip(read_answers(output / ANSWERS), done[0], strict=True):
