@@ -1,4 +1,4 @@
-"""A ``vlora`` model for EleutherAI's lm-evaluation-harness: all of its tasks, posterior-predictive.
+"""A ``vlora`` model for EleutherAI's lm-evaluation-harness: likelihoods averaged over draws, answers of the mean.
 
     python -m vlora.eval.lm_eval run --model vlora --model_args adapter=out/posterior --tasks arc_easy
 
