@@ -1,7 +1,9 @@
 """Calibrated decisions end to end: fitted by ``vlora calibrate``, applied by the Predictor and by ``vlora predict``."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import eval_tiny
 import eval_world
@@ -69,6 +71,40 @@ def test_predictions_are_those_of_an_evaluation_at_the_stored_width(built, tmp_p
         assert one.epistemic == pytest.approx(information, abs=1e-6)
         assert one.epistemic_share == pytest.approx(information / one.entropy, abs=1e-5)
         assert set(one.prediction_set) <= set(record.choices)
+
+
+def test_decisions_of_a_bare_posterior_as_documented(built, tmp_path, capsys):
+    """The two blocks of docs/evaluation.md decide as the Predictor does."""
+    folder, content = built
+    text = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    part = text[text.index("What `vlora calibrate` fitted, without") :]
+    read, apply = [block.partition("```")[0] for block in part.split("```python\n")[1:3]]
+    given = {}
+    exec(read.replace("out/posterior", str(folder / "first")), given)
+    rules = given["rules"]
+    line = f"samples 4 {rules.temperature} {rules.abstention.threshold} None"
+    assert capsys.readouterr().out.strip() == line
+
+    config = eval_world.config(folder, tmp_path / "e", model=str(folder / "first"), temperature="stored")
+    run_eval(config)
+    records = [r for r in read_records(tmp_path / "e/records.jsonl") if r.split == "test"]
+    scale = content["first"]["posterior_temperature"]["std_scale"]
+    assert given["drawn_from"].meta.ess == pytest.approx(given["posterior"].meta.ess / scale**2)
+    most = max(record.sample_log_probs.shape[1] for record in records)
+    padded = [
+        np.pad(r.sample_log_probs, [(0, 0), (0, most - r.sample_log_probs.shape[1])], constant_values=-np.inf)
+        for r in records
+    ]
+    given["samples"] = np.stack(padded, axis=1)
+    capsys.readouterr()
+    exec(apply.replace('"lac", 0.1', '"lac", 0.3'), given)
+    printed = capsys.readouterr().out.splitlines()
+    predictor = Predictor.from_pretrained(folder / "first", base_model=str(folder / "base"))
+    for record, one, told in zip(records, predictor.predict(rows_of(folder, "test")), printed, strict=True):
+        answer, confidence, chosen = re.fullmatch(r"(.*) (\S+) \[(.*)\]", told).groups()
+        assert answer == ("don't know" if one.dont_know else str(one.best))
+        assert float(confidence) == pytest.approx(one.confidence, abs=1e-4)
+        assert {record.choices[int(k)] for k in chosen.split()} == set(one.prediction_set)
 
 
 def test_a_width_other_than_that_of_training_is_drawn_at(built, tmp_path):
