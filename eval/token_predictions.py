@@ -10,6 +10,8 @@ bootstrap), and every metric is a sum over tokens divided by the number of token
 
 all in nats per token; perplexity = exp(nll). Of the draws ``nll`` and ``nll_sequence`` stand also under the names of
 their mixtures, ``nll_product_of_expectations`` and ``nll_expectation_of_products``, which choices have too.
+Calibration is that of the most probable next token: ``ece_15_equal_width``, and on all documents ``smooth_ece``. In
+their floors a token is right with the probability that it was given after the tokens before it.
 ``mean+temperature`` and ``samples+temperature`` are the same next-token distributions at a temperature that was fitted
 on other texts (:mod:`vlora.eval.text_temperature`).
 """
@@ -24,6 +26,7 @@ from vlora.errors import DataError
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.calibration import bin_index
 from vlora.eval.metrics.intervals import bootstrap, percentile_interval
+from vlora.eval.metrics.smooth_calibration import smooth_ece, smooth_ece_floor, smooth_ece_of_clusters
 from vlora.eval.records import Record
 from vlora.eval.summaries import NUM_BINS, floor_fields
 from vlora.eval.tables import PREDICTORS, Metrics, ModelTable, Ratio, Resampler, entry
@@ -55,6 +58,8 @@ _FIELDS = {
     },
 }
 """What every predictor is made of; a temperature changes no answer."""
+_SMOOTH = 200  # resamples and simulations of the smooth ECE, at most
+_FLOOR_TOKENS = 2e7  # simulated tokens behind its floor
 
 
 class TokenTable(ModelTable):
@@ -115,6 +120,8 @@ class TokenTable(ModelTable):
             self._draws.add_errors(
                 metrics, {name: pair[1] for name, pair in pairs.items()}, rows, resampler.seed
             )
+        if full:
+            metrics["smooth_ece"] = self._smooth(predictor, rows, resampler)
         if predictor.endswith("+temperature"):
             metrics["temperature"] = self._temperature(predictor, rows, resampler)
         return metrics
@@ -160,6 +167,18 @@ class TokenTable(ModelTable):
         picked = [self._scores[row] for row in rows]
         confidence = np.concatenate([getattr(scores, of["confidence"]) for scores in picked])
         return confidence, np.concatenate([getattr(scores, of["correct"]) for scores in picked])
+
+    def _smooth(self, predictor: str, rows: IntArray, resampler: Resampler) -> dict[str, Any]:
+        """Smooth ECE of all tokens in ``rows``, with its floor."""
+        confidence, correct = self.reliability(predictor, rows)
+        document = np.repeat(np.arange(len(rows)), self._size[rows].astype(np.int64))
+        counts = resampler.counts(len(rows))[:_SMOOTH]
+        replicates = bootstrap(smooth_ece_of_clusters(confidence, correct, document), counts)
+        simulations = int(np.clip(_FLOOR_TOKENS / len(confidence), 20, _SMOOTH))
+        floor = smooth_ece_floor(confidence, num_simulations=simulations, seed=resampler.seed)
+        more = {"floor": floor.mean, "floor_high": floor.high, "resamples": len(counts)}
+        interval = percentile_interval(smooth_ece(confidence, correct), replicates, len(rows))
+        return entry(interval, tokens=len(confidence), **more)
 
     def _linearised(self) -> dict[str, Array]:
         """Standard deviation of a document's log-probability to first order, per token, where it was measured."""

@@ -16,15 +16,22 @@ The number of relplot 1.0.3 differs in the third digit: it cuts the kernel at .5
 points of its mesh, and counts predictions of exactly 0 or 1 half.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from vlora.errors import DataError
-from vlora.eval.metrics.arrays import Array, same_length, unit_interval
+from vlora.eval.metrics.arrays import Array, IntArray, same_length, unit_interval
 from vlora.eval.metrics.calibration import CalibrationFloor
 
-__all__ = ["smooth_ece", "smooth_ece_at", "smooth_ece_floor", "smooth_ece_resampled"]
+__all__ = [
+    "smooth_ece",
+    "smooth_ece_at",
+    "smooth_ece_floor",
+    "smooth_ece_of_clusters",
+    "smooth_ece_resampled",
+]
 
 _NODES = 8192  # of one evaluation: exact to about (node distance / bandwidth)^2 / 8
 _RESAMPLED_NODES = 512  # of resamples, many of them at once: to about 5e-5 at a bandwidth of .1
@@ -87,6 +94,27 @@ def smooth_ece_resampled(confidence: Array, correct: Array, weights: Array) -> A
     return _solve(_transform(confidence, correct - confidence, weights, _RESAMPLED_NODES))
 
 
+def smooth_ece_of_clusters(confidence: Array, correct: Array, cluster: IntArray) -> Callable[[Array], Array]:
+    """Smooth calibration error of resamples of whole clusters, such as the tokens of a text.
+
+    Args:
+        confidence: Values in [0, 1], shape ``(N,)``.
+        correct: Values in [0, 1], shape ``(N,)``.
+        cluster: Cluster of every value, 0 … C-1, shape ``(N,)``.
+
+    Returns:
+        Function of the count of every cluster in every resample, ``(B, C)``, that gives errors ``(B,)``, on the mesh of
+        ``smooth_ece_resampled``. It holds C times 513 numbers, whatever N.
+    """
+    size = np.bincount(cluster).astype(np.float64)
+    mesh = _on_mesh(confidence, correct - confidence, cluster, len(size), _RESAMPLED_NODES)
+
+    def statistic(weights: Array) -> Array:
+        return _solve(_spectrum(weights @ mesh / (weights @ size)[:, None]))
+
+    return statistic
+
+
 def smooth_ece_floor(confidence: Any, *, num_simulations: int = 400, seed: int = 0) -> CalibrationFloor:
     """Smooth calibration error of a perfectly calibrated model on these confidences, simulated.
 
@@ -119,19 +147,26 @@ def _inputs(confidence: Any, correct: Any) -> tuple[Array, Array]:
 
 
 def _transform(confidence: Array, gap: Array, weights: Array | None, nodes: int) -> Array:
-    """Cosine coefficients c_0 … c_nodes of the gaps, ``(B, nodes + 1)``.
-
-    Every gap is shared between the two mesh points beside its confidence; ``gap`` is ``(N,)`` or ``(B, N)``.
-    """
-    left = np.minimum((confidence * nodes).astype(np.int64), nodes - 1)
-    share = confidence * nodes - left
+    """Cosine coefficients c_0 … c_nodes of the gaps, ``(B, nodes + 1)``; ``gap`` is ``(N,)`` or ``(B, N)``."""
     values = np.atleast_2d(gap if weights is None else weights * gap)
     total = len(confidence) if weights is None else weights.sum(axis=1, keepdims=True)
-    rows, width = len(values), nodes + 1
-    index = (left + width * np.arange(rows)[:, None]).ravel()
-    mesh = np.bincount(index, (values * (1 - share)).ravel(), rows * width)
-    mesh += np.bincount(index + 1, (values * share).ravel(), rows * width)
-    return np.fft.rfft(mesh.reshape(rows, width) / total, 2 * nodes, axis=1).real
+    mesh = _on_mesh(confidence, values, np.arange(len(values))[:, None], len(values), nodes)
+    return _spectrum(mesh / total)
+
+
+def _on_mesh(confidence: Array, gap: Array, row: IntArray, rows: int, nodes: int) -> Array:
+    """Sums of gaps by row, ``(rows, nodes + 1)``; each is shared between the two mesh points beside its confidence."""
+    left = np.minimum((confidence * nodes).astype(np.int64), nodes - 1)
+    share, width = confidence * nodes - left, nodes + 1
+    index = (left + width * row).ravel()
+    mesh = np.bincount(index, (gap * (1 - share)).ravel(), rows * width)
+    mesh += np.bincount(index + 1, (gap * share).ravel(), rows * width)
+    return mesh.reshape(rows, width)
+
+
+def _spectrum(mesh: Array) -> Array:
+    """Cosine coefficients of mean gaps on the mesh, by row."""
+    return np.fft.rfft(mesh, 2 * (mesh.shape[1] - 1), axis=1).real
 
 
 def _integral(spectrum: Array, bandwidth: Array) -> Array:

@@ -5,6 +5,8 @@ import pytest
 
 from vlora.errors import DataError
 from vlora.eval.metrics.calibration import calibration
+from vlora.eval.metrics.intervals import resample_counts
+from vlora.eval.metrics.smooth_calibration import smooth_ece, smooth_ece_of_clusters
 from vlora.eval.results import compute_results
 
 
@@ -77,6 +79,26 @@ def test_values_are_sums_over_tokens(rows, results):
     assert found["ece_15_equal_width"]["value"] == pytest.approx(calibration(confidence, correct).ece)
     assert found["ece_15_equal_width"]["floor"] > 0
     assert found["entropy"]["value"] == pytest.approx((1 - confidence).mean())
+
+
+def test_smooth_calibration_of_the_next_token_has_documents_as_its_unit(rows, results):
+    scores = [r["lm"] for r in rows if r["model"] == "a" and r["split"] == "test"]
+    found = metrics_of(results, "a", "mean")["smooth_ece"]
+    confidence = np.concatenate([s["confidence"] for s in scores])
+    correct = np.concatenate([s["correct"] for s in scores]).astype(float)
+    assert found["value"] == pytest.approx(smooth_ece(confidence, correct))
+    assert found["n"] == 30 and found["tokens"] == len(correct) and found["resamples"] == 200
+    assert 0 < found["floor"] < found["floor_high"] < 0.1
+    document = np.repeat(np.arange(30), [s["num_tokens"] for s in scores])
+    replicates = smooth_ece_of_clusters(confidence, correct, document)(
+        resample_counts(30, 300, 0)[:200].astype(float)
+    )
+    assert [found["low"], found["high"]] == pytest.approx(np.quantile(replicates, [0.025, 0.975]))
+    drawn = metrics_of(results, "a", "samples")["smooth_ece"]["value"]
+    mixed = np.concatenate([s["sample_confidence"] for s in scores])
+    right = np.concatenate([s["sample_correct"] for s in scores]).astype(float)
+    assert drawn == pytest.approx(smooth_ece(mixed, right))
+    assert not any("smooth_ece" in r["metrics"] for r in results["rows"] if r["group"] != "all")
 
 
 def test_draws_add_both_predictives_and_the_split(rows, results):

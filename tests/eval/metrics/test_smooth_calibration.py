@@ -11,6 +11,7 @@ from vlora.eval.metrics.smooth_calibration import (
     smooth_ece,
     smooth_ece_at,
     smooth_ece_floor,
+    smooth_ece_of_clusters,
     smooth_ece_resampled,
 )
 
@@ -53,6 +54,19 @@ def test_opposite_errors_cancel_only_where_they_are_close():
     wrong = [1] * 25 + [0] * 25 + [1] * 25 + [0] * 25  # right half of the time at each of the two
     assert smooth_ece(apart, wrong) == pytest.approx(calibration(apart, wrong).ece, rel=0.4)
     assert smooth_ece(close, wrong) < 0.01 + 1e-9
+
+
+def test_clusters_are_resampled_whole():
+    """Every resample of clusters is the error of all their values, written out as often as they were drawn."""
+    rng = np.random.default_rng(4)
+    cluster = np.repeat([0, 1, 2], [40, 5, 15])
+    f = np.append(rng.random(58), [0.0, 1.0])
+    y = (rng.random(60) < f**2).astype(float)
+    weights = np.array([[1.0, 1, 1], [2, 0, 1], [0, 3, 0]])
+    expected = [smooth_ece(np.repeat(f, n), np.repeat(y, n)) for n in weights[:, cluster].astype(int)]
+    assert smooth_ece_of_clusters(f, y, cluster)(weights) == pytest.approx(expected, abs=2e-4)
+    each = smooth_ece_of_clusters(f, y, np.arange(60))(weights[:, cluster])
+    assert each == pytest.approx(smooth_ece_resampled(f, y, weights[:, cluster]), abs=1e-12)
 
 
 @settings(deadline=None, max_examples=25)
