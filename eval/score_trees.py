@@ -10,7 +10,7 @@ from vlora.eval.variants import Variants
 __all__ = ["LOGIT_BUDGET", "choose_batches", "run_batch"]
 
 LOGIT_BUDGET = 2**27
-"""Scored places times vocabulary times draws in one batch: half a gigabyte in float32."""
+"""Scored places times vocabulary times draws whose logits are held at once: half a gigabyte in float32."""
 
 
 def choose_batches(
