@@ -162,7 +162,6 @@ def _on_mesh(confidence: Array, gap: Array, row: IntArray, rows: int, nodes: int
     mesh = np.bincount(index, (gap * (1 - share)).ravel(), rows * width)
     mesh = mesh + np.bincount(index + 1, (gap * share).ravel(), rows * width)
     return mesh.reshape(rows, width).astype(np.float64, copy=False)
-    return mesh.reshape(rows, width)
 
 
 def _spectrum(mesh: Array) -> Array:
