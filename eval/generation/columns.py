@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlora.eval.generation.answer_draws import DRAWN_CONFIDENCES, AnswerDraws
 from vlora.eval.generation.confidence import fit_power
 from vlora.eval.generation.estimators import CONFIDENCES, ESTIMATORS, columns, confidences, item_scores
 from vlora.eval.generation.records import AnswerRecord
-from vlora.eval.metrics.arrays import IntArray
+from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.intervals import Counts, Interval, resample_counts
 
 __all__ = ["ALL", "AnswerTable", "Resampler", "default_detection", "number", "plain_number"]
@@ -21,13 +22,13 @@ class Resampler:
     """Bootstrap counts by number of questions, drawn once."""
 
     def __init__(self, num_bootstrap: int, seed: int) -> None:
-        self._num_bootstrap, self._seed = num_bootstrap, seed
+        self._num_bootstrap, self.seed = num_bootstrap, seed
         self._drawn: dict[int, Counts] = {}
 
     def __call__(self, size: int) -> Counts:
         """How often each of ``size`` questions is drawn, shape ``(B, size)``."""
         if size not in self._drawn:
-            self._drawn[size] = resample_counts(size, self._num_bootstrap, self._seed)
+            self._drawn[size] = resample_counts(size, self._num_bootstrap, self.seed)
         return self._drawn[size]
 
 
@@ -49,6 +50,7 @@ class AnswerTable:
         self.group = np.array([r.group for r in records])
         self.row_of = {record.item: row for row, record in enumerate(self.records)}
         self.num_draws = max((len(r.answer.draw_log_probs) for r in records), default=0)
+        self.draws = AnswerDraws.of(model, self.records)
 
     @property
     def graded(self) -> NDArray[np.bool_]:
@@ -62,12 +64,24 @@ class AnswerTable:
 
     def fitted_power(self, confidence: str) -> float | None:
         """Exponent of a confidence that its validation questions ask for; None without any."""
-        held_out = np.flatnonzero((self.split == "validation") & self.ranked)
+        held_out = self._held_out()
         return (
             fit_power(self.confidences[confidence][held_out], self.correct[held_out])
             if len(held_out)
             else None
         )
+
+    def drawn_powers(self, confidence: str, weights: Array) -> Array | None:
+        """The same on resampled draws with weights ``(R, S)``, ``(R,)``; None where draws do not make it."""
+        held_out = self._held_out()
+        if self.draws is None or confidence not in DRAWN_CONFIDENCES or not len(held_out):
+            return None
+        drawn = self.draws.confidence(confidence, held_out, weights)
+        return np.array([fit_power(row, self.correct[held_out]) for row in drawn])
+
+    def _held_out(self) -> IntArray:
+        """Validation questions that a confidence is fitted on."""
+        return np.flatnonzero((self.split == "validation") & self.ranked)
 
     def groups(self) -> dict[str, IntArray]:
         """Rows of all test questions together, of each of their groups, and of every out-of-distribution set."""

@@ -83,6 +83,7 @@ def render_answer_report(results: Results) -> str:
         headline=_headline(results, models),
         notes=item_notes(results, "generation") + absent_notes(results),
         answers=_answers(results, models),
+        drawn=_has_draws(results),
         estimators=_estimators(results, models),
         detection=_detection(results, models),
         confidences=_confidences(results, models),
@@ -110,6 +111,9 @@ def _cell(measured: Any, *, shade: bool = False, extra: str = "", digits: int = 
         return {"text": "–", "interval": "", "shade": None}
     value, low, high = measured["value"], measured["low"], measured["high"]
     interval = "" if low is None else f"[{_number(low, digits)}, {_number(high, digits)}]"
+    if measured.get("crossed_low") is not None:
+        ends = (_number(measured[f"crossed_{end}"], digits) for end in ("low", "high"))
+        interval += f" with draws [{', '.join(ends)}]"
     depth = min(max(2 * value - 1, 0.0), 1.0) if shade else None
     return {"text": _number(value, digits) + extra, "interval": interval, "shade": depth}
 
@@ -196,6 +200,16 @@ def _detection(results: Results, models: Sequence[str]) -> list[dict[str, Any]]:
         blocks = [{"title": "", "rows": lines}]
         tables.append({"first": "AUROC", "columns": models, "blocks": blocks, "caption": question})
     return tables
+
+
+def _has_draws(results: Results) -> bool:
+    """Whether any number has an interval over draws."""
+    return any(
+        number.get("crossed_low") is not None
+        for section in ("estimators", "confidences")
+        for row in results[section]
+        for number in row["metrics"].values()
+    )
 
 
 def _confidences(results: Results, models: Sequence[str]) -> dict[str, Any]:

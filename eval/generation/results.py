@@ -1,9 +1,8 @@
 """Numbers from answer records: how right, and how well every estimator tells right from wrong.
 
-Positive class of every ranking is the wrong answer, uncertainty is the score; answers that decline are not ranked.
 Intervals are percentile bootstraps over questions, the same resamples for every estimator and model. A question that
-lacks an estimator (its judge failed) ranks as the least certain one and is counted in ``missing``; one that could not
-be graded is counted in ``ungraded``.
+could not be graded is counted in ``ungraded``. What draws say of the judged answer has their error, too
+(:mod:`vlora.eval.generation.answer_draws`); that answer itself is given, or greedy at the mean, and has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,14 @@ import numpy as np
 
 from vlora.errors import DataError
 from vlora.eval.compare_parts import ratio_of
-from vlora.eval.generation.columns import AnswerTable, Resampler, default_detection, number, plain_number
-from vlora.eval.generation.confidence import sharpen
+from vlora.eval.generation.columns import AnswerTable, Resampler, default_detection, number
+from vlora.eval.generation.confidence_rows import confidence_rows
 from vlora.eval.generation.config import AnswerCalibrationConfig
-from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.eval.generation.figure_data import answer_figures, answer_mistakes
 from vlora.eval.generation.records import AnswerRecord
+from vlora.eval.generation.score_rows import detection_rows, estimator_rows
 from vlora.eval.metrics.abstention import penalties
-from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.calibration import calibration, calibration_floor, width_gaps
+from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.intervals import (
     Counts,
     Interval,
@@ -29,16 +27,8 @@ from vlora.eval.metrics.intervals import (
     bootstrap_mean,
     percentile_interval,
 )
-from vlora.eval.metrics.ranking import Ranking, Separation, auroc, average_precision
-from vlora.eval.metrics.rejection import prediction_rejection_ratio
-from vlora.eval.metrics.selective import Kept
 
 __all__ = ["compute_answer_results"]
-
-COVERAGE = 0.8
-"""Share of the most certain answers whose accuracy is reported."""
-SLOW_RESAMPLES = 200
-"""Resamples behind intervals of measures without a closed form over resamples (AUPR, PRR)."""
 
 
 def compute_answer_results(
@@ -62,7 +52,9 @@ def compute_answer_results(
 
     Returns:
         ``answers`` (how right, per model and group), ``estimators`` (how well each tells wrong from right),
-        ``confidences`` (calibration and penalised score), ``detection``; every number with value, low, high, n.
+        ``confidences`` (calibration and penalised score), ``detection``; every number with value, low, high, n, and
+        those of what the draws say of the judged answer with ``item_error``, ``draw_error``, ``crossed_low`` and
+        ``crossed_high``.
         ``mistakes`` are the wrong answers that each model found most probable, ``figures`` what the plots show.
 
     Raises:
@@ -73,9 +65,9 @@ def compute_answer_results(
     resample = Resampler(num_bootstrap, seed)
     return {
         "answers": [row for table in tables for row in _answer_rows(table, threshold, resample)],
-        "estimators": [row for table in tables for row in _estimator_rows(table, resample)],
-        "confidences": [row for table in tables for row in _confidence_rows(table, threshold, resample)],
-        "detection": [row for table in tables for row in _detection_rows(table, questions, resample)],
+        "estimators": [row for table in tables for row in estimator_rows(table, resample)],
+        "confidences": [row for table in tables for row in confidence_rows(table, threshold, resample)],
+        "detection": [row for table in tables for row in detection_rows(table, questions, resample)],
         "mistakes": [row for table in tables for row in answer_mistakes(table)],
         "figures": answer_figures(tables, rules or AnswerCalibrationConfig(), seed),
     }
@@ -131,127 +123,3 @@ def _share(numerator: Array, denominator: Array, counts: Counts) -> Interval:
     statistic = ratio_of(numerator, denominator)
     value = float(statistic(np.ones((1, len(numerator))))[0])
     return percentile_interval(value, bootstrap(statistic, counts), len(numerator))
-
-
-def _calibration_error(sure: Array, right: Array, counts: Counts) -> Interval:
-    """Expected calibration error in 15 bins of equal width with its interval."""
-    gaps = width_gaps(sure, right)
-    replicates = bootstrap(lambda weights: np.abs(weights @ gaps).sum(axis=1) / len(sure), counts)
-    return percentile_interval(calibration(sure, right).ece, replicates, len(sure))
-
-
-def _estimator_rows(table: AnswerTable, resample: Resampler) -> list[dict[str, Any]]:
-    """How well every estimator tells wrong answers from right ones."""
-    rows = []
-    for group, members in table.groups().items():
-        members = members[table.ranked[members]]
-        correct = table.correct[members]
-        if len(members) < 2 or correct.min() == correct.max():
-            continue
-        for name, values in table.scores.items():
-            shared = {
-                "model": table.model,
-                "estimator": name,
-                "family": ESTIMATORS[name].family,
-                "group": group,
-            }
-            missing = int(np.isinf(values[members]).sum())
-            metrics = _ranking_metrics(values[members], correct, resample(len(members)))
-            rows.append({**shared, "missing": missing, "metrics": metrics})
-    return rows
-
-
-def _ranking_metrics(uncertainty: Array, correct: Array, counts: Counts) -> dict[str, Any]:
-    """AUROC, AUPR of wrong answers, AURC, accuracy of the 80 % most certain answers, and PRR, with intervals."""
-    wrong, size, ranking = 1 - correct, len(correct), Ranking.of(uncertainty)
-    one = np.ones((1, size))
-
-    def measures(weights: Array) -> Array:
-        kept = Kept.of(ranking, correct, weights)
-        area = Separation.of(ranking, wrong, weights).auroc()
-        return np.stack([area, kept.aurc(), kept.accuracy_at(COVERAGE)], axis=1)
-
-    value, resampled = measures(one)[0], bootstrap(measures, counts)
-    found = {
-        name: percentile_interval(value[place], resampled[:, place], size)
-        for place, name in enumerate(("auroc", "aurc", "accuracy_at_80"))
-    }
-    rows = [np.repeat(np.arange(size), count) for count in counts[:SLOW_RESAMPLES]]
-    slow = {
-        "aupr": lambda chosen: average_precision(uncertainty[chosen], wrong[chosen]),
-        "prr": lambda chosen: prediction_rejection_ratio(uncertainty[chosen], correct[chosen]),
-    }
-    for name, measure in slow.items():
-        replicates = [measure(chosen) for chosen in rows]
-        found[name] = percentile_interval(measure(np.arange(size)), replicates, size)
-    return {name: number(interval) for name, interval in found.items()}
-
-
-def _confidence_rows(table: AnswerTable, threshold: float, resample: Resampler) -> list[dict[str, Any]]:
-    """Calibration of every confidence, as it is and with its power fitted on the validation questions."""
-    rows, fitted = [], {name: table.fitted_power(name) for name in table.confidences}
-    for group, members in table.groups().items():
-        members = members[table.graded[members]]
-        if not len(members):
-            continue
-        for name, values in table.confidences.items():
-            powers = {"": 1.0, "+temperature": fitted[name]}
-            for suffix, power in powers.items():
-                if power is None:
-                    continue
-                metrics = _calibration_metrics(
-                    table, members, sharpen(values[members], power), threshold, resample
-                )
-                shared = {"model": table.model, "confidence": name + suffix, "group": group}
-                rows.append({**shared, "temperature": 1 / power, "metrics": metrics})
-    return rows
-
-
-def _calibration_metrics(
-    table: AnswerTable, members: IntArray, confidence: Array, threshold: float, resample: Resampler
-) -> dict[str, Any]:
-    correct, attempted = table.correct[members], table.attempted[members]
-    counts, spoken = resample(len(members)), np.flatnonzero(attempted)
-    answered = attempted * (confidence >= threshold)
-    found = {
-        "answered": number(bootstrap_mean(answered, counts)),
-        "penalised_score": number(bootstrap_mean(penalties(answered, correct, threshold), counts)),
-    }
-    if not len(spoken):
-        return found
-    sure, right, size = confidence[spoken], correct[spoken], len(spoken)
-    return found | {
-        "brier": number(bootstrap_mean(np.square(sure - right), resample(size))),
-        "ece_15_equal_width": number(_calibration_error(sure, right, resample(size))),
-        "ece_floor": plain_number(calibration_floor(sure).mean, size),
-    }
-
-
-def _detection_rows(
-    table: AnswerTable, questions: Mapping[str, Mapping[str, Sequence[str]]], resample: Resampler
-) -> list[dict[str, Any]]:
-    """AUROC of every estimator between groups."""
-    groups, rows = table.groups(), []
-    for question, sides in questions.items():
-        parts = []
-        for side in ("positive", "negative"):
-            unknown = [name for name in sides[side] if name not in groups]
-            if unknown:
-                raise DataError(
-                    f"detect.{question}: no group {unknown[0]!r}; the data hold {', '.join(groups)}"
-                )
-            parts.append(np.unique(np.concatenate([groups[name] for name in sides[side]])))
-        members = np.concatenate(parts)
-        positive = np.repeat([1.0, 0.0], [len(part) for part in parts])
-        for name, values in table.scores.items():
-            ranking = Ranking.of(values[members])
-
-            def area(weights: Array, ranking: Ranking = ranking) -> Array:
-                return Separation.of(ranking, positive, weights).auroc()  # noqa: B023
-
-            found = percentile_interval(
-                auroc(values[members], positive), bootstrap(area, resample(len(members))), len(members)
-            )
-            shared = {"model": table.model, "estimator": name, "family": ESTIMATORS[name].family}
-            rows.append({**shared, "question": question, "auroc": number(found)})
-    return rows

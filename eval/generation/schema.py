@@ -40,7 +40,9 @@ class EstimatorRow(Strict):
     family: Literal["baseline", "answer", "samples", "posterior"]
     group: str
     missing: int = Field(description="answers without this uncertainty; they rank as the least certain ones")
-    metrics: dict[str, Measured] = Field(description="auroc, aurc, accuracy_at_80, aupr, prr")
+    metrics: dict[str, Measured] = Field(
+        description="auroc, aurc, accuracy_at_80, aupr, prr; with draw_error where draws speak of the judged answer"
+    )
 
 
 class ConfidenceRow(Strict):
@@ -50,7 +52,9 @@ class ConfidenceRow(Strict):
     confidence: str = Field(description="with +temperature where fitted on the validation questions")
     group: str
     temperature: float = Field(description="T of p^(1/T); 1 as it is")
-    metrics: dict[str, Measured]
+    metrics: dict[str, Measured] = Field(
+        description="answered, penalised_score, brier, ece_15_equal_width, ece_floor; of draws with draw_error"
+    )
 
 
 class DetectionRow(Strict):
