@@ -1,12 +1,14 @@
 """All tests of one pair of models on the same items; see :mod:`vlora.eval.compare`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.choice_draws import DRAWN
 from vlora.eval.compare_detection import detection_tests
+from vlora.eval.compare_draws import DrawnSide, are_paired, pair_deviations
 from vlora.eval.compare_parts import (
     draws_needed,
     items_needed,
@@ -18,16 +20,16 @@ from vlora.eval.compare_texts import text_tests
 from vlora.eval.comparisons import Detect
 from vlora.eval.further_metrics import HEADLINE, headline_statistic
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.crossed import draw_deviations, draw_weights
-from vlora.eval.metrics.intervals import bootstrap, percentile_interval
+from vlora.eval.metrics.draw_temperature import temper_draws
+from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
 from vlora.eval.metrics.paired_tests import bootstrap_p_value
+from vlora.eval.metrics.temperature import temper
 from vlora.eval.predictions import ChoiceTable
 from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, at_the_mean, finite_or_none
 
 __all__ = ["compare_tables"]
 
 _HIGHER = ("accuracy", "auroc_correctness")
-_DRAW_RESAMPLES = 200
 
 
 def compare_tables(
@@ -105,17 +107,23 @@ class _ChoicePair:
             np.exp(table.predictive(name).log_probs[picked])
             for table, name, picked in zip(tables, names, rows, strict=True)
         ]
-        drawn = [
-            table.samples if name == "samples" else None for table, name in zip(tables, names, strict=True)
+        self._drawn = [
+            self._side(table, name, picked) for table, name, picked in zip(tables, names, rows, strict=True)
         ]
-        self._samples = [
-            None if samples is None else np.exp(samples[:, picked])
-            for samples, picked in zip(drawn, rows, strict=True)
-        ]
-        self._pairs = [table.antithetic for table in tables]
-        sizes = [0 if samples is None else len(samples) for samples in self._samples]
-        paired = sizes[0] == sizes[1] > 0 and self._pairs[0] == self._pairs[1]
-        self.draws = {"a": sizes[0], "b": sizes[1], "paired": paired}
+        sizes = [0 if side is None else side.num_draws for side in self._drawn]
+        self.draws = {"a": sizes[0], "b": sizes[1], "paired": are_paired(self._drawn)}
+
+    def _side(self, table: ChoiceTable, name: str, rows: IntArray) -> DrawnSide | None:
+        """The draws of a predictor, with the headline as replicates; None for one that is made without any."""
+        if table.samples is None or name not in DRAWN:
+            return None
+        mixed = _mixer(table.samples[:, rows], name, table.predictive(name).temperature)
+        every = np.ones((1, len(rows)))
+
+        def replicates(weights: Array) -> Array:
+            return np.array([headline_statistic(mixed(row), self._label)(every)[0] for row in weights])
+
+        return DrawnSide(len(table.samples), table.antithetic, replicates)
 
     def tests(self) -> list[dict[str, Any]]:
         """One test per metric of the headline."""
@@ -125,43 +133,37 @@ class _ChoicePair:
         values = [statistic(every)[0] for statistic in statistics]
         counts = self._resampler.counts(size)
         items = bootstrap(minus(*statistics), counts)
-        deviations, units = self._draw_deviations()
+        deviations, units = pair_deviations(self._drawn, self._resampler.seed)
         return [
-            self._test(column, name, values, items[:, column], deviations[:, column], units)
+            self._test(
+                column,
+                name,
+                values,
+                items[:, column],
+                None if deviations is None else deviations[:, column],
+                units,
+            )
             for column, name in enumerate(HEADLINE)
         ]
 
-    def _draw_deviations(self) -> tuple[Array, int]:
-        """What draws add to every difference, ``(R, 7)``, and the fewest units that were resampled."""
-        total, units = np.zeros((_DRAW_RESAMPLES, len(HEADLINE))), 0
-        for place, samples in enumerate(self._samples):
-            if samples is None:
-                continue
-            count = len(samples) // 2 if self._pairs[place] else len(samples)
-            if count < 2:
-                return np.full_like(total, np.nan), 1
-            # The same seed resamples the same draw numbers of both; other numbers of draws are resampled apart.
-            seed = self._resampler.seed + (0 if self.draws["paired"] else place)
-            weights = draw_weights(len(samples), _DRAW_RESAMPLES, antithetic=self._pairs[place], seed=seed)
-            every, sign = np.ones((1, samples.shape[1])), 1 - 2 * place
-            found = [
-                headline_statistic(np.tensordot(w, samples, axes=1), self._label)(every)[0] for w in weights
-            ]
-            columns = [draw_deviations(column, count) for column in np.array(found).T]
-            total += sign * np.stack(columns, axis=1)
-            units = min(units, count) if units else count
-        return total, units
-
     def _test(
-        self, column: int, name: str, values: list[Array], items: Array, deviation: Array, units: int
+        self,
+        column: int,
+        name: str,
+        values: list[Array],
+        items: Array,
+        deviation: Array | None,
+        units: int,
     ) -> dict[str, Any]:
         """One metric: difference, interval over items and draws, p-value, and what it would take."""
-        size, known = len(self._label), bool(np.isfinite(deviation).all())
-        replicates = items + np.resize(deviation, len(items)) if known else items
+        size = len(self._label)
+        if deviation is not None and not np.isfinite(deviation).all():
+            deviation = None
+        replicates = items if deviation is None else items + np.resize(deviation, len(items))
         value = float(values[0][column] - values[1][column])
         found = percentile_interval(value, replicates, size)
         item_error = spread(items)
-        draw_error = spread(deviation) if known and units else None
+        draw_error = None if deviation is None else spread(deviation)
         test = {
             "metric": name,
             "test": "paired bootstrap",
@@ -189,3 +191,26 @@ class _ChoicePair:
     def _correct(self, probs: Array) -> Array:
         top = probs == probs.max(axis=1, keepdims=True)
         return top[np.arange(len(self._label)), self._label] / top.sum(axis=1)
+
+
+def _mixer(samples: Array, name: str, fitted: Interval | None) -> Callable[[Array], Array]:
+    """Probabilities of a predictor under weights of its draws ``(S,)``, at the temperature that was fitted for all.
+
+    Args:
+        samples: Log-probabilities per draw, ``(S, N, K)``.
+        name: One of :data:`vlora.eval.choice_draws.DRAWN`.
+        fitted: The temperature, for a name that has one: of the mixture, or of every draw.
+    """
+    temperature = None if fitted is None else fitted.value
+    if temperature is not None and name.endswith("+draw_temperature"):
+        samples, temperature = temper_draws(samples, temperature), None
+    top = samples.max(axis=0)
+    shift = np.where(np.isneginf(top), 0.0, top)
+    shares = np.exp(samples - shift)
+
+    def mixed(weights: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            log_probs = shift + np.log(np.tensordot(weights, shares, axes=1))
+        return np.exp(log_probs if temperature is None else temper(log_probs, temperature))
+
+    return mixed

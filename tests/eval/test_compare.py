@@ -7,10 +7,16 @@ from test_results import make_model
 from vlora.errors import DataError
 from vlora.eval.compare import compare_runs
 from vlora.eval.compare_parts import mcnemar_fields
+from vlora.eval.metrics.calibration import calibration
+from vlora.eval.metrics.crossed import draw_weights
 from vlora.eval.metrics.delong import compare_auroc
+from vlora.eval.metrics.draw_temperature import fit_draw_temperature, temper_draws
 from vlora.eval.metrics.paired_tests import holm, mcnemar
-from vlora.eval.metrics.proper_scores import correctness, negative_log_likelihood
+from vlora.eval.metrics.proper_scores import brier_score, correctness, negative_log_likelihood
+from vlora.eval.metrics.ranking import auroc
 from vlora.eval.metrics.sample_size import items_for_accuracy
+from vlora.eval.metrics.selective import augrc, aurc
+from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs
 from vlora.eval.records import write_records
 from vlora.recipes.compare import comparison_table
@@ -223,3 +229,61 @@ def test_tempered_draws_stand_against_the_tempered_mean_of_a_model_without(runs)
     wanted = "samples+draw_temperature"
     (pair,) = compare_runs(runs[:2], predictor=wanted, num_bootstrap=30)["pairs"]
     assert (pair["predictor_a"], pair["predictor_b"], pair["wanted"]) == (wanted, "mean+temperature", wanted)
+
+
+def predicted(rows, predictor, temperature, draws):
+    """Log-probabilities of the test rows when these draws had been taken, at a temperature that stays as it was."""
+    samples = np.array([row["sample_log_probs"] for row in rows]).swapaxes(0, 1)[draws]
+    if predictor == "samples+draw_temperature":
+        samples = temper_draws(samples, temperature)
+    found = mixture_log_probs(samples)
+    return temper(found, temperature) if predictor == "samples+temperature" else found
+
+
+def headline(log_probs, label):
+    right, sure = correctness(log_probs, label), np.exp(log_probs.max(axis=1))
+    return {
+        "accuracy": right.mean(),
+        "nll": negative_log_likelihood(log_probs, label).per_item.mean(),
+        "brier": brier_score(log_probs, label).mean(),
+        "ece_15_equal_width": calibration(sure, right).ece,
+        "auroc_correctness": auroc(sure, right),
+        "aurc": aurc(-sure, right),
+        "augrc": augrc(-sure, right),
+    }
+
+
+@pytest.mark.parametrize("other", [4, 6, 0])
+@pytest.mark.parametrize("predictor", ["samples", "samples+temperature", "samples+draw_temperature"])
+def test_draws_at_a_temperature_are_resampled_as_they_are(tmp_path, predictor, other):
+    """A literal bootstrap over draws: repeat those that a resample took, make the predictor, take its metrics."""
+    models = [make_model("a", 0.3, seed=2), make_model("b", 0.6, draws=other, seed=4)]
+    folders = [save(tmp_path / row[0]["model"], row) for row in models]
+    (pair,) = compare_runs(folders[::-1], predictor=predictor, num_bootstrap=40, seed=5)["pairs"]
+    assert pair["draws"] == {"a": 4, "b": other, "paired": other == 4}
+    total = 0.0
+    for place, (rows, size) in enumerate(zip(models, (4, other), strict=True)):
+        if not size:
+            continue
+        held = [row for row in rows if row["split"] == "validation"]
+        samples = np.array([row["sample_log_probs"] for row in held]).swapaxes(0, 1)
+        truth = [row["label"] for row in held]
+        temperature = {
+            "samples": 1.0,
+            "samples+temperature": fit_temperature(mixture_log_probs(samples), truth).temperature,
+            "samples+draw_temperature": fit_draw_temperature(samples, truth).temperature,
+        }[predictor]
+        test = [row for row in rows if row["group"] in ("easy", "hard")]
+        label, numbers = [row["label"] for row in test], []
+        for weights in draw_weights(size, 200, seed=5 + (0 if other == 4 else place)):
+            chosen = np.repeat(np.arange(size), np.round(weights * size).astype(int))
+            numbers.append(list(headline(predicted(test, predictor, temperature, chosen), label).values()))
+        moved = (np.array(numbers) - np.mean(numbers, axis=0)) * (size / (size - 1)) ** 0.5
+        total = total + (1 - 2 * place) * moved
+        side = headline(predicted(test, predictor, temperature, np.arange(size)), label)
+        for name, value in side.items():
+            assert by_metric({"pairs": [pair]})[name]["ab"[place]] == pytest.approx(value, abs=1e-9)
+    tests = by_metric({"pairs": [pair]})
+    for name, error in zip(side, np.std(total, axis=0, ddof=1), strict=True):
+        assert tests[name]["draw_error"] == pytest.approx(error, rel=1e-6), name
+    assert tests["nll"]["high"] - tests["nll"]["low"] > 2.5 * tests["nll"]["draw_error"] > 0
