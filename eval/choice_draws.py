@@ -65,8 +65,8 @@ class ChoiceDraws:
     """Whether draws 2j and 2j+1 mirror each other."""
     seed: int = 0
     """Seed of the resampling."""
-    _temperatures: dict[int, float] = field(default_factory=dict)
-    _of_draws: Array = field(default_factory=lambda: np.empty(0))
+    _temperatures: dict[tuple[int, int], float] = field(default_factory=dict)
+    _of_draws: dict[int, Array] = field(default_factory=dict)
 
     @property
     def num_units(self) -> int:
@@ -93,7 +93,14 @@ class ChoiceDraws:
                 metrics[name] = found | {"draw_error": draw_spread(drawn, self.num_units)}
 
     def replicates(
-        self, predictor: str, rows: IntArray, values: Values, *, ranks: bool = False
+        self,
+        predictor: str,
+        rows: IntArray,
+        values: Values,
+        *,
+        ranks: bool = False,
+        seed: int | None = None,
+        temperature: float | None = None,
     ) -> dict[str, Array]:
         """Numbers on resampled draws with all items, ``(R,)`` by name, NaN where not defined; R = 1 for one unit.
 
@@ -103,16 +110,19 @@ class ChoiceDraws:
             values: The numbers, from columns of these rows.
             ranks: Whether the columns of scores are enough (:func:`~vlora.eval.item_columns.score_columns`); fewer
                 resamples are taken then.
+            seed: Seed of the resampling; None takes that of all others.
+            temperature: What a tempered predictor is held at; None fits it again in every resample.
         """
         entries = self.samples.size * len(rows) / self.samples.shape[1]
         size = int(np.clip(_ENTRIES / max(entries, 1), *_RESAMPLES)) if self.num_units > 1 else 1
         size = min(size, _RANKED) if ranks else size
-        weights = draw_weights(len(self.samples), size, antithetic=self.antithetic, seed=self.seed)
+        seed = self.seed if seed is None else seed
+        weights = draw_weights(len(self.samples), size, antithetic=self.antithetic, seed=seed)
         found: dict[str, list[float]] = {}
         for number, row in enumerate(weights):
-            temperature = self._temperature(predictor, number, weights)
+            own = self._temperature(predictor, number, weights, seed) if temperature is None else temperature
             each = predictor.endswith("+draw_temperature")
-            columns, drawn = self._columns(_chosen(row), rows, temperature, ranks, each=each)
+            columns, drawn = self._columns(_chosen(row), rows, own, ranks, each=each)
             for name, value in values(columns, drawn).items():
                 found.setdefault(name, []).append(np.nan if value is None else value)
         return {name: np.array(numbers) for name, numbers in found.items() if len(numbers) == size}
@@ -143,19 +153,20 @@ class ChoiceDraws:
             columns |= sample_columns(split, at_mean, self.antithetic)
         return columns, drawn
 
-    def _temperature(self, predictor: str, number: int, weights: Array) -> float | None:
+    def _temperature(self, predictor: str, number: int, weights: Array, seed: int) -> float | None:
         """The temperature that the validation rows ask of resample ``number``, if the predictor has one."""
         if predictor.endswith("+draw_temperature"):
-            if len(self._of_draws) < len(weights):  # fewer resamples are the first of more
+            if len(self._of_draws.get(seed, ())) < len(weights):  # fewer resamples are the first of more
                 held_out = self.samples[:, self.held_out]
-                self._of_draws = draw_temperatures(held_out, self.label[self.held_out], weights)
-            return float(self._of_draws[number])
+                self._of_draws[seed] = draw_temperatures(held_out, self.label[self.held_out], weights)
+            return float(self._of_draws[seed][number])
         if not predictor.endswith("+temperature"):
             return None
-        if number not in self._temperatures:
+        if (seed, number) not in self._temperatures:
             mixture = mixture_log_probs(self.samples[_chosen(weights[number])][:, self.held_out])
-            self._temperatures[number] = fit_temperature(mixture, self.label[self.held_out]).temperature
-        return self._temperatures[number]
+            fitted = fit_temperature(mixture, self.label[self.held_out]).temperature
+            self._temperatures[seed, number] = fitted
+        return self._temperatures[seed, number]
 
 
 def _chosen(weights: Array) -> IntArray:

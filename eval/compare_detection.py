@@ -1,11 +1,15 @@
 """DeLong's tests of what tells groups apart, for one pair of models on the same items; see :mod:`vlora.eval.compare`.
 
+The draws of choices are resampled, jointly where both models have equally many, and the variance of the difference over
+them is added to DeLong's. Records of texts do not hold what their scores would be under other draws.
+
 Which groups are set against each other is what the evaluation asked (``detect``), else every out-of-distribution or
 unanswerable group against the labelled test groups. A score stands against the same score of the other model, or, named
 ``EARLIER:LATER``, against another one: entropy of a model without draws against the information of one with draws.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +17,10 @@ import numpy as np
 from vlora.errors import DataError
 from vlora.eval.compare_parts import delong_test
 from vlora.eval.comparisons import Detect, check_questions, default_detection, rows_of_groups
-from vlora.eval.metrics.arrays import Array
-from vlora.eval.tables import ModelTable
+from vlora.eval.metrics.arrays import Array, IntArray
+from vlora.eval.metrics.crossed import draw_deviations
+from vlora.eval.metrics.ranking import auroc
+from vlora.eval.tables import DrawReplicates, ModelTable
 
 __all__ = ["detection_tests", "score_sides"]
 
@@ -36,6 +42,7 @@ def detection_tests(
     *,
     detect: Detect | None = None,
     scores: Sequence[str] = (),
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One test per question and score.
 
@@ -46,6 +53,7 @@ def detection_tests(
         detect: Questions by name; None or empty takes the default ones.
         scores: Names as for :func:`score_sides`; ``all`` among them takes every score that both have, none all but the
             two further divergences between draws.
+        seed: Seed of the resampling of draws.
 
     Returns:
         Entries as of :func:`vlora.eval.compare_parts.delong_test`; of two different scores with ``scores``, the name on
@@ -59,19 +67,97 @@ def detection_tests(
         scores, sides, [f"{t.model} ({name})" for t, name in zip((a, b), predictors, strict=True)]
     )
     check_questions([a], detect or {})
+    questions = _questions(a, b, detect or default_detection([a]))
+    deviations, units = _draw_deviations((a, b), predictors, names, questions, seed)
     tests = []
-    for question, asked in (detect or default_detection([a])).items():
-        positive, negative = (rows_of_groups(a, asked[side]) for side in ("positive", "negative"))
-        if min(len(positive), len(negative)) < 2:
-            continue
-        rows = np.concatenate([positive, negative])
-        rows_b = np.array([b.row_of[a.records[row].item] for row in rows], dtype=np.int64)
-        classes = np.repeat([1.0, 0.0], [len(positive), len(negative)])
-        for name, (own, other) in names.items():
-            values = [_ranked(sides[0][own][rows]), _ranked(sides[1][other][rows_b])]
-            test = delong_test(f"auroc {name}: {question}", values[0], values[1], classes)
+    for question in questions:
+        for name, pair in names.items():
+            values = [
+                _ranked(side[own][rows]) for side, own, rows in zip(sides, pair, question.rows, strict=True)
+            ]
+            metric = f"auroc {name}: {question.name}"
+            drawn = {"deviation": deviations.get(metric), "units": units}
+            test = delong_test(metric, values[0], values[1], question.positive, **drawn)
+            own, other = pair
             tests.append(test if own == other else {**test, "scores": {"a": own, "b": other}})
     return tests
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Groups to tell apart."""
+
+    name: str
+    rows: tuple[IntArray, IntArray]
+    """The same items of a and of b, ``(N,)``."""
+    positive: Array
+    """1 for those that should look uncertain, ``(N,)``."""
+
+
+def _questions(a: ModelTable, b: ModelTable, detect: Detect) -> list[_Question]:
+    """Those with two items or more on either side."""
+    found = []
+    for name, asked in detect.items():
+        parts = [rows_of_groups(a, asked[side]) for side in ("positive", "negative")]
+        if min(map(len, parts)) < 2:
+            continue
+        rows = np.concatenate(parts)
+        rows_b = np.array([b.row_of[a.records[row].item] for row in rows], dtype=np.int64)
+        found.append(_Question(name, (rows, rows_b), np.repeat([1.0, 0.0], [len(part) for part in parts])))
+    return found
+
+
+def _draw_deviations(
+    tables: Sequence[ModelTable],
+    predictors: Sequence[str],
+    names: Mapping[str, tuple[str, str]],
+    questions: Sequence[_Question],
+    seed: int,
+) -> tuple[dict[str, Array], int]:
+    """What draws add to every difference of areas, ``(R,)`` by metric, and the fewest units of a side.
+
+    Nothing where no side has draws, or where the error of a side that has them cannot be told.
+    """
+    drawn = [predictor.startswith("samples") for predictor in predictors]
+    layouts = {(table.num_samples, table.records[0].antithetic) for table in tables}
+    paired = all(drawn) and len(layouts) == 1
+    sides = []
+    for place, (table, predictor) in enumerate(zip(tables, predictors, strict=True)):
+        if drawn[place] and questions:
+            own = seed if paired else seed + place  # other numbers of draws are resampled apart
+            sides.append((1 - 2 * place, _areas(table, predictor, names, questions, place, own)))
+    found = [(sign, side) for sign, side in sides if side is not None and side.num_units > 1]
+    if not found or len(found) < len(sides):
+        return {}, 0
+    total: dict[str, Array] = {}
+    for metric in found[0][1].numbers:
+        parts = [sign * draw_deviations(one.numbers[metric], one.num_units) for sign, one in found]
+        size = min(map(len, parts))  # fewer resamples of one seed are the first of more
+        total[metric] = np.sum([part[:size] for part in parts], axis=0)
+    return total, min(side.num_units for _, side in found)
+
+
+def _areas(
+    table: ModelTable,
+    predictor: str,
+    names: Mapping[str, tuple[str, str]],
+    questions: Sequence[_Question],
+    place: int,
+    seed: int,
+) -> DrawReplicates | None:
+    """AUROC of every question and score of one side on resampled draws, by metric."""
+    rows = np.unique(np.concatenate([question.rows[place] for question in questions]))
+
+    def numbers(scores: Mapping[str, Array], _: Array) -> dict[str, float]:
+        found = {}
+        for question in questions:
+            at = np.searchsorted(rows, question.rows[place])
+            for name, pair in names.items():
+                values = _ranked(scores[pair[place]][at])
+                found[f"auroc {name}: {question.name}"] = auroc(values, question.positive)
+        return found
+
+    return table.on_resampled_draws(predictor, rows, numbers, seed=seed, refit=False)
 
 
 def _chosen(

@@ -97,22 +97,36 @@ def mcnemar_fields(right_a: Array, right_b: Array) -> dict[str, Any]:
     }
 
 
-def delong_test(metric: str, score_a: Array, score_b: Array, positive: Array) -> dict[str, Any]:
-    """DeLong's test of two scores for one question on the same items.
+def delong_test(
+    metric: str,
+    score_a: Array,
+    score_b: Array,
+    positive: Array,
+    *,
+    deviation: Array | None = None,
+    units: int = 0,
+) -> dict[str, Any]:
+    """DeLong's test of two scores for one question on the same items, with the variance of the draws added to its own.
 
     Args:
         metric: Its name.
         score_a: Uncertainty by a, ``(N,)``.
         score_b: Uncertainty by b.
         positive: 1 for items that should look uncertain, shared by both; two or more of either class.
+        deviation: What resampled draws add to the difference of the areas, as for :func:`bootstrap_test`.
+        units: As there.
     """
-    found = compare_auroc(score_a, score_b, positive)
+    known = deviation is not None and np.isfinite(deviation).all()
+    draw_error = spread(deviation) if deviation is not None and known else None
+    found = compare_auroc(score_a, score_b, positive, draw_error=draw_error or 0.0)
+    error = found.standard_error
     return {
         **{"metric": metric, "test": "DeLong", "higher_is_better": True},
         **{"a": found.auroc_a, "b": found.auroc_b, "difference": found.difference},
         **{"low": found.low, "high": found.high, "p": found.p_value},
-        **{"item_error": found.standard_error, "draw_error": None, "draws_needed": None},
-        "items_needed": items_needed(found.difference, found.standard_error, len(positive)),
+        **{"item_error": error, "draw_error": draw_error},
+        "draws_needed": draws_needed(found.difference, error, draw_error, units),
+        "items_needed": items_needed(found.difference, error, len(positive)),
     }
 
 

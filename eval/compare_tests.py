@@ -73,7 +73,7 @@ def compare_tables(
         tests, draws = pair.tests(), pair.draws
     else:
         tests, draws = text_tests((a, b), names, (rows, rows_b), resampler)
-    tests += detection_tests(a, b, names, detect=detect, scores=scores)
+    tests += detection_tests(a, b, names, detect=detect, scores=scores, seed=resampler.seed)
     return {**facts, "draws": draws, "tests": tests}
 
 

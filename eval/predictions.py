@@ -171,7 +171,13 @@ class ChoiceTable(ModelTable):
         return found | (self._distances if predictor == "mean" else {})
 
     def on_resampled_draws(
-        self, predictor: str, rows: IntArray, numbers: ScoreNumbers
+        self,
+        predictor: str,
+        rows: IntArray,
+        numbers: ScoreNumbers,
+        *,
+        seed: int | None = None,
+        refit: bool = True,
     ) -> DrawReplicates | None:
         """Numbers of the scores of ``rows`` on resampled draws; None for a predictor that has no draws of its own."""
         if self._draws is None or predictor not in DRAWN:
@@ -180,9 +186,10 @@ class ChoiceTable(ModelTable):
         def values(columns: dict[str, Array], _: Drawn) -> Mapping[str, float]:
             return numbers(self._scores(columns, rows), columns["correct"])
 
-        return DrawReplicates(
-            self._draws.replicates(predictor, rows, values, ranks=True), self._draws.num_units
-        )
+        fitted = None if refit else self._predictives[predictor].temperature
+        held = None if fitted is None else fitted.value
+        found = self._draws.replicates(predictor, rows, values, ranks=True, seed=seed, temperature=held)
+        return DrawReplicates(found, self._draws.num_units)
 
     def _scores(self, columns: Mapping[str, Array], rows: IntArray) -> dict[str, Array]:
         """Scores of some rows from their columns."""

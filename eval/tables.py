@@ -151,9 +151,23 @@ class ModelTable(ABC):
         """Scores of uncertainty by name, ``(N,)``, higher being less certain."""
 
     def on_resampled_draws(
-        self, predictor: str, rows: IntArray, numbers: ScoreNumbers
+        self,
+        predictor: str,
+        rows: IntArray,
+        numbers: ScoreNumbers,
+        *,
+        seed: int | None = None,
+        refit: bool = True,
     ) -> DrawReplicates | None:
-        """Numbers of the scores of ``rows`` on resampled draws; None for a predictor that has no draws of its own."""
+        """Numbers of the scores of ``rows`` on resampled draws; None for a predictor that has no draws of its own.
+
+        Args:
+            predictor: Its name.
+            rows: The items.
+            numbers: What is made of their scores.
+            seed: Seed of the resampling of draws; None takes the run's.
+            refit: Whether a temperature is fitted again in every resample, or stays as it is.
+        """
         return None
 
     def length_scores(self) -> dict[str, Array]:

@@ -33,7 +33,7 @@ class AurocComparison:
     difference: float
     """a - b."""
     standard_error: float
-    """Of the difference."""
+    """Of the difference, from the items."""
     low: float
     """Lower end of the 95 % interval of the difference."""
     high: float
@@ -67,7 +67,9 @@ def placements(score: Any, positive: Any) -> tuple[Array, Array]:
     return of_positives, 1 - _share_below(high, score[positive == 0])
 
 
-def compare_auroc(score_a: Any, score_b: Any, positive: Any, level: float = 0.95) -> AurocComparison:
+def compare_auroc(
+    score_a: Any, score_b: Any, positive: Any, level: float = 0.95, *, draw_error: float = 0.0
+) -> AurocComparison:
     """DeLong's test: does score a separate the classes better than score b on the same items?
 
     Args:
@@ -75,6 +77,8 @@ def compare_auroc(score_a: Any, score_b: Any, positive: Any, level: float = 0.95
         score_b: Second score of the same items.
         positive: Class, 0 or 1, shared by both. Shape ``(N,)``.
         level: Coverage of the interval.
+        draw_error: Standard error that posterior draws add to the difference: its square joins DeLong's variance, since
+            draws and items are independent.
 
     Returns:
         The difference with its standard error, interval and p-value.
@@ -90,9 +94,10 @@ def compare_auroc(score_a: Any, score_b: Any, positive: Any, level: float = 0.95
     auroc_a, auroc_b = (float(values.mean()) for values in sides[0])
     difference, error = auroc_a - auroc_b, variance**0.5
     normal = NormalDist()
-    half = normal.inv_cdf((1 + level) / 2) * error
+    total = (variance + draw_error**2) ** 0.5
+    half = normal.inv_cdf((1 + level) / 2) * total
     # Without any spread, a difference is certain and no difference is no evidence.
-    ratio = abs(difference) / error if error > 1e-12 else (0.0 if abs(difference) < 1e-12 else np.inf)
+    ratio = abs(difference) / total if total > 1e-12 else (0.0 if abs(difference) < 1e-12 else np.inf)
     p_value = 2 * normal.cdf(-ratio)
     return AurocComparison(auroc_a, auroc_b, difference, error, difference - half, difference + half, p_value)
 

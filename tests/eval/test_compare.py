@@ -67,8 +67,8 @@ def test_every_number_is_that_of_its_test(runs):
     odd = np.array([row["group"] == "unknown" for row in all_rows], dtype=float)
     mixed = mixture_log_probs(np.array([row["sample_log_probs"] for row in all_rows]).swapaxes(0, 1))
     at_mean = np.array([r["log_probs"] for r in other if r["group"] in ("easy", "hard", "unknown")])
-    delong = compare_auroc(entropy(mixed), entropy(at_mean), odd)
     test = tests["auroc entropy: unknown vs test"]
+    delong = compare_auroc(entropy(mixed), entropy(at_mean), odd, draw_error=test["draw_error"])
     assert (test["p"], test["difference"]) == pytest.approx((delong.p_value, delong.difference))
     assert "auroc mutual_information: unknown vs test" not in tests  # only one of them has draws
 

@@ -9,6 +9,10 @@ from test_results_tokens import make_model as make_texts
 
 from vlora.errors import DataError
 from vlora.eval.compare_detection import score_sides
+from vlora.eval.metrics.crossed import draw_weights
+from vlora.eval.metrics.draw_temperature import fit_draw_temperature, temper_draws
+from vlora.eval.metrics.ranking import auroc
+from vlora.eval.metrics.sample_size import draws_for_width
 from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs, mutual_information
 from vlora.eval.records import write_records
 from vlora.eval.results import compute_results, write_results
@@ -51,8 +55,11 @@ def information(rows):
     return mutual_information(samples), entropy(mixture_log_probs(samples))
 
 
-def delong(ours, theirs):
-    """DeLong et al. 1988 by its definition: every pair of a positive and a negative item, one after another."""
+def delong(ours, theirs, draw_error=0.0):
+    """DeLong et al. 1988 by its definition: every pair of a positive and a negative item, one after another.
+
+    The variance that draws add to the difference joins its own.
+    """
     v10, v01 = [], []
     for positive, negative in (ours, theirs):
         wins = np.array([[float(p > n) + 0.5 * float(p == n) for n in negative] for p in positive])
@@ -63,8 +70,25 @@ def delong(ours, theirs):
     contrast = np.array([1.0, -1.0])
     error = float(np.sqrt(contrast @ covariance @ contrast))
     values = [float(one.mean()) for one in v10]
-    p = 2 * NormalDist().cdf(-abs(values[0] - values[1]) / error)
+    p = 2 * NormalDist().cdf(-abs(values[0] - values[1]) / np.hypot(error, draw_error))
     return values, error, p
+
+
+def on_draws(rows, of, seed=0, units=4):
+    """AUROC of a score of the draws between two groups: those of every resample taken as if there were no others."""
+    samples, places = zip(
+        *(
+            (np.array([row["sample_log_probs"] for row in own]).swapaxes(0, 1), np.full(len(own), place))
+            for place, own in ((1.0, of_group(rows, "unknown")), (0.0, of_group(rows, "ambiguous")))
+        ),
+        strict=True,
+    )
+    every, positive = np.concatenate(samples, axis=1), np.concatenate(places)
+    found = []
+    for weights in draw_weights(units, 40, seed=seed):
+        chosen = np.repeat(np.arange(units), np.round(weights * units).astype(int))
+        found.append(auroc(of(every[chosen]), positive))
+    return (np.array(found) - np.mean(found)) * (units / (units - 1)) ** 0.5
 
 
 def test_information_of_one_model_against_entropy_of_the_other(runs, rows):
@@ -78,10 +102,15 @@ def test_information_of_one_model_against_entropy_of_the_other(runs, rows):
         entropy(np.array([row["log_probs"] for row in of_group(rows[0], group)]))
         for group in ("unknown", "ambiguous")
     ]
-    values, error, p = delong(ours, theirs)
+    draw_error = np.std(on_draws(rows[1], mutual_information), ddof=1)
+    values, error, p = delong(ours, theirs, draw_error)
     assert [test["a"], test["b"]] == pytest.approx(values)
     assert test["difference"] == pytest.approx(values[0] - values[1])
-    assert (test["item_error"], test["p"]) == pytest.approx((error, p))
+    assert (test["item_error"], test["draw_error"], test["p"]) == pytest.approx((error, draw_error, p))
+    half = NormalDist().inv_cdf(0.975) * np.hypot(error, draw_error)
+    assert (test["low"], test["high"]) == pytest.approx(
+        (test["difference"] - half, test["difference"] + half)
+    )
     assert len(found["pairs"][0]["tests"]) == found["family"] == 8  # seven of the headline and this one
     name = "AUROC of mutual information against entropy"
     assert f"{name}: {QUESTION}" in comparison_table(found)
@@ -95,7 +124,8 @@ def test_the_questions_of_the_run_are_asked(runs, rows, tmp_path):
         entropy(np.array([row["log_probs"] for row in of_group(rows[0], group)]))
         for group in ("unknown", "ambiguous")
     ]
-    values, error, p = delong(ours, theirs)
+    draw_error = np.std(on_draws(rows[1], lambda draws: entropy(mixture_log_probs(draws))), ddof=1)
+    values, error, p = delong(ours, theirs, draw_error)
     test = found[f"auroc entropy: {QUESTION}"]
     assert [test["a"], test["b"], test["item_error"], test["p"]] == pytest.approx([*values, error, p])
     assert "scores" not in test
@@ -109,6 +139,45 @@ def test_the_questions_of_the_run_are_asked(runs, rows, tmp_path):
     other = {"x": {"positive": ["unknown"], "negative": ["nobody"]}}
     with pytest.raises(DataError, match="detect 'x' negative: expected a list of groups out of easy, hard"):
         compare_runs([save(tmp_path / "odd", rows[0], other), runs[1]], num_bootstrap=20)
+
+
+@pytest.mark.parametrize("other", [4, 6])
+@pytest.mark.parametrize("predictor", ["samples", "samples+draw_temperature"])
+def test_areas_of_two_models_with_draws(tmp_path, other, predictor):
+    """Equally many draws are resampled jointly, others apart; a temperature stays as it was fitted."""
+    models = [make_model("a", 0.3, seed=2), make_model("b", 0.5, draws=other, seed=4)]
+    runs = [save(tmp_path / own[0]["model"], own, DETECT) for own in models]
+    found = areas(compare_runs(runs[::-1], predictor=predictor, num_bootstrap=20, seed=3))
+    test = found[f"auroc mutual_information: {QUESTION}"]
+    parts = []
+    for place, (own, size) in enumerate(zip(models, (4, other), strict=True)):
+        held = of_group(own, "validation")
+        samples = np.array([row["sample_log_probs"] for row in held]).swapaxes(0, 1)
+        fitted = fit_draw_temperature(samples, [row["label"] for row in held]).temperature
+        temperature = fitted if "+" in predictor else 1.0
+
+        def information_at(draws, temperature=temperature):
+            return mutual_information(temper_draws(draws, temperature))
+
+        parts.append(on_draws(own, information_at, 3 + (0 if other == 4 else place), size))
+    draw_error = np.std(parts[0] - parts[1], ddof=1)
+    assert test["draw_error"] == pytest.approx(draw_error, rel=1e-9)
+    needed = draws_for_width(abs(test["difference"]), draw_error, 4, test["item_error"])
+    assert test["draws_needed"] == needed
+    total = np.hypot(test["item_error"], draw_error)
+    assert test["p"] == pytest.approx(2 * NormalDist().cdf(-abs(test["difference"]) / total))
+
+
+def test_draws_in_common_cancel(tmp_path):
+    """A model against itself has no error of draws; with one draw, or one mirrored pair, there is none to tell."""
+    own = make_model("a", 0.3, seed=2)
+    for number, rows in enumerate(
+        (own, [{**row, "sample_log_probs": row["sample_log_probs"][:1]} for row in own])
+    ):
+        sides = [save(tmp_path / f"{name}{number}", rows, DETECT) for name in ("x", "y")]
+        test = areas(compare_runs(sides, scores=["entropy"], num_bootstrap=20))[f"auroc entropy: {QUESTION}"]
+        assert (test["difference"], test["p"], test["draws_needed"]) == (0, 1, None)
+        assert test["draw_error"] == (0 if not number else None)
 
 
 def test_scores_are_named_for_both_or_for_either(runs, tmp_path):
@@ -137,6 +206,7 @@ def test_texts_are_told_apart_too(tmp_path):
     }
     expected = (entropies["odd"][:, None] > entropies["stories"]).mean()
     assert metric == "auroc entropy: odd vs test" and test["a"] == test["b"] == pytest.approx(expected)
+    assert test["draw_error"] is None  # records do not hold the entropy of other mixtures
 
 
 def test_what_cannot_be_told_is_one_line(runs, rows, tmp_path):

@@ -1,5 +1,7 @@
 """DeLong's test: literal placements, ties, its level under no difference, and bad input."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -78,3 +80,15 @@ def test_bad_input_is_named():
         compare_auroc([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1, 0, 0])
     with pytest.raises(DataError, match="one entry per item"):
         compare_auroc([1.0, 2.0], [1.0], [1, 0])
+
+
+def test_the_variance_of_draws_joins_that_of_the_items():
+    rng = np.random.default_rng(3)
+    a, b, positive = rng.normal(size=40), rng.normal(size=40), np.repeat([0.0, 1.0], 20)
+    plain, drawn = compare_auroc(a, b, positive), compare_auroc(a, b, positive, draw_error=0.05)
+    assert drawn.standard_error == plain.standard_error and drawn.difference == plain.difference
+    total = np.hypot(plain.standard_error, 0.05)
+    assert drawn.high - drawn.low == pytest.approx(2 * 1.959964 * total, rel=1e-6)
+    assert drawn.p_value == pytest.approx(2 * NormalDist().cdf(-abs(plain.difference) / total))
+    same = compare_auroc(a, a, positive, draw_error=0.05)
+    assert same.p_value == 1 and same.high == pytest.approx(1.959964 * 0.05, rel=1e-6)
