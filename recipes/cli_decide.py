@@ -99,8 +99,8 @@ def compare(
 
     McNemar for accuracy, paired bootstrap over items and draws for NLL, Brier, ECE, AUROC, AURC and AUGRC, DeLong for
     the detection of unknown items, Holm's correction over all of them, and how many items or draws would be needed.
-    Answers (kind: generation): McNemar for right ones, paired bootstrap for abstention scores and for the AUROC of
-    wrong answers, DeLong between groups. A run may also be a folder with one evaluation per task.
+    Answers (kind: generation): McNemar for right ones, paired bootstrap for abstention scores, confidences and
+    the AUROC of wrong answers, DeLong between groups. A run may also be a folder with one evaluation per task.
     """
     import json
 

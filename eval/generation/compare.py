@@ -16,6 +16,7 @@ from vlora.eval.compare_detection import score_sides
 from vlora.eval.generation.columns import ALL, AnswerTable, default_detection
 from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.eval.generation.files import read_answer_results
+from vlora.eval.generation.pair_scores import draws_paired
 from vlora.eval.generation.pair_tests import AnswerPair
 from vlora.eval.generation.records import AnswerRecord, read_answers
 from vlora.eval.tables import Resampler
@@ -148,6 +149,6 @@ def compare_answers(
             for side, count in zip("ab", draws, strict=True)
         },
         **{"n": len(rows), "ungraded": len(rows) - len(graded), "threshold": b.threshold},
-        "draws": {"a": draws[0], "b": draws[1], "paired": False},
+        "draws": {"a": draws[0], "b": draws[1], "paired": draws_paired((a.table, b.table))},
         "tests": tests,
     }

@@ -2,42 +2,43 @@
 
     right answers                               McNemar's exact test
     SimpleQA's counts, penalised score,         paired bootstrap: questions are resampled for both models at once
-    Brier score of confidences
-    AUROC of uncertainty for wrong answers      paired bootstrap, since each model has its own wrong answers; DeLong's
-                                                test where both have the same ones (answers that are given)
+    Brier score and ECE of confidences
+    AUROC of uncertainty for wrong answers,     paired bootstrap, since each model has its own wrong answers; of the
+    AURC of confidences                         AUROC DeLong's test where both have the same ones (given answers)
     AUROC of uncertainty between groups         DeLong's test
 
-Scores and confidences of draws stand beside those at the mean of a model without draws, which they equal there.
-Answers that one of the two models' graders could not judge are left out of the tests of right and wrong and counted in
-``ungraded``. Draws are not resampled: intervals are over questions.
+Scores and confidences of draws stand beside those at the mean of a model without draws, which they equal there. What
+draws say of the judged answer is resampled with the questions (:mod:`vlora.eval.generation.answer_draws`), jointly
+where both models have equally many; a temperature stays as it was fitted. Everything else has the error of questions
+alone. Answers that one of the two models' graders could not judge are left out of the tests of right and wrong and
+counted in ``ungraded``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vlora.eval.compare_detection import score_sides
 from vlora.eval.compare_parts import Statistic, bootstrap_test, delong_test, mcnemar_fields, ratio_of
 from vlora.eval.generation.columns import AnswerTable
-from vlora.eval.generation.confidence import sharpen
+from vlora.eval.generation.pair_scores import PairScore, shared_confidence, shared_scores
+from vlora.eval.generation.pair_statistics import (
+    area,
+    area_under_risk,
+    brier,
+    calibration_error,
+    penalised,
+    sharpened,
+)
 from vlora.eval.metrics.abstention import penalties
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.ranking import Ranking, Separation
 from vlora.eval.tables import Resampler
 
-__all__ = ["STAND_INS", "AnswerPair"]
+__all__ = ["AnswerPair"]
 
-STAND_INS = {
-    "mixture": "max_probability",
-    "mixture_per_token": "token_nll",
-    "expected_token_entropy": "mean_token_entropy",
-    "p_true_draws": "p_true",
-}
-"""What a score of draws is for a model without any."""
 _CONFIDENCES = ("max_probability", "mixture")
 _WRONG = "wrong answers"
-_LARGEST = 1e300
 
 
 class AnswerPair:
@@ -58,6 +59,23 @@ class AnswerPair:
         self, metric: str, statistics: Sequence[Statistic], size: int, higher: bool
     ) -> dict[str, Any]:
         return bootstrap_test(metric, statistics, self._resampler.counts(size), higher=higher)
+
+    def _of_score(
+        self, metric: str, score: PairScore, makers: Sequence[Callable[[Array], Statistic]], higher: bool
+    ) -> dict[str, Any]:
+        """Paired bootstrap of what ``makers`` of a and of b make of a score, its draws resampled with the questions."""
+        deviation, units = score.deviation(makers, self._resampler.seed)
+        counts = self._resampler.counts(len(score.values[0]))
+        drawn = {"deviation": deviation, "units": units}
+        test = bootstrap_test(metric, score.statistics(makers), counts, higher=higher, **drawn)
+        return {**test, **score.told()}
+
+    def _of_areas(self, metric: str, score: PairScore, positive: Array) -> dict[str, Any]:
+        """DeLong's test of a score, with the error of its draws."""
+        deviation, units = score.deviation([partial(area, positive)] * 2, self._resampler.seed)
+        first, second = score.values
+        test = delong_test(metric, first, second, positive, deviation=deviation, units=units)
+        return {**test, **score.told()}
 
     def right(self, rows: IntArray, threshold: float) -> list[dict[str, Any]]:
         """How right both are, what declining does to it, and how well confidences fit.
@@ -92,28 +110,31 @@ class AnswerPair:
     def _confident(
         self, name: str, sides: Sequence[tuple[AnswerTable, IntArray]], threshold: float
     ) -> list[dict[str, Any]]:
-        """Brier score of a confidence, and what answering only above the threshold earns."""
-        names = _stand_ins(name, [table.confidences for table, _ in sides])
-        if names is None:
+        """Brier score and ECE of a confidence, and what answering only above the threshold earns."""
+        score = shared_confidence(sides, name)
+        if score is None:
             return []
-        powers = [table.fitted_power(own) for (table, _), own in zip(sides, names, strict=True)]
+        powers = [table.fitted_power(own) for (table, _), own in zip(sides, score.names, strict=True)]
         tempered = None not in powers
-        brier, score = [], []
-        for (table, rows), own, power in zip(sides, names, powers, strict=True):
-            sure = sharpen(table.confidences[own][rows], float(power or 1) if tempered else 1.0)
-            correct, said = table.correct[rows], table.attempted[rows]
-            answered = said * (sure >= threshold)
-            brier.append(ratio_of(said * np.square(sure - correct), said))
-            score.append(ratio_of(penalties(answered, correct, threshold), np.ones(len(rows))))
-        shown, size = name + ("+temperature" if tempered else ""), len(sides[0][1])
-        tests = [
-            self._bootstrap(f"penalised_score {shown}", score, size, True),
-            self._bootstrap(f"brier {shown}", brier, size, False),
-        ]
-        return [{**test, **_told(name, names)} for test in tests]
+        shown = name + ("+temperature" if tempered else "")
+        metrics = {
+            "penalised_score": (partial(penalised, threshold), True),
+            "brier": (brier, False),
+            "ece_15_equal_width": (calibration_error, False),
+        }
+        tests = []
+        for metric, (of, higher) in metrics.items():
+            makers = [
+                partial(
+                    sharpened, of, table.correct[rows], table.attempted[rows], power if tempered else None
+                )
+                for (table, rows), power in zip(sides, powers, strict=True)
+            ]
+            tests.append(self._of_score(f"{metric} {shown}", score, makers, higher))
+        return tests
 
     def wrong(self, rows: IntArray, scores: Sequence[str]) -> list[dict[str, Any]]:
-        """AUROC of every score for wrong answers, among the questions that both attempt.
+        """AUROC of every score for wrong answers, and AURC of confidences, among the questions that both attempt.
 
         Args:
             rows: Rows of a that both graders judged.
@@ -128,15 +149,16 @@ class AnswerPair:
         exact = np.array_equal(wrong[0], wrong[1]) and np.isin(wrong[0], [0, 1]).all()
         exact = exact and min(wrong[0].sum(), (1 - wrong[0]).sum()) >= 2
         tests = []
-        for name, names, values in self._shared(sides, scores):
-            metric = f"auroc {name}: {_WRONG}"
+        for score in shared_scores(sides, scores):
+            metric = f"auroc {score.name}: {_WRONG}"
             if exact:
-                test = delong_test(metric, values[0], values[1], wrong[0])
+                tests.append(self._of_areas(metric, score, wrong[0]))
             else:
-                areas = [_area(score, own) for score, own in zip(values, wrong, strict=True)]
-                test = self._bootstrap(metric, areas, len(rows), True)
-            tests.append({**test, **_told(name, names)})
-        return tests
+                makers = [partial(area, own) for own in wrong]
+                tests.append(self._of_score(metric, score, makers, True))
+        makers = [partial(area_under_risk, own) for own in wrong]
+        ranked = shared_scores(sides, _CONFIDENCES)  # a confidence ranks as the uncertainty of its name
+        return tests + [self._of_score(f"aurc {score.name}", score, makers, False) for score in ranked]
 
     def between(
         self, questions: Mapping[str, Mapping[str, Sequence[str]]], scores: Sequence[str]
@@ -158,56 +180,11 @@ class AnswerPair:
             rows = np.concatenate([positive, negative])
             classes = np.repeat([1.0, 0.0], [len(positive), len(negative)])
             tests += [
-                {
-                    **delong_test(f"auroc {name}: {question}", values[0], values[1], classes),
-                    **_told(name, names),
-                }
-                for name, names, values in self._shared(self._sides(rows), scores)
+                self._of_areas(f"auroc {score.name}: {question}", score, classes)
+                for score in shared_scores(self._sides(rows), scores)
             ]
         return tests
-
-    def _shared(
-        self, sides: Sequence[tuple[AnswerTable, IntArray]], scores: Sequence[str]
-    ) -> list[tuple[str, list[str], list[Array]]]:
-        """Scores that both have and one varies: name, name on either side, values; a missing one ranks last."""
-        found = []
-        for name in scores:
-            names = _stand_ins(name, [table.scores for table, _ in sides])
-            if names is not None:
-                values = [
-                    np.nan_to_num(table.scores[own][rows], posinf=_LARGEST)
-                    for own, (table, rows) in zip(names, sides, strict=True)
-                ]
-                if any(one.min() < one.max() for one in values):  # else there is nothing to tell apart
-                    found.append((name, names, values))
-        return found
 
 
 def _union(parts: Sequence[IntArray]) -> IntArray:
     return np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
-
-
-def _stand_ins(name: str, having: Sequence[Mapping[str, Array]]) -> list[str] | None:
-    """The name on either side, or what it is without draws; None where a side has neither, or both only the other.
-
-    Of ``EARLIER:LATER`` the two names, without stand-ins.
-    """
-    if ":" in name:
-        pair = list(score_sides(name))
-        return pair if all(chosen in own for chosen, own in zip(pair, having, strict=True)) else None
-    names = [name if name in own else STAND_INS.get(name, name) for own in having]
-    present = all(chosen in own for chosen, own in zip(names, having, strict=True))
-    return names if present and name in names else None
-
-
-def _told(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Which side has another score than the metric says."""
-    if ":" in name:
-        return {"scores": dict(zip("ab", names, strict=True))}
-    other = {side: own for side, own in zip("ab", names, strict=True) if own != name}
-    return {"stand_in": other} if other else {}
-
-
-def _area(uncertainty: Array, wrong: Array) -> Statistic:
-    ranking = Ranking.of(uncertainty)
-    return lambda weights: Separation.of(ranking, wrong, weights).auroc()
