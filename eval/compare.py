@@ -9,8 +9,8 @@
 Holm's correction is over every test of the comparison, whatever its task, pair and metric. Draw k of two posteriors of
 one layout and seed uses the same random numbers, so resampling draw numbers jointly keeps what they have in common. A
 fitted temperature stays as it is, whatever is resampled. Of texts the NLL per token and of whole texts is tested so;
-the accuracy of tokens has the error of texts alone, since records do not keep it by draw, and so has everything under a
-temperature. Of answers questions are resampled, and the draws where they speak of the answer that is judged.
+accuracy and ECE of tokens have the error of texts alone, since records do not keep them by draw, and so has everything
+under a temperature. Of answers questions are resampled, and the draws where they speak of the answer that is judged.
 
 A run is the output folder of ``vlora eval`` (``records.jsonl``), or a folder of several, one per task. What is read
 from it and tested is a :class:`RunKind`: choices and texts in :mod:`vlora.eval.compare_choices`, answers

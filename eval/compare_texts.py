@@ -1,6 +1,7 @@
 """Paired tests of two models on the same texts; see :mod:`vlora.eval.compare`.
 
-Metrics are sums over sums (nats per token, right tokens per token), and texts are resampled for both models at once.
+Metrics are sums over sums (nats per token, right tokens per token), and texts are resampled for both models at once;
+so is the ECE of tokens. There is no AURC: nobody declines single tokens of a text that is given.
 ``nll`` and ``nll_sequence`` of sampled predictors have the error of their draws too, as far as records keep numbers by
 draw (:mod:`vlora.eval.text_draws`): the second exactly, the first to first order in the weights of the draws. Draw
 numbers are resampled jointly where both models have equally many, since draw k of both has the same noise.
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vlora.eval.compare_parts import bootstrap_test, ratio_of
+from vlora.eval.compare_parts import Statistic, bootstrap_test, ratio_of
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.crossed import draw_deviations, draw_weights
+from vlora.eval.metrics.intervals import Counts
 from vlora.eval.tables import ModelTable, Resampler
 from vlora.eval.text_draws import TextDraws
 from vlora.eval.token_predictions import TokenTable
@@ -64,7 +66,26 @@ def text_tests(
         for metric in found[0]
         if metric in found[1]
     ]
+    tests += _calibration(tables, names, rows, counts)
     return tests, {"a": drawn[0], "b": drawn[1], "paired": paired}
+
+
+def _calibration(
+    tables: Sequence[ModelTable], names: Sequence[str], rows: Sequence[IntArray], counts: Counts
+) -> list[dict[str, Any]]:
+    """The test of the calibration error of tokens; none where a model has no confidence in tokens (an ensemble)."""
+    statistics = [
+        _calibration_error(*table.calibration_gaps(name, picked))
+        for table, name, picked in zip(tables, names, rows, strict=True)
+        if isinstance(table, TokenTable)
+    ]
+    if len(statistics) < len(tables):
+        return []
+    return [bootstrap_test("ece_15_equal_width", statistics, counts, higher=False)]
+
+
+def _calibration_error(gaps: Array, size: Array) -> Statistic:
+    return lambda weights: np.abs(weights @ gaps).sum(axis=1) / (weights @ size)
 
 
 def _draws_of(table: ModelTable, predictor: str) -> TextDraws | None:

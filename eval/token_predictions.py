@@ -253,6 +253,20 @@ class TokenTable(ModelTable):
         values = [getattr(scores, name) for scores in self._scores]
         return np.array([np.nan if value is None else value.sum() for value in values], dtype=np.float64)
 
+    def calibration_gaps(self, predictor: str, rows: IntArray) -> tuple[Array, Array]:
+        """What the calibration error of tokens is made of: correctness minus confidence per text and bin, and tokens.
+
+        For resamples with counts ``weights`` ``(B, N)`` the ECE is ``abs(weights @ gaps).sum(1) / (weights @ tokens)``.
+
+        Args:
+            predictor: Its name.
+            rows: The texts, ``(N,)``.
+
+        Returns:
+            Gaps ``(N, 15)`` and tokens ``(N,)``.
+        """
+        return self._gaps(predictor, rows), self._size[rows]
+
     def _gaps(self, predictor: str, rows: IntArray) -> Array:
         """Sums of correctness minus confidence per document and bin, shape ``(len(rows), NUM_BINS)``."""
         confidence, correct = self.reliability(predictor, rows)

@@ -5,6 +5,7 @@ import pytest
 from test_compare import by_metric, save
 
 from vlora.eval.compare import compare_runs
+from vlora.eval.metrics.calibration import calibration
 from vlora.eval.metrics.crossed import draw_deviations, draw_weights
 from vlora.eval.metrics.intervals import resample_counts
 from vlora.recipes.compare import comparison_table
@@ -116,3 +117,21 @@ def test_what_records_do_not_tell_has_no_error_of_draws(tmp_path):
     assert both["nll"]["draw_error"] is None  # half of what the draws add would say too little
     mean = by_metric(compared(tmp_path / "mean", rows, model("ivon", shifts(5)), predictor="mean"))
     assert mean["nll"]["draw_error"] is None
+
+
+def test_the_calibration_error_of_tokens_is_resampled_by_texts(tmp_path):
+    """Literal: the ECE of all tokens of a resample's texts, of either model."""
+    later, earlier = model("ivon", shifts(1), level=-0.9, seed=1), model("adamw", None, level=-0.4)
+    test = by_metric(compared(tmp_path, earlier, later))["ece_15_equal_width"]
+
+    def error(rows, name, chosen):
+        sure = np.concatenate([rows[i]["lm"][name] for i in chosen])
+        return calibration(sure, np.ones(len(sure))).ece
+
+    sides = ((later, "sample_confidence"), (earlier, "confidence"))
+    assert [test[side] for side in "ab"] == pytest.approx([error(*one, range(TEXTS)) for one in sides])
+    resampled = [np.repeat(np.arange(TEXTS), row) for row in resample_counts(TEXTS, 400, (0, 0))]
+    differences = np.array([error(*sides[0], chosen) - error(*sides[1], chosen) for chosen in resampled])
+    assert test["item_error"] == pytest.approx(differences.std(ddof=1))
+    assert (test["low"], test["high"]) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+    assert test["higher_is_better"] is False and test["draw_error"] is None
