@@ -177,6 +177,7 @@ class TokenTable(ModelTable):
         simulations = int(np.clip(_FLOOR_TOKENS / len(confidence), 20, _SMOOTH))
         floor = smooth_ece_floor(confidence, num_simulations=simulations, seed=resampler.seed)
         more = {"floor": floor.mean, "floor_high": floor.high, "resamples": len(counts)}
+        more["floor_simulations"] = simulations
         interval = percentile_interval(smooth_ece(confidence, correct), replicates, len(rows))
         return entry(interval, tokens=len(confidence), **more)
 

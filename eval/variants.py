@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -33,7 +34,6 @@ class Variants:
         which: Draw numbers, None for the mean.
         width: Most vectors that are held at once.
         shares: Whether prompts share their forward passes where they share tokens.
-        apart: Whether the output head can be run one vector at a time behind a trunk that holds several.
     """
 
     def __init__(self, draws: Draws, which: Sequence[int | None]) -> None:
@@ -48,8 +48,12 @@ class Variants:
         self._stack = self._stacked()
         self.shares = draws.scoring != "loop" and self._can_share()
         self.width = 1 if self._stack is None else len(self.which)
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether the output head can be run one vector at a time behind a trunk that holds several; of causal LMs."""
         with torch.inference_mode():
-            self.apart = self._stack is not None and head_is_apart(self.model)
+            return self._stack is not None and head_is_apart(self.model)
 
     def fit(self, longest: int, max_tokens: int) -> None:
         """Hold no more vectors at once than fit a batch, unless they share blocks, which pays more.

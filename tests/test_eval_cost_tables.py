@@ -57,7 +57,10 @@ def test_the_linearised_variance_has_a_line_a_width_and_its_cost_in_passes(folde
     }
     unit = {"model": "closed_world", "task": "multiple_choice", "items": 3, "draws": 64, "outputs": 4}
     (folder / "agreement").mkdir()
-    for name, covariance in (("x", {"covariance": "leading"}), ("y", {})):  # older files have independent entries
+    for name, covariance in (
+        ("x", {"covariance": "leading"}),
+        ("y", {}),
+    ):  # older files have independent entries
         found = {**unit, **covariance, "widths": [width], "cost": cost}
         (folder / f"agreement/{name}.json").write_text(json.dumps(found))
     lines = table.block(folder).splitlines()

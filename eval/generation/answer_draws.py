@@ -1,7 +1,7 @@
 r"""What the posterior draws add to the intervals of scores of the judged answer, from what records keep of every draw.
 
 That answer is given, or greedy at the mean, so new draws would be asked about the same one. Of answer y with T tokens
-under weights w_s of resampled draws (:mod:`vlora.eval.metrics.crossed`), exactly,
+under weights w_s of resampled draws (:mod:`vlora.eval.metrics.crossed`), exactly while draws lie within 700 nats,
 
     mixture(w) = -log sum_s w_s p_s(y)                  mixture_per_token(w) = mixture(w) / T
     expected_token_entropy(w) = sum_s w_s H_s           p_true_draws(w) = 1 - sum_s w_s p_s(True)

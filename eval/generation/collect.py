@@ -170,7 +170,7 @@ class Collector:
     def _verdicts(
         self, drafts: Sequence[Draft], answers: Sequence[str]
     ) -> list[tuple[float | None, list[float]]]:
-        """p(True) of the judged answers at the mean and under every draw; None where both verdicts are one token."""
+        """p(True) of the judged answers at the mean and under every draw; None where verdicts cannot be told apart."""
         asked = self._config.p_true
         if asked is None:
             return [(None, [])] * len(drafts)

@@ -14,6 +14,7 @@ from vlora.eval.compare_draws import DrawnSide, pair_deviations
 from vlora.eval.compare_parts import Statistic
 from vlora.eval.generation.answer_draws import DRAWN_CONFIDENCES, DRAWN_SCORES, AnswerDraws
 from vlora.eval.generation.columns import AnswerTable
+from vlora.eval.generation.estimators import ESTIMATORS
 from vlora.eval.metrics.arrays import Array, IntArray
 
 __all__ = ["STAND_INS", "PairScore", "draws_paired", "shared_confidence", "shared_scores"]
@@ -41,7 +42,8 @@ class PairScore:
     values: tuple[Array, ...]
     """Of a and of b, ``(N,)`` each."""
     known: bool
-    """Whether the error of its draws can be told: not where an ensemble chose its answers by them."""
+    """Whether the error of its draws can be told: not where an ensemble chose its answers by them, records have
+    different numbers of draws, or the other score is of sampled answers."""
     drawn: tuple[DrawnSide | None, ...]
     """Draws of a and of b, with the values ``(R, N)`` as replicates; None where draws do not make it."""
 
@@ -128,7 +130,15 @@ def _pair_score(
         for one, own, (_, rows) in zip(draws, names, sides, strict=True)
     ]
     known = not any(of and one is None for of, one in zip(made, draws, strict=True))
+    if any(made) and any(_is_sampled(own) for own in names):
+        known = False  # half of what the draws add would say too little
     return PairScore(name, tuple(names), tuple(values), known, tuple(drawn))
+
+
+def _is_sampled(name: str) -> bool:
+    """Whether a score is of sampled answers, which other draws would change."""
+    known = ESTIMATORS.get(name)
+    return known is not None and known.family in ("samples", "posterior") and name not in DRAWN_SCORES
 
 
 def _side(

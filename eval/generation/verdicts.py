@@ -35,12 +35,12 @@ def ask(true: Sequence[Pair], false: Sequence[Pair]) -> Asked:
         false: The same for "false".
     """
     pairs = _behind_one_prompt([*true, *false])
-    prompt, said = pairs[0][0], [answer for _, answer in pairs]
+    prompts, said = {answer: prompt for prompt, answer in pairs}, [answer for _, answer in pairs]
     own, other = ([answer for answer in part if answer] for part in (said[: len(true)], said[len(true) :]))
     kept = _distinct(own, other), _distinct(other, own)
     if not all(kept):
         return Asked([], 0)
-    return Asked([Row(prompt, answer) for answers in kept for answer in answers], len(kept[0]))
+    return Asked([Row(prompts[answer], answer) for answers in kept for answer in answers], len(kept[0]))
 
 
 def chances(asked: Sequence[Asked], scores: Sequence[TokenScore]) -> list[float]:
@@ -54,9 +54,14 @@ def chances(asked: Sequence[Asked], scores: Sequence[TokenScore]) -> list[float]
 
 
 def _behind_one_prompt(pairs: Sequence[Pair]) -> list[tuple[Ids, Ids]]:
-    """All strings behind the prompt that they share: a tokenizer may join its end with one of them."""
+    """All strings behind the prompt that they share: a tokenizer may join its end with one of them.
+
+    Prompts whose front was cut, to make room for strings of different lengths, stay as they are.
+    """
     size = min(len(prompt) for prompt, _ in pairs)
     whole = [(*prompt, *answer) for prompt, answer in pairs]
+    if len({ids[:size] for ids in whole}) > 1:
+        return [(tuple(prompt), tuple(answer)) for prompt, answer in pairs]
     return [(ids[:size], ids[size:]) for ids in whole]
 
 

@@ -36,23 +36,24 @@ def numbers(name: str, values: Any, cure: str = "all need as many") -> Array:
         raise DataError(f"{name}: {_uneven(values, cure) or f'expected numbers, {error}'}") from None
 
 
-def _uneven(values: Any, cure: str = "") -> str | None:
+def _uneven(values: Any, cure: str) -> str | None:
     """What keeps nested sequences from being an array; None where they are one."""
     level = [values]
-    while all(
-        isinstance(entry, (Sequence, np.ndarray)) and not isinstance(entry, (str, bytes)) for entry in level
-    ):
+    while all(map(_is_row, level)):
         sizes = {len(entry) for entry in level}
         if len(sizes) > 1:
             return f"rows have {min(sizes)} to {max(sizes)} entries; {cure}"
         level = [inner for entry in level for inner in entry]
         if not level:
             return None
-    return (
-        "some entries are rows and some are not"
-        if any(isinstance(entry, list | tuple) for entry in level)
-        else None
-    )
+    return "some entries are rows and some are not" if any(map(_is_row, level)) else None
+
+
+def _is_row(entry: Any) -> bool:
+    """Whether an entry has entries of its own."""
+    if isinstance(entry, np.ndarray):
+        return entry.ndim > 0
+    return isinstance(entry, Sequence) and not isinstance(entry, (str, bytes))
 
 
 def vector(name: str, values: Any) -> Array:

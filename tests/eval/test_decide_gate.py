@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from vlora.errors import ConfigError, DataError, PosteriorFormatError
+from vlora.eval.calibrate_decisions import _fit
 from vlora.eval.config import CalibrationConfig, GateConfig
-from vlora.eval.decide import decide, fit_gate, fit_rules, verify
+from vlora.eval.decide import ABSTENTION_GRID, decide, fit_gate, fit_rules, verify
 from vlora.eval.decision_scores import check_scores, uncertainty
+from vlora.eval.metrics.risk_control import controlled_threshold, likely_start
 from vlora.eval.metrics.uncertainty import entropy, mixture_log_probs, mutual_information
 from vlora.eval.predictive import Predictive, decision_scores
 from vlora.posterior.decisions import Abstention, Decisions, Gate, check_content
@@ -33,6 +35,30 @@ def test_the_gate_is_the_quantile_of_items_with_a_right_answer():
     assert fit_gate("entropy", [1.0, 2.0], 0.5).threshold == 1.5
     with pytest.raises(DataError, match="values must be a non-empty 1-D array"):
         fit_gate("entropy", [], 0.5)
+
+
+def test_gate_and_start_come_from_rows_that_the_threshold_does_not_see():
+    """The rows of the width behind their gate give the start, and the threshold is tested from there on the others."""
+    rng = np.random.default_rng(3)
+    doubt = [rng.random(80), rng.random(160)]
+    info = [rng.random(80), rng.random(160)]
+    right = [rng.random(len(d)) > 0.3 * np.maximum(d - 0.4, 0) for d in doubt]
+    log_probs = np.log(np.stack([1 - doubt[1] / 2, doubt[1] / 2], axis=1))
+    known, held = (
+        {"max_probability": d / 2, "mutual_information": i} for d, i in zip(doubt, info, strict=True)
+    )
+    rules = CalibrationConfig(
+        gate=GateConfig(score="mutual_information", quantile=0.8), alpha=[0.1], risk=0.15, delta=0.1
+    )
+    _, found, gate = _fit(rules, log_probs, (~right[1]).astype(int).tolist(), known, right[0], held)
+    limit = np.quantile(info[0], 0.8)
+    before, after = (np.where(i > limit, np.inf, d / 2) for d, i in zip(doubt, info, strict=True))
+    start = likely_start(before, ~right[0], ABSTENTION_GRID, num_items=160, risk=0.15)
+    want = controlled_threshold(after, ~right[1], ABSTENTION_GRID, risk=0.15, delta=0.1, start=start)
+    assert gate is not None and gate.threshold == pytest.approx(limit)
+    assert (found.threshold, found.answered, found.wrong) == (want.threshold, want.answered, want.wrong)
+    others = likely_start(after, ~right[1], ABSTENTION_GRID, num_items=160, risk=0.15)
+    assert start != others and want.answered > 50
 
 
 def test_an_answer_needs_both_limits():

@@ -5,7 +5,15 @@ import stack_cases
 import torch
 from eval_tiny import tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from vlora.data import Example, RowFormat
 from vlora.eval.forward import Draws
@@ -103,6 +111,62 @@ def test_a_model_whose_trunk_cannot_be_told_keeps_all_draws_within_the_budget(mo
     fast, largest = _texts(model, posterior, "batched", max_tokens=10**5)
     _assert_close(fast, plain)
     assert PLACES * SIZE < largest <= budget
+
+
+def _llama_classifier():
+    """Its head looks for the last token."""
+    config = stack_cases.deep_llama().config
+    config.num_labels = 3
+    return LlamaForSequenceClassification(config).eval(), ["q_proj", "v_proj"]
+
+
+def _roberta():
+    """Its head looks at the first token."""
+    config = RobertaConfig(
+        vocab_size=SIZE, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.4, num_labels=3, pad_token_id=0,
+    )  # fmt: skip
+    return RobertaForSequenceClassification(config).eval(), ["query", "value"]
+
+
+@pytest.mark.parametrize("make", [_llama_classifier, _roberta])
+def test_classifiers_whose_heads_look_at_places_are_scored_side_by_side(make):
+    torch.manual_seed(6)
+    base, targets = make()
+    model, posterior = stack_cases.adapted(base, target_modules=targets, task_type="SEQ_CLS")
+    rows = [Example(item=f"test/{i}", text=" ".join(WORDS[i : 2 * i + 3]), label=i % 3) for i in range(5)]
+    found = []
+    for scoring in ("loop", "batched"):
+        scorer = build_scorer("sequence_classification", rows, tokenizer(), RowFormat(), model.config)
+        scores = score_model(scorer, Draws(model, posterior, DRAWS, antithetic=True, scoring=scoring))
+        found.append(scores.sample_log_probs)
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
+    assert Variants(Draws(model, posterior, DRAWS, scoring="batched"), [None, 0]).width == 2
+
+
+def test_a_head_that_looks_at_positions_is_found_out(monkeypatch):
+    model, posterior = stack_cases.CASES["upper blocks"]()
+    inner = model.get_base_model()
+    plain = type(inner.lm_head).forward
+
+    def shifted(self, hidden):  # as a head would that has weights by position
+        return plain(self, hidden) * torch.arange(1, hidden.shape[1] + 1)[:, None]
+
+    assert Variants(Draws(model, posterior, DRAWS), [None, 0]).apart
+    monkeypatch.setattr(inner.lm_head, "forward", shifted.__get__(inner.lm_head))
+    assert not Variants(Draws(model, posterior, DRAWS), [None, 0]).apart
+
+
+def test_a_forward_of_somebody_else_on_the_trunk_stays():
+    model, posterior = stack_cases.CASES["upper blocks"]()
+    trunk = model.get_base_model().get_decoder()
+    own = trunk.forward
+    trunk.forward = lambda *args, **kwargs: own(*args, **kwargs)  # as accelerate puts there
+    kept = trunk.forward
+    plain, _ = _texts(model, posterior, "loop")
+    fast, largest = _texts(model, posterior, "batched", max_tokens=10**5)
+    _assert_close(fast, plain)
+    assert largest == PLACES * SIZE and trunk.__dict__["forward"] is kept
 
 
 def test_a_trunk_that_is_not_called_is_found_out(monkeypatch):

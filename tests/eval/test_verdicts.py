@@ -36,6 +36,12 @@ def test_strings_stand_behind_one_prompt_where_a_tokenizer_joins_its_end():
     assert strings(asked) == ([(2, 5), (7, 5)], [(2, 6)])
 
 
+def test_prompts_that_were_cut_to_different_lengths_stay_with_their_strings():
+    """Of (1 2 3 4) and a limit of five tokens a string of one leaves all, one of two cuts the front."""
+    asked = ask([([1, 2, 3, 4], [5]), ([2, 3, 4], [6, 7])], [([1, 2, 3, 4], [8])])
+    assert asked.rows == [Row((1, 2, 3, 4), (5,)), Row((2, 3, 4), (6, 7)), Row((1, 2, 3, 4), (8,))]
+
+
 def test_it_is_the_plain_sum_of_probabilities():
     model, generator = eval_tiny.llama(), np.random.default_rng(0)
     size = model.config.vocab_size

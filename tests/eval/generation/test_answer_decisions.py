@@ -91,6 +91,21 @@ def test_declined_ungraded_and_unscored_answers_err_on_the_side_of_silence():
     assert decide_answers(decisions(None), declining).answered.sum() == 80
 
 
+def test_the_start_comes_from_attempts_of_the_first_part_with_ungraded_ones_wrong():
+    (first, right), (second, held) = world(4), world(5)
+    records = made(first, right)
+    records = [replace(r, attempted=False, correct=0.0) if i < 30 else r for i, r in enumerate(records)]
+    records = [replace(r, correct=None) if 30 <= i < 60 else r for i, r in enumerate(records)]
+    _, rule = fit_answers(records, made(second, held), RULES)
+    wrong = np.where((np.arange(100) >= 60) & (right == 1), 0, 1)[30:]
+    grid = threshold_grid(first[30:])
+    start = likely_start(first[30:], wrong, grid, num_items=100, risk=0.3)
+    plain = likely_start(first, 1 - right, threshold_grid(first), num_items=100, risk=0.3)
+    assert start != plain
+    found = controlled_threshold(second, 1 - held, grid, risk=0.3, delta=0.3, start=start)
+    assert rule.threshold == pytest.approx(found.threshold) and rule.answered == found.answered
+
+
 def test_verification_counts_what_is_answered_wrong_and_unanswerable():
     nll, right = world(3, 50)
     _, rule = fit_answers(made(*world(0)), made(*world(1)), RULES)

@@ -28,6 +28,8 @@ PAD = "rows have 2 to 4 entries; pad items that have fewer choices with -inf"
         (lambda: vector("confidence", ["high", 0.5]), "confidence: expected numbers, could not convert string"),
         (lambda: vector("confidence", {"a": 1.0}), "confidence: expected numbers, float() argument must be"),
         (lambda: vector("confidence", [0.5, [0.5]]), "confidence: some entries are rows and some are not"),
+        (lambda: numbers("x", np.array("high")), "x: expected numbers, could not convert string"),
+        (lambda: numbers("x", [np.array("a"), np.array("b")]), "x: expected numbers, could not convert string"),
         (lambda: kl_to_truth([[0.5, 0.5], [1.0]], [[HALF, HALF]] * 2), "fewer choices with 0"),
         (lambda: kl_to_truth([[np.nan, 0.5]], [[HALF, HALF]]), "label_probs holds 1 NaN of 2 values"),
     ],
