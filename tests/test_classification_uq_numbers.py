@@ -25,6 +25,7 @@ from benchmarks.classification_uq.scores import (
 )
 from benchmarks.classification_uq.share import Gram
 from benchmarks.posterior_quality import network as whole
+from benchmarks.posterior_quality.arms import PRIORS
 from benchmarks.posterior_quality.linearised import by_prior, logit_moments
 from benchmarks.posterior_quality.tasks import Rows
 from vlora.posterior import Posterior
@@ -278,12 +279,27 @@ def test_draws_of_a_posterior_move_a_network_that_holds_its_mean(rows):
     torch.testing.assert_close(network.log_probs(rows), before)
 
 
+def test_the_prior_of_draws_has_the_lowest_nll_of_all(rows):
+    posterior = two_classes(0)[1]
+    network = Network.of(posterior, 2)
+    label = rows.label % 2
+    own = Rows(rows.hidden, rows.mask, label)
+
+    def nll(prior: float) -> float:
+        draws = after.drawn(network, posterior.with_prior(prior), own, 4)
+        mixture = draws.exp().mean(0)
+        return -float(mixture[torch.arange(3), label].log().mean())
+
+    found = after.fitted_prior(network, posterior, own)
+    assert nll(found) == pytest.approx(min(nll(prior) for prior in PRIORS), rel=1e-5)
+
+
 def test_a_merged_place_serves_both_domains(rows, monkeypatch, tmp_path):
     """Every method says something about every split of every domain, under names that the scores take."""
     rows = Rows(rows.hidden.repeat(3, 1, 1), rows.mask.repeat(3, 1), torch.arange(9) % 2)
     splits = ("train", "validation", "calibration", "clean", "ambiguous", "near", "far")
     domains = {name: tasks.Task(name, 2, dict.fromkeys(splits, rows)) for name in ("a", "b")}
-    made = iter([two_classes(seed)[1] for seed in range(8)])
+    made = iter([two_classes(seed)[1] for seed in range(10)])  # three members, two optimizers; two domains
     monkeypatch.setattr(merging, "trained", lambda *_: next(made))
     monkeypatch.setattr(merging, "load_task", lambda name, *_: domains[name])
     monkeypatch.setattr(merging, "probe", lambda *_: torch.zeros(2, 385))
@@ -293,6 +309,7 @@ def test_a_merged_place_serves_both_domains(rows, monkeypatch, tmp_path):
     for own in found["scores"].values():
         assert list(own) == [merging.OWN, merging.GRADIENT, "sum"]
         whole, short = own[merging.GRADIENT], own["sum"]
-        assert {"dropout", "laplace_kronecker", "draws", "ivon_left"} <= set(whole)
+        assert {"dropout", "laplace", "laplace_linearised", "laplace_kronecker", "laplace_left"} <= set(whole)
+        assert {"draws", "ivon_linearised", "ivon_left", "ensemble", "distance"} <= set(whole)
         assert set(short) == {"adamw", "adamw_tempered", "ivon", "ivon_tempered"}
         assert {"information", "leverage"} <= set(whole["ivon_kronecker"]["separation"])

@@ -1,19 +1,21 @@
-"""What one posterior says, single or merged: mean, draws, dropout, linearised model and the share that is left."""
+"""What one posterior says, single or merged: mean, draws, dropout, linearised model, distance, share that is left."""
 
 from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from benchmarks.classification_uq.arms import Predictions, linearised
+from benchmarks.classification_uq.arms import Predictions, distances, linearised
 from benchmarks.classification_uq.leading import jacobians
 from benchmarks.classification_uq.network import Network
 from benchmarks.classification_uq.share import CHOSEN, Gram
-from benchmarks.posterior_quality.arms import DRAWS
+from benchmarks.posterior_quality.arms import CHOICE_DRAWS, DRAWS, PRIORS
+from benchmarks.posterior_quality.linearised import KINDS
+from benchmarks.posterior_quality.scores import draws_nll
 from benchmarks.posterior_quality.tasks import Rows
 from vlora import Posterior
 
-__all__ = ["Heard", "hear", "shares_left"]
+__all__ = ["Heard", "fitted_prior", "hear", "shares_left"]
 
 Heard = Predictions
 LINEARISED = {"ivon": "ivon", "adamw": "laplace"}
@@ -40,23 +42,38 @@ def hear(
         train: Rows whose Fisher matrix the share that is left has.
         seed: Of dropout.
         out: Added to.
-        asked: Beside the mean ``linearised``: with Kronecker factors; ``more``: dropout of AdamW, draws and the share
-            that is left of IVON.
+        asked: Beside the mean ``linearised``: with Kronecker factors; ``more``: independent entries too, draws, the
+            share that is left, and of AdamW dropout and the distance of the pooled state.
     """
     network = Network.of(posterior, 2)
     out.add(by, {split: network.log_probs(own) for split, own in rows.items()})
     if "linearised" in asked:
-        linearised(network, posterior, rows, LINEARISED[by], out, ("kronecker",))
+        kinds = tuple(KINDS) if "more" in asked else ("kronecker",)
+        linearised(network, posterior, rows, LINEARISED[by], out, kinds)
     if "more" not in asked:
         return
     if by == "adamw":
         torch.manual_seed(seed)
         out.add("dropout", {split: dropped(network, own) for split, own in rows.items()})
-        return
-    out.add("draws", {s: drawn(network, posterior, own) for s, own in rows.items()})
+        out.add("distance", distances(network, train, rows))
+        out.facts["laplace_prior"] = fitted_prior(network, posterior, rows["validation"])
+        wide = posterior.with_prior(out.facts["laplace_prior"])
+        out.add("laplace", {s: drawn(network, wide, own) for s, own in rows.items()})
+    else:
+        out.add("draws", {s: drawn(network, posterior, own) for s, own in rows.items()})
     scored = {split: own for split, own in rows.items() if split.endswith(SCORED)}
-    left, out.facts["typical"] = shares_left(network, posterior, train, scored)
-    out.add("ivon_left", left)
+    left, out.facts[f"{by}_typical"] = shares_left(network, posterior, train, scored)
+    out.add(f"{LINEARISED[by]}_left", left)
+
+
+def fitted_prior(network: Network, posterior: Posterior, validation: Rows) -> float:
+    """Prior precision whose draws have the lowest NLL on validation rows."""
+
+    def nll(prior: float) -> float:
+        draws = drawn(network, posterior.with_prior(prior), validation, CHOICE_DRAWS)
+        return draws_nll(draws, validation.label)
+
+    return min(PRIORS, key=nll)
 
 
 def dropped(network: Network, rows: Rows) -> Tensor:
@@ -64,10 +81,10 @@ def dropped(network: Network, rows: Rows) -> Tensor:
     return torch.stack([network.log_probs(rows, dropout=True) for _ in range(DRAWS)])
 
 
-def drawn(network: Network, posterior: Posterior, rows: Rows) -> Tensor:
+def drawn(network: Network, posterior: Posterior, rows: Rows, num_draws: int = DRAWS) -> Tensor:
     """Log-probabilities ``(S, N, C)`` of the posterior's antithetic draws."""
     found = []
-    for k in range(DRAWS):
+    for k in range(num_draws):
         with posterior.sampled(network.peft, k, antithetic=True):
             found.append(network.log_probs(rows))
     return torch.stack(found)

@@ -17,27 +17,33 @@ __all__ = ["by_pair", "merge_parts"]
 OWN, GRADIENT = "own adapter", "gradient matching, Kronecker"
 NAMES = {
     "adamw": "AdamW", "adamw_tempered": "AdamW + temperature", "dropout": "MC dropout, 8",
-    "laplace_kronecker": "Laplace, linearised, Kronecker",
+    "laplace": "diagonal Laplace, 8", "laplace_linearised": "Laplace, linearised",
+    "laplace_kronecker": "Laplace, linearised, Kronecker", "laplace_left": "Laplace",
     "ivon": "IVON auto, mean", "ivon_tempered": "IVON auto, mean + temperature", "draws": "IVON auto, 8 draws",
-    "ivon_kronecker": "IVON auto, linearised, Kronecker",
+    "ivon_linearised": "IVON auto, linearised", "ivon_kronecker": "IVON auto, linearised, Kronecker",
     "ivon_left": "IVON auto",
+    "ensemble": "ensemble of 4 AdamW (4 × the cost)", "distance": "AdamW, pooled state",
 }  # fmt: skip
 SCORES = {
     "max_probability": "max probability", "entropy": "entropy", "expected_entropy": "expected entropy",
     "information": "information", "leverage": "leverage", "ivon_left": "share left",
+    "laplace_left": "share left", "distance": "Mahalanobis distance",
 }  # fmt: skip
 COLUMNS = (
     "ambiguous over clean", "near over ambiguous", "far over ambiguous", "near over own", "far over own",
 )  # fmt: skip
 ENTROPY, BEST = ("adamw", "entropy"), ("ivon_kronecker", "information")
+SHARE, DISTANCE = ("ivon_left", "ivon_left"), ("distance", "distance")
+ENSEMBLE = (("ensemble", "entropy"), ("ensemble", "information"))
 AFTER_LESS_BEFORE = (
-    ENTROPY, ("laplace_kronecker", "information"), BEST,
-    ("ivon_kronecker", "expected_entropy"), ("ivon_left", "ivon_left"),
+    ENTROPY, ("laplace_kronecker", "information"), BEST, ("ivon_kronecker", "expected_entropy"), SHARE, ENSEMBLE[1],
+    DISTANCE,
 )  # fmt: skip
 LESS_OTHERS = (
-    (BEST, ("ivon", "entropy")), (BEST, ENTROPY), (BEST, ("dropout", "information")), (BEST, ("draws", "information")),
-    (("laplace_kronecker", "information"), ENTROPY), (("ivon_left", "ivon_left"), ENTROPY),
-    (("ivon_left", "ivon_left"), BEST),
+    (BEST, ("ivon", "entropy")), (BEST, ENTROPY), (BEST, ("dropout", "information")),
+    (BEST, ("laplace", "information")), (BEST, ("draws", "information")), *((BEST, one) for one in ENSEMBLE),
+    (BEST, DISTANCE), (("laplace_kronecker", "information"), ENTROPY), (SHARE, ENTROPY), (SHARE, BEST), (SHARE, ENSEMBLE[1]),
+    (SHARE, DISTANCE), (("laplace_left", "laplace_left"), DISTANCE),
 )  # fmt: skip
 """After gradient matching: a score less another."""
 ABSTENTION = {

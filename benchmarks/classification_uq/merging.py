@@ -6,8 +6,8 @@ the head does not know the mark, an adapter can learn it.
 
 IVON's and AdamW's posteriors are merged alike. A merged posterior has the precision that the merge gives it and the
 mean of the adapters' Grams; its temperature, prior precisions and widths are fitted as a single one's are, on the
-validation rows of both domains. A threshold is fitted on the calibration rows of the domain that it is for. The share
-that is left takes the training rows of both domains.
+validation rows of both domains. A threshold is fitted on the calibration rows of the domain that it is for. A merged
+ensemble is the mixture of four merges. The share that is left takes the training rows of both domains.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.classification_uq.after import Heard, hear
@@ -50,6 +51,8 @@ MERGES: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATE = 1e-3
 """As merge_quality has it for these domains, for both optimizers."""
+MEMBERS = (10, 11, 12)
+"""Seeds of the further members of ensembles, as before merging."""
 OWN_SPLITS = ("calibration", "clean", "ambiguous")
 SPLITS = ("validation", *OWN_SPLITS, "near", "far")
 Domains = Mapping[str, Task]
@@ -63,15 +66,20 @@ class Place:
     serves: dict[str, Task]
     posterior: Posterior
 
+    @property
+    def whole(self) -> bool:
+        """Whether every method is asked, ensembles among them."""
+        return self.name in (OWN, GRADIENT)
+
     def asked(self, by: str) -> tuple[str, ...]:
         """What is asked beside the mean: of the mean of adapters IVON's linearised posterior, of their sum nothing."""
-        if self.name in (OWN, GRADIENT):
+        if self.whole:
             return ("linearised", "more")
         return ("linearised",) if (self.name, by) == ("mean", "ivon") else ()
 
     @property
     def key(self) -> str:
-        """Its name among the facts."""
+        """Name of its predictions on disk."""
         return "_".join([self.name.replace(" ", "_"), *self.serves])
 
 
@@ -79,6 +87,7 @@ def measure_merge(pair: tuple[str, str], seed: int, data: Path, work: Path) -> d
     """Scores on each domain under its own adapter and under every merge, of every method."""
     domains = {name: load_task(name, data, work / "features") for name in pair}
     head = probe(data, work)
+    others = members(domains, head, work / "predictions" / f"merge_{'__'.join(pair)}.safetensors")
     scores: dict[str, dict[str, Any]] = {name: {} for name in pair}
     facts: dict[str, Any] = {}
     adamw = {place.key: place for place in places(domains, "adamw", seed, head)}
@@ -87,6 +96,8 @@ def measure_merge(pair: tuple[str, str], seed: int, data: Path, work: Path) -> d
         train = joined([task.train for task in place.serves.values()])
         for by, own in (("ivon", place), ("adamw", adamw[place.key])):
             hear(by, own.posterior, rows, train, seed, heard, place.asked(by))
+        if place.whole:
+            ensemble(heard, {split: others[f"{place.key}.{split}"] for split in rows})
         facts[place.key] = heard.facts
         for name in place.serves:
             scores[name][place.name] = score_task(
@@ -120,6 +131,28 @@ def trained(by: str, task: Task, seed: int, head: Tensor) -> Posterior:
     curvature = fit(network, task.train, optimizer, seed)[1]
     hess = squared_gradients(network, task.train, 256)
     return plain_posterior(network, hess, len(task.train), curvature)
+
+
+def members(domains: Domains, head: Tensor, path: Path) -> dict[str, Tensor]:
+    """Log-probabilities ``(3, N, C)`` of the further AdamW runs, by place and split; made once a pair."""
+    if path.exists():
+        return load_file(path)
+    found: dict[str, list[Tensor]] = {}
+    for seed in MEMBERS:
+        for place in (one for one in places(domains, "adamw", seed, head) if one.whole):
+            network = Network.of(place.posterior, 2)
+            for split, rows in rows_of(place.serves).items():
+                found.setdefault(f"{place.key}.{split}", []).append(network.log_probs(rows))
+    tensors = {name: torch.stack(runs) for name, runs in found.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path.with_suffix(".partial"))
+    path.with_suffix(".partial").rename(path)
+    return tensors
+
+
+def ensemble(heard: Heard, others: Mapping[str, Tensor]) -> None:
+    """The seed's own AdamW run and the further ones."""
+    heard.add("ensemble", {s: torch.cat([heard.tensors[f"adamw.{s}"][None], o]) for s, o in others.items()})
 
 
 def rows_of(domains: Domains) -> dict[str, Rows]:

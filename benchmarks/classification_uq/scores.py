@@ -4,7 +4,7 @@ Scores of uncertainty, higher is less certain: ``max_probability`` (-log of it) 
 ``expected_entropy`` (aleatoric) and ``information`` (mutual information, epistemic) of draws and of the linearised
 model; ``logit_variance``, the trace of the covariance of the logits apart from a shift that they share; ``leverage``,
 the same under the covariance of B alone and hardly any prior; ``distance``, ``length`` and the share that is left
-(``ivon_left``), which have no prediction.
+(``ivon_left``, ``laplace_left``), which have no prediction.
 AUROC of a pair "a over b" is the chance that a row of a scores higher.
 """
 
@@ -64,7 +64,7 @@ DRAWS = {"dropout": False, "laplace": True, "draws": True, "ensemble": False}
 """Predictors made of draws, and whether these are antithetic."""
 GAUSSIAN = ("laplace_linearised", "laplace_kronecker", "ivon_linearised", "ivon_kronecker")
 """Predictors with Gaussian logits."""
-ALONE = ("distance", "length", "ivon_left")
+ALONE = ("distance", "length", "ivon_left", "laplace_left")
 """Scores without a prediction."""
 CONFIDENT = 0.9
 Array = np.ndarray
