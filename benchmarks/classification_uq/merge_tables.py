@@ -42,8 +42,8 @@ AFTER_LESS_BEFORE = (
 LESS_OTHERS = (
     (BEST, ("ivon", "entropy")), (BEST, ENTROPY), (BEST, ("dropout", "information")),
     (BEST, ("laplace", "information")), (BEST, ("draws", "information")), *((BEST, one) for one in ENSEMBLE),
-    (BEST, DISTANCE), (("laplace_kronecker", "information"), ENTROPY), (SHARE, ENTROPY), (SHARE, BEST), (SHARE, ENSEMBLE[1]),
-    (SHARE, DISTANCE), (("laplace_left", "laplace_left"), DISTANCE),
+    (BEST, DISTANCE), (("laplace_kronecker", "information"), ENTROPY), (SHARE, ENTROPY), (SHARE, BEST),
+    (SHARE, ENSEMBLE[1]), (SHARE, DISTANCE), (("laplace_left", "laplace_left"), DISTANCE),
 )  # fmt: skip
 """After gradient matching: a score less another."""
 ABSTENTION = {
