@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.classification_uq.arms import distances, train_ivon, trained_adamw
+from benchmarks.classification_uq.arms import adamw_rate, distances, train_ivon, trained_adamw
 from benchmarks.classification_uq.leading import measure_directions, shares_left
 from benchmarks.classification_uq.network import Network
 from benchmarks.classification_uq.practice import pairs
@@ -94,7 +94,7 @@ def trained(task: Task, seed: int) -> Iterator[tuple[str, Network, Posterior, fl
     group = optimizer.param_groups[0]
     alpha = float(group["ess"] * group["weight_decay"])
     yield "ivon", network, posterior, alpha
-    network, _, curvature = trained_adamw(task, seed, best_given("adamw", task.name)["lr"])
+    network, _, curvature = trained_adamw(task, seed, adamw_rate(task.name))
     hess = squared_gradients(network, task.train, 256)
     yield "laplace", network, plain_posterior(network, hess, len(task.train), curvature), alpha
 

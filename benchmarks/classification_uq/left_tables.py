@@ -50,8 +50,14 @@ def left_table(records: Records) -> str:
 
 
 def left_differences(records: Records, main: Records) -> str:
-    """Share left under all tensors at once minus other detectors, AUROC, paired by task and seed."""
+    """Share left under all tensors at once minus other detectors, AUROC, paired by task and seed.
+
+    Raises:
+        ValueError: A distance that both have differs, so that their AdamW runs are not the same.
+    """
     others = {(r["task"], r["seed"]): r for r in main}
+    for record in records:
+        _same_distance(record, others.get((record["task"], record["seed"]), record))
     tasks = list(dict.fromkeys(r["task"] for r in records))
     rows = []
     for trained, who in TRAINED.items():
@@ -70,6 +76,16 @@ def left_differences(records: Records, main: Records) -> str:
                 cells.append(interval(np.array([mean(own) for own in differences]), 3))
             rows.append([who, text, *cells])
     return markdown(["share left of", "minus", "near", "far"], rows)
+
+
+def _same_distance(record: dict[str, Any], other: dict[str, Any]) -> None:
+    """One table holds one AdamW run of a task and seed."""
+    for column in ("near over own", "far over own"):
+        one, two = (_area(r, "distance", "distance", column) for r in (record, other))
+        if abs(one - two) > 1e-3:
+            raise ValueError(
+                f"{record['task']}, seed {record['seed']}: the distance has {one:.4f} and {two:.4f}; run it again"
+            )
 
 
 def left_practice(records: Records) -> str:

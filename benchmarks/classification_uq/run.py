@@ -12,7 +12,7 @@ DATA holds one folder per data set with ``<split>.jsonl.gz`` files. WORK keeps f
 and results that exist are not made again. ``practice`` has seeds of its own, foreign rows of its own, and no test row:
 what is to be changed in a score is decided there. ``train`` keeps what every method says, ``score`` turns it into
 numbers. An ensemble is the AdamW run of a seed and three further runs of the task. ``merge`` merges the posteriors
-of two domains. Learning rates are those that posterior_quality found on validation rows.
+of two domains. The learning rate is the one that posterior_quality found for IVON on validation rows, for AdamW too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.classification_uq.arms import adamw, ivon, log_probs, trained_adamw
+from benchmarks.classification_uq.arms import adamw, adamw_rate, ivon, log_probs, trained_adamw
 from benchmarks.classification_uq.left import measure_left, practise_left
 from benchmarks.classification_uq.merging import PAIRS, measure_merge
 from benchmarks.classification_uq.practice import PRACTICE_SEEDS, measure_practice
@@ -113,7 +113,7 @@ def predicted(task: str, seed: int, data: Path, work: Path) -> None:
     loaded = load_task(task, data, work / "features")
     splits = tuple(split for split in TEST_SPLITS if split in loaded.splits)
     started = time.process_time()
-    single = adamw(loaded, seed, best_given("adamw", task)["lr"], splits)
+    single = adamw(loaded, seed, adamw_rate(task), splits)
     posterior = ivon(loaded, seed, best_given("ivon_auto", task), splits)
     tensors = single.tensors | posterior.tensors
     tensors |= {f"label.{split}": loaded.splits[split].label for split in splits}
@@ -149,7 +149,7 @@ def further_members(task: str, data: Path, work: Path) -> None:
         return
     loaded = load_task(task, data, work / "features")
     started = time.process_time()
-    lr = best_given("adamw", task)["lr"]
+    lr = adamw_rate(task)
     runs = [log_probs(trained_adamw(loaded, seed, lr)[0], loaded, TEST_SPLITS) for seed in MEMBERS]
     tensors = {f"ensemble.{split}": torch.stack([run[split] for run in runs]) for split in runs[0]}
     write_tensors(path, tensors, {"cpu_seconds": time.process_time() - started})

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from benchmarks.classification_uq.leading import fisher_gradients, jacobians
 from benchmarks.classification_uq.left import tested, trained
 from benchmarks.classification_uq.network import Network
 from benchmarks.classification_uq.practice import pairs
-from benchmarks.classification_uq.scores import separation
+from benchmarks.classification_uq.scores import GATE, separation
 from benchmarks.classification_uq.tasks import Task
 from benchmarks.posterior_quality.tasks import Rows
 from vlora.posterior import Posterior
@@ -96,14 +97,22 @@ def measure_share(task: Task, seed: int, by: str) -> dict[str, Any]:
     """What the share separates on test rows; for AdamW with the distance of the same run."""
     name, network, posterior, prior = _of(task, seed, by)
     gram = Gram.of(fisher_gradients(network, posterior, task.train))
-    rows = {split: task.splits[split] for split in SPLITS}
+    rows = {split: task.splits[split] for split in ("validation", *SPLITS)}
     shares = _shares(gram, network, posterior, rows, [CHOSEN * gram.typical])
     own = tested({split: found[0].numpy() for split, found in shares.items()})
-    found: dict[str, Any] = {f"{name}_leading": {"separation": {"left": separation(own)}}}
+    found: dict[str, Any] = {
+        f"{name}_leading": {"separation": {"left": separation(own)}, "declined": declined(own)}
+    }
     if name == "laplace":
         away = tested({split: one.numpy() for split, one in distances(network, task.train, rows).items()})
-        found["distance"] = {"separation": {"distance": separation(away)}}
+        found["distance"] = {"separation": {"distance": separation(away)}, "declined": declined(away)}
     return {"task": task.name, "seed": seed, "facts": {name: _facts(gram, prior, task)}, "scores": found}
+
+
+def declined(score: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Share of rows by split that a gate declines: above the ``GATE`` quantile of the validation rows."""
+    limit = float(np.quantile(score["validation"], GATE))
+    return {split: float((own > limit).mean()) for split, own in score.items() if split != "validation"}
 
 
 def practise_share(task: Task, seed: int, by: str) -> dict[str, Any]:
