@@ -86,8 +86,8 @@ def adamw(task: Task, seed: int, lr: float, splits: tuple[str, ...]) -> Predicti
 def adamw_rate(task: str) -> float:
     """AdamW's learning rate: IVON's, as in posterior_quality's comparisons.
 
-    posterior_quality's validation rows prefer 5e-4 to 1e-3 on ``fdu_books`` and ``imdb_cf_orig``; with the marks of this
-    benchmark 1e-3 is the better one there once a temperature is fitted (validation rows, three seeds).
+    posterior_quality's validation rows prefer 5e-4 to 1e-3 on ``fdu_books`` and ``imdb_cf_orig``; with the marks of
+    this benchmark 1e-3 is the better one there once a temperature is fitted (validation rows, three seeds).
     """
     return best_given("ivon_auto", task)["lr"]
 
