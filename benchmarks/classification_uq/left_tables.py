@@ -7,9 +7,17 @@ import numpy as np
 
 from benchmarks.classification_uq.left import FACTORS
 from benchmarks.classification_uq.share import MULTIPLES
-from benchmarks.readme_table import interval, markdown, mean, number
+from benchmarks.readme_table import interval, markdown, mean, number, with_half_width
 
-__all__ = ["joined", "left_differences", "left_practice", "left_table", "share_practice", "share_table"]
+__all__ = [
+    "declined_table",
+    "joined",
+    "left_differences",
+    "left_practice",
+    "left_table",
+    "share_practice",
+    "share_table",
+]
 
 KINDS = {
     "linearised": "independent entries",
@@ -38,15 +46,26 @@ def _area(record: dict[str, Any], predictor: str, score: str, column: str) -> fl
 
 
 def left_table(records: Records) -> str:
-    """What the share separates, mean over tasks and seeds; the distance of the same runs below."""
-    rows = []
-    for trained, who in TRAINED.items():
-        for kind, what in KINDS.items():
-            cells = [mean([_area(r, f"{trained}_{kind}", "left", c) for r in records]) for c in COLUMNS]
-            rows.append([who, what, *(number(cell, 3) for cell in cells)])
-    cells = [mean([_area(r, "distance", "distance", c) for r in records]) for c in COLUMNS]
-    rows.append(["AdamW", "Mahalanobis distance of the pooled state", *(number(cell, 3) for cell in cells)])
+    """What the share separates, mean over tasks' means ± over tasks; the distance of the same runs below."""
+    sources = {
+        (who, what): (f"{trained}_{kind}", "left")
+        for trained, who in TRAINED.items()
+        for kind, what in KINDS.items()
+    }
+    sources["AdamW", "Mahalanobis distance of the pooled state"] = ("distance", "distance")
+    rows = [
+        [*names, *(with_half_width(_by_task(records, *source, column)) for column in COLUMNS)]
+        for names, source in sources.items()
+    ]
     return markdown(["trained by", "share left under", *COLUMNS], rows)
+
+
+def _by_task(records: Records, predictor: str, score: str, column: str) -> np.ndarray:
+    """Mean over the seeds of every task."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        found.setdefault(record["task"], []).append(_area(record, predictor, score, column))
+    return np.array([mean(own) for own in found.values()])
 
 
 def left_differences(records: Records, main: Records) -> str:
@@ -124,28 +143,52 @@ def joined(records: Records) -> Records:
 
 
 def share_table(records: Records, before: Records) -> str:
-    """Foreign over own rows by task, mean over seeds: at the directions' own precision, at the prior, the distance."""
-    at_prior = {(r["task"], r["seed"]): r for r in before}
-    found = {}
-    for task in dict.fromkeys(r["task"] for r in records):
-        own = [r for r in records if r["task"] == task]
-        old = [at_prior[r["task"], r["seed"]] for r in own if (r["task"], r["seed"]) in at_prior]
-        sources = (
-            *((own, "ivon_leading", "left"), (own, "laplace_leading", "left")),
-            *((old, "ivon_leading", "left"), (own, "distance", "distance")),
-        )
-        found[task, len(own)] = [
-            mean([_area(r, who, score, column) for r in some])
-            for column in ("near over own", "far over own")
-            for some, who, score in sources
+    """Foreign over own rows by task: at the directions' own precision, at the prior, the distance.
+
+    ± is over the seeds of a task, and over tasks in the last line.
+    """
+    tasks = list(dict.fromkeys(r["task"] for r in records))
+    pairs = {(r["task"], r["seed"]) for r in records}
+    old = [r for r in before if (r["task"], r["seed"]) in pairs]
+    sources = (
+        (records, "ivon_leading", "left"),
+        (records, "laplace_leading", "left"),
+        (old, "ivon_leading", "left"),
+        (records, "distance", "distance"),
+    )
+    columns = [(*source, column) for column in ("near over own", "far over own") for source in sources]
+    rows = []
+    for task in tasks:
+        own = [
+            np.array([_area(r, who, score, column) for r in some if r["task"] == task])
+            for some, who, score, column in columns
         ]
-    found["mean of tasks", sum(runs for _, runs in found)] = [
-        mean(c) for c in zip(*found.values(), strict=True)
-    ]
-    rows = [[task, str(runs), *(number(cell, 3) for cell in cells)] for (task, runs), cells in found.items()]
+        rows.append([task, str(len(own[0])), *map(with_half_width, own)])
+    whole = [with_half_width(_by_task(some, who, score, column)) for some, who, score, column in columns]
+    rows.append(["mean of tasks", str(len(records)), *whole])
     kinds = ("IVON auto", "AdamW", "IVON auto, at its prior", "distance")
     heads = [f"{side}: {kind}" for side in ("near", "far") for kind in kinds]
     return markdown(["task", "runs", *heads], rows)
+
+
+def declined_table(records: Records) -> str:
+    """Rows above the 95 % quantile of the validation rows, %, by task ± over seeds, last over tasks."""
+    tasks = list(dict.fromkeys(r["task"] for r in records))
+    who = {"IVON auto": "ivon_leading", "AdamW": "laplace_leading", "distance": "distance"}
+    rows = []
+    for task in [*tasks, None]:
+        cells = []
+        for column in ("clean", "near", "far"):
+            for place in who.values():
+                by = [
+                    np.array([r["scores"][place]["declined"][column] for r in records if r["task"] == one])
+                    for one in tasks
+                ]
+                own = np.array([one.mean() for one in by]) if task is None else by[tasks.index(task)]
+                cells.append(with_half_width(own, 1, 100.0))
+        rows.append([task or "mean of tasks", *cells])
+    heads = [f"{column}: {name}" for column in ("clean", "near", "far") for name in who]
+    return markdown(["task", *heads], rows)
 
 
 def share_practice(records: Records) -> str:

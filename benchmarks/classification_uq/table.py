@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.classification_uq.left_tables import (
+    declined_table,
     joined,
     left_differences,
     left_practice,
@@ -249,6 +250,7 @@ def block(root: Path) -> str:
             "**The share left at the precision of the directions**, foreign over own rows, AUROC.",
             share_table(own, tested),
             "**It minus other detectors**, paired.", left_differences(own, records),
+            "**What a gate at its 95 % quantile of validation rows declines**, % of rows.", declined_table(own),
         ]  # fmt: skip
     if practised := [r for r in shares if r["seed"] in PRACTICE_SEEDS]:
         parts += ["**Practice rows over own rows, by its precision.**", share_practice(practised)]
