@@ -12,48 +12,44 @@ from benchmarks.closed_world.cells import (
     mean,
     number,
 )
-from benchmarks.closed_world.stages import AFTER
-from benchmarks.readme_table import Records
+from benchmarks.closed_world.stages import AFTER, Stage
+from benchmarks.readme_table import Records, with_half_width
 
 __all__ = [
     "after_differences",
     "after_table",
     "extra_table",
     "features_table",
+    "left_table",
     "votes_table",
 ]
 
+TUNING = 100
+"""Worlds from here on are for choosing."""
 GROUPS = ("clean", "ambiguous", "base", "unknown")
-COMPARED = (
-    "AdamW, MC dropout, 8", "AdamW, ensemble of 4 merges", "AdamW, Laplace, linearised", "AdamW, Laplace, Kronecker",
-    "AdamW, Laplace, full", "AdamW, Laplace, full, 1024 directions", "IVON, linearised", "IVON, Kronecker",
-    "IVON, full", "IVON, full, 1024 directions",
-)  # fmt: skip
 
 
-def after_table(records: Records) -> str:
+def after_table(records: Records, stage: Stage = AFTER) -> str:
     """AUROC of entropy and information after a merge, and the means of information by group."""
     lines = []
-    for predictor in AFTER.predictors:
+    for predictor in stage.predictors:
         drawn = not np.isnan(
-            AFTER.values(records, predictor, "auroc", QUESTIONS[0], "mutual_information")
+            stage.values(records, predictor, "auroc", QUESTIONS[0], "mutual_information")
         ).all()
-        nll = number(mean(AFTER.values(records, predictor, "seen", "nll")))
+        nll = number(mean(stage.values(records, predictor, "seen", "nll")))
         for score, shown in SCORES.items():
             if score.startswith("max") or ("information" in shown and not drawn):
                 continue
-            areas = [
-                mean(AFTER.values(records, predictor, "auroc", question, score)) for question in QUESTIONS[:4]
-            ]
-            if not np.isnan(areas).all():
-                means = [mean(AFTER.values(records, predictor, "groups", g, f"mean_{score}")) for g in GROUPS]
+            areas = [stage.values(records, predictor, "auroc", question, score) for question in QUESTIONS[:4]]
+            if not all(np.isnan(area).all() for area in areas):
+                means = [mean(stage.values(records, predictor, "groups", g, f"mean_{score}")) for g in GROUPS]
                 lines.append(
                     [
                         predictor,
                         shown,
-                        AFTER.count(records, predictor),
+                        stage.count(records, predictor),
                         nll,
-                        *(number(v) for v in areas),
+                        *map(with_half_width, areas),
                         *(number(v) for v in means),
                     ]
                 )
@@ -68,19 +64,20 @@ def after_table(records: Records) -> str:
     return markdown(header, lines)
 
 
-def after_differences(records: Records) -> str:
+def after_differences(records: Records, stage: Stage = AFTER) -> str:
     """Information less the same merge's entropy, paired by world."""
     lines = []
-    for predictor in COMPARED:
+    for predictor in stage.predictors:
         mean_of = "IVON, mean" if predictor.startswith("IVON") else "AdamW"
         cells = []
         for question in ("unknown vs ambiguous", "unknown vs seen"):
-            entropy = AFTER.values(records, mean_of, "auroc", question, "entropy")
-            based = AFTER.values(records, mean_of, "auroc", question, "entropy_base")
-            own = AFTER.values(records, predictor, "auroc", question, "mutual_information")
-            own_base = AFTER.values(records, predictor, "auroc", question, "mutual_information_base")
+            entropy = stage.values(records, mean_of, "auroc", question, "entropy")
+            based = stage.values(records, mean_of, "auroc", question, "entropy_base")
+            own = stage.values(records, predictor, "auroc", question, "mutual_information")
+            own_base = stage.values(records, predictor, "auroc", question, "mutual_information_base")
             cells += [interval(own - entropy), interval(own_base - based)]
-        lines.append([predictor, AFTER.count(records, predictor), *cells])
+        if set(cells) != {"—"}:
+            lines.append([predictor, stage.count(records, predictor), *cells])
     header = [
         f"{question}: {what}"
         for question in ("unknown vs ambiguous", "unknown vs seen")
@@ -90,16 +87,34 @@ def after_differences(records: Records) -> str:
 
 
 def features_table(records: Records) -> str:
-    """AUROC of distances of hidden states, before and after the merge."""
+    """AUROC of distances of hidden states, before and after the merge; ± over worlds."""
     lines = []
     for source, shown in SOURCES.items():
         found = [r["scores"] for key, r in records.items() if key.startswith(f"features/{source}_")]
         for places, stage in ((("a", "b"), "alone"), (("ab",), "merged")):
-            own = [one[place]["auroc"] for one in found for place in places]
-            for score in dict.fromkeys(name for one in own for name in one[QUESTIONS[0]]):
-                areas = [number(mean([dig(one, question, score) for one in own])) for question in QUESTIONS]
-                lines.append([shown, stage, score, *areas])
+            for score in found[0][places[0]]["auroc"][QUESTIONS[0]] if found else ():
+                areas = [
+                    np.array([mean([dig(one[p]["auroc"], question, score) for p in places]) for one in found])
+                    for question in QUESTIONS
+                ]
+                lines.append([shown, stage, score, *map(with_half_width, areas)])
     return markdown(["adapters", "", "score", *QUESTIONS], lines)
+
+
+def left_table(records: Records) -> str:
+    """The share that the data left as a score for strangers, beside entropy and information; AUROC ± over worlds."""
+    lines = []
+    for source, shown in SOURCES.items():
+        found = [
+            r["auroc"]
+            for key, r in records.items()
+            if key.startswith(f"left/left_{source}_") and r["world"] < TUNING
+        ]
+        for score in ("entropy", "information", "left, own", "left, own_base") if found else ():
+            areas = [np.array([dig(one, question, score) for one in found]) for question in QUESTIONS]
+            name = score.replace("left, own", "share left").replace("_base", " × base")
+            lines.append([shown, name, str(len(found)), *map(with_half_width, areas)])
+    return markdown(["adapter A alone", "score", "worlds", *QUESTIONS], lines)
 
 
 def votes_table(records: Records) -> str:

@@ -6,7 +6,8 @@ rows of the part ``fit``, which are about people that were taught: no unknown pe
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.closed_world.linearised import COST, linearised
-from benchmarks.closed_world.model import Asked, wearing
+from benchmarks.closed_world.linearised import COST, WIDTHS, linearised, whole_fisher
+from benchmarks.closed_world.model import DRAWS, Asked, wearing
 from benchmarks.closed_world.scores import Said, nll_of, tempered
 from benchmarks.closed_world.worlds import Questions, data_block, taught
 from vlora import Posterior
@@ -25,13 +26,26 @@ from vlora.config import load_config
 from vlora.curvature import Votes
 from vlora.laplace.config import PosteriorConfig
 from vlora.laplace.run import run_posterior
+from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world import model_folder
 
-__all__ = ["ARMS", "Found", "Setting", "laplace_folder", "of_posterior", "remembered", "said"]
+__all__ = [
+    "ARMS",
+    "MANY",
+    "Found",
+    "Setting",
+    "add_directed",
+    "laplace_folder",
+    "of_posterior",
+    "remembered",
+    "said",
+]
 
 MEMBERS = 4
 DROPOUT = 0.1
 PARTS = ("log_probs", "aleatoric", "epistemic")
+MANY = 64
+"""Draws that show what eight leave to chance."""
 SCALES = (0.125, 0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 
 
@@ -79,14 +93,16 @@ class Setting:
             more |= {"curvature": "training", "votes": streamed}
         return taught(self.seed, self.files, self.adapter, optimizer, output, **more)
 
-    def widest_draws(self, model: nn.Module, posterior: Posterior, nll: float) -> float:
+    def widest_draws(
+        self, model: nn.Module, posterior: Posterior, nll: float, scales: Sequence[float] = SCALES
+    ) -> float:
         """Widest factor on the standard deviations at which draws cost known people at most ``COST`` nats."""
         rows = [i for i, part in enumerate(self.asked.part) if part == "fit"]
         few = Questions(
             [self.asked.rows[i] for i in rows], [self.asked.group[i] for i in rows], ["fit"] * len(rows)
         )
-        items, chosen = Asked(few), SCALES[0]
-        for scale in SCALES[1:]:
+        items, chosen = Asked(few), scales[0]
+        for scale in scales[1:]:
             draws = items.under_draws(model, posterior.scaled(scale))
             if nll_of(Said.of_draws(draws.numpy(), antithetic=True), few, "fit") > nll + COST:
                 break
@@ -189,10 +205,34 @@ def of_posterior(setting: Setting, posterior: Posterior) -> Found:
         scale = setting.widest_draws(model, posterior, nll_of(found["mean"], setting.asked, "fit"))
         found["draws, fitted width"] = drawn(scale)
         found.facts["draws: width"] = scale
-        more, facts = linearised(model, posterior, items, mean, setting.asked, setting.train)
+        whole = whole_fisher(model, setting.train)
+        more, facts = linearised(model, posterior, items, mean, setting.asked, whole)
     found.update(more)
     found.facts |= facts | _width(posterior)
     return found
+
+
+def directed(source: str, setting: Setting) -> Found:
+    """Draws with the covariance of the full matrix, which the linearised model has too: they differ in linearity."""
+    folder = laplace_folder(setting) if source == "adamw" else setting.trained(source)
+    posterior, found = Posterior.from_pretrained(folder), Found()
+    with wearing(posterior) as model:
+        mean = Said(setting.items.at_mean(model).numpy())
+        whole = whole_fisher(model, setting.train)
+        add_directed(found, setting, model, posterior, whole, nll_of(mean, setting.asked, "fit"))
+    return found
+
+
+def add_directed(
+    found: Found, setting: Setting, model: nn.Module, posterior: Posterior, whole: Leading, nll: float
+) -> None:
+    """Add draws with the covariance of a Fisher matrix over all tensors, few and many, at their widest width."""
+    along = replace(posterior, covariance="leading", directions=whole).at_temperature(1.0)
+    width = setting.widest_draws(model, along, nll, WIDTHS)
+    many = setting.items.under_draws(model, along.scaled(width), MANY)
+    found["full draws"] = Said.of_draws(many[:DRAWS].numpy(), antithetic=True)
+    found[f"full draws, {MANY}"] = Said.of_draws(many.numpy(), antithetic=True)
+    found.facts["full draws: width"] = width
 
 
 def laplace_folder(setting: Setting) -> Path:
@@ -239,5 +279,7 @@ ARMS: dict[str, Callable[[Setting], Found]] = {
     "ensemble": ensemble,
     "laplace": laplace,
     "ivon": ivon,
+    "adamw_directed": partial(directed, "adamw"),
+    "ivon_directed": partial(directed, "ivon"),
 }
 """Name -> what it says about a setting's questions."""

@@ -78,9 +78,9 @@ class Group:
         grams = _kept(kept, partial(self._grams, folder, self.adapters, 2048, "equal", False))
         return replace(Posterior.from_pretrained(folder), curvature=grams)
 
-    def merged(self, source: str, way: Way) -> Posterior:
+    def merged(self, source: str, way: Way, run: int = 0) -> Posterior:
         """One merge."""
-        return merged(way, self.inputs(source, way.rows, votes=way.votes, joined=way.joined))
+        return merged(way, self.inputs(source, way.rows, run, way.votes, way.joined))
 
     def _input(
         self, source: str, adapter: str, rows: int | None, run: int, votes: Votes, joined: bool

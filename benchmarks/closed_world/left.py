@@ -4,9 +4,9 @@ r"""How much of what the prior left open about an answer have the taught facts s
 
 of the 24 values' scores without the shift that all share: 0 settled, 1 untouched. F is the Fisher matrix of
 ``linearised.py`` over all tensors at once (256 eigenvectors; 1,024 for a merge). Unlike the variance, it does not
-know how long a question's gradient is, and unlike information not how sure the answer is. Beside it, on the same
-gradients, the information under the covariance and the width of the other parts. ``_base``: times the entropy of the
-base model.
+know how long a question's gradient is, and unlike information not how sure the answer is. alpha is a twentieth of
+tr F^2 / tr F, as in the package (``left, own``), or one of ``ALPHAS``. On the same gradients beside it: the information
+under the covariance and the width of the other parts. ``_base``: times the entropy of the base model.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from vlora.posterior import Posterior
 __all__ = ["ALPHAS", "units"]
 
 ALPHAS = tuple(10.0**k for k in range(-1, 6))
-"""Prior precisions; one is chosen on the tuning world."""
+"""Prior precisions that were tried on the tuning world; none makes it a score for strangers."""
 DIRECTIONS = {"a": EIGENVECTORS, "ab": 4 * EIGENVECTORS}
 
 
@@ -53,10 +53,11 @@ def _unit(group: Group, source: str, adapters: str) -> dict[str, Any]:
     said, width = widest(mean, projected.covariance().numpy(), asked)
     base = entropy(_base(setting))
     scores = {"entropy": entropy(mean), "information": said.uncertainty()["mutual_information"]}
-    scores |= {f"left, {alpha:g}": _left(projected, alpha) for alpha in ALPHAS}
+    alphas = {"own": whole.share_precision} | {f"{alpha:g}": alpha for alpha in ALPHAS}
+    scores |= {f"left, {name}": _left(projected, alpha) for name, alpha in alphas.items()}
     scores |= {f"{name}_base": value * base for name, value in scores.items()}
     values = whole.values[[0, len(whole.values) // 2, -1]].tolist()
-    found = {"auroc": detection(scores, asked), "width": width, "eigenvalues": values}
+    found = {"auroc": detection(scores, asked), "width": width, "eigenvalues": values, "own": alphas["own"]}
     return {"world": group.seed, "source": source, "adapters": adapters, **found}
 
 

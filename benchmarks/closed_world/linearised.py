@@ -35,7 +35,16 @@ from vlora.posterior.kronecker import covariances, output_covariance
 from vlora.posterior.leading import Leading
 from vlora.recipes.closed_world.lexicon import RELATIONS
 
-__all__ = ["KINDS", "Projected", "linearised", "spreads_of", "whole_fisher", "widest"]
+__all__ = [
+    "EIGENVECTORS",
+    "KINDS",
+    "WIDTHS",
+    "Projected",
+    "linearised",
+    "spreads_of",
+    "whole_fisher",
+    "widest",
+]
 
 RATIO, COST = 0.01, 0.02
 WIDTHS = tuple(2.0**k for k in range(-12, 5))
@@ -123,11 +132,20 @@ def linearised(
     items: Asked,
     mean: Tensor,
     asked: Questions,
-    train: Sequence[Path],
+    whole: Leading,
     kinds: Sequence[str] = KINDS,
-    directions: int = EIGENVECTORS,
 ) -> tuple[dict[str, Said], dict[str, float]]:
-    """What the linearised model says under the full matrix and the posterior's own covariances, and the widths."""
+    """What the linearised model says under the posterior's own covariances and the full matrix, and the widths.
+
+    Args:
+        model: Holds the posterior's mean.
+        posterior: Has h and Grams for ``kinds``.
+        items: Questions.
+        mean: Log-probabilities ``(N, K)`` at the mean.
+        asked: The same questions.
+        whole: Of :func:`whole_fisher`. With more than ``EIGENVECTORS`` directions it is looked at with both numbers.
+        kinds: Covariances of the posterior's own.
+    """
     spreads = {kind: spread for kind, spread in spreads_of(posterior).items() if kind in kinds}
     parts: dict[str, list[Tensor]] = {kind: [] for kind in spreads}
 
@@ -137,11 +155,14 @@ def linearised(
                 parts[kind].append(output_covariance(gradients, [spread])[0])
             yield gradients
 
-    projected = Projected.of(whole_fisher(model, train, directions), batches())
-    covariance = {kind: torch.cat(own) for kind, own in parts.items()}
-    full = "full" if directions == EIGENVECTORS else f"full, {directions} directions"
+    projected = Projected.of(whole, batches())
+    covariance = {kind: torch.cat(own) for kind, own in parts.items()} | {
+        "full": projected.covariance(EIGENVECTORS)
+    }
+    if len(whole.values) > EIGENVECTORS:
+        covariance[f"full, {len(whole.values)} directions"] = projected.covariance()
     found, facts = {}, {}
-    for kind, own in (covariance | {full: projected.covariance()}).items():
+    for kind, own in covariance.items():
         name = f"linearised, {kind}"
         found[name], facts[f"{name}: width"] = widest(mean.numpy(), own.numpy(), asked)
     return found, facts

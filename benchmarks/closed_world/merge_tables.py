@@ -15,7 +15,7 @@ from benchmarks.closed_world.cells import (
     number,
 )
 from benchmarks.closed_world.stages import worlds
-from benchmarks.readme_table import Records
+from benchmarks.readme_table import Records, with_half_width
 
 __all__ = ["merge_differences", "merge_table"]
 
@@ -67,23 +67,25 @@ def merge_differences(records: Records) -> str:
 
 
 def _merged(found: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> list[str]:
-    """Cells of one merge: at its mean, and of its posterior where that was looked at."""
+    """Cells of one merge: at its mean, and of its posterior where that was looked at; ± over worlds."""
 
-    def of(*keys: str, records: Sequence[dict[str, Any]] = found) -> float:
-        return mean([dig(record, *keys) for record in records])
+    def of(*keys: str, records: Sequence[dict[str, Any]] = found) -> np.ndarray:
+        return np.array([dig(record, *keys) for record in records])
 
     best = "linearised, full"
     seen = ("scores", "mean", "seen")
     unknown = ("auroc", "unknown vs seen")
     return [
-        *(number(of("recall", "mean", group), 1, 100.0) for group in ("a", "b", "base")),
-        number(of(*seen, "nll")),
-        f"{number(of(*seen, 'ece'))} ({number(of(*seen, 'ece_floor'))})",
-        number(of("scores", "mean + temperature", "seen", "nll")),
-        number(of("scores", "mean", *unknown, "entropy")),
-        number(of("scores", best, *unknown, "mutual_information", records=drawn)),
-        number(of("scores", "mean", *unknown, "entropy_base")),
-        number(of("scores", best, *unknown, "mutual_information_base", records=drawn)),
-        number(of("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
-        number(of("scores", best, "auroc", "unknown vs ambiguous", "mutual_information", records=drawn)),
+        *(with_half_width(of("recall", "mean", group), 1, 100.0) for group in ("a", "b", "base")),
+        with_half_width(of(*seen, "nll")),
+        f"{with_half_width(of(*seen, 'ece'))} ({number(mean(of(*seen, 'ece_floor')))})",
+        with_half_width(of("scores", "mean + temperature", "seen", "nll")),
+        with_half_width(of("scores", "mean", *unknown, "entropy")),
+        with_half_width(of("scores", best, *unknown, "mutual_information", records=drawn)),
+        with_half_width(of("scores", "mean", *unknown, "entropy_base")),
+        with_half_width(of("scores", best, *unknown, "mutual_information_base", records=drawn)),
+        with_half_width(of("scores", "mean", "auroc", "unknown vs ambiguous", "entropy")),
+        with_half_width(
+            of("scores", best, "auroc", "unknown vs ambiguous", "mutual_information", records=drawn)
+        ),
     ]

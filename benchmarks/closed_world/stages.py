@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.closed_world.cells import dig, mean
 from benchmarks.readme_table import Records
 
-__all__ = ["AFTER", "BEFORE", "PREDICTORS", "Stage", "values", "worlds"]
+__all__ = ["AFTER", "BEFORE", "DEFAULT", "PREDICTORS", "Stage", "values", "worlds"]
 
 PREDICTORS: dict[str, tuple[str, str]] = {
     "base model": ("base", "mean"),
@@ -22,6 +22,8 @@ PREDICTORS: dict[str, tuple[str, str]] = {
     "AdamW, Laplace, linearised": ("laplace", "linearised, independent"),
     "AdamW, Laplace, Kronecker": ("laplace", "linearised, Kronecker"),
     "AdamW, Laplace, full": ("laplace", "linearised, full"),
+    "AdamW, Laplace, full, 8 draws": ("adamw_directed", "full draws"),
+    "AdamW, Laplace, full, 64 draws": ("adamw_directed", "full draws, 64"),
     "IVON, mean": ("ivon", "mean"),
     "IVON, mean + temperature": ("ivon", "mean + temperature"),
     "IVON, 8 draws": ("ivon", "draws"),
@@ -29,6 +31,8 @@ PREDICTORS: dict[str, tuple[str, str]] = {
     "IVON, linearised": ("ivon", "linearised, independent"),
     "IVON, Kronecker": ("ivon", "linearised, Kronecker"),
     "IVON, full": ("ivon", "linearised, full"),
+    "IVON, full, 8 draws": ("ivon_directed", "full draws"),
+    "IVON, full, 64 draws": ("ivon_directed", "full draws, 64"),
 }
 """Name in the tables -> arm, predictor."""
 
@@ -50,7 +54,33 @@ PREDICTORS_AFTER: dict[str, tuple[str, str]] = {
     "IVON, full": ("ivon_posterior", "linearised, full"),
     "IVON, full, 1024 directions": ("ivon_linearised", "linearised, full, 1024 directions"),
 }
-"""The same of the merges of A and B."""
+"""The same of the merges of A and B with equal votes."""
+MORE = ", 1024 directions"
+PREDICTORS_DEFAULT: dict[str, tuple[str, str]] = {
+    "AdamW": ("adamw_default", "mean"),
+    "AdamW + temperature": ("adamw_default", "mean + temperature"),
+    "AdamW, MC dropout, 8": ("adamw_default_dropout", "draws"),
+    "AdamW, ensemble of 4 merges": ("adamw_default_ensemble", "mixture"),
+    "AdamW, Laplace, 8 draws": ("adamw_default", "draws"),
+    "AdamW, Laplace, 8 draws, fitted width": ("adamw_default", "draws, fitted width"),
+    "AdamW, Laplace, linearised": ("adamw_default", "linearised, independent"),
+    "AdamW, Laplace, Kronecker": ("adamw_default", "linearised, Kronecker"),
+    "AdamW, Laplace, full": ("adamw_default", "linearised, full"),
+    f"AdamW, Laplace, full{MORE}": ("adamw_default", f"linearised, full{MORE}"),
+    f"AdamW, Laplace, full{MORE}, 8 draws": ("adamw_default", "full draws"),
+    f"AdamW, Laplace, full{MORE}, 64 draws": ("adamw_default", "full draws, 64"),
+    "IVON, mean": ("ivon_default", "mean"),
+    "IVON, mean + temperature": ("ivon_default", "mean + temperature"),
+    "IVON, 8 draws": ("ivon_default", "draws"),
+    "IVON, 8 draws, fitted width": ("ivon_default", "draws, fitted width"),
+    "IVON, linearised": ("ivon_default", "linearised, independent"),
+    "IVON, Kronecker": ("ivon_default", "linearised, Kronecker"),
+    "IVON, full": ("ivon_default", "linearised, full"),
+    f"IVON, full{MORE}": ("ivon_default", f"linearised, full{MORE}"),
+    f"IVON, full{MORE}, 8 draws": ("ivon_default", "full draws"),
+    f"IVON, full{MORE}, 64 draws": ("ivon_default", "full draws, 64"),
+}
+"""The same of the merges that ``vlora merge`` makes by default: votes by change, tokens joined."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +99,7 @@ class Stage:
     def worlds(self, records: Records) -> list[int]:
         """Worlds that have the reference."""
         head = f"{self.part}/{self.predictors[self.reference][0]}_"
-        return sorted(r["world"] for name, r in records.items() if name.startswith(head))
+        return sorted(r["world"] for name, r in records.items() if name.removeprefix(head).isdigit())
 
     def found(self, records: Records, predictor: str) -> list[list[dict[str, Any]]]:
         """Of every world what its record says of a predictor, once per adapter; nothing where there is no record."""
@@ -93,6 +123,7 @@ class Stage:
 
 BEFORE = Stage("main", PREDICTORS, adapters=True)
 AFTER = Stage("posterior", PREDICTORS_AFTER, adapters=False)
+DEFAULT = Stage("posterior", PREDICTORS_DEFAULT, adapters=False)
 
 
 def worlds(records: Records) -> list[int]:

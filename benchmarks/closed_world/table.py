@@ -19,6 +19,7 @@ from benchmarks.closed_world.after_tables import (
     after_table,
     extra_table,
     features_table,
+    left_table,
     votes_table,
 )
 from benchmarks.closed_world.cells import (
@@ -38,7 +39,7 @@ from benchmarks.closed_world.paired_tables import (
 )
 from benchmarks.closed_world.road_tables import road_table
 from benchmarks.closed_world.stage_tables import abstention_table, attribution_table, calibration_table
-from benchmarks.closed_world.stages import AFTER, PREDICTORS, values, worlds
+from benchmarks.closed_world.stages import AFTER, DEFAULT, PREDICTORS, Stage, values, worlds
 from benchmarks.closed_world.sweep_tables import sweep_table, unlearning_table
 from benchmarks.closed_world.ways import APART, METHODS
 from benchmarks.readme_table import Records, read_results, with_half_width, write_tables
@@ -131,13 +132,12 @@ def block(folder: Path) -> str:
         sweep_table(records, "scales", APART),
         "The same with four adapters:",
         sweep_table(records, "merge4", APART),
-        "**What a merged model knows it does not know** (gradient matching of A and B; AUROC).",
-        after_table(records),
-        "Paired by world, entropy of the same adapters' merge at its mean:",
-        after_differences(records),
-        *_after(records),
+        *_after(records, DEFAULT, "the default merge"),
+        *_after(records, AFTER, "the merge with equal votes"),
         "**Distance of hidden states** (AUROC).",
         features_table(records),
+        "**The share that the data left** (AUROC).",
+        left_table(records),
         "**A taken out again** (AdamW's adapters).",
         unlearning_table(records),
         "**What else the full matrix could be** (tuning world 100, AdamW; AUROC of information).",
@@ -150,23 +150,27 @@ def block(folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _after(records: Records) -> list[str]:
-    """The tables of single adapters once more, of what was merged."""
+def _after(records: Records, stage: Stage, merge: str) -> list[str]:
+    """What a merge of A and B knows it does not know, and the tables of single adapters once more."""
     return [
-        "**Data or model, after the merge?** Mean of each part by group.",
-        attribution_table(records, AFTER),
+        f"**After {merge}: what it knows it does not know** (gradient matching of A and B; AUROC).",
+        after_table(records, stage),
+        "Paired by world, entropy of the same adapters' merge at its mean:",
+        after_differences(records, stage),
+        f"**After {merge}: data or model?** Mean of each part by group.",
+        attribution_table(records, stage),
         "Paired by world, in nats: where each part rises, and whether information ranks better than expected entropy.",
-        attribution_differences(records, AFTER),
-        "**Probabilities of known people after the merge, and confident answers (above .5) about nobody.**",
-        calibration_table(records, AFTER),
+        attribution_differences(records, stage),
+        f"**After {merge}: probabilities of known people, and confident answers (above .5) about nobody.**",
+        calibration_table(records, stage),
         "Paired by world, over the worlds that both have:",
-        calibration_differences(records, AFTER),
-        "**Answers at 5 % risk after the merge**, where rows suffice for a threshold.",
-        abstention_table(records, AFTER),
+        calibration_differences(records, stage),
+        f"**After {merge}: answers at 5 % risk**, where rows suffice for a threshold.",
+        abstention_table(records, stage),
         "Paired by world:",
-        abstention_differences(records, AFTER),
+        abstention_differences(records, stage),
         "What a second limit changes, paired by world with the same predictor's highest probability alone:",
-        gate_differences(records, AFTER),
+        gate_differences(records, stage),
     ]
 
 
