@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.closed_world.scores import CHOSEN
 from benchmarks.closed_world.ways import METHODS as WAYS
 from benchmarks.readme_table import row, t_quantile
 
@@ -17,6 +18,8 @@ ABSTENTION = {
     "max_probability": "max. probability", "max_probability, mutual_information": "and information",
     "max_probability, entropy_base": "and entropy × base",
     "max_probability, mutual_information_base": "and information × base",
+    f"max_probability{CHOSEN}": f"max. probability{CHOSEN}",
+    f"max_probability, mutual_information_base{CHOSEN}": f"and information × base{CHOSEN}",
 }  # fmt: skip
 ABSTENTION_HEADER = (
     "known answered, %",

@@ -9,6 +9,7 @@ from benchmarks.closed_world.cells import (
     markdown,
     mean,
 )
+from benchmarks.closed_world.scores import CHOSEN
 from benchmarks.closed_world.stages import BEFORE, Stage
 from benchmarks.readme_table import Records
 
@@ -102,8 +103,9 @@ def gate_differences(records: Records, stage: Stage = BEFORE) -> str:
     """Each rule with a second limit less the same predictor's without one, over the worlds in which both have one."""
     lines = []
     for predictor in stage.predictors:
-        alone = _answered(records, stage, predictor, "max_probability")
         for score, shown in ABSTENTION.items():
+            start = CHOSEN if score.endswith(CHOSEN) else ""
+            alone = _answered(records, stage, predictor, f"max_probability{start}")
             pairs = _answered(records, stage, predictor, score) - alone
             both = int((~np.isnan(pairs[:, 0])).sum()) if len(pairs) else 0
             if both and "mutual_information" in score:

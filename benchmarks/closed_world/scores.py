@@ -18,17 +18,20 @@ from vlora.eval.metrics.calibration import calibration, calibration_floor
 from vlora.eval.metrics.linearised import softmax_moments
 from vlora.eval.metrics.proper_scores import correctness, negative_log_likelihood
 from vlora.eval.metrics.ranking import auroc
-from vlora.eval.metrics.risk_control import controlled_threshold, threshold_grid
+from vlora.eval.metrics.risk_control import controlled_threshold, likely_start, threshold_grid
 from vlora.eval.metrics.temperature import fit_temperature, temper
 from vlora.eval.metrics.uncertainty import entropy, expected_entropy, mixture_log_probs, mutual_information
 
-__all__ = ["DETECTION", "RISK", "Said", "detection", "nll_of", "recall", "score", "tempered"]
+__all__ = ["CHOSEN", "DETECTION", "RISK", "Said", "detection", "nll_of", "recall", "score", "tempered"]
 
 RISK, DELTA = 0.05, 0.1
 CONFIDENT = 0.5
 GATE = 0.95
 """Share of known people within the limit of a second score."""
 GATES = ("mutual_information", "entropy_base", "mutual_information_base")
+CHOSEN = ", chosen start"
+"""Ending of the rules whose first test is chosen on the rows for fits, as ``vlora calibrate`` does; the others share
+delta between five starts."""
 NEVER = 1e3
 """Uncertainty above all others."""
 DETECTION = {
@@ -128,10 +131,11 @@ def score(said: Said, asked: Questions, base: Said) -> dict[str, Any]:
         "seen": _group(said, label, test & np.isin(group, KNOWN), scores),
         "auroc": detection(scores, asked),
         "abstention": {
-            key: _abstention(value, said, label, group, part)
+            f"{key}{ending}": _abstention(value, said, label, group, part, chosen=bool(ending))
             for key, value in (
                 {"max_probability": scores["max_probability"]} | _gated(scores, label, part)
             ).items()
+            for ending in ("", CHOSEN)
         },
     }
 
@@ -183,16 +187,18 @@ def _gated(scores: Mapping[str, np.ndarray], label: np.ndarray, part: np.ndarray
 
 
 def _abstention(
-    value: np.ndarray, said: Said, label: np.ndarray, group: np.ndarray, part: np.ndarray
+    value: np.ndarray, said: Said, label: np.ndarray, group: np.ndarray, part: np.ndarray, *, chosen: bool
 ) -> dict[str, float]:
     """A threshold that keeps the error rate at ``RISK``, and what it lets through among the test rows."""
     wrong = np.zeros(len(label))
     known = label >= 0
     wrong[known] = correctness(said.log_probs[known], label[known]) < 0.5
     fitting, deciding, test = (known & (part == "fit"), known & (part == "threshold"), part == "test")
-    rule = controlled_threshold(
-        value[deciding], wrong[deciding], threshold_grid(value[fitting]), risk=RISK, delta=DELTA
-    )
+    grid = threshold_grid(value[fitting])
+    start = None
+    if chosen:
+        start = likely_start(value[fitting], wrong[fitting], grid, num_items=int(deciding.sum()), risk=RISK)
+    rule = controlled_threshold(value[deciding], wrong[deciding], grid, risk=RISK, delta=DELTA, start=start)
     answered = value <= rule.threshold
     kept = answered & test & known
     found = {"coverage": float(answered[test & known].mean()), "answered_wrong": float(wrong[kept].sum())}
