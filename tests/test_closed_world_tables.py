@@ -173,9 +173,22 @@ def test_calibration_attribution_and_abstention_have_intervals_paired_by_world(t
     assert cells[2:6] == ["2", *["+0.000 [+0.000, +0.000]"] * 3]
     assert cells[8] == "+0.280 [+0.026, +0.534]"  # (3 - 2) nll: .30 and .26
     assert cells[9] == "+0.280 [+0.026, +0.534]"  # AUROC .8 + nll less .8
-    cells = cells_of(abstention_differences(records), "IVON, 8 draws | max. probability")
-    assert (cells[3], cells[-2]) == ("—", "1 of 2")  # one world tells no interval
+    assert "IVON, 8 draws |" not in abstention_differences(records)  # one world tells no interval
     assert "0.280 ± 0.254 / 0.100 ± 0.000 (0.100)" in table.calibration_table(records)
+
+
+def test_rules_with_a_chosen_start_are_held_against_such_rules(tmp_path):
+    for world, nll in enumerate((0.20, 0.22)):
+        both = {"draws": scored(nll), "mean": scored(nll)}
+        for one, more in (("draws", 0.3), ("mean", 0.1)):
+            rules = both[one]["abstention"]
+            rules |= {f"{k}, chosen start": {**rules[k], "coverage": nll + more} for k in list(rules)}
+        write(tmp_path, f"main/adamw_{world}", world, {"mean": both["mean"]})
+        write(tmp_path, f"main/ivon_{world}", world, {"draws": both["draws"]})
+    found = abstention_differences(read_results(tmp_path))
+    assert cells_of(found, "IVON, 8 draws | max. probability, chosen start")[3] == "+20.0 [+20.0, +20.0]"
+    assert cells_of(found, "IVON, 8 draws | max. probability")[3] == "+0.0 [+0.0, +0.0]"
+    assert "| AdamW | max. probability, chosen start |" not in found  # it is the reference
 
 
 def test_after_the_merge_predictors_of_fewer_worlds_are_paired_on_those_that_both_have(tmp_path):

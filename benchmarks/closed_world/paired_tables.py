@@ -82,19 +82,20 @@ def attribution_differences(records: Records, stage: Stage = BEFORE) -> str:
 
 
 def abstention_differences(records: Records, stage: Stage = BEFORE) -> str:
-    """Every rule less AdamW's highest probability, over the worlds in which both have a threshold.
+    """Every rule less AdamW's highest probability with the same start, over the worlds in which both have a threshold.
 
     A number of one world is the mean over those of its adapters that have a threshold.
     """
-    reference = _answered(records, stage, stage.reference, "max_probability")
+    reference = {
+        start: _answered(records, stage, stage.reference, f"max_probability{start}") for start in ("", CHOSEN)
+    }
     lines = []
     for predictor in stage.predictors:
         for score, shown in ABSTENTION.items():
-            pairs = _answered(records, stage, predictor, score) - reference
-            both = int((~np.isnan(pairs[:, 0])).sum()) if len(pairs) else 0
-            if both and (predictor, score) != (stage.reference, "max_probability"):
-                cells = [interval(column, 1, 100.0) for column in pairs.T]
-                lines.append([predictor, shown, *cells, f"{both} of {len(pairs)}"])
+            start = _start(score)
+            pairs = _answered(records, stage, predictor, score) - reference[start]
+            if (predictor, score) != (stage.reference, f"max_probability{start}"):
+                lines += _line([predictor, shown], pairs)
     heads = [name.replace("%", "points") for name in ABSTENTION_HEADER]
     return markdown([f"less {stage.reference}, max. probability", "score", *heads, "worlds with both"], lines)
 
@@ -104,15 +105,24 @@ def gate_differences(records: Records, stage: Stage = BEFORE) -> str:
     lines = []
     for predictor in stage.predictors:
         for score, shown in ABSTENTION.items():
-            start = CHOSEN if score.endswith(CHOSEN) else ""
-            alone = _answered(records, stage, predictor, f"max_probability{start}")
-            pairs = _answered(records, stage, predictor, score) - alone
-            both = int((~np.isnan(pairs[:, 0])).sum()) if len(pairs) else 0
-            if both and "mutual_information" in score:
-                cells = [interval(column, 1, 100.0) for column in pairs.T]
-                lines.append([predictor, shown, *cells, f"{both} of {len(pairs)}"])
+            if "mutual_information" in score:
+                alone = _answered(records, stage, predictor, f"max_probability{_start(score)}")
+                lines += _line([predictor, shown], _answered(records, stage, predictor, score) - alone)
     heads = [name.replace("%", "points") for name in ABSTENTION_HEADER]
     return markdown(["less its own max. probability", "score", *heads, "worlds with both"], lines)
+
+
+def _start(score: str) -> str:
+    """Ending of a rule's name."""
+    return CHOSEN if score.endswith(CHOSEN) else ""
+
+
+def _line(head: list[str], pairs: np.ndarray) -> list[list[str]]:
+    """Intervals of differences ``(worlds, 4)``; nothing where fewer than two worlds have both."""
+    both = int((~np.isnan(pairs[:, 0])).sum()) if len(pairs) else 0
+    if both < 2:
+        return []
+    return [[*head, *(interval(column, 1, 100.0) for column in pairs.T), f"{both} of {len(pairs)}"]]
 
 
 def _answered(records: Records, stage: Stage, predictor: str, score: str) -> np.ndarray:
