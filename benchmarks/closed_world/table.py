@@ -56,7 +56,8 @@ BASELINES = (
 OURS = (
     ("IVON, 8 draws", "mutual_information"), ("AdamW, Laplace, linearised", "mutual_information"),
     ("AdamW, Laplace, Kronecker", "mutual_information"), ("AdamW, Laplace, full", "mutual_information"),
-    ("IVON, Kronecker", "mutual_information"), ("IVON, full", "mutual_information"),
+    ("AdamW, Laplace, full, 64 draws", "mutual_information"), ("IVON, Kronecker", "mutual_information"),
+    ("IVON, full", "mutual_information"), ("IVON, full, 64 draws", "mutual_information"),
     ("AdamW, Laplace, Kronecker", "mutual_information_base"), ("AdamW, Laplace, full", "mutual_information_base"),
     ("IVON, full", "mutual_information_base"),
 )  # fmt: skip
