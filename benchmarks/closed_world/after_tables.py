@@ -24,8 +24,6 @@ __all__ = [
     "votes_table",
 ]
 
-TUNING = 100
-"""Worlds from here on are for choosing."""
 GROUPS = ("clean", "ambiguous", "base", "unknown")
 
 
@@ -105,11 +103,7 @@ def left_table(records: Records) -> str:
     """The share that the data left as a score for strangers, beside entropy and information; AUROC ± over worlds."""
     lines = []
     for source, shown in SOURCES.items():
-        found = [
-            r["auroc"]
-            for key, r in records.items()
-            if key.startswith(f"left/left_{source}_") and r["world"] < TUNING
-        ]
+        found = [r["auroc"] for key, r in records.items() if key.startswith(f"left/left_{source}_")]
         for score in ("entropy", "information", "left, own", "left, own_base") if found else ():
             areas = [np.array([dig(one, question, score) for one in found]) for question in QUESTIONS]
             name = score.replace("left, own", "share left").replace("_base", " × base")

@@ -137,7 +137,7 @@ def block(folder: Path) -> str:
         *_after(records, AFTER, "the merge with equal votes"),
         "**Distance of hidden states** (AUROC).",
         features_table(records),
-        "**The share that the data left** (AUROC).",
+        "**The share that the data left** (AUROC; tuning world 100).",
         left_table(records),
         "**A taken out again** (AdamW's adapters).",
         unlearning_table(records),
