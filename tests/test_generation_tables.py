@@ -102,7 +102,7 @@ def test_tables_average_adapters_and_pair_worlds(tmp_path):
         record = {"world": world, "setting": "word", "scores": {"ivon": {"a": one, "b": one}}, "cost": {}}
         (tmp_path / f"word_{world}.json").write_text(json.dumps({**record, "versions": {"torch": "2"}}))
     records = read_results(tmp_path)
-    assert "| IVON | 65.0 | — | — |" in table.correct_table(records, "word")
+    assert "| IVON | 65.0 ± 63.5 | — | — |" in table.correct_table(records, "word")
     shown = table.difference_table(records, "word")
     assert "| semantic_entropy | +0.150 [-0.485, +0.785] | -0.150 [-0.785, +0.485] |" in shown
     assert "| IVON | max_probability | 15.0 | 0.0 |" in table.abstention_table(records, "word")

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.readme_table import Records, interval, markdown, mean, number, read_results, write_tables
+from benchmarks.readme_table import (
+    Records,
+    interval,
+    markdown,
+    mean,
+    number,
+    read_results,
+    with_half_width,
+    write_tables,
+)
 from vlora.eval.generation.estimators import ESTIMATORS
 
 HERE = Path(__file__).parent
@@ -85,7 +94,7 @@ def arms(records: Records, setting: str) -> list[str]:
 def _cells(records: Records, setting: str, name: str, paths: Sequence[Keys]) -> list[str]:
     """One cell a method and path; ``*`` in a path is the estimator."""
     return [
-        number(mean(values(records, setting, arm, *(name if key == "*" else key for key in path))), 3)
+        with_half_width(values(records, setting, arm, *(name if key == "*" else key for key in path)))
         for path in paths
         for arm in arms(records, setting)
     ]
@@ -97,7 +106,7 @@ def correct_table(records: Records, setting: str) -> str:
         [
             ARMS[arm],
             *(
-                number(100 * mean(values(records, setting, arm, "groups", g, "correct")), 1)
+                with_half_width(values(records, setting, arm, "groups", g, "correct"), 1, 100.0)
                 for g in GROUPS[:3]
             ),
         ]
@@ -174,7 +183,7 @@ def information_table(records: Records, setting: str) -> str:
             *(values(records, setting, arm, "plain", "auroc", question) for question in APART),
         ]
         lines += [
-            [ARMS[arm], words, *(number(mean(one), 3) for one in found)]
+            [ARMS[arm], words, *map(with_half_width, found)]
             for words, found in rows.items()
             if not np.isnan(found[0]).all()
         ]
@@ -188,7 +197,7 @@ def calibration_table(records: Records, setting: str) -> str:
         first = next(r for r in records.values() if r["setting"] == setting and arm in r["scores"])
         for name in next(iter(first["scores"][arm].values()))["calibration"]:
             brier, ece, floor = (
-                number(mean(values(records, setting, arm, "calibration", name, key)), 3)
+                with_half_width(values(records, setting, arm, "calibration", name, key))
                 for key in ("brier", "ece", "ece_floor")
             )
             lines.append([ARMS[arm], name, brier, f"{ece} ({floor})"])
