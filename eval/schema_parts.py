@@ -35,6 +35,7 @@ class Measured(Strict):
     floor: float | None = Field(None, description="mean of the error for a perfectly calibrated model")
     floor_high: float | None = Field(None, description="95 % quantile of the same")
     chance: float | None = Field(None, description="value of a score that knows nothing")
+    floor_simulations: int | None = Field(None, description="simulations behind the floor where they are few")
     resamples: int | None = Field(None, description="resamples behind the interval where not num_bootstrap")
     item_error: float | None = Field(None, description="standard error from the items")
     draw_error: float | None = Field(None, description="standard error from the posterior draws")
