@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from vlora.errors import DataError
+from vlora.eval.compare_draws import joined_deviations, side_seeds
 from vlora.eval.compare_parts import delong_test
 from vlora.eval.comparisons import Detect, check_questions, default_detection, rows_of_groups
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.crossed import draw_deviations
 from vlora.eval.metrics.ranking import auroc
 from vlora.eval.tables import DrawReplicates, ModelTable
 
-__all__ = ["detection_tests", "score_sides"]
+__all__ = ["detection_tests", "ranked_last", "score_sides"]
 
 _ON_REQUEST = ("reverse_mutual_information", "expected_pairwise_kl")
 """Near the mutual information: tested when named, since every further test makes the others stricter."""
@@ -73,7 +73,8 @@ def detection_tests(
     for question in questions:
         for name, pair in names.items():
             values = [
-                _ranked(side[own][rows]) for side, own, rows in zip(sides, pair, question.rows, strict=True)
+                ranked_last(side[own][rows])
+                for side, own, rows in zip(sides, pair, question.rows, strict=True)
             ]
             metric = f"auroc {name}: {question.name}"
             drawn = {"deviation": deviations.get(metric), "units": units}
@@ -119,22 +120,17 @@ def _draw_deviations(
     Nothing where no side has draws, or where the error of a side that has them cannot be told.
     """
     drawn = [predictor.startswith("samples") for predictor in predictors]
-    layouts = {(table.num_samples, table.records[0].antithetic) for table in tables}
-    paired = all(drawn) and len(layouts) == 1
-    sides = []
-    for place, (table, predictor) in enumerate(zip(tables, predictors, strict=True)):
+    layouts = [
+        (table.num_samples, table.records[0].antithetic) if has else None
+        for table, has in zip(tables, drawn, strict=True)
+    ]
+    found: list[DrawReplicates | None] = [None, None]
+    for place, own in enumerate(side_seeds(layouts, seed)):
         if drawn[place] and questions:
-            own = seed if paired else seed + place  # other numbers of draws are resampled apart
-            sides.append((1 - 2 * place, _areas(table, predictor, names, questions, place, own)))
-    found = [(sign, side) for sign, side in sides if side is not None and side.num_units > 1]
-    if not found or len(found) < len(sides):
-        return {}, 0
-    total: dict[str, Array] = {}
-    for metric in found[0][1].numbers:
-        parts = [sign * draw_deviations(one.numbers[metric], one.num_units) for sign, one in found]
-        size = min(map(len, parts))  # fewer resamples of one seed are the first of more
-        total[metric] = np.sum([part[:size] for part in parts], axis=0)
-    return total, min(side.num_units for _, side in found)
+            found[place] = _areas(tables[place], predictors[place], names, questions, place, own)
+            if found[place] is None:
+                return {}, 0
+    return joined_deviations(found)
 
 
 def _areas(
@@ -153,7 +149,7 @@ def _areas(
         for question in questions:
             at = np.searchsorted(rows, question.rows[place])
             for name, pair in names.items():
-                values = _ranked(scores[pair[place]][at])
+                values = ranked_last(scores[pair[place]][at])
                 found[f"auroc {name}: {question.name}"] = auroc(values, question.positive)
         return found
 
@@ -178,5 +174,6 @@ def _chosen(
     return found
 
 
-def _ranked(values: Array) -> Array:
+def ranked_last(values: Array) -> Array:
+    """Scores with a large number in place of infinity, as rankings need it."""
     return np.nan_to_num(values, posinf=_LARGEST)

@@ -5,18 +5,16 @@ and seed uses the same random numbers: where both sides have equally many, draw 
 the draws have in common cancels; otherwise apart (:mod:`vlora.eval.metrics.crossed`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vlora.eval.metrics.arrays import Array
 from vlora.eval.metrics.crossed import draw_deviations, draw_weights
+from vlora.eval.tables import DrawReplicates
 
-__all__ = ["RESAMPLES", "DrawnSide", "are_paired", "pair_deviations"]
-
-RESAMPLES = 200
-"""Resamples of the draws."""
+__all__ = ["DrawnSide", "are_paired", "joined_deviations", "pair_deviations", "paired_sides", "side_seeds"]
 
 
 @dataclass(frozen=True)
@@ -27,46 +25,83 @@ class DrawnSide:
     """S."""
     antithetic: bool
     """Whether draws 2j and 2j+1 mirror each other."""
-    replicates: Callable[[Array], Array]
-    """Weights of resampled draws ``(R, S)`` to a metric ``(R,)``, or M of them ``(R, M)``, on all items."""
+    replicates: Callable[[Array], Mapping[str, Array]]
+    """Weights of resampled draws ``(R, S)`` to metrics on all items by name, ``(R,)`` each."""
+
+    @property
+    def layout(self) -> tuple[int, bool]:
+        """What two sides must share for their draws to be resampled jointly."""
+        return self.num_draws, self.antithetic
 
     @property
     def num_units(self) -> int:
         """Independent draws, pairs where they are antithetic."""
         return self.num_draws // 2 if self.antithetic else self.num_draws
 
+    def moved(self, seed: int) -> DrawReplicates:
+        """The metrics on resampled draws."""
+        weights = draw_weights(self.num_draws, antithetic=self.antithetic, seed=seed)
+        return DrawReplicates(self.replicates(weights), self.num_units)
 
-def are_paired(sides: Sequence[DrawnSide | None]) -> bool:
-    """Whether both sides have draws of one layout."""
-    layouts = [None if side is None else (side.num_draws, side.antithetic) for side in sides]
+
+def are_paired(layouts: Sequence[tuple[int, bool] | None]) -> bool:
+    """Whether both sides have draws of one layout; None stands for a side without draws."""
     return None not in layouts and len(set(layouts)) == 1
 
 
-def pair_deviations(sides: Sequence[DrawnSide | None], seed: int) -> tuple[Array | None, int]:
-    """Deviations that draws add to the metric of a minus that of b.
+def paired_sides(sides: Sequence[DrawnSide | None]) -> bool:
+    """The same of the sides themselves."""
+    return are_paired(_layouts(sides))
+
+
+def _layouts(sides: Sequence[DrawnSide | None]) -> list[tuple[int, bool] | None]:
+    return [None if side is None else side.layout for side in sides]
+
+
+def side_seeds(layouts: Sequence[tuple[int, bool] | None], seed: int) -> list[int]:
+    """Seed of the resampling of either side: one seed resamples the same draw numbers of both."""
+    return [seed, seed if are_paired(layouts) else seed + 1]
+
+
+def pair_deviations(sides: Sequence[DrawnSide | None], seed: int) -> tuple[dict[str, Array], int]:
+    """Deviations that draws add to the metrics of a minus those of b.
 
     Args:
         sides: Draws of a and of b; None for a side without any.
         seed: Seed of the resampling.
 
     Returns:
-        ``(R,)`` or ``(R, M)``, and the fewest draws of a side, pairs where they mirror each other. None and 0 where no
-        side has draws, None and 1 where one side has a single unit, which tells nothing of its error.
+        As of :func:`joined_deviations`.
     """
-    drawn = [(place, side) for place, side in enumerate(sides) if side is not None]
+    units = min((side.num_units for side in sides if side is not None), default=0)
+    if units < 2:
+        return {}, units
+    seeds = side_seeds(_layouts(sides), seed)
+    return joined_deviations(
+        [None if side is None else side.moved(own) for side, own in zip(sides, seeds, strict=True)]
+    )
+
+
+def joined_deviations(sides: Sequence[DrawReplicates | None]) -> tuple[dict[str, Array], int]:
+    """Deviations of a less those of b, from their metrics on resampled draws.
+
+    Args:
+        sides: Of a and of b; None for a side without draws.
+
+    Returns:
+        ``(R,)`` by metric that all of them have, and the fewest draws of a side, pairs where they mirror each other.
+        Nothing and 0 where no side has draws, nothing and 1 where one side has a single unit, which tells nothing of
+        its error.
+    """
+    drawn = [(sign, side) for sign, side in zip((1, -1), sides, strict=True) if side is not None]
     units = min((side.num_units for _, side in drawn), default=0)
     if units < 2:
-        return None, units
-    parts, paired = [], are_paired(sides)
-    for place, side in drawn:
-        own = seed if paired else seed + place  # other numbers of draws are resampled apart
-        weights = draw_weights(side.num_draws, RESAMPLES, antithetic=side.antithetic, seed=own)
-        parts.append((1 - 2 * place) * _moved(side.replicates(weights), side.num_units))
-    return np.sum(parts, axis=0), units
+        return {}, units
+    shared = [name for name in drawn[0][1].numbers if all(name in side.numbers for _, side in drawn)]
+    return {name: _joined(name, drawn) for name in shared}, units
 
 
-def _moved(replicates: Array, num_units: int) -> Array:
-    """Deviations of one metric ``(R,)``, or of every column of ``(R, M)``."""
-    if replicates.ndim == 1:
-        return draw_deviations(replicates, num_units)
-    return np.stack([draw_deviations(column, num_units) for column in replicates.T], axis=1)
+def _joined(name: str, drawn: Sequence[tuple[int, DrawReplicates]]) -> Array:
+    parts = [sign * draw_deviations(side.numbers[name], side.num_units) for sign, side in drawn]
+    size = min(map(len, parts))  # fewer resamples of one seed are the first of more
+    return np.sum([part[:size] for part in parts], axis=0)

@@ -22,6 +22,7 @@ from vlora.eval.tables import finite_or_none
 __all__ = [
     "LEVEL",
     "Statistic",
+    "bootstrap_entry",
     "bootstrap_test",
     "delong_test",
     "draws_needed",
@@ -63,12 +64,36 @@ def bootstrap_test(
     size = counts.shape[1]
     values = [float(statistic(np.ones((1, size)))[0]) for statistic in statistics]
     items = bootstrap(minus(*statistics), counts)
-    if deviation is not None and not np.isfinite(deviation).all():
-        deviation = None
-    replicates = items if deviation is None else items + np.resize(deviation, len(items))
+    return bootstrap_entry(metric, values, items, size, higher=higher, deviation=deviation, units=units)
+
+
+def bootstrap_entry(
+    metric: str,
+    values: Sequence[float],
+    items: Array,
+    size: int,
+    *,
+    higher: bool,
+    deviation: Array | None = None,
+    units: int = 0,
+) -> dict[str, Any]:
+    """The test that a paired bootstrap gives: difference, interval over items and draws, p-value, what it would take.
+
+    Args:
+        metric: Its name.
+        values: The metric of a and of b.
+        items: The difference on resampled items, ``(B,)``.
+        size: Number of items.
+        higher: As for :func:`bootstrap_test`.
+        deviation: As there; one that is not finite counts as not known.
+        units: As there.
+    """
+    draw_error = _draw_error(deviation)
+    replicates = items
+    if deviation is not None and draw_error is not None:
+        replicates = items + np.resize(deviation, len(items))
     difference = values[0] - values[1]
     found, error = percentile_interval(difference, replicates, size), spread(items)
-    draw_error = None if deviation is None else spread(deviation)
     return {
         **{"metric": metric, "test": "paired bootstrap", "higher_is_better": higher},
         **{"a": finite_or_none(values[0]), "b": finite_or_none(values[1])},
@@ -79,6 +104,11 @@ def bootstrap_test(
         "draws_needed": draws_needed(difference, error, draw_error, units),
         "items_needed": items_needed(difference, error, size),
     }
+
+
+def _draw_error(deviation: Array | None) -> float | None:
+    """Standard error from the draws; None where it is not known."""
+    return None if deviation is None or not np.isfinite(deviation).all() else spread(deviation)
 
 
 def mcnemar_fields(right_a: Array, right_b: Array) -> dict[str, Any]:
@@ -116,8 +146,7 @@ def delong_test(
         deviation: What resampled draws add to the difference of the areas, as for :func:`bootstrap_test`.
         units: As there.
     """
-    known = deviation is not None and np.isfinite(deviation).all()
-    draw_error = spread(deviation) if deviation is not None and known else None
+    draw_error = _draw_error(deviation)
     found = compare_auroc(score_a, score_b, positive, draw_error=draw_error or 0.0)
     error = found.standard_error
     return {

@@ -8,24 +8,17 @@ import numpy as np
 from vlora.errors import DataError
 from vlora.eval.choice_draws import DRAWN
 from vlora.eval.compare_detection import detection_tests
-from vlora.eval.compare_draws import DrawnSide, are_paired, pair_deviations
-from vlora.eval.compare_parts import (
-    draws_needed,
-    items_needed,
-    mcnemar_fields,
-    minus,
-    spread,
-)
+from vlora.eval.compare_draws import DrawnSide, pair_deviations, paired_sides
+from vlora.eval.compare_parts import bootstrap_entry, mcnemar_fields, minus
 from vlora.eval.compare_texts import text_tests
 from vlora.eval.comparisons import Detect
 from vlora.eval.further_metrics import HEADLINE, headline_statistic
 from vlora.eval.metrics.arrays import Array, IntArray
 from vlora.eval.metrics.draw_temperature import temper_draws
-from vlora.eval.metrics.intervals import Interval, bootstrap, percentile_interval
-from vlora.eval.metrics.paired_tests import bootstrap_p_value
+from vlora.eval.metrics.intervals import Interval, bootstrap
 from vlora.eval.metrics.temperature import temper
 from vlora.eval.predictions import ChoiceTable
-from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, at_the_mean, finite_or_none
+from vlora.eval.tables import ALL, PREDICTORS, ModelTable, Resampler, at_the_mean
 
 __all__ = ["compare_tables"]
 
@@ -111,7 +104,7 @@ class _ChoicePair:
             self._side(table, name, picked) for table, name, picked in zip(tables, names, rows, strict=True)
         ]
         sizes = [0 if side is None else side.num_draws for side in self._drawn]
-        self.draws = {"a": sizes[0], "b": sizes[1], "paired": are_paired(self._drawn)}
+        self.draws = {"a": sizes[0], "b": sizes[1], "paired": paired_sides(self._drawn)}
 
     def _side(self, table: ChoiceTable, name: str, rows: IntArray) -> DrawnSide | None:
         """The draws of a predictor, with the headline as replicates; None for one that is made without any."""
@@ -120,8 +113,9 @@ class _ChoicePair:
         mixed = _mixer(table.samples[:, rows], name, table.predictive(name).temperature)
         every = np.ones((1, len(rows)))
 
-        def replicates(weights: Array) -> Array:
-            return np.array([headline_statistic(mixed(row), self._label)(every)[0] for row in weights])
+        def replicates(weights: Array) -> dict[str, Array]:
+            found = [headline_statistic(mixed(row), self._label)(every)[0] for row in weights]
+            return dict(zip(HEADLINE, np.array(found).T, strict=True))
 
         return DrawnSide(len(table.samples), table.antithetic, replicates)
 
@@ -134,52 +128,19 @@ class _ChoicePair:
         counts = self._resampler.counts(size)
         items = bootstrap(minus(*statistics), counts)
         deviations, units = pair_deviations(self._drawn, self._resampler.seed)
-        return [
-            self._test(
-                column,
+        tests = [
+            bootstrap_entry(
                 name,
-                values,
+                [float(value[column]) for value in values],
                 items[:, column],
-                None if deviations is None else deviations[:, column],
-                units,
+                size,
+                higher=name in _HIGHER,
+                deviation=deviations.get(name),
+                units=units,
             )
             for column, name in enumerate(HEADLINE)
         ]
-
-    def _test(
-        self,
-        column: int,
-        name: str,
-        values: list[Array],
-        items: Array,
-        deviation: Array | None,
-        units: int,
-    ) -> dict[str, Any]:
-        """One metric: difference, interval over items and draws, p-value, and what it would take."""
-        size = len(self._label)
-        if deviation is not None and not np.isfinite(deviation).all():
-            deviation = None
-        replicates = items if deviation is None else items + np.resize(deviation, len(items))
-        value = float(values[0][column] - values[1][column])
-        found = percentile_interval(value, replicates, size)
-        item_error = spread(items)
-        draw_error = None if deviation is None else spread(deviation)
-        test = {
-            "metric": name,
-            "test": "paired bootstrap",
-            "a": finite_or_none(values[0][column]),
-            "b": finite_or_none(values[1][column]),
-            "difference": finite_or_none(value),
-            "low": finite_or_none(found.low),
-            "high": finite_or_none(found.high),
-            "p": finite_or_none(bootstrap_p_value(replicates)) if np.isfinite(value) else None,
-            "item_error": finite_or_none(item_error),
-            "draw_error": draw_error,
-            "higher_is_better": name in _HIGHER,
-            "items_needed": items_needed(value, item_error, size),
-            "draws_needed": draws_needed(value, item_error, draw_error, units),
-        }
-        return test | self._mcnemar() if name == "accuracy" else test
+        return [test | self._mcnemar() if test["metric"] == "accuracy" else test for test in tests]
 
     def _mcnemar(self) -> dict[str, Any]:
         """The exact test of two accuracies; ties between choices leave the bootstrap in place."""

@@ -7,14 +7,14 @@ draw (:mod:`vlora.eval.text_draws`): the second exactly, the first to first orde
 numbers are resampled jointly where both models have equally many, since draw k of both has the same noise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vlora.eval.compare_draws import DrawnSide, pair_deviations, paired_sides
 from vlora.eval.compare_parts import Statistic, bootstrap_test, ratio_of
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.crossed import draw_deviations, draw_weights
 from vlora.eval.metrics.intervals import Counts
 from vlora.eval.tables import ModelTable, Resampler
 from vlora.eval.text_draws import TextDraws
@@ -22,7 +22,6 @@ from vlora.eval.token_predictions import TokenTable
 
 __all__ = ["text_tests"]
 
-_DRAW_RESAMPLES = 200
 _BY_DRAW = ("nll", "nll_sequence")
 
 
@@ -42,14 +41,14 @@ def text_tests(
         ``paired``.
     """
     found = [table.ratios(name) for table, name in zip(tables, names, strict=True)]
-    sides = [_draws_of(table, name) for table, name in zip(tables, names, strict=True)]
+    sides = [
+        _side(_draws_of(table, name), picked) for table, name, picked in zip(tables, names, rows, strict=True)
+    ]
     drawn = [_count(table, name, side) for table, name, side in zip(tables, names, sides, strict=True)]
-    paired = None not in sides and _layout(sides[0]) == _layout(sides[1])
     unknown = any(
         name.startswith("samples") and side is None for name, side in zip(names, sides, strict=True)
     )
-    deviations = {} if unknown else _deviations(sides, rows, resampler.seed, paired)
-    units = min([side.num_units for side in sides if side is not None], default=0)
+    deviations, units = ({}, 0) if unknown else pair_deviations(sides, resampler.seed)
     counts = resampler.counts(len(rows[0]))
     tests = [
         bootstrap_test(
@@ -67,7 +66,7 @@ def text_tests(
         if metric in found[1]
     ]
     tests += _calibration(tables, names, rows, counts)
-    return tests, {"a": drawn[0], "b": drawn[1], "paired": paired}
+    return tests, {"a": drawn[0], "b": drawn[1], "paired": paired_sides(sides)}
 
 
 def _calibration(
@@ -93,32 +92,20 @@ def _draws_of(table: ModelTable, predictor: str) -> TextDraws | None:
     return table.draws if isinstance(table, TokenTable) and predictor == "samples" else None
 
 
-def _count(table: ModelTable, predictor: str, side: TextDraws | None) -> int:
+def _count(table: ModelTable, predictor: str, side: DrawnSide | None) -> int:
     """Draws of a predictor, 0 at the mean."""
     if side is not None:
-        return side.nll.shape[1]
+        return side.num_draws
     return table.num_samples if predictor.startswith("samples") else 0
 
 
-def _layout(side: TextDraws | None) -> tuple[int, bool] | None:
-    return None if side is None else (side.nll.shape[1], side.antithetic)
+def _side(draws: TextDraws | None, rows: IntArray) -> DrawnSide | None:
+    """The draws of some texts, with what records keep of every draw as replicates."""
+    if draws is None:
+        return None
 
+    def replicates(weights: Array) -> dict[str, Array]:
+        found = draws.replicates(rows, weights)
+        return {name: found[name] for name in _BY_DRAW}
 
-def _deviations(
-    sides: Sequence[TextDraws | None], rows: Sequence[IntArray], seed: int, paired: bool
-) -> Mapping[str, Array]:
-    """What draws add to the difference of each metric, ``(R,)``; nothing where no side has draws or one has too few."""
-    total: dict[str, Array] = {}
-    for place, (side, picked) in enumerate(zip(sides, rows, strict=True)):
-        if side is None:
-            continue
-        if side.num_units < 2:
-            return {}
-        # The same seed resamples the same draw numbers of both; other numbers of draws are resampled apart.
-        own = seed if paired else seed + place
-        weights = draw_weights(side.nll.shape[1], _DRAW_RESAMPLES, antithetic=side.antithetic, seed=own)
-        replicates, sign = side.replicates(picked, weights), 1 - 2 * place
-        for name in _BY_DRAW:
-            moved = sign * draw_deviations(replicates[name], side.num_units)
-            total[name] = total.get(name, np.zeros(_DRAW_RESAMPLES)) + moved
-    return total
+    return DrawnSide(draws.nll.shape[1], draws.antithetic, replicates)

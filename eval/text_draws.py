@@ -24,8 +24,6 @@ from vlora.eval.tables import Metrics
 
 __all__ = ["TextDraws"]
 
-_RESAMPLES = 200
-
 
 @dataclass(frozen=True)
 class TextDraws:
@@ -93,7 +91,7 @@ class TextDraws:
             seed: Seed of the resampling of draws.
         """
         num_draws = self.nll.shape[1]
-        weights = draw_weights(num_draws, _RESAMPLES, antithetic=self.antithetic, seed=seed)
+        weights = draw_weights(num_draws, antithetic=self.antithetic, seed=seed)
         found = self.replicates(rows, weights)
         if metrics["nll"]["value"] is not None:
             found["perplexity"] = np.exp(metrics["nll"]["value"] + found["nll"])

@@ -20,7 +20,7 @@ import numpy as np
 from vlora.eval.ensemble import ENSEMBLE
 from vlora.eval.generation.records import AnswerRecord
 from vlora.eval.metrics.arrays import Array, IntArray
-from vlora.eval.metrics.crossed import draw_weights
+from vlora.eval.metrics.crossed import DRAW_RESAMPLES, draw_weights
 
 __all__ = ["DRAWN_CONFIDENCES", "DRAWN_SCORES", "AnswerDraws"]
 
@@ -31,8 +31,6 @@ DRAWN_SCORES = (
 """Uncertainties that follow from what the draws say of the judged answer."""
 DRAWN_CONFIDENCES = {"mixture": "mixture", "p_true": "p_true_draws"}
 """Confidences that do, and the uncertainty that each is made of."""
-RESAMPLES = 200
-"""Resamples of the draws."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,18 @@ class AnswerDraws:
         return self.log_probs.shape[1]
 
     @property
+    def layout(self) -> tuple[int, bool]:
+        """Number of draws, and whether they mirror each other."""
+        return self.num_draws, self.antithetic
+
+    @property
     def num_units(self) -> int:
         """Independent draws, pairs where they are antithetic."""
         return self.num_draws // 2 if self.antithetic else self.num_draws
 
     def weights(self, seed: int) -> Array:
         """Weights of resampled draws, ``(R, S)``; one row where there is a single unit."""
-        count = RESAMPLES if self.num_units > 1 else 1
+        count = DRAW_RESAMPLES if self.num_units > 1 else 1
         return draw_weights(self.num_draws, count, antithetic=self.antithetic, seed=seed)
 
     def scores(self, name: str, rows: IntArray, weights: Array) -> Array:

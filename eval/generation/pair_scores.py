@@ -5,12 +5,13 @@ A score of draws stands beside its like at the mean where the other model has no
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vlora.eval.compare_detection import score_sides
-from vlora.eval.compare_draws import DrawnSide, pair_deviations
+from vlora.eval.compare_detection import ranked_last, score_sides
+from vlora.eval.compare_draws import DrawnSide, are_paired, pair_deviations
 from vlora.eval.compare_parts import Statistic
 from vlora.eval.generation.answer_draws import DRAWN_CONFIDENCES, DRAWN_SCORES, AnswerDraws
 from vlora.eval.generation.columns import AnswerTable
@@ -26,9 +27,27 @@ STAND_INS = {
     "p_true_draws": "p_true",
 }
 """What a score of draws is for a model without any."""
-_LARGEST = 1e300
 Side = tuple[AnswerTable, IntArray]
 """A model, and its rows that hold the questions."""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A score of one model on resampled draws."""
+
+    draws: AnswerDraws
+    values: Callable[[Array], Array]
+    """Weights of the draws ``(R, S)`` to the score of every question, ``(R, N)``."""
+
+    def measured(self, make: Callable[[Array], Statistic]) -> DrawnSide:
+        """The draws with one metric of the score, which has no name."""
+
+        def replicates(weights: Array) -> dict[str, Array]:
+            values = self.values(weights)
+            every = np.ones((1, values.shape[1]))
+            return {"": np.array([make(row)(every)[0] for row in values])}
+
+        return DrawnSide(*self.draws.layout, replicates)
 
 
 @dataclass(frozen=True)
@@ -44,8 +63,8 @@ class PairScore:
     known: bool
     """Whether the error of its draws can be told: not where an ensemble chose its answers by them, records have
     different numbers of draws, or the other score is of sampled answers."""
-    drawn: tuple[DrawnSide | None, ...]
-    """Draws of a and of b, with the values ``(R, N)`` as replicates; None where draws do not make it."""
+    drawn: tuple[_Drawn | None, ...]
+    """The same on resampled draws of a and of b; None where draws do not make it."""
 
     def told(self) -> dict[str, Any]:
         """Which side has another score than the metric says."""
@@ -61,32 +80,23 @@ class PairScore:
     def deviation(
         self, makers: Sequence[Callable[[Array], Statistic]], seed: int
     ) -> tuple[Array | None, int]:
-        """What draws add to the difference of these metrics, as of :func:`vlora.eval.compare_draws.pair_deviations`.
+        """What draws add to the difference of these metrics, ``(R,)``, and the fewest draws of a side.
 
-        None and 0 where it is not known.
+        None where it is not known (:func:`vlora.eval.compare_draws.pair_deviations`).
         """
+        if not self.known:
+            return None, 0
         sides = [
-            None if side is None else _measured(side, make)
+            None if side is None else side.measured(make)
             for side, make in zip(self.drawn, makers, strict=True)
         ]
-        return pair_deviations(sides, seed) if self.known else (None, 0)
-
-
-def _measured(side: DrawnSide, make: Callable[[Array], Statistic]) -> DrawnSide:
-    """The same draws with a metric of their values as replicates."""
-
-    def replicates(weights: Array) -> Array:
-        values = side.replicates(weights)
-        every = np.ones((1, values.shape[1]))
-        return np.array([make(row)(every)[0] for row in values])
-
-    return DrawnSide(side.num_draws, side.antithetic, replicates)
+        deviations, units = pair_deviations(sides, seed)
+        return deviations.get(""), units
 
 
 def draws_paired(tables: Sequence[AnswerTable]) -> bool:
     """Whether draws of both models are resampled jointly."""
-    layouts = [None if t.draws is None else (t.draws.num_draws, t.draws.antithetic) for t in tables]
-    return None not in layouts and len(set(layouts)) == 1
+    return are_paired([None if table.draws is None else table.draws.layout for table in tables])
 
 
 def shared_scores(sides: Sequence[Side], scores: Sequence[str]) -> list[PairScore]:
@@ -97,8 +107,7 @@ def shared_scores(sides: Sequence[Side], scores: Sequence[str]) -> list[PairScor
         if names is None:
             continue
         values = [
-            np.nan_to_num(table.scores[own][rows], posinf=_LARGEST)
-            for own, (table, rows) in zip(names, sides, strict=True)
+            ranked_last(table.scores[own][rows]) for own, (table, rows) in zip(names, sides, strict=True)
         ]
         if any(one.min() < one.max() for one in values):  # else there is nothing to tell apart
             found.append(_pair_score(name, names, values, sides, DRAWN_SCORES, AnswerDraws.scores))
@@ -124,12 +133,11 @@ def _pair_score(
 ) -> PairScore:
     """One score with the draws of either side, which ``take`` turns into values."""
     made = [own in of_draws for own in names]
-    draws = [table.draws if of else None for of, (table, _) in zip(made, sides, strict=True)]
     drawn = [
-        None if one is None else _side(one, own, rows, take)
-        for one, own, (_, rows) in zip(draws, names, sides, strict=True)
+        None if not of or table.draws is None else _Drawn(table.draws, partial(take, table.draws, own, rows))
+        for of, own, (table, rows) in zip(made, names, sides, strict=True)
     ]
-    known = not any(of and one is None for of, one in zip(made, draws, strict=True))
+    known = not any(of and one is None for of, one in zip(made, drawn, strict=True))
     if any(made) and any(_is_sampled(own) for own in names):
         known = False  # half of what the draws add would say too little
     return PairScore(name, tuple(names), tuple(values), known, tuple(drawn))
@@ -139,15 +147,6 @@ def _is_sampled(name: str) -> bool:
     """Whether a score is of sampled answers, which other draws would change."""
     known = ESTIMATORS.get(name)
     return known is not None and known.family in ("samples", "posterior") and name not in DRAWN_SCORES
-
-
-def _side(
-    draws: AnswerDraws,
-    name: str,
-    rows: IntArray,
-    take: Callable[[AnswerDraws, str, IntArray, Array], Array],
-) -> DrawnSide:
-    return DrawnSide(draws.num_draws, draws.antithetic, lambda weights: take(draws, name, rows, weights))
 
 
 def _stand_ins(name: str, having: Sequence[Mapping[str, Array]]) -> list[str] | None:

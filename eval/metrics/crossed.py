@@ -22,6 +22,7 @@ from vlora.eval.metrics.arrays import Array, normalised, numbers, vector
 from vlora.eval.metrics.intervals import Interval, percentile_interval
 
 __all__ = [
+    "DRAW_RESAMPLES",
     "CrossedInterval",
     "crossed_bootstrap",
     "crossed_fields",
@@ -31,6 +32,10 @@ __all__ = [
     "draw_weights",
     "weighted_mixture",
 ]
+
+
+DRAW_RESAMPLES = 200
+"""Resamples of the draws, where they are not too costly."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class CrossedInterval:
 
 
 def draw_weights(
-    num_draws: int, num_resamples: int = 200, *, antithetic: bool = False, seed: int = 0
+    num_draws: int, num_resamples: int = DRAW_RESAMPLES, *, antithetic: bool = False, seed: int = 0
 ) -> Array:
     """Bootstrap weights of posterior draws.
 
@@ -185,7 +190,7 @@ def crossed_bootstrap(
     item_replicates: Any,
     *,
     antithetic: bool = False,
-    num_resamples: int = 200,
+    num_resamples: int = DRAW_RESAMPLES,
     seed: int = 0,
 ) -> CrossedInterval:
     """Interval of a metric of the mixture of draws, over items crossed with draws.
